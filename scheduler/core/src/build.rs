@@ -1,0 +1,184 @@
+//! A build: what is asked, what happens while it runs, and how it ended.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What to build and where to push it. Secrets are not here: the caller's session serves them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BuildSpec {
+    /// Image name without tag, or with one, for dockerd and for the push, as in `registry.example/app:tag`.
+    pub image: String,
+    /// Push it when built.
+    pub push: bool,
+    /// Frontend attributes of BuildKit's `dockerfile.v0` (`filename`, `target`, `build-arg:X`, `label:X`, `platform`,
+    /// `no-cache`, ...).
+    pub frontend_attrs: BTreeMap<String, String>,
+}
+
+/// A registry credential. `Debug` never prints the secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryCredential {
+    /// Registry host, with port if any.
+    pub registry: String,
+    /// User name; empty when the password is an identity token.
+    pub username: String,
+    /// Password or token.
+    pub password: String,
+}
+
+impl std::fmt::Debug for RegistryCredential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryCredential")
+            .field("registry", &self.registry)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An event with its place in the build's order (1, 2, 3, ...).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NumberedEvent {
+    /// Place in order.
+    pub seq: u64,
+    /// Milliseconds since the build was accepted.
+    pub at_ms: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: BuildEvent,
+}
+
+/// What happens while a build runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+pub enum BuildEvent {
+    /// It waits for a place on the builder.
+    Queued {
+        /// How many are ahead.
+        ahead: u32,
+    },
+    /// It has begun to be solved.
+    Started,
+    /// A step was announced or changed state.
+    Step(Step),
+    /// Output of a step.
+    Log {
+        /// Digest of the step.
+        step: String,
+        /// 1 is stdout, 2 is stderr.
+        stream: u8,
+        /// Text; bytes that are not UTF-8 are replaced.
+        text: String,
+    },
+    /// Progress inside a step (a transfer, an export).
+    Progress {
+        /// Digest of the step.
+        step: String,
+        /// What is being done, unique within the step.
+        id: String,
+        /// Bytes or items done.
+        current: u64,
+        /// Of how many; 0 if not known.
+        total: u64,
+        /// It is done.
+        done: bool,
+    },
+    /// A warning of the frontend.
+    Warning {
+        /// One line.
+        message: String,
+    },
+    /// Progress of the push, by layer.
+    Push(PushProgress),
+    /// The log went over its limit; nothing more of it is kept.
+    LogTruncated,
+    /// The last event.
+    Ended(BuildOutcome),
+}
+
+/// A step of a build (a BuildKit vertex).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Digest: the identity of the step within this build.
+    pub digest: String,
+    /// As BuildKit names it, such as `[2/5] RUN make`.
+    pub name: String,
+    /// Milliseconds since the build was accepted.
+    pub started_ms: Option<u64>,
+    /// Milliseconds since the build was accepted.
+    pub completed_ms: Option<u64>,
+    /// Its result came from the cache.
+    pub cached: bool,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// Progress of a push.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushProgress {
+    /// Digest of the uncompressed layer, or `config` or `manifest`.
+    pub item: String,
+    /// What is being done to it.
+    pub state: PushState,
+    /// Bytes read from the source so far.
+    pub current: u64,
+    /// Bytes in all; 0 if not known.
+    pub total: u64,
+}
+
+/// What is being done to one item of a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PushState {
+    /// Not begun.
+    Waiting,
+    /// Bytes are on their way.
+    Pushing,
+    /// The registry took it.
+    Pushed,
+    /// The registry had it.
+    Exists,
+    /// The registry linked it from another repository.
+    Mounted,
+}
+
+/// How a build ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "outcome")]
+pub enum BuildOutcome {
+    /// Built, and pushed if that was asked.
+    Succeeded {
+        /// Image id in dockerd (digest of its config).
+        image_id: String,
+        /// Digest of the pushed manifest; absent without a push.
+        digest: Option<String>,
+        /// Bytes of the image: sum of its layers, uncompressed.
+        size_bytes: u64,
+        /// Milliseconds spent solving and exporting.
+        build_ms: u64,
+        /// Milliseconds spent pushing.
+        push_ms: u64,
+    },
+    /// It failed.
+    Failed {
+        /// Whose fault.
+        fault: Fault,
+        /// One line, no final period.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// Somebody cancelled it.
+    Cancelled,
+}
+
+/// Whose fault a failure is; it chooses the exit code (1 or 2) and whether anything may be tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// The caller's: Dockerfile, context, credential, reference. Never tried again.
+    User,
+    /// Ours, or the network's.
+    System,
+}

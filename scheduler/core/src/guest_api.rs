@@ -1,0 +1,117 @@
+//! The guest API: what may be asked of `slipway-guest`, over HTTP/1.1 on the machine's guest endpoint.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/status?wait_ready_ms=N` | [`GuestStatus`]; waits up to N ms for dockerd to be ready |
+//! | `POST /v1/end` | 202 and the machine ends, or 409 with [`Activity`] if anything is in flight |
+//! | `POST /v1/builds` ([`StartBuild`]) | 202; the same id again answers the same |
+//! | `GET /v1/builds` | list of [`BuildSummary`] |
+//! | `GET /v1/builds/{id}/events?after=SEQ` | JSON lines of [`crate::build::NumberedEvent`], then ends with the build |
+//! | `DELETE /v1/builds/{id}` | 202, the build is cancelled |
+//! | `POST /v1/push` ([`StartPush`]) | Docker's own JSON progress lines |
+//! | `POST /v1/collect` | garbage is collected now; [`DiskUse`] after it |
+//!
+//! Errors are `{"message": "..."}` with a 4xx or 5xx status.
+
+use crate::build::{BuildOutcome, BuildSpec, RegistryCredential};
+use crate::id::BuildId;
+use serde::{Deserialize, Serialize};
+
+/// How the guest does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GuestStatus {
+    /// Version of the guest.
+    pub version: String,
+    /// dockerd has answered `/_ping`.
+    pub ready: bool,
+    /// What is in flight.
+    pub activity: Activity,
+    /// The cache volume.
+    pub disk: DiskUse,
+    /// Milliseconds from the guest's start to ready; absent until ready.
+    pub ready_after_ms: Option<u64>,
+}
+
+/// What is in flight inside a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Activity {
+    /// Builds of [`StartBuild`] that run or wait.
+    pub builds: u32,
+    /// Pushes of [`StartPush`] or of a build.
+    pub pushes: u32,
+    /// Containers that run, among them the steps of anybody's `docker build`.
+    pub containers: u32,
+    /// Milliseconds since the last of these ended; 0 while one is in flight.
+    pub idle_ms: u64,
+}
+
+impl Activity {
+    /// Nothing is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.builds == 0 && self.pushes == 0 && self.containers == 0
+    }
+}
+
+/// Space on the cache volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DiskUse {
+    /// Size of the file system.
+    pub total_bytes: u64,
+    /// Bytes in use.
+    pub used_bytes: u64,
+}
+
+/// A build to run. The caller has (or will have within ten seconds) a BuildKit session of this id open at the
+/// machine's Docker endpoint, which serves the context.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartBuild {
+    /// Chosen by the scheduler.
+    pub id: BuildId,
+    /// BuildKit session id (the `X-Docker-Expose-Session-Uuid` of the caller's `POST /session`).
+    pub session: String,
+    /// What to build.
+    pub spec: BuildSpec,
+    /// For the push alone; never stored, never logged.
+    pub credential: Option<RegistryCredential>,
+}
+
+impl std::fmt::Debug for StartBuild {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StartBuild")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One build the guest knows of. Ended ones are kept for a while so that a restarted control plane can adopt them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BuildSummary {
+    /// Which.
+    pub id: BuildId,
+    /// Absent while it runs or waits.
+    pub outcome: Option<BuildOutcome>,
+    /// Number of the newest event.
+    pub last_seq: u64,
+}
+
+/// Push an image that dockerd has.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartPush {
+    /// Image in dockerd, by name and tag or by id.
+    pub image: String,
+    /// Reference to push to, with registry host and tag.
+    pub target: String,
+    /// For this push alone.
+    pub credential: Option<RegistryCredential>,
+}
+
+impl std::fmt::Debug for StartPush {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StartPush")
+            .field("image", &self.image)
+            .field("target", &self.target)
+            .finish_non_exhaustive()
+    }
+}

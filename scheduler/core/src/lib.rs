@@ -1,0 +1,14 @@
+//! The vocabulary of Slipway and every decision it takes.
+//!
+//! Owns: ids, units, states and their transitions, the planner, the wire types of the host API and of the
+//! guest API, and the limits. Pure: no I/O, no clock, no randomness of its own; callers pass `now` and bytes.
+//!
+//! Must not know: tokio, SQL, HTTP, or how anything is executed.
+
+pub mod build;
+pub mod generation;
+pub mod guest_api;
+pub mod host_api;
+pub mod id;
+pub mod limits;
+pub mod units;

@@ -1,0 +1,31 @@
+//! Every bound that two processes must agree on, and how they relate. docs/LIMITS.md lists each with its test.
+//!
+//! A bound that only one crate knows lives in that crate's own `limits` module, and on the same page.
+
+use std::time::Duration;
+
+/// Largest host API frame, in bytes, either way.
+pub const HOST_API_FRAME_BYTES_MAX: usize = 1 << 20;
+/// Longest a `watch` of the host API may wait before it answers unchanged.
+pub const HOST_API_WATCH_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Longest a machine may take from its start to a ready dockerd.
+pub const MACHINE_READY_WAIT_MAX: Duration = Duration::from_secs(60);
+/// How long a guest gets to end dockerd cleanly before the host kills the machine.
+pub const MACHINE_STOP_GRACE: Duration = Duration::from_secs(30);
+/// An org's builder is ended after this long without activity, unless the org says otherwise.
+pub const BUILDER_IDLE_DEFAULT: Duration = Duration::from_secs(600);
+/// The shortest idle time an org may ask for.
+pub const BUILDER_IDLE_MIN: Duration = Duration::from_secs(2);
+/// Build events kept for one build, in bytes of JSON; later log lines are dropped and the cut is told.
+pub const BUILD_EVENTS_BYTES_MAX: usize = 8 << 20;
+/// Longest single log chunk in one build event, in bytes.
+pub const BUILD_LOG_CHUNK_BYTES_MAX: usize = 64 << 10;
+/// Builds that may run at once on one builder; further ones wait in order.
+pub const BUILDS_RUNNING_MAX: usize = 8;
+/// Builds that may wait on one builder; one more is refused with a hint.
+pub const BUILDS_WAITING_MAX: usize = 64;
+/// Longest a build may run.
+pub const BUILD_DURATION_MAX: Duration = Duration::from_secs(4 * 3600);
+
+const _: () = assert!(HOST_API_WATCH_WAIT_MAX.as_secs() < MACHINE_READY_WAIT_MAX.as_secs());
+const _: () = assert!(BUILD_LOG_CHUNK_BYTES_MAX * 2 < BUILD_EVENTS_BYTES_MAX);
