@@ -23,14 +23,22 @@ impl Process {
     /// # Errors
     /// The log cannot be made, or the program cannot be started.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
-        let out = File::options().create(true).append(true).open(log).context("open log")?;
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .context("open log")?;
         let child = command
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)
             .spawn()
             .with_context(|| format!("start {name}"))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+        })
     }
 
     /// Its process id.

@@ -1,0 +1,377 @@
+//! A whole farm on this machine: host daemon, control plane, registry, each a real process, under names that no other
+//! farm uses, in one temporary directory. Dropping it ends all of it.
+
+mod process;
+mod registry;
+mod slot;
+
+pub use process::{Process, wait_for};
+pub use registry::Registry;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use slot::Slot;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+/// The unprivileged user that `slipway serve` runs as in a testbed (nobody).
+const SERVE_UID: u32 = 65534;
+const START_WAIT: Duration = Duration::from_secs(30);
+
+/// A running farm.
+#[derive(Debug)]
+pub struct Testbed {
+    // Fields are dropped in this order: clients of a thing before the thing.
+    serve: Option<Process>,
+    host: Option<Process>,
+    /// The registry that builders and this machine both reach.
+    pub registry: Registry,
+    dir: PathBuf,
+    binaries: PathBuf,
+    slot: Slot,
+}
+
+impl Testbed {
+    /// Starts a farm with one org, `acme`, logged in.
+    ///
+    /// # Errors
+    /// Not root, a binary or the builder image is missing (`make setup`), or a process did not come up.
+    pub fn start() -> Result<Self> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "a testbed needs root (it makes machines)"
+        );
+        let binaries = binaries_dir()?;
+        let slot = Slot::take()?;
+        let dir = tempfile::Builder::new()
+            .prefix("slipway-test-")
+            .tempdir_in("/var/tmp")?
+            .keep();
+        let mut bed = Self {
+            serve: None,
+            host: None,
+            registry: Registry::new(&dir, slot.gateway()),
+            dir,
+            binaries,
+            slot,
+        };
+        bed.write_settings()?;
+        bed.start_host()?;
+        bed.registry.start()?;
+        bed.start_serve()?;
+        bed.login()?;
+        Ok(bed)
+    }
+
+    /// Where everything of this farm lies.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The control plane's process; absent while it is down.
+    pub fn serve(&mut self) -> Option<&mut Process> {
+        self.serve.as_mut()
+    }
+
+    /// The host daemon's process; absent while it is down.
+    pub fn host(&mut self) -> Option<&mut Process> {
+        self.host.as_mut()
+    }
+
+    /// Address of a listener of the control plane: `api`, `docker` or `buildkit`.
+    ///
+    /// # Errors
+    /// It has not written its addresses.
+    pub fn address(&self, listener: &str) -> Result<String> {
+        let text = std::fs::read_to_string(self.dir.join("serve/addresses.json"))?;
+        let value: Value = serde_json::from_str(&text)?;
+        value[listener]
+            .as_str()
+            .map(str::to_owned)
+            .context("no such listener")
+    }
+
+    /// The certificate authority of the control plane.
+    pub fn ca(&self) -> PathBuf {
+        self.dir.join("serve/ca.pem")
+    }
+
+    /// The first token, which may do everything.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn admin_token(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.dir.join("serve/admin.token"))?
+            .trim()
+            .to_owned())
+    }
+
+    /// A `slipway` command as the logged-in user.
+    pub fn slipway<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Command {
+        let mut command = Command::new(self.binaries.join("slipway"));
+        command
+            .args(arguments)
+            .env("SLIPWAY_CONFIG_DIR", self.dir.join("config"))
+            .env("DOCKER_CONFIG", self.dir.join("docker-config"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `slipway`, and demands that it ends well.
+    ///
+    /// # Errors
+    /// It does not; the error has all it printed.
+    pub fn slipway_ok<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<String> {
+        let output = self.slipway(arguments).output()?;
+        let shown = show(&output);
+        ensure!(
+            output.status.success(),
+            "slipway failed:\n{shown}\n{}",
+            self.logs()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs `slipway ... --json`, and gives what it printed.
+    ///
+    /// # Errors
+    /// It fails, or prints no JSON.
+    pub fn slipway_json<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<Value> {
+        let text = self.slipway_ok(arguments)?;
+        serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+
+    /// SIGKILLs the control plane.
+    pub fn kill_serve(&mut self) {
+        if let Some(mut serve) = self.serve.take() {
+            serve.kill();
+        }
+    }
+
+    /// SIGKILLs the host daemon.
+    pub fn kill_host(&mut self) {
+        if let Some(mut host) = self.host.take() {
+            host.kill();
+        }
+    }
+
+    /// Starts the host daemon (again).
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_host(&mut self) -> Result<()> {
+        let socket = self.dir.join("host.sock");
+        let mut command = Command::new(self.binaries.join("slipway"));
+        command
+            .arg("host")
+            .arg("--config")
+            .arg(self.dir.join("host.toml"));
+        command.env("SLIPWAY_LOG", "debug");
+        let mut host = Process::start("slipway host", command, &self.dir.join("host.log"))?;
+        wait_for("the host daemon", START_WAIT, || {
+            ensure!(host.is_running(), "slipway host ended:\n{}", host.output());
+            Ok(std::os::unix::net::UnixStream::connect(&socket).map(drop)?)
+        })?;
+        self.host = Some(host);
+        Ok(())
+    }
+
+    /// Starts the control plane (again), as an ordinary user, on the addresses it had.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_serve(&mut self) -> Result<()> {
+        let data = self.dir.join("serve");
+        let addresses = data.join("addresses.json");
+        let _absent = std::fs::remove_file(&addresses);
+        let mut command = Command::new("setpriv");
+        command
+            .args([
+                format!("--reuid={SERVE_UID}"),
+                format!("--regid={SERVE_UID}"),
+            ])
+            .arg("--clear-groups")
+            .arg(self.dir.join("slipway"))
+            .args(["serve", "--config"])
+            .arg(self.dir.join("serve.toml"));
+        let mut serve = Process::start("slipway serve", command, &self.dir.join("serve.log"))?;
+        wait_for("the control plane", START_WAIT, || {
+            ensure!(
+                serve.is_running(),
+                "slipway serve ended:\n{}",
+                serve.output()
+            );
+            let text = std::fs::read_to_string(&addresses)?;
+            serde_json::from_str::<Value>(&text)
+                .map(drop)
+                .context("half written")
+        })?;
+        self.serve = Some(serve);
+        Ok(())
+    }
+
+    /// What host daemon, control plane and registry said, the ends of it.
+    pub fn logs(&self) -> String {
+        let mut all = String::new();
+        for name in ["host.log", "serve.log", "registry.log"] {
+            let text = std::fs::read_to_string(self.dir.join(name)).unwrap_or_default();
+            let from = text.len().saturating_sub(6000);
+            let tail = text.get(from..).unwrap_or(&text);
+            all.push_str(&format!("--- {name}\n{tail}\n"));
+        }
+        for entry in std::fs::read_dir(self.dir.join("host/machines"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let text =
+                std::fs::read_to_string(entry.path().join("console.log")).unwrap_or_default();
+            let from = text.len().saturating_sub(4000);
+            let tail = text.get(from..).unwrap_or(&text);
+            all.push_str(&format!(
+                "--- console of {}\n{tail}\n",
+                entry.path().display()
+            ));
+        }
+        all
+    }
+
+    fn write_settings(&self) -> Result<()> {
+        let (dir, bin) = (self.dir.display(), self.binaries.display());
+        let (gateway, registry) = (self.slot.gateway(), self.registry.address());
+        let cache = cache_dir();
+        let base = cache.join("image/base.squashfs");
+        ensure!(
+            base.exists(),
+            "{} is missing; run `make setup`",
+            base.display()
+        );
+        let host = format!(
+            r#"state_dir = "{dir}/host"
+run_dir = "{dir}/run"
+socket = "{dir}/host.sock"
+pool_dir = "{dir}/pool"
+pool_capacity_bytes = 214748364800
+image_base = "{base}"
+guest_binary = "{bin}/slipway-guest"
+allowed_uids = [{SERVE_UID}]
+socket_gid = {SERVE_UID}
+machine_cidr = "{cidr}"
+interface = "{interface}"
+nft_table = "{table}"
+uid_base = {uid_base}
+allow = ["{registry}"]
+registry_mirrors = ["http://{registry}"]
+insecure_registries = ["{registry}"]
+"#,
+            base = base.display(),
+            cidr = self.slot.cidr(),
+            interface = self.slot.interface(),
+            table = self.slot.table(),
+            uid_base = self.slot.uid_base(),
+        );
+        std::fs::write(self.dir.join("host.toml"), host)?;
+        let port = |n| self.slot.port(n);
+        let serve = format!(
+            r#"data_dir = "{dir}/serve"
+listen_api = "127.0.0.1:{api}"
+listen_docker = "127.0.0.1:{docker}"
+listen_buildkit = "127.0.0.1:{buildkit}"
+
+[[hosts]]
+name = "test"
+region = "local"
+socket = "{dir}/host.sock"
+"#,
+            api = port(0),
+            docker = port(1),
+            buildkit = port(2),
+        );
+        std::fs::write(self.dir.join("serve.toml"), serve)?;
+        std::fs::create_dir(self.dir.join("serve"))?;
+        std::os::unix::fs::chown(self.dir.join("serve"), Some(SERVE_UID), Some(SERVE_UID))?;
+        std::fs::copy(self.binaries.join("slipway"), self.dir.join("slipway"))?;
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&self.dir, open)?;
+        let _ = gateway;
+        Ok(())
+    }
+
+    fn login(&self) -> Result<()> {
+        let mut command = self.slipway(&["login", "--token-stdin", "--server"]);
+        command
+            .arg(format!("https://{}", self.address("api")?))
+            .arg("--ca")
+            .arg(self.ca());
+        command.stdin(std::fs::File::open(self.dir.join("serve/admin.token"))?);
+        let output = command.output()?;
+        ensure!(
+            output.status.success(),
+            "login failed:\n{}\n{}",
+            show(&output),
+            self.logs()
+        );
+        self.slipway_ok(&["orgs", "create", "acme"])?;
+        Ok(())
+    }
+}
+
+impl Drop for Testbed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        drop(self.serve.take());
+        drop(self.host.take());
+        let purge = Command::new(self.binaries.join("slipway"))
+            .args(["host", "--config"])
+            .arg(self.dir.join("host.toml"))
+            .arg("purge")
+            .output();
+        match purge {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => eprintln!("purge failed:\n{}", show(&output)),
+            Err(error) => eprintln!("purge failed: {error}"),
+        }
+        self.registry.end();
+        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            eprintln!("{} stays: {error}", self.dir.display());
+        }
+    }
+}
+
+/// Both outputs of a command and its status, for people.
+pub fn show(output: &Output) -> String {
+    format!(
+        "{}\nstdout: {}\nstderr: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// Where `make setup` keeps what is made once.
+pub fn cache_dir() -> PathBuf {
+    std::env::var_os("SLIPWAY_CACHE").map_or_else(|| "/var/cache/slipway".into(), PathBuf::from)
+}
+
+/// The top folder of this checkout.
+pub fn checkout_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map_or_else(PathBuf::new, Path::to_owned)
+}
+
+fn binaries_dir() -> Result<PathBuf> {
+    let here = std::env::current_exe()?;
+    for dir in here.ancestors() {
+        if dir.join("slipway").is_file() && dir.join("slipway-guest").is_file() {
+            return Ok(dir.to_owned());
+        }
+    }
+    bail!(
+        "no slipway and slipway-guest near {}; run `cargo build --workspace`",
+        here.display()
+    )
+}

@@ -1,0 +1,106 @@
+//! Debian's docker-registry on the gateway address of a farm, so that builders reach it.
+
+use super::process::{Process, wait_for};
+use anyhow::{Context, Result, ensure};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// A real registry over plain HTTP.
+#[derive(Debug)]
+pub struct Registry {
+    address: String,
+    dir: PathBuf,
+    process: Option<Process>,
+}
+
+impl Registry {
+    pub(super) fn new(dir: &Path, ip: Ipv4Addr) -> Self {
+        Self {
+            address: format!("{ip}:5000"),
+            dir: dir.to_owned(),
+            process: None,
+        }
+    }
+
+    /// `ip:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Starts it (again), with what it held.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn start(&mut self) -> Result<()> {
+        let config = self.dir.join("registry.yml");
+        std::fs::write(
+            &config,
+            format!(
+                "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}/registry}}, \
+                 delete: {{enabled: true}}}}\nhttp: {{addr: \"{}\"}}\n",
+                self.dir.display(),
+                self.address
+            ),
+        )?;
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(&config);
+        self.process = Some(Process::start(
+            "docker-registry",
+            command,
+            &self.dir.join("registry.log"),
+        )?);
+        let get = || {
+            self.get("/v2/")
+                .and_then(|(code, _)| Ok(ensure!(code == 200, "{code}")))
+        };
+        wait_for("the registry", Duration::from_secs(20), get)
+    }
+
+    /// Ends it.
+    pub fn end(&mut self) {
+        self.process = None;
+    }
+
+    /// Makes the named base images (`debian`, `busybox`, `python`, `node`, `rust`, `gcc`) available in it.
+    ///
+    /// # Errors
+    /// The script fails.
+    pub fn seed(&self, names: &[&str]) -> Result<()> {
+        let script = super::checkout_dir().join("builder/image/base-images.sh");
+        let output = Command::new(script)
+            .arg(super::cache_dir().join("base-images"))
+            .arg(&self.address)
+            .args(names)
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "base images:\n{}",
+            super::show(&output)
+        );
+        Ok(())
+    }
+
+    /// Status and body of a GET, manifests of both kinds accepted.
+    ///
+    /// # Errors
+    /// No answer, or not HTTP.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect(&self.address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.0\r\nHost: {}\r\nAccept: application/vnd.docker.distribution.manifest.v2+json, \
+             application/vnd.oci.image.manifest.v1+json\r\n\r\n",
+            self.address
+        )?;
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text)?;
+        let text = String::from_utf8_lossy(&text);
+        let (head, body) = text.split_once("\r\n\r\n").context("no header end")?;
+        let code = head.split(' ').nth(1).context("no status")?.parse()?;
+        Ok((code, body.to_owned()))
+    }
+}
