@@ -239,7 +239,7 @@ impl Testbed {
 
     fn write_settings(&self) -> Result<()> {
         let (dir, bin) = (self.dir.display(), self.binaries.display());
-        let (gateway, registry) = (self.slot.gateway(), self.registry.address());
+        let registry = self.registry.address();
         let cache = cache_dir();
         let base = cache.join("image/base.squashfs");
         ensure!(
@@ -252,15 +252,18 @@ impl Testbed {
 run_dir = "{dir}/run"
 socket = "{dir}/host.sock"
 pool_dir = "{dir}/pool"
-pool_capacity_bytes = 214748364800
+pool_capacity = "200GiB"
 image_base = "{base}"
 guest_binary = "{bin}/slipway-guest"
 allowed_uids = [{SERVE_UID}]
-socket_gid = {SERVE_UID}
+socket_group = "nogroup"
 machine_cidr = "{cidr}"
 interface = "{interface}"
 nft_table = "{table}"
-uid_base = {uid_base}
+id_base = {uid_base}
+veth_prefix = "{interface}m"
+cgroup_parent = "{table}"
+machines_max = 64
 allow = ["{registry}"]
 registry_mirrors = ["http://{registry}"]
 insecure_registries = ["{registry}"]
@@ -294,7 +297,6 @@ socket = "{dir}/host.sock"
         std::fs::copy(self.binaries.join("slipway"), self.dir.join("slipway"))?;
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&self.dir, open)?;
-        let _ = gateway;
         Ok(())
     }
 
