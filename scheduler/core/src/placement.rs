@@ -1,0 +1,242 @@
+//! Chooses the host of a new builder. Pure: same input, same choice.
+//!
+//! A cache is worth more than balance, so a builder that has a volume goes where that volume is. Otherwise: hosts of
+//! the region and the architecture, that answer and whose pool can promise the volume, the least loaded first.
+//!
+//! Must not know: how load is measured, or how a choice is recorded.
+
+use crate::id::HostId;
+use crate::units::ByteSize;
+
+/// A host as placement sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostLoad {
+    /// Which.
+    pub host: HostId,
+    /// Label of its region.
+    pub region: String,
+    /// `amd64` or `arm64`.
+    pub arch: String,
+    /// It answers.
+    pub reachable: bool,
+    /// What its pool can still promise.
+    pub pool_free: ByteSize,
+    /// Memory it may give out.
+    pub memory: ByteSize,
+    /// Memory promised to builders that are placed there.
+    pub memory_promised: ByteSize,
+}
+
+/// What is to be placed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacementRequest {
+    /// Label of the region wanted.
+    pub region: String,
+    /// Architecture wanted.
+    pub arch: String,
+    /// Size of the volume it will need.
+    pub volume: ByteSize,
+    /// Where its volume is, if it has one.
+    pub volume_host: Option<HostId>,
+}
+
+/// Nowhere to place it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlacementError {
+    /// The caller's fault: no host of that region and architecture is known.
+    #[error("no host of architecture '{arch}' in region '{region}' (there are: {known})")]
+    NoSuchPlace {
+        /// Region asked for.
+        region: String,
+        /// Architecture asked for.
+        arch: String,
+        /// The places there are, as `region/arch`.
+        known: String,
+    },
+    /// Ours: the hosts of that place do not answer.
+    #[error("no host in region '{region}' answers")]
+    NoneReachable {
+        /// Region asked for.
+        region: String,
+    },
+    /// Ours: the pools of that place are promised out.
+    #[error("no host in region '{region}' has {volume} of its pool left")]
+    NoSpace {
+        /// Region asked for.
+        region: String,
+        /// Size asked for.
+        volume: ByteSize,
+    },
+}
+
+/// The host for `request`.
+///
+/// # Errors
+/// [`PlacementError`], which tells a wrong place from a full or silent one.
+pub fn place(request: &PlacementRequest, hosts: &[HostLoad]) -> Result<HostId, PlacementError> {
+    if let Some(host) = &request.volume_host {
+        return Ok(host.clone());
+    }
+    let region = request.region.clone();
+    let mut there: Vec<&HostLoad> = hosts
+        .iter()
+        .filter(|h| h.region == request.region && h.arch == request.arch)
+        .collect();
+    if there.is_empty() {
+        let arch = request.arch.clone();
+        return Err(PlacementError::NoSuchPlace {
+            region,
+            arch,
+            known: known_places(hosts),
+        });
+    }
+    there.retain(|h| h.reachable);
+    if there.is_empty() {
+        return Err(PlacementError::NoneReachable { region });
+    }
+    there.retain(|h| h.pool_free >= request.volume);
+    there
+        .into_iter()
+        .min_by(|a, b| {
+            load_per_mille(a)
+                .cmp(&load_per_mille(b))
+                .then(b.pool_free.cmp(&a.pool_free))
+                .then(a.host.cmp(&b.host))
+        })
+        .map(|h| h.host.clone())
+        .ok_or(PlacementError::NoSpace {
+            region,
+            volume: request.volume,
+        })
+}
+
+fn load_per_mille(host: &HostLoad) -> u128 {
+    u128::from(host.memory_promised.0) * 1000 / u128::from(host.memory.0.max(1))
+}
+
+fn known_places(hosts: &[HostLoad]) -> String {
+    let mut places: Vec<String> = hosts
+        .iter()
+        .map(|h| format!("{}/{}", h.region, h.arch))
+        .collect();
+    places.sort();
+    places.dedup();
+    places.truncate(16);
+    if places.is_empty() {
+        "none".to_owned()
+    } else {
+        places.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u8) -> HostId {
+        HostId::from_entropy([n; 10])
+    }
+
+    /// `n region arch up|down free memory promised`, sizes in GiB.
+    fn hosts(text: &str) -> Vec<HostLoad> {
+        let gib = |s: &str| ByteSize::gib(s.parse().expect("a number"));
+        text.lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .filter(|words| !words.is_empty())
+            .map(|w| HostLoad {
+                host: id(w[0].parse().expect("a number")),
+                region: w[1].to_owned(),
+                arch: w[2].to_owned(),
+                reachable: w[3] == "up",
+                pool_free: gib(w[4]),
+                memory: gib(w[5]),
+                memory_promised: gib(w[6]),
+            })
+            .collect()
+    }
+
+    fn check(farm: &str, volume_host: Option<u8>, expected: Result<u8, &str>) {
+        let request = PlacementRequest {
+            region: "fra".into(),
+            arch: "amd64".into(),
+            volume: ByteSize::gib(50),
+            volume_host: volume_host.map(id),
+        };
+        let got = place(&request, &hosts(farm)).map_err(|e| e.to_string());
+        assert_eq!(got, expected.map(id).map_err(str::to_owned), "{farm}");
+    }
+
+    #[test]
+    fn chooses() {
+        check(
+            "1 fra amd64 up 99 64 8\n2 fra amd64 up 99 64 4",
+            None,
+            Ok(2),
+        );
+        check(
+            "1 fra amd64 up 99 64 8\n2 fra amd64 up 99 128 9",
+            None,
+            Ok(2),
+        );
+        check(
+            "1 fra amd64 up 60 64 8\n2 fra amd64 up 99 64 8",
+            None,
+            Ok(2),
+        );
+        check(
+            "2 fra amd64 up 99 64 8\n1 fra amd64 up 99 64 8",
+            None,
+            Ok(1),
+        );
+        check(
+            "1 fra amd64 up 49 64 0\n2 fra amd64 up 50 64 8",
+            None,
+            Ok(2),
+        );
+        check(
+            "1 fra amd64 down 99 64 0\n2 fra amd64 up 99 64 60",
+            None,
+            Ok(2),
+        );
+        check(
+            "1 fra arm64 up 99 64 0\n2 ams amd64 up 99 64 0\n3 fra amd64 up 99 9 9",
+            None,
+            Ok(3),
+        );
+    }
+
+    #[test]
+    fn goes_where_the_volume_is_whatever_the_load() {
+        check(
+            "1 fra amd64 up 99 64 0\n2 fra amd64 down 0 64 64",
+            Some(2),
+            Ok(2),
+        );
+    }
+
+    #[test]
+    fn tells_why_there_is_no_place() {
+        check(
+            "",
+            None,
+            Err("no host of architecture 'amd64' in region 'fra' (there are: none)"),
+        );
+        check(
+            "1 fra arm64 up 99 64 0\n2 ams amd64 up 99 64 0",
+            None,
+            Err(
+                "no host of architecture 'amd64' in region 'fra' (there are: ams/amd64, fra/arm64)",
+            ),
+        );
+        check(
+            "1 fra amd64 down 99 64 0",
+            None,
+            Err("no host in region 'fra' answers"),
+        );
+        check(
+            "1 fra amd64 up 49 64 0",
+            None,
+            Err("no host in region 'fra' has 50 GiB of its pool left"),
+        );
+    }
+}

@@ -1,0 +1,141 @@
+//! How much one org may ask for.
+//!
+//! Must not know: what is there to give (that is placement), or how it is counted.
+
+use crate::limits::BUILDER_IDLE_MIN;
+use crate::units::ByteSize;
+use std::time::Duration;
+
+/// Builders one org may have, over all regions and architectures. One more is refused.
+pub const ORG_BUILDERS_MAX: u32 = 16;
+/// Smallest cache volume: less holds no base image and its build.
+pub const BUILDER_VOLUME_MIN: ByteSize = ByteSize::gib(1);
+/// Largest cache volume of a builder.
+pub const BUILDER_VOLUME_MAX: ByteSize = ByteSize::gib(2048);
+/// Least memory dockerd and a build step can live with.
+pub const BUILDER_MEMORY_MIN: ByteSize = ByteSize::mib(256);
+/// Fewest processor thousandths a builder may have.
+pub const BUILDER_CPU_MILLIS_MIN: u32 = 100;
+/// Longest idle time: a month.
+pub const BUILDER_IDLE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Processes and threads one builder may have.
+pub const BUILDER_PIDS_MAX: u32 = 16_384;
+
+const _: () = assert!(BUILDER_VOLUME_MIN.0 < BUILDER_VOLUME_MAX.0);
+
+/// What each builder of an org gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BuilderSize {
+    /// Processor limit in thousandths.
+    pub cpu_millis: u32,
+    /// Memory limit.
+    pub memory: ByteSize,
+    /// Size of the cache volume: a hard cap.
+    pub volume: ByteSize,
+}
+
+/// The request is over what an org may have; the caller's fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum QuotaError {
+    /// Too many builders.
+    #[error("the org has {have} builders, and may have {ORG_BUILDERS_MAX}")]
+    Builders {
+        /// How many it has.
+        have: u32,
+    },
+    /// The volume is too small or too large.
+    #[error(
+        "a builder's volume of {0} is not between {BUILDER_VOLUME_MIN} and {BUILDER_VOLUME_MAX}"
+    )]
+    Volume(ByteSize),
+    /// Too little memory.
+    #[error("a builder's memory of {0} is less than {BUILDER_MEMORY_MIN}")]
+    Memory(ByteSize),
+    /// Too little processor.
+    #[error("{0} thousandths of a processor are fewer than {BUILDER_CPU_MILLIS_MIN}")]
+    Cpu(u32),
+    /// The idle time is out of bounds.
+    #[error("an idle time of {0:?} is not between {BUILDER_IDLE_MIN:?} and {BUILDER_IDLE_MAX:?}")]
+    Idle(Duration),
+}
+
+/// May an org that has `have` builders get one more?
+///
+/// # Errors
+/// [`QuotaError::Builders`].
+pub fn check_one_more_builder(have: u32) -> Result<(), QuotaError> {
+    if have < ORG_BUILDERS_MAX {
+        Ok(())
+    } else {
+        Err(QuotaError::Builders { have })
+    }
+}
+
+/// Is `size` one that a builder may have?
+///
+/// # Errors
+/// The first dimension that is out of bounds.
+pub fn check_builder_size(size: &BuilderSize) -> Result<(), QuotaError> {
+    if size.volume < BUILDER_VOLUME_MIN || size.volume > BUILDER_VOLUME_MAX {
+        return Err(QuotaError::Volume(size.volume));
+    }
+    if size.memory < BUILDER_MEMORY_MIN {
+        return Err(QuotaError::Memory(size.memory));
+    }
+    if size.cpu_millis < BUILDER_CPU_MILLIS_MIN {
+        return Err(QuotaError::Cpu(size.cpu_millis));
+    }
+    Ok(())
+}
+
+/// May an org have this idle time?
+///
+/// # Errors
+/// [`QuotaError::Idle`].
+pub fn check_idle(idle: Duration) -> Result<(), QuotaError> {
+    if (BUILDER_IDLE_MIN..=BUILDER_IDLE_MAX).contains(&idle) {
+        Ok(())
+    } else {
+        Err(QuotaError::Idle(idle))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_are_inclusive_and_each_dimension_is_checked() {
+        assert!(check_one_more_builder(ORG_BUILDERS_MAX - 1).is_ok());
+        assert!(check_one_more_builder(ORG_BUILDERS_MAX).is_err());
+        let good = BuilderSize {
+            cpu_millis: BUILDER_CPU_MILLIS_MIN,
+            memory: BUILDER_MEMORY_MIN,
+            volume: BUILDER_VOLUME_MAX,
+        };
+        assert_eq!(check_builder_size(&good), Ok(()));
+        for bad in [
+            BuilderSize {
+                volume: ByteSize(BUILDER_VOLUME_MAX.0 + 1),
+                ..good
+            },
+            BuilderSize {
+                volume: ByteSize(BUILDER_VOLUME_MIN.0 - 1),
+                ..good
+            },
+            BuilderSize {
+                memory: ByteSize(0),
+                ..good
+            },
+            BuilderSize {
+                cpu_millis: 99,
+                ..good
+            },
+        ] {
+            assert!(check_builder_size(&bad).is_err(), "{bad:?}");
+        }
+        assert!(check_idle(BUILDER_IDLE_MIN).is_ok());
+        assert!(check_idle(BUILDER_IDLE_MIN - Duration::from_millis(1)).is_err());
+        assert!(check_idle(BUILDER_IDLE_MAX + Duration::from_millis(1)).is_err());
+    }
+}
