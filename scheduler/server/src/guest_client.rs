@@ -1,0 +1,295 @@
+//! A client of the guest API ([`slipway_core::guest_api`]) on one stream to a machine's guest endpoint.
+//!
+//! Owns: HTTP/1.1 to the guest, bounds on what it may answer (a guest is a tenant's own and not trusted), time bounds.
+//! Must not know: which machine it talks to, or why.
+
+use bytes::{Bytes, BytesMut};
+use futures_util::Stream;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use slipway_core::build::NumberedEvent;
+use slipway_core::guest_api::{
+    Activity, BuildSummary, DiskUse, GuestStatus, StartBuild, StartPush,
+};
+use slipway_core::id::BuildId;
+use slipway_core::limits::BUILD_EVENTS_BYTES_MAX;
+use std::time::Duration;
+use tokio::net::UnixStream;
+
+/// Largest answer of a guest that is kept in memory; a larger one is an error.
+pub const GUEST_ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Longest single event line; a longer one is an error.
+pub const GUEST_EVENT_BYTES_MAX: usize = 1 << 20;
+/// Longest a guest may take to begin its answer, beyond what the request asks it to wait.
+pub const GUEST_ANSWER_WAIT_MAX: Duration = Duration::from_secs(15);
+
+/// Why a guest could not be asked, or refused.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The stream broke.
+    #[error("talk to the builder's guest")]
+    Transport(#[source] hyper::Error),
+    /// It did not answer in time.
+    #[error("the builder's guest did not answer within {0:?}")]
+    TimedOut(Duration),
+    /// It refused, with its own words.
+    #[error("{message}")]
+    Refused {
+        /// What it answered.
+        status: StatusCode,
+        /// Its message.
+        message: String,
+    },
+    /// It answered something that is not an answer.
+    #[error("the builder's guest speaks another protocol: {0}")]
+    Protocol(&'static str),
+}
+
+/// What a machine said to being asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndAnswer {
+    /// It ends.
+    Ending,
+    /// Something is in flight.
+    Busy(Activity),
+}
+
+/// One connection to a guest.
+#[derive(Debug)]
+pub struct GuestClient {
+    sender: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+}
+
+impl GuestClient {
+    /// Begins to speak HTTP on `stream`.
+    ///
+    /// # Errors
+    /// [`GuestError::Transport`].
+    pub async fn new(stream: UnixStream) -> Result<Self, GuestError> {
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let (sender, connection) = hyper::client::conn::http1::handshake(io)
+            .await
+            .map_err(GuestError::Transport)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "guest connection ended");
+            }
+        });
+        Ok(Self { sender })
+    }
+
+    /// How the guest does; waits up to `wait_ready` for dockerd to be ready.
+    ///
+    /// # Errors
+    /// [`GuestError`], as with every call.
+    pub async fn status(&mut self, wait_ready: Duration) -> Result<GuestStatus, GuestError> {
+        let path = format!("/v1/status?wait_ready_ms={}", wait_ready.as_millis());
+        let wait = wait_ready + GUEST_ANSWER_WAIT_MAX;
+        json(accept(self.ask(Method::GET, &path, Bytes::new(), wait).await?).await?).await
+    }
+
+    /// Asks the machine to end.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub async fn end(&mut self) -> Result<EndAnswer, GuestError> {
+        let answer = self
+            .ask(Method::POST, "/v1/end", Bytes::new(), GUEST_ANSWER_WAIT_MAX)
+            .await?;
+        if answer.status() == StatusCode::CONFLICT {
+            return json(answer).await.map(EndAnswer::Busy);
+        }
+        accept(answer).await.map(|_| EndAnswer::Ending)
+    }
+
+    /// Starts a build.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub async fn start_build(&mut self, start: &StartBuild) -> Result<(), GuestError> {
+        self.post("/v1/builds", start).await.map(drop)
+    }
+
+    /// The builds the guest knows of.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub async fn builds(&mut self) -> Result<Vec<BuildSummary>, GuestError> {
+        let wait = GUEST_ANSWER_WAIT_MAX;
+        json(
+            accept(
+                self.ask(Method::GET, "/v1/builds", Bytes::new(), wait)
+                    .await?,
+            )
+            .await?,
+        )
+        .await
+    }
+
+    /// Cancels a build.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub async fn cancel_build(&mut self, id: &BuildId) -> Result<(), GuestError> {
+        let path = format!("/v1/builds/{id}");
+        let answer = self
+            .ask(Method::DELETE, &path, Bytes::new(), GUEST_ANSWER_WAIT_MAX)
+            .await?;
+        accept(answer).await.map(drop)
+    }
+
+    /// The events of a build after `after`, until the build ends. Consumes the connection.
+    ///
+    /// # Errors
+    /// [`GuestError`], here and in the stream.
+    pub async fn events(
+        mut self,
+        id: &BuildId,
+        after: u64,
+    ) -> Result<impl Stream<Item = Result<NumberedEvent, GuestError>> + Send + use<>, GuestError>
+    {
+        let path = format!("/v1/builds/{id}/events?after={after}");
+        let answer = self
+            .ask(Method::GET, &path, Bytes::new(), GUEST_ANSWER_WAIT_MAX)
+            .await?;
+        let lines = Lines {
+            body: accept(answer).await?.into_body(),
+            held: BytesMut::new(),
+            read: 0,
+        };
+        Ok(futures_util::stream::try_unfold(
+            (lines, self),
+            |(mut lines, client)| async move {
+                Ok(lines.next().await?.map(|event| (event, (lines, client))))
+            },
+        ))
+    }
+
+    /// Pushes an image; the body is Docker's own progress lines. Consumes the connection.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub async fn push(mut self, start: &StartPush) -> Result<Response<Incoming>, GuestError> {
+        self.post("/v1/push", start).await
+    }
+
+    /// Collects garbage now.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub async fn collect(&mut self) -> Result<DiskUse, GuestError> {
+        let wait = GUEST_ANSWER_WAIT_MAX * 20;
+        json(
+            accept(
+                self.ask(Method::POST, "/v1/collect", Bytes::new(), wait)
+                    .await?,
+            )
+            .await?,
+        )
+        .await
+    }
+
+    async fn post<T: Serialize + Sync>(
+        &mut self,
+        path: &str,
+        body: &T,
+    ) -> Result<Response<Incoming>, GuestError> {
+        let body = serde_json::to_vec(body)
+            .map_err(|_| GuestError::Protocol("request cannot be written"))?;
+        accept(
+            self.ask(Method::POST, path, body.into(), GUEST_ANSWER_WAIT_MAX)
+                .await?,
+        )
+        .await
+    }
+
+    async fn ask(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        wait: Duration,
+    ) -> Result<Response<Incoming>, GuestError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::HOST, "guest")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|_| GuestError::Protocol("request cannot be written"))?;
+        let sent = async {
+            self.sender.ready().await?;
+            self.sender.send_request(request).await
+        };
+        tokio::time::timeout(wait, sent)
+            .await
+            .map_err(|_| GuestError::TimedOut(wait))?
+            .map_err(GuestError::Transport)
+    }
+}
+
+async fn read(answer: Response<Incoming>) -> Result<Bytes, GuestError> {
+    let body = Limited::new(answer.into_body(), GUEST_ANSWER_BYTES_MAX);
+    let read = tokio::time::timeout(GUEST_ANSWER_WAIT_MAX, body.collect())
+        .await
+        .map_err(|_| GuestError::TimedOut(GUEST_ANSWER_WAIT_MAX))?;
+    read.map(|whole| whole.to_bytes())
+        .map_err(|_| GuestError::Protocol("answer broke or too large"))
+}
+
+async fn json<T: DeserializeOwned>(answer: Response<Incoming>) -> Result<T, GuestError> {
+    serde_json::from_slice(&read(answer).await?)
+        .map_err(|_| GuestError::Protocol("answer is not the JSON it should be"))
+}
+
+/// The answer if it is a good one, else the guest's own message.
+async fn accept(answer: Response<Incoming>) -> Result<Response<Incoming>, GuestError> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let body = read(answer).await?;
+    let message = serde_json::from_slice::<serde_json::Value>(&body)
+        .ok()
+        .and_then(|value| Some(value.get("message")?.as_str()?.to_owned()))
+        .unwrap_or_else(|| format!("the builder's guest answered {status}"));
+    Err(GuestError::Refused { status, message })
+}
+
+/// JSON lines of a body.
+struct Lines {
+    body: Incoming,
+    held: BytesMut,
+    read: usize,
+}
+
+impl Lines {
+    async fn next(&mut self) -> Result<Option<NumberedEvent>, GuestError> {
+        loop {
+            if let Some(end) = self.held.iter().position(|byte| *byte == b'\n') {
+                let line = self.held.split_to(end + 1);
+                return serde_json::from_slice(&line)
+                    .map(Some)
+                    .map_err(|_| GuestError::Protocol("event is not one"));
+            }
+            let too_much =
+                self.held.len() > GUEST_EVENT_BYTES_MAX || self.read > BUILD_EVENTS_BYTES_MAX * 2;
+            if too_much {
+                return Err(GuestError::Protocol("events are too large"));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(GuestError::Transport(error)),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.read += data.len();
+                        self.held.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! A client of the host API ([`slipway_core::host_api`]).
+//!
+//! Owns: framing, a small pool of connections, receiving the descriptor of an endpoint, time bounds. Must not know: when or
+//! why anything is asked.
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use slipway_core::generation::Generation;
+use slipway_core::host_api::{
+    EndpointPort, HOST_API_VERSION, HostError, HostErrorCode, HostInfo, HostReply, HostRequest,
+    HostRequestFrame, MachineReport, MachineSpec, VolumeReport,
+};
+use slipway_core::id::{MachineId, VolumeId};
+use slipway_core::limits::{HOST_API_FRAME_BYTES_MAX, HOST_API_WATCH_WAIT_MAX};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+
+/// Idle connections kept for one host; one more is closed instead of kept.
+pub const HOST_CONNECTIONS_IDLE_MAX: usize = 8;
+/// Longest a quick verb (list, stop, endpoint) may take.
+const QUICK_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Longest a verb that makes something may take (mkfs, fsck, machine start).
+const MAKING_WAIT_MAX: Duration = Duration::from_secs(180);
+
+/// Why a host could not be asked, or refused.
+#[derive(Debug, thiserror::Error)]
+pub enum HostClientError {
+    /// The daemon is not there or went away.
+    #[error("reach the host daemon at {socket}")]
+    Unreachable {
+        /// Where it should be.
+        socket: PathBuf,
+        /// What the socket said.
+        #[source]
+        source: io::Error,
+    },
+    /// It did not answer in time.
+    #[error("the host daemon did not answer within {0:?}")]
+    TimedOut(Duration),
+    /// It refused.
+    #[error("the host refused: {0}")]
+    Refused(HostError),
+    /// It answered something that is not an answer to the question.
+    #[error("the host daemon speaks another protocol: {0}")]
+    Protocol(&'static str),
+}
+
+impl HostClientError {
+    /// The host's own code, if it was the host that refused.
+    pub fn code(&self) -> Option<HostErrorCode> {
+        match self {
+            Self::Refused(error) => Some(error.code),
+            Self::Unreachable { .. } | Self::TimedOut(_) | Self::Protocol(_) => None,
+        }
+    }
+}
+
+/// A client of one host; clones share its connections.
+#[derive(Debug, Clone)]
+pub struct HostClient {
+    socket: Arc<Path>,
+    idle: Arc<Mutex<Vec<UnixStream>>>,
+}
+
+impl HostClient {
+    /// A client of the daemon at `socket`; nothing is opened yet.
+    pub fn new(socket: &Path) -> Self {
+        Self {
+            socket: socket.into(),
+            idle: Arc::default(),
+        }
+    }
+
+    /// What the host is and has.
+    ///
+    /// # Errors
+    /// [`HostClientError`], as with every verb.
+    pub async fn info(&self) -> Result<HostInfo, HostClientError> {
+        match self.call(HostRequest::Info, QUICK_WAIT_MAX).await?.0 {
+            HostReply::Info(info) => Ok(info),
+            _ => Err(HostClientError::Protocol("no info")),
+        }
+    }
+
+    /// Makes a volume if it is not there.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn ensure_volume(
+        &self,
+        volume: VolumeId,
+        size_bytes: u64,
+    ) -> Result<VolumeReport, HostClientError> {
+        let request = HostRequest::EnsureVolume { volume, size_bytes };
+        match self.call(request, MAKING_WAIT_MAX).await?.0 {
+            HostReply::Volume(report) => Ok(report),
+            _ => Err(HostClientError::Protocol("no volume")),
+        }
+    }
+
+    /// Removes a volume for good.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn destroy_volume(&self, volume: VolumeId) -> Result<(), HostClientError> {
+        self.call(HostRequest::DestroyVolume { volume }, MAKING_WAIT_MAX)
+            .await
+            .map(drop)
+    }
+
+    /// All volumes.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn volumes(&self) -> Result<Vec<VolumeReport>, HostClientError> {
+        match self.call(HostRequest::ListVolumes, QUICK_WAIT_MAX).await?.0 {
+            HostReply::Volumes { volumes } => Ok(volumes),
+            _ => Err(HostClientError::Protocol("no volumes")),
+        }
+    }
+
+    /// Starts a machine if this generation of it does not run yet.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn ensure_machine(
+        &self,
+        spec: MachineSpec,
+    ) -> Result<MachineReport, HostClientError> {
+        match self
+            .call(HostRequest::EnsureMachine(spec), MAKING_WAIT_MAX)
+            .await?
+            .0
+        {
+            HostReply::Machine(report) => Ok(report),
+            _ => Err(HostClientError::Protocol("no machine")),
+        }
+    }
+
+    /// Asks a machine to end, and has it killed after `grace`.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn stop_machine(
+        &self,
+        machine: MachineId,
+        generation: Generation,
+        grace: Duration,
+    ) -> Result<MachineReport, HostClientError> {
+        let grace_ms = millis(grace);
+        let request = HostRequest::StopMachine {
+            machine,
+            generation,
+            grace_ms,
+        };
+        match self.call(request, QUICK_WAIT_MAX).await?.0 {
+            HostReply::Machine(report) => Ok(report),
+            _ => Err(HostClientError::Protocol("no machine")),
+        }
+    }
+
+    /// Forgets a machine that has ended.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn remove_machine(
+        &self,
+        machine: MachineId,
+        generation: Generation,
+    ) -> Result<(), HostClientError> {
+        let request = HostRequest::RemoveMachine {
+            machine,
+            generation,
+        };
+        self.call(request, MAKING_WAIT_MAX).await.map(drop)
+    }
+
+    /// All machines, as soon as their revision is above `after` or `wait` is over.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn watch_machines(
+        &self,
+        after: u64,
+        wait: Duration,
+    ) -> Result<(u64, Vec<MachineReport>), HostClientError> {
+        let wait = wait.min(HOST_API_WATCH_WAIT_MAX);
+        let request = HostRequest::WatchMachines {
+            after,
+            wait_ms: millis(wait),
+        };
+        match self.call(request, wait + QUICK_WAIT_MAX).await?.0 {
+            HostReply::Machines { revision, machines } => Ok((revision, machines)),
+            _ => Err(HostClientError::Protocol("no machines")),
+        }
+    }
+
+    /// A connected stream to a port of a machine.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn open_endpoint(
+        &self,
+        machine: MachineId,
+        generation: Generation,
+        port: EndpointPort,
+    ) -> Result<UnixStream, HostClientError> {
+        let request = HostRequest::OpenEndpoint {
+            machine,
+            generation,
+            port,
+        };
+        let (HostReply::Endpoint, Some(fd)) = self.call(request, QUICK_WAIT_MAX).await? else {
+            return Err(HostClientError::Protocol("no endpoint"));
+        };
+        let stream = std::os::unix::net::UnixStream::from(fd);
+        let set_up = || {
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        };
+        set_up().map_err(|source| self.unreachable(source))
+    }
+
+    async fn call(
+        &self,
+        request: HostRequest,
+        wait: Duration,
+    ) -> Result<(HostReply, Option<OwnedFd>), HostClientError> {
+        let frame = HostRequestFrame {
+            version: HOST_API_VERSION,
+            request,
+        };
+        let body = serde_json::to_vec(&frame)
+            .map_err(|_| HostClientError::Protocol("request cannot be written"))?;
+        let answer = tokio::time::timeout(wait, self.exchange(&body))
+            .await
+            .map_err(|_| HostClientError::TimedOut(wait))?;
+        match answer? {
+            (HostReply::Error(error), _) => Err(HostClientError::Refused(error)),
+            answer => Ok(answer),
+        }
+    }
+
+    /// One request and its reply. A pooled connection that turns out to be dead is replaced once: every verb is idempotent.
+    async fn exchange(&self, body: &[u8]) -> Result<(HostReply, Option<OwnedFd>), HostClientError> {
+        let pooled = self
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        if let Some(mut stream) = pooled
+            && let Ok(answer) = exchange_on(&mut stream, body).await
+        {
+            return self.keep(stream, &answer.0, answer.1);
+        }
+        let mut stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| self.unreachable(source))?;
+        let (reply, fd) = exchange_on(&mut stream, body)
+            .await
+            .map_err(|source| self.unreachable(source))?;
+        self.keep(stream, &reply, fd)
+    }
+
+    fn keep(
+        &self,
+        stream: UnixStream,
+        reply: &[u8],
+        fd: Option<OwnedFd>,
+    ) -> Result<(HostReply, Option<OwnedFd>), HostClientError> {
+        let reply = serde_json::from_slice(reply)
+            .map_err(|_| HostClientError::Protocol("reply is not one"))?;
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < HOST_CONNECTIONS_IDLE_MAX {
+            idle.push(stream);
+        }
+        Ok((reply, fd))
+    }
+
+    fn unreachable(&self, source: io::Error) -> HostClientError {
+        HostClientError::Unreachable {
+            socket: self.socket.to_path_buf(),
+            source,
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn exchange_on(
+    stream: &mut UnixStream,
+    body: &[u8],
+) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let length = u32::try_from(body.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut frame = Vec::with_capacity(4 + body.len());
+    frame.extend_from_slice(&length.to_be_bytes());
+    frame.extend_from_slice(body);
+    stream.write_all(&frame).await?;
+
+    let mut head = [0u8; 4];
+    let (got, fd) = receive_head(stream, &mut head).await?;
+    stream.read_exact(&mut head[got..]).await?;
+    let length = u32::from_be_bytes(head) as usize;
+    if length > HOST_API_FRAME_BYTES_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "reply frame is too large",
+        ));
+    }
+    let mut reply = vec![0; length];
+    stream.read_exact(&mut reply).await?;
+    Ok((reply, fd))
+}
+
+/// Reads the beginning of a reply's length, with the descriptor that may come along on its first byte.
+async fn receive_head(
+    stream: &UnixStream,
+    head: &mut [u8; 4],
+) -> io::Result<(usize, Option<OwnedFd>)> {
+    loop {
+        stream.readable().await?;
+        let tried = stream.try_io(Interest::READABLE, || {
+            let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+            let mut parts = [IoSliceMut::new(head)];
+            let message = recvmsg::<()>(
+                stream.as_raw_fd(),
+                &mut parts,
+                Some(&mut space),
+                MsgFlags::MSG_CMSG_CLOEXEC,
+            )?;
+            let mut received = None;
+            for control in message.cmsgs()? {
+                if let ControlMessageOwned::ScmRights(fds) = control {
+                    received = fds.first().copied().map(own);
+                }
+            }
+            Ok((message.bytes, received))
+        });
+        match tried {
+            Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+    }
+}
+
+#[expect(
+    unsafe_code,
+    reason = "a descriptor received by SCM_RIGHTS arrives as a bare number"
+)]
+fn own(fd: std::os::fd::RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
