@@ -1,10 +1,12 @@
 //! A whole farm on this machine: host daemon, control plane, registry, each a real process, under names that no other
 //! farm uses, in one temporary directory. Dropping it ends all of it.
 
+mod docker_client;
 mod process;
 mod registry;
 mod slot;
 
+pub use docker_client::DockerClient;
 pub use process::{Process, wait_for};
 pub use registry::Registry;
 

@@ -80,10 +80,10 @@ impl HostClient {
     /// # Errors
     /// [`HostClientError`], as with every verb.
     pub async fn info(&self) -> Result<HostInfo, HostClientError> {
-        match self.call(HostRequest::Info, QUICK_WAIT_MAX).await?.0 {
-            HostReply::Info(info) => Ok(info),
-            _ => Err(HostClientError::Protocol("no info")),
-        }
+        let HostReply::Info(info) = self.call(HostRequest::Info, QUICK_WAIT_MAX).await?.0 else {
+            return Err(HostClientError::Protocol("no info"));
+        };
+        Ok(info)
     }
 
     /// Makes a volume if it is not there.
@@ -96,10 +96,10 @@ impl HostClient {
         size_bytes: u64,
     ) -> Result<VolumeReport, HostClientError> {
         let request = HostRequest::EnsureVolume { volume, size_bytes };
-        match self.call(request, MAKING_WAIT_MAX).await?.0 {
-            HostReply::Volume(report) => Ok(report),
-            _ => Err(HostClientError::Protocol("no volume")),
-        }
+        let HostReply::Volume(report) = self.call(request, MAKING_WAIT_MAX).await?.0 else {
+            return Err(HostClientError::Protocol("no volume"));
+        };
+        Ok(report)
     }
 
     /// Removes a volume for good.
@@ -117,10 +117,12 @@ impl HostClient {
     /// # Errors
     /// [`HostClientError`].
     pub async fn volumes(&self) -> Result<Vec<VolumeReport>, HostClientError> {
-        match self.call(HostRequest::ListVolumes, QUICK_WAIT_MAX).await?.0 {
-            HostReply::Volumes { volumes } => Ok(volumes),
-            _ => Err(HostClientError::Protocol("no volumes")),
-        }
+        let HostReply::Volumes { volumes } =
+            self.call(HostRequest::ListVolumes, QUICK_WAIT_MAX).await?.0
+        else {
+            return Err(HostClientError::Protocol("no volumes"));
+        };
+        Ok(volumes)
     }
 
     /// Starts a machine if this generation of it does not run yet.
@@ -157,10 +159,10 @@ impl HostClient {
             generation,
             grace_ms,
         };
-        match self.call(request, QUICK_WAIT_MAX).await?.0 {
-            HostReply::Machine(report) => Ok(report),
-            _ => Err(HostClientError::Protocol("no machine")),
-        }
+        let HostReply::Machine(report) = self.call(request, QUICK_WAIT_MAX).await?.0 else {
+            return Err(HostClientError::Protocol("no machine"));
+        };
+        Ok(report)
     }
 
     /// Forgets a machine that has ended.
@@ -193,10 +195,12 @@ impl HostClient {
             after,
             wait_ms: millis(wait),
         };
-        match self.call(request, wait + QUICK_WAIT_MAX).await?.0 {
-            HostReply::Machines { revision, machines } => Ok((revision, machines)),
-            _ => Err(HostClientError::Protocol("no machines")),
-        }
+        let HostReply::Machines { revision, machines } =
+            self.call(request, wait + QUICK_WAIT_MAX).await?.0
+        else {
+            return Err(HostClientError::Protocol("no machines"));
+        };
+        Ok((revision, machines))
     }
 
     /// A connected stream to a port of a machine.
