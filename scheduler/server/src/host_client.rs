@@ -133,14 +133,11 @@ impl HostClient {
         &self,
         spec: MachineSpec,
     ) -> Result<MachineReport, HostClientError> {
-        match self
-            .call(HostRequest::EnsureMachine(spec), MAKING_WAIT_MAX)
-            .await?
-            .0
-        {
-            HostReply::Machine(report) => Ok(report),
-            _ => Err(HostClientError::Protocol("no machine")),
-        }
+        let request = HostRequest::EnsureMachine(spec);
+        let HostReply::Machine(report) = self.call(request, MAKING_WAIT_MAX).await?.0 else {
+            return Err(HostClientError::Protocol("no machine"));
+        };
+        Ok(report)
     }
 
     /// Asks a machine to end, and has it killed after `grace`.
