@@ -1,0 +1,208 @@
+//! Builds and their events.
+
+use super::codec::{Reader, int, on_insert, time, to_json};
+use super::{SqliteStore, unavailable};
+use crate::error::{StoreError, What};
+use crate::limits::{EVENTS_READ_MAX, LIST_ROWS_MAX};
+use crate::model::{Build, BuildFilter, BuildState, NewBuild};
+use slipway_core::build::{BuildOutcome, NumberedEvent};
+use slipway_core::id::{AppId, BuildId, OrgId};
+use slipway_core::time::Timestamp;
+use sqlx::sqlite::SqliteRow;
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+fn build_of(row: &SqliteRow) -> Result<Build> {
+    let row = Reader(row);
+    Ok(Build {
+        id: row.parse("id")?,
+        org: row.parse("org_id")?,
+        app: row.parse("app_id")?,
+        machine: row.parse("machine_id")?,
+        state: row.parse("state")?,
+        spec: row.json("spec")?,
+        outcome: row.json_opt("outcome")?,
+        created_at: row.time("created_at")?,
+        ended_at: row.time_opt("ended_at")?,
+        last_seq: row.u64("last_seq")?,
+        event_bytes: row.u64("event_bytes")?,
+    })
+}
+
+fn ended_state(outcome: &BuildOutcome) -> BuildState {
+    match outcome {
+        BuildOutcome::Succeeded { .. } => BuildState::Succeeded,
+        BuildOutcome::Failed { .. } => BuildState::Failed,
+        BuildOutcome::Cancelled => BuildState::Cancelled,
+    }
+}
+
+impl SqliteStore {
+    pub(super) async fn insert_build(&self, org: &OrgId, new: &NewBuild) -> Result<Build> {
+        let row = sqlx::query(
+            "INSERT INTO builds (id, org_id, app_id, machine_id, state, spec, created_at, \
+             last_seq, event_bytes) VALUES (?, ?, ?, ?, 'pending', ?, ?, 0, 0) RETURNING *",
+        )
+        .bind(new.id.as_str())
+        .bind(org.as_str())
+        .bind(new.app.as_str())
+        .bind(new.machine.as_str())
+        .bind(to_json("spec", &new.spec)?)
+        .bind(time(new.at)?)
+        .fetch_one(&self.writer)
+        .await
+        .map_err(on_insert(What::Build, What::App, "record a build"))?;
+        build_of(&row)
+    }
+
+    pub(super) async fn select_build(&self, org: &OrgId, id: &BuildId) -> Result<Build> {
+        let row = sqlx::query("SELECT * FROM builds WHERE org_id = ? AND id = ?")
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(unavailable("read a build"))?;
+        row.as_ref()
+            .map(build_of)
+            .unwrap_or(Err(StoreError::NotFound(What::Build)))
+    }
+
+    pub(super) async fn select_builds(
+        &self,
+        org: &OrgId,
+        filter: &BuildFilter,
+    ) -> Result<Vec<Build>> {
+        let rows = sqlx::query(
+            "SELECT * FROM builds WHERE org_id = ?1 AND (?2 IS NULL OR app_id = ?2) AND \
+             (?3 IS NULL OR number < (SELECT number FROM builds WHERE org_id = ?1 AND id = ?3)) \
+             ORDER BY number DESC LIMIT ?4",
+        )
+        .bind(org.as_str())
+        .bind(filter.app.as_ref().map(AppId::as_str))
+        .bind(filter.before.as_ref().map(BuildId::as_str))
+        .bind(i64::from(filter.limit.min(LIST_ROWS_MAX)))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(unavailable("list builds"))?;
+        rows.iter().map(build_of).collect()
+    }
+
+    pub(super) async fn select_unfinished_builds(&self) -> Result<Vec<Build>> {
+        let rows = sqlx::query(
+            "SELECT * FROM builds WHERE state IN ('pending', 'running') ORDER BY number",
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(unavailable("list unfinished builds"))?;
+        rows.iter().map(build_of).collect()
+    }
+
+    pub(super) async fn set_build_running(&self, org: &OrgId, id: &BuildId) -> Result<()> {
+        sqlx::query(
+            "UPDATE builds SET state = 'running' \
+             WHERE org_id = ? AND id = ? AND state = 'pending'",
+        )
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .execute(&self.writer)
+        .await
+        .map_err(unavailable("record a build's state"))?;
+        Ok(())
+    }
+
+    pub(super) async fn insert_events(
+        &self,
+        org: &OrgId,
+        id: &BuildId,
+        events: &[NumberedEvent],
+    ) -> Result<u64> {
+        let mut tx = self.write().await?;
+        let row = sqlx::query("SELECT number, last_seq FROM builds WHERE org_id = ? AND id = ?")
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(unavailable("read a build"))?
+            .ok_or(StoreError::NotFound(What::Build))?;
+        let (number, mut last) = (Reader(&row).u64("number")?, Reader(&row).u64("last_seq")?);
+        let number = int("build number", number)?;
+        let mut bytes = 0;
+        for event in events {
+            if event.seq <= last {
+                continue;
+            }
+            let json = to_json("json", event)?;
+            bytes += json.len() as u64;
+            last = event.seq;
+            sqlx::query("INSERT INTO build_events (build, seq, json) VALUES (?, ?, ?)")
+                .bind(number)
+                .bind(int("event number", event.seq)?)
+                .bind(json)
+                .execute(&mut *tx)
+                .await
+                .map_err(unavailable("record an event"))?;
+        }
+        if bytes > 0 {
+            sqlx::query(
+                "UPDATE builds SET last_seq = ?, event_bytes = event_bytes + ? WHERE number = ?",
+            )
+            .bind(int("event number", last)?)
+            .bind(int("event bytes", bytes)?)
+            .bind(number)
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("record events"))?;
+        }
+        tx.commit().await.map_err(unavailable("commit"))?;
+        Ok(last)
+    }
+
+    pub(super) async fn select_events(
+        &self,
+        org: &OrgId,
+        id: &BuildId,
+        after: u64,
+    ) -> Result<Vec<NumberedEvent>> {
+        let rows = sqlx::query(
+            "SELECT b.number, e.json FROM builds b LEFT JOIN build_events e \
+             ON e.build = b.number AND e.seq > ? \
+             WHERE b.org_id = ? AND b.id = ? ORDER BY e.seq LIMIT ?",
+        )
+        .bind(int("event number", after)?)
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .bind(i64::from(EVENTS_READ_MAX))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(unavailable("read events"))?;
+        // A build without later events is one row without an event; no row at all is no build.
+        if rows.is_empty() {
+            return Err(StoreError::NotFound(What::Build));
+        }
+        rows.iter()
+            .filter_map(|row| Reader(row).json_opt("json").transpose())
+            .collect()
+    }
+
+    pub(super) async fn end_build(
+        &self,
+        org: &OrgId,
+        id: &BuildId,
+        outcome: &BuildOutcome,
+        at: Timestamp,
+    ) -> Result<Build> {
+        sqlx::query(
+            "UPDATE builds SET state = ?, outcome = ?, ended_at = ? \
+             WHERE org_id = ? AND id = ? AND state IN ('pending', 'running')",
+        )
+        .bind(ended_state(outcome).as_str())
+        .bind(to_json("outcome", outcome)?)
+        .bind(time(at)?)
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .execute(&self.writer)
+        .await
+        .map_err(unavailable("record a build's end"))?;
+        self.select_build(org, id).await
+    }
+}

@@ -1,0 +1,481 @@
+//! Hosts, volumes and machines, and the pool's accounting.
+//!
+//! A host's pool is never promised beyond its capacity: the sum is taken and the row is written in one transaction that
+//! holds the write lock from its start.
+
+use super::codec::{Reader, int, on_insert, time, to_json};
+use super::{SqliteStore, unavailable};
+use crate::error::{StoreError, What};
+use crate::limits::LIST_ROWS_MAX;
+use crate::model::{
+    Ensured, Host, HostUse, Machine, MachineRecord, NewBuilder, Volume, VolumeState,
+};
+use slipway_core::generation::Generation;
+use slipway_core::id::{AppId, MachineId, OrgId, VolumeId};
+use slipway_core::machine::MachineState;
+use slipway_core::quota::BuilderSize;
+use slipway_core::time::Timestamp;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Sqlite, Transaction};
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// Name of the app that holds an org's builders.
+const BUILDER_APP: &str = "slipway-builder";
+
+macro_rules! machines {
+    ($tail:literal) => {
+        concat!(
+            "SELECT m.*, v.size AS volume_size FROM machines m \
+             JOIN volumes v ON v.id = m.volume_id ",
+            $tail
+        )
+    };
+}
+
+fn machine_of(row: &SqliteRow) -> Result<Machine> {
+    let row = Reader(row);
+    Ok(Machine {
+        id: row.parse("id")?,
+        org: row.parse("org_id")?,
+        app: row.parse("app_id")?,
+        region: row.text("region")?,
+        arch: row.text("arch")?,
+        host: row.parse("host_id")?,
+        volume: row.parse("volume_id")?,
+        size: BuilderSize {
+            cpu_millis: row.u32("cpu_millis")?,
+            memory: row.size("memory")?,
+            volume: row.size("volume_size")?,
+        },
+        generation: Generation(row.u64("generation")?),
+        intent: row.parse("intent")?,
+        state: row.json("state")?,
+        failed_starts: row.u32("failed_starts")?,
+        volume_replaced: row.flag("volume_replaced")?,
+        last_error: row.text_opt("last_error")?,
+        notice: row.text_opt("notice")?,
+        created_at: row.time("created_at")?,
+        updated_at: row.time("updated_at")?,
+    })
+}
+
+fn volume_of(row: &SqliteRow) -> Result<Volume> {
+    let row = Reader(row);
+    Ok(Volume {
+        id: row.parse("id")?,
+        org: row.parse("org_id")?,
+        host: row.parse("host_id")?,
+        size: row.size("size")?,
+        state: row.parse("state")?,
+        created_at: row.time("created_at")?,
+    })
+}
+
+fn host_of(row: &SqliteRow) -> Result<Host> {
+    let row = Reader(row);
+    Ok(Host {
+        id: row.parse("id")?,
+        name: row.text("name")?,
+        region: row.text("region")?,
+        arch: row.text("arch")?,
+        socket: row.text("socket")?.into(),
+        pool_capacity: row.size("pool_capacity")?,
+        memory: row.size("memory")?,
+        cpu_millis: row.u32("cpu_millis")?,
+    })
+}
+
+/// Promises `size` of the host's pool to a new volume, and records it.
+async fn promise_volume(tx: &mut Transaction<'_, Sqlite>, volume: &Volume) -> Result<()> {
+    let row = sqlx::query(
+        "SELECT pool_capacity, (SELECT coalesce(sum(size), 0) FROM volumes WHERE host_id = h.id) \
+         AS promised FROM hosts h WHERE h.id = ?",
+    )
+    .bind(volume.host.as_str())
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(unavailable("read a pool"))?
+    .ok_or(StoreError::NotFound(What::Host))?;
+    let row = Reader(&row);
+    let free_bytes = row
+        .u64("pool_capacity")?
+        .saturating_sub(row.u64("promised")?);
+    if volume.size.0 > free_bytes {
+        return Err(StoreError::PoolFull {
+            free_bytes,
+            wanted_bytes: volume.size.0,
+        });
+    }
+    sqlx::query(
+        "INSERT INTO volumes (id, org_id, host_id, size, state, created_at) \
+         VALUES (?, ?, ?, ?, ?, ?)",
+    )
+    .bind(volume.id.as_str())
+    .bind(volume.org.as_str())
+    .bind(volume.host.as_str())
+    .bind(int("volume size", volume.size.0)?)
+    .bind(volume.state.as_str())
+    .bind(time(volume.created_at)?)
+    .execute(&mut **tx)
+    .await
+    .map_err(on_insert(What::Volume, What::Org, "record a volume"))?;
+    Ok(())
+}
+
+/// The org's builder app; makes it if there is none.
+async fn builder_app(
+    tx: &mut Transaction<'_, Sqlite>,
+    org: &OrgId,
+    id: &AppId,
+    at: Timestamp,
+) -> Result<AppId> {
+    sqlx::query(
+        "INSERT INTO apps (id, org_id, name, role, billable, created_at) \
+         SELECT ?1, ?2, CASE WHEN EXISTS (SELECT 1 FROM apps WHERE org_id = ?2 AND name = ?3) \
+         THEN ?1 ELSE ?3 END, 'builder', 0, ?4 \
+         WHERE NOT EXISTS (SELECT 1 FROM apps WHERE org_id = ?2 AND role = 'builder')",
+    )
+    .bind(id.as_str())
+    .bind(org.as_str())
+    .bind(BUILDER_APP)
+    .bind(time(at)?)
+    .execute(&mut **tx)
+    .await
+    .map_err(on_insert(What::App, What::Org, "record a builder app"))?;
+    let row = sqlx::query("SELECT id FROM apps WHERE org_id = ? AND role = 'builder'")
+        .bind(org.as_str())
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(unavailable("read a builder app"))?;
+    Reader(&row).parse("id")
+}
+
+async fn builder_in(
+    tx: &mut Transaction<'_, Sqlite>,
+    org: &OrgId,
+    region: &str,
+    arch: &str,
+) -> Result<Option<Machine>> {
+    let row = sqlx::query(machines!(
+        "WHERE m.org_id = ? AND m.region = ? AND m.arch = ?"
+    ))
+    .bind(org.as_str())
+    .bind(region)
+    .bind(arch)
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(unavailable("read a builder"))?;
+    row.as_ref().map(machine_of).transpose()
+}
+
+impl SqliteStore {
+    pub(super) async fn upsert_host(&self, host: &Host) -> Result<Host> {
+        let socket = host
+            .socket
+            .to_str()
+            .ok_or(StoreError::OutOfRange("host socket path"))?;
+        let row = sqlx::query(
+            "INSERT INTO hosts (id, name, region, arch, socket, pool_capacity, memory, cpu_millis) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET \
+             region = excluded.region, arch = excluded.arch, socket = excluded.socket, \
+             pool_capacity = excluded.pool_capacity, memory = excluded.memory, \
+             cpu_millis = excluded.cpu_millis RETURNING *",
+        )
+        .bind(host.id.as_str())
+        .bind(&host.name)
+        .bind(&host.region)
+        .bind(&host.arch)
+        .bind(socket)
+        .bind(int("pool capacity", host.pool_capacity.0)?)
+        .bind(int("memory", host.memory.0)?)
+        .bind(i64::from(host.cpu_millis))
+        .fetch_one(&self.writer)
+        .await
+        .map_err(on_insert(What::Host, What::Host, "record a host"))?;
+        host_of(&row)
+    }
+
+    pub(super) async fn select_hosts(&self) -> Result<Vec<HostUse>> {
+        let rows = sqlx::query(
+            "SELECT h.*, \
+             (SELECT coalesce(sum(size), 0) FROM volumes WHERE host_id = h.id) AS pool_promised, \
+             (SELECT coalesce(sum(memory), 0) FROM machines \
+              WHERE host_id = h.id AND intent = 'wanted') AS memory_promised \
+             FROM hosts h ORDER BY h.name",
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(unavailable("list hosts"))?;
+        rows.iter()
+            .map(|row| {
+                Ok(HostUse {
+                    host: host_of(row)?,
+                    pool_promised: Reader(row).size("pool_promised")?,
+                    memory_promised: Reader(row).size("memory_promised")?,
+                })
+            })
+            .collect()
+    }
+
+    pub(super) async fn ensure_builder_row(
+        &self,
+        org: &OrgId,
+        new: &NewBuilder,
+    ) -> Result<Ensured> {
+        let mut tx = self.write().await?;
+        if let Some(mut machine) = builder_in(&mut tx, org, &new.region, &new.arch).await? {
+            sqlx::query("UPDATE machines SET intent = 'wanted' WHERE org_id = ? AND id = ?")
+                .bind(org.as_str())
+                .bind(machine.id.as_str())
+                .execute(&mut *tx)
+                .await
+                .map_err(unavailable("want a builder"))?;
+            tx.commit().await.map_err(unavailable("commit"))?;
+            machine.intent = crate::model::Intent::Wanted;
+            return Ok(Ensured::Existing(machine));
+        }
+        let app = builder_app(&mut tx, org, &new.app, new.at).await?;
+        let volume = Volume {
+            id: new.volume.clone(),
+            org: org.clone(),
+            host: new.host.clone(),
+            size: new.size.volume,
+            state: VolumeState::Planned,
+            created_at: new.at,
+        };
+        promise_volume(&mut tx, &volume).await?;
+        sqlx::query(
+            "INSERT INTO machines (id, org_id, app_id, region, arch, host_id, volume_id, \
+             cpu_millis, memory, generation, intent, state, failed_starts, volume_replaced, \
+             created_at, updated_at) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 'wanted', ?, 0, 0, ?, ?)",
+        )
+        .bind(new.machine.as_str())
+        .bind(org.as_str())
+        .bind(app.as_str())
+        .bind(&new.region)
+        .bind(&new.arch)
+        .bind(new.host.as_str())
+        .bind(new.volume.as_str())
+        .bind(i64::from(new.size.cpu_millis))
+        .bind(int("memory", new.size.memory.0)?)
+        .bind(to_json("state", &MachineState::Stopped)?)
+        .bind(time(new.at)?)
+        .bind(time(new.at)?)
+        .execute(&mut *tx)
+        .await
+        .map_err(on_insert(What::Machine, What::Org, "record a builder"))?;
+        let machine = builder_in(&mut tx, org, &new.region, &new.arch)
+            .await?
+            .ok_or(StoreError::NotFound(What::Machine))?;
+        tx.commit().await.map_err(unavailable("commit"))?;
+        Ok(Ensured::Created(machine))
+    }
+
+    pub(super) async fn select_builder(
+        &self,
+        org: &OrgId,
+        region: &str,
+        arch: &str,
+    ) -> Result<Option<Machine>> {
+        let row = sqlx::query(machines!(
+            "WHERE m.org_id = ? AND m.region = ? AND m.arch = ?"
+        ))
+        .bind(org.as_str())
+        .bind(region)
+        .bind(arch)
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(unavailable("read a builder"))?;
+        row.as_ref().map(machine_of).transpose()
+    }
+
+    pub(super) async fn select_machine(&self, org: &OrgId, id: &MachineId) -> Result<Machine> {
+        let row = sqlx::query(machines!("WHERE m.org_id = ? AND m.id = ?"))
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(unavailable("read a machine"))?;
+        row.as_ref()
+            .map(machine_of)
+            .unwrap_or(Err(StoreError::NotFound(What::Machine)))
+    }
+
+    pub(super) async fn select_builders(&self, org: &OrgId) -> Result<Vec<Machine>> {
+        let rows = sqlx::query(machines!(
+            "WHERE m.org_id = ? ORDER BY m.region, m.arch LIMIT ?"
+        ))
+        .bind(org.as_str())
+        .bind(i64::from(LIST_ROWS_MAX))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(unavailable("list builders"))?;
+        rows.iter().map(machine_of).collect()
+    }
+
+    pub(super) async fn select_all_machines(&self) -> Result<Vec<Machine>> {
+        let rows = sqlx::query(machines!("ORDER BY m.id"))
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable("list machines"))?;
+        rows.iter().map(machine_of).collect()
+    }
+
+    pub(super) async fn update_machine(
+        &self,
+        org: &OrgId,
+        id: &MachineId,
+        record: &MachineRecord,
+    ) -> Result<()> {
+        let generation = int("generation", record.generation.0)?;
+        let done = sqlx::query(
+            "UPDATE machines SET generation = ?, intent = ?, state = ?, failed_starts = ?, \
+             volume_replaced = ?, last_error = ?, notice = ?, updated_at = ? \
+             WHERE org_id = ? AND id = ? AND generation <= ?",
+        )
+        .bind(generation)
+        .bind(record.intent.as_str())
+        .bind(to_json("state", &record.state)?)
+        .bind(i64::from(record.failed_starts))
+        .bind(record.volume_replaced)
+        .bind(record.last_error.as_deref())
+        .bind(record.notice.as_deref())
+        .bind(time(record.at)?)
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .bind(generation)
+        .execute(&self.writer)
+        .await
+        .map_err(unavailable("record a machine"))?;
+        if done.rows_affected() == 1 {
+            return Ok(());
+        }
+        self.select_machine(org, id).await?;
+        Err(StoreError::Changed(What::Machine))
+    }
+
+    pub(super) async fn swap_volume(
+        &self,
+        org: &OrgId,
+        machine: &MachineId,
+        old: (&VolumeId, VolumeState),
+        new: &VolumeId,
+        at: Timestamp,
+    ) -> Result<Volume> {
+        let mut tx = self.write().await?;
+        let row = sqlx::query(
+            "SELECT v.* FROM volumes v JOIN machines m ON m.volume_id = v.id \
+             WHERE m.org_id = ? AND m.id = ?",
+        )
+        .bind(org.as_str())
+        .bind(machine.as_str())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(unavailable("read a machine's volume"))?
+        .ok_or(StoreError::NotFound(What::Machine))?;
+        let attached = volume_of(&row)?;
+        if attached.id != *old.0 {
+            return Err(StoreError::Changed(What::Machine));
+        }
+        let (id, state) = (new.clone(), VolumeState::Planned);
+        let volume = Volume {
+            id,
+            state,
+            created_at: at,
+            ..attached
+        };
+        promise_volume(&mut tx, &volume).await?;
+        for (statement, first, second) in [
+            (
+                "UPDATE volumes SET state = ? WHERE org_id = ? AND id = ?",
+                old.1.as_str(),
+                old.0.as_str(),
+            ),
+            (
+                "UPDATE machines SET volume_id = ? WHERE org_id = ? AND id = ?",
+                new.as_str(),
+                machine.as_str(),
+            ),
+        ] {
+            sqlx::query(statement)
+                .bind(first)
+                .bind(org.as_str())
+                .bind(second)
+                .execute(&mut *tx)
+                .await
+                .map_err(unavailable("replace a volume"))?;
+        }
+        tx.commit().await.map_err(unavailable("commit"))?;
+        Ok(volume)
+    }
+
+    pub(super) async fn select_volume(&self, org: &OrgId, id: &VolumeId) -> Result<Volume> {
+        let row = sqlx::query("SELECT * FROM volumes WHERE org_id = ? AND id = ?")
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(unavailable("read a volume"))?;
+        row.as_ref()
+            .map(volume_of)
+            .unwrap_or(Err(StoreError::NotFound(What::Volume)))
+    }
+
+    pub(super) async fn select_volumes(&self, org: &OrgId) -> Result<Vec<Volume>> {
+        let rows =
+            sqlx::query("SELECT * FROM volumes WHERE org_id = ? ORDER BY created_at, id LIMIT ?")
+                .bind(org.as_str())
+                .bind(i64::from(LIST_ROWS_MAX))
+                .fetch_all(&self.readers)
+                .await
+                .map_err(unavailable("list volumes"))?;
+        rows.iter().map(volume_of).collect()
+    }
+
+    pub(super) async fn select_all_volumes(&self, state: VolumeState) -> Result<Vec<Volume>> {
+        let rows = sqlx::query("SELECT * FROM volumes WHERE state = ? ORDER BY created_at, id")
+            .bind(state.as_str())
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable("list volumes"))?;
+        rows.iter().map(volume_of).collect()
+    }
+
+    pub(super) async fn update_volume_state(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        state: VolumeState,
+    ) -> Result<()> {
+        let done = sqlx::query("UPDATE volumes SET state = ? WHERE org_id = ? AND id = ?")
+            .bind(state.as_str())
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .execute(&self.writer)
+            .await
+            .map_err(unavailable("record a volume's state"))?;
+        if done.rows_affected() == 0 {
+            Err(StoreError::NotFound(What::Volume))
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(super) async fn delete_volume(&self, org: &OrgId, id: &VolumeId) -> Result<()> {
+        sqlx::query("DELETE FROM volumes WHERE org_id = ? AND id = ?")
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .execute(&self.writer)
+            .await
+            .map_err(|source| match source.as_database_error() {
+                Some(e) if e.is_foreign_key_violation() => StoreError::InUse(What::Volume),
+                Some(_) | None => StoreError::Unavailable {
+                    action: "forget a volume",
+                    source,
+                },
+            })?;
+        Ok(())
+    }
+}

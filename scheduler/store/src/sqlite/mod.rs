@@ -1,0 +1,109 @@
+//! The store on SQLite: one connection that writes, a few that read, write-ahead log, foreign keys on.
+//!
+//! Must not know: anything above a row; each verb is one statement or one `BEGIN IMMEDIATE` transaction.
+
+mod builds;
+mod codec;
+mod machines;
+mod orgs;
+mod store;
+
+pub use codec::UnknownWordError;
+
+use crate::error::StoreError;
+use crate::limits::{BUSY_WAIT_MAX, CONNECTION_WAIT_MAX, READERS_MAX};
+use sqlx::migrate::{Migration, MigrationSource, MigrationType, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{Sqlite, Transaction};
+use std::borrow::Cow;
+use std::path::Path;
+
+/// The store in one SQLite file. Clones share its connections.
+#[derive(Debug, Clone)]
+pub struct SqliteStore {
+    readers: SqlitePool,
+    writer: SqlitePool,
+}
+
+impl SqliteStore {
+    /// Opens the file, makes it if it is not there, and brings its schema up to date.
+    ///
+    /// With `synchronous = NORMAL` and a write-ahead log, a power cut may lose the last commits but never tears one;
+    /// machines and their hosts are asked again at each start, so that is enough.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if it cannot be opened, [`StoreError::Migrate`] if it is of a newer version.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_WAIT_MAX)
+            .statement_cache_capacity(128);
+        let pool = |connections: u32| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(CONNECTION_WAIT_MAX)
+                .idle_timeout(None)
+                .max_lifetime(None)
+        };
+        let writer = pool(1)
+            .connect_with(options.clone())
+            .await
+            .map_err(unavailable("open"))?;
+        let migrator = Migrator::new(Embedded).await.map_err(StoreError::Migrate)?;
+        migrator.run(&writer).await.map_err(StoreError::Migrate)?;
+        let readers = pool(READERS_MAX)
+            .connect_with(options.read_only(true).create_if_missing(false))
+            .await
+            .map_err(unavailable("open for reading"))?;
+        Ok(Self { readers, writer })
+    }
+
+    /// Waits for what is under way and closes the file. Verbs fail from then on.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    /// A transaction that holds the write lock from its first moment, so that what it reads stays true.
+    async fn write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.writer
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(unavailable("begin"))
+    }
+}
+
+/// Wraps a database error with what was tried.
+fn unavailable(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
+    move |source| StoreError::Unavailable { action, source }
+}
+
+/// The migrations, in the binary itself.
+#[derive(Debug)]
+struct Embedded;
+
+const MIGRATIONS: [(i64, &str, &str); 1] = [(
+    1,
+    "init",
+    include_str!("../../migrations/sqlite/0001_init.sql"),
+)];
+
+impl<'s> MigrationSource<'s> for Embedded {
+    fn resolve(
+        self,
+    ) -> std::pin::Pin<
+        Box<dyn Future<Output = Result<Vec<Migration>, sqlx::error::BoxDynError>> + Send + 's>,
+    > {
+        let all = MIGRATIONS.map(|(version, name, sql)| {
+            let (name, sql) = (Cow::Borrowed(name), Cow::Borrowed(sql));
+            Migration::new(version, name, MigrationType::Simple, sql, false)
+        });
+        Box::pin(async move { Ok(all.to_vec()) })
+    }
+}

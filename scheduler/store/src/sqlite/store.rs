@@ -1,0 +1,237 @@
+//! The verbs of the store, each handed to the file that has its statements.
+
+use super::SqliteStore;
+use crate::error::StoreError;
+use crate::model::{
+    App, Build, BuildFilter, Ensured, Host, HostUse, Machine, MachineRecord, NewBuild, NewBuilder,
+    Org, OrgChange, SealedCredential, SecretHash, Token, Volume, VolumeState,
+};
+use crate::verbs::{Store, SystemStore};
+use async_trait::async_trait;
+use slipway_core::build::{BuildOutcome, NumberedEvent};
+use slipway_core::id::{AppId, BuildId, CredentialId, MachineId, OrgId, TokenId, VolumeId};
+use slipway_core::time::Timestamp;
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn create_org(&self, org: &Org) -> Result<()> {
+        self.insert_org(org).await
+    }
+
+    async fn org(&self, org: &OrgId) -> Result<Org> {
+        self.select_org(org).await
+    }
+
+    async fn org_by_slug(&self, slug: &str) -> Result<Org> {
+        self.select_org_by_slug(slug).await
+    }
+
+    async fn update_org(&self, org: &OrgId, change: &OrgChange) -> Result<Org> {
+        self.change_org(org, change).await
+    }
+
+    async fn create_app(&self, app: &App) -> Result<()> {
+        self.insert_app(app).await
+    }
+
+    async fn app(&self, org: &OrgId, app: &AppId) -> Result<App> {
+        self.select_app(org, app).await
+    }
+
+    async fn app_by_name(&self, org: &OrgId, name: &str) -> Result<App> {
+        self.select_app_by_name(org, name).await
+    }
+
+    async fn apps(&self, org: &OrgId) -> Result<Vec<App>> {
+        self.select_apps(org).await
+    }
+
+    async fn delete_app(&self, org: &OrgId, app: &AppId) -> Result<()> {
+        self.remove_app(org, app).await
+    }
+
+    async fn create_token(&self, token: &Token, hash: &SecretHash) -> Result<()> {
+        self.insert_token(token, hash).await
+    }
+
+    async fn tokens(&self, org: Option<&OrgId>) -> Result<Vec<Token>> {
+        self.select_tokens(org).await
+    }
+
+    async fn revoke_token(
+        &self,
+        org: Option<&OrgId>,
+        token: &TokenId,
+        at: Timestamp,
+    ) -> Result<()> {
+        self.mark_token_revoked(org, token, at).await
+    }
+
+    async fn ensure_builder(&self, org: &OrgId, new: &NewBuilder) -> Result<Ensured> {
+        self.ensure_builder_row(org, new).await
+    }
+
+    async fn builder(&self, org: &OrgId, region: &str, arch: &str) -> Result<Option<Machine>> {
+        self.select_builder(org, region, arch).await
+    }
+
+    async fn machine(&self, org: &OrgId, machine: &MachineId) -> Result<Machine> {
+        self.select_machine(org, machine).await
+    }
+
+    async fn builders(&self, org: &OrgId) -> Result<Vec<Machine>> {
+        self.select_builders(org).await
+    }
+
+    async fn record_machine(
+        &self,
+        org: &OrgId,
+        machine: &MachineId,
+        record: &MachineRecord,
+    ) -> Result<()> {
+        self.update_machine(org, machine, record).await
+    }
+
+    async fn replace_volume(
+        &self,
+        org: &OrgId,
+        machine: &MachineId,
+        old: &VolumeId,
+        old_state: VolumeState,
+        new: &VolumeId,
+        at: Timestamp,
+    ) -> Result<Volume> {
+        self.swap_volume(org, machine, (old, old_state), new, at)
+            .await
+    }
+
+    async fn volume(&self, org: &OrgId, volume: &VolumeId) -> Result<Volume> {
+        self.select_volume(org, volume).await
+    }
+
+    async fn volumes(&self, org: &OrgId) -> Result<Vec<Volume>> {
+        self.select_volumes(org).await
+    }
+
+    async fn set_volume_state(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        state: VolumeState,
+    ) -> Result<()> {
+        self.update_volume_state(org, volume, state).await
+    }
+
+    async fn forget_volume(&self, org: &OrgId, volume: &VolumeId) -> Result<()> {
+        self.delete_volume(org, volume).await
+    }
+
+    async fn create_build(&self, org: &OrgId, build: &NewBuild) -> Result<Build> {
+        self.insert_build(org, build).await
+    }
+
+    async fn build(&self, org: &OrgId, build: &BuildId) -> Result<Build> {
+        self.select_build(org, build).await
+    }
+
+    async fn builds(&self, org: &OrgId, filter: &BuildFilter) -> Result<Vec<Build>> {
+        self.select_builds(org, filter).await
+    }
+
+    async fn mark_build_running(&self, org: &OrgId, build: &BuildId) -> Result<()> {
+        self.set_build_running(org, build).await
+    }
+
+    async fn append_build_events(
+        &self,
+        org: &OrgId,
+        build: &BuildId,
+        events: &[NumberedEvent],
+    ) -> Result<u64> {
+        self.insert_events(org, build, events).await
+    }
+
+    async fn build_events(
+        &self,
+        org: &OrgId,
+        build: &BuildId,
+        after: u64,
+    ) -> Result<Vec<NumberedEvent>> {
+        self.select_events(org, build, after).await
+    }
+
+    async fn finish_build(
+        &self,
+        org: &OrgId,
+        build: &BuildId,
+        outcome: &BuildOutcome,
+        at: Timestamp,
+    ) -> Result<Build> {
+        self.end_build(org, build, outcome, at).await
+    }
+
+    async fn put_credential(&self, credential: &SealedCredential) -> Result<()> {
+        self.upsert_credential(credential).await
+    }
+
+    async fn credentials(&self, org: &OrgId) -> Result<Vec<SealedCredential>> {
+        self.select_credentials(org).await
+    }
+
+    async fn credential_for(
+        &self,
+        org: &OrgId,
+        registry: &str,
+    ) -> Result<Option<SealedCredential>> {
+        self.select_credential_for(org, registry).await
+    }
+
+    async fn delete_credential(&self, org: &OrgId, credential: &CredentialId) -> Result<()> {
+        self.remove_credential(org, credential).await
+    }
+}
+
+#[async_trait]
+impl SystemStore for SqliteStore {
+    async fn all_orgs(&self) -> Result<Vec<Org>> {
+        self.select_all_orgs().await
+    }
+
+    async fn token_by_hash(&self, hash: &SecretHash) -> Result<Option<Token>> {
+        self.select_token_by_hash(hash).await
+    }
+
+    async fn touch_token(&self, token: &TokenId, at: Timestamp) -> Result<()> {
+        self.mark_token_used(token, at).await
+    }
+
+    async fn put_host(&self, host: &Host) -> Result<Host> {
+        self.upsert_host(host).await
+    }
+
+    async fn hosts(&self) -> Result<Vec<HostUse>> {
+        self.select_hosts().await
+    }
+
+    async fn all_machines(&self) -> Result<Vec<Machine>> {
+        self.select_all_machines().await
+    }
+
+    async fn all_volumes(&self, state: VolumeState) -> Result<Vec<Volume>> {
+        self.select_all_volumes(state).await
+    }
+
+    async fn unfinished_builds(&self) -> Result<Vec<Build>> {
+        self.select_unfinished_builds().await
+    }
+
+    async fn meta(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        self.select_meta(key).await
+    }
+
+    async fn put_meta_if_absent(&self, key: &str, value: &[u8]) -> Result<Vec<u8>> {
+        self.insert_meta_if_absent(key, value).await
+    }
+}

@@ -1,0 +1,163 @@
+//! What may be asked of a store.
+//!
+//! Unless a verb says otherwise, its errors are [`StoreError::NotFound`] for a row that this org does not have,
+//! [`StoreError::Unavailable`] when the database does not answer, and [`StoreError::Corrupt`] for a row of another
+//! version.
+
+use crate::error::StoreError;
+use crate::model::{
+    App, Build, BuildFilter, Ensured, Host, HostUse, Machine, MachineRecord, NewBuild, NewBuilder,
+    Org, OrgChange, SealedCredential, SecretHash, Token, Volume, VolumeState,
+};
+use async_trait::async_trait;
+use slipway_core::build::{BuildOutcome, NumberedEvent};
+use slipway_core::id::{AppId, BuildId, CredentialId, MachineId, OrgId, TokenId, VolumeId};
+use slipway_core::time::Timestamp;
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// The verbs that act for one tenant, or for the installation's own administration.
+#[async_trait]
+pub trait Store: SystemStore {
+    /// Records an org. Fails with [`StoreError::Exists`] if the slug is taken.
+    async fn create_org(&self, org: &Org) -> Result<()>;
+    /// One org.
+    async fn org(&self, org: &OrgId) -> Result<Org>;
+    /// One org by its slug.
+    async fn org_by_slug(&self, slug: &str) -> Result<Org>;
+    /// Changes an org; gives it as it is then.
+    async fn update_org(&self, org: &OrgId, change: &OrgChange) -> Result<Org>;
+
+    /// Records an app. Fails with [`StoreError::Exists`] if the org has one of that name (or, for the role builder, one
+    /// of that role).
+    async fn create_app(&self, app: &App) -> Result<()>;
+    /// One app.
+    async fn app(&self, org: &OrgId, app: &AppId) -> Result<App>;
+    /// One app by its name.
+    async fn app_by_name(&self, org: &OrgId, name: &str) -> Result<App>;
+    /// All apps of an org, by name.
+    async fn apps(&self, org: &OrgId) -> Result<Vec<App>>;
+    /// Removes an app that has no builds and no machines; [`StoreError::InUse`] otherwise.
+    async fn delete_app(&self, org: &OrgId, app: &AppId) -> Result<()>;
+
+    /// Records a token and the hash of its secret.
+    async fn create_token(&self, token: &Token, hash: &SecretHash) -> Result<()>;
+    /// The tokens of one org (`None`: of the administrator), newest first, revoked ones included.
+    async fn tokens(&self, org: Option<&OrgId>) -> Result<Vec<Token>>;
+    /// Revokes a token of this org (`None`: of the administrator); revoked already is fine.
+    async fn revoke_token(&self, org: Option<&OrgId>, token: &TokenId, at: Timestamp)
+    -> Result<()>;
+
+    /// The builder of this region and architecture; makes it with its volume, its app and the pool's accounting in one
+    /// transaction if there is none. Its intent is `Wanted` afterwards, in either case.
+    ///
+    /// Fails with [`StoreError::PoolFull`] if the host's pool cannot promise the volume.
+    async fn ensure_builder(&self, org: &OrgId, new: &NewBuilder) -> Result<Ensured>;
+    /// One builder, if the org has it.
+    async fn builder(&self, org: &OrgId, region: &str, arch: &str) -> Result<Option<Machine>>;
+    /// One machine.
+    async fn machine(&self, org: &OrgId, machine: &MachineId) -> Result<Machine>;
+    /// All builders of an org.
+    async fn builders(&self, org: &OrgId) -> Result<Vec<Machine>>;
+    /// Records what a machine does. [`StoreError::Changed`] if the row has a newer generation.
+    async fn record_machine(
+        &self,
+        org: &OrgId,
+        machine: &MachineId,
+        record: &MachineRecord,
+    ) -> Result<()>;
+    /// Gives the machine a new, empty volume `new` of the same size on the same host, in one transaction; the old one
+    /// becomes `old_state`. [`StoreError::Changed`] if `old` is not the machine's volume any more,
+    /// [`StoreError::PoolFull`] if the pool cannot hold both.
+    async fn replace_volume(
+        &self,
+        org: &OrgId,
+        machine: &MachineId,
+        old: &VolumeId,
+        old_state: VolumeState,
+        new: &VolumeId,
+        at: Timestamp,
+    ) -> Result<Volume>;
+    /// One volume.
+    async fn volume(&self, org: &OrgId, volume: &VolumeId) -> Result<Volume>;
+    /// All volumes of an org, oldest first.
+    async fn volumes(&self, org: &OrgId) -> Result<Vec<Volume>>;
+    /// Records what is known of a volume.
+    async fn set_volume_state(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        state: VolumeState,
+    ) -> Result<()>;
+    /// Forgets a volume that no machine has, which gives its size back to the pool. Call it after the host has
+    /// destroyed it. [`StoreError::InUse`] if a machine has it; absent is fine.
+    async fn forget_volume(&self, org: &OrgId, volume: &VolumeId) -> Result<()>;
+
+    /// Records a build. App and machine must be of the same org: [`StoreError::NotFound`] otherwise.
+    async fn create_build(&self, org: &OrgId, build: &NewBuild) -> Result<Build>;
+    /// One build.
+    async fn build(&self, org: &OrgId, build: &BuildId) -> Result<Build>;
+    /// Builds of an org, newest first.
+    async fn builds(&self, org: &OrgId, filter: &BuildFilter) -> Result<Vec<Build>>;
+    /// The builder has accepted the build. An ended one stays as it is.
+    async fn mark_build_running(&self, org: &OrgId, build: &BuildId) -> Result<()>;
+    /// Records events. Those with a number that is recorded already are skipped, so the same batch may come twice.
+    /// Gives the newest number recorded.
+    async fn append_build_events(
+        &self,
+        org: &OrgId,
+        build: &BuildId,
+        events: &[NumberedEvent],
+    ) -> Result<u64>;
+    /// Events after number `after`, in order, at most [`crate::limits::EVENTS_READ_MAX`].
+    async fn build_events(
+        &self,
+        org: &OrgId,
+        build: &BuildId,
+        after: u64,
+    ) -> Result<Vec<NumberedEvent>>;
+    /// Records how a build ended; the first ending counts. Gives the build as it is then.
+    async fn finish_build(
+        &self,
+        org: &OrgId,
+        build: &BuildId,
+        outcome: &BuildOutcome,
+        at: Timestamp,
+    ) -> Result<Build>;
+
+    /// Records a registry credential; replaces the org's one for the same registry.
+    async fn put_credential(&self, credential: &SealedCredential) -> Result<()>;
+    /// The org's credentials, by registry.
+    async fn credentials(&self, org: &OrgId) -> Result<Vec<SealedCredential>>;
+    /// The org's credential for a registry, if there is one.
+    async fn credential_for(&self, org: &OrgId, registry: &str)
+    -> Result<Option<SealedCredential>>;
+    /// Removes a credential.
+    async fn delete_credential(&self, org: &OrgId, credential: &CredentialId) -> Result<()>;
+}
+
+/// The verbs that see all tenants: for reconcilers, authentication and administration. Nothing that these return may
+/// reach a tenant unfiltered.
+#[async_trait]
+pub trait SystemStore: Send + Sync + std::fmt::Debug {
+    /// All orgs, by slug.
+    async fn all_orgs(&self) -> Result<Vec<Org>>;
+    /// The token with this secret, if there is one; revoked and expired ones too.
+    async fn token_by_hash(&self, hash: &SecretHash) -> Result<Option<Token>>;
+    /// Notes that a token was used. Absent is fine.
+    async fn touch_token(&self, token: &TokenId, at: Timestamp) -> Result<()>;
+    /// Records a host by its name, or changes the one of that name, which keeps its id. Gives the host.
+    async fn put_host(&self, host: &Host) -> Result<Host>;
+    /// All hosts and what is promised of each, by name.
+    async fn hosts(&self) -> Result<Vec<HostUse>>;
+    /// All machines.
+    async fn all_machines(&self) -> Result<Vec<Machine>>;
+    /// All volumes in a state.
+    async fn all_volumes(&self, state: VolumeState) -> Result<Vec<Volume>>;
+    /// All builds that have not ended, oldest first.
+    async fn unfinished_builds(&self) -> Result<Vec<Build>>;
+    /// A value of the installation's own (certificate authority, sealing key's check).
+    async fn meta(&self, key: &str) -> Result<Option<Vec<u8>>>;
+    /// Records a value if the key has none yet; gives the one that is recorded then.
+    async fn put_meta_if_absent(&self, key: &str, value: &[u8]) -> Result<Vec<u8>>;
+}
