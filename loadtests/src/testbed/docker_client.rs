@@ -57,6 +57,24 @@ impl DockerClient {
         Ok(client)
     }
 
+    /// The same, for a dockerd whose socket is on this machine.
+    ///
+    /// # Errors
+    /// As [`Self::mount`].
+    pub fn mount_for_socket(dir: &Path, socket: &Path) -> Result<Self> {
+        let none = dir.join("none");
+        std::fs::create_dir_all(&none)?;
+        for name in ["ca.pem", "cert.pem", "key.pem"] {
+            std::fs::write(none.join(name), "")?;
+        }
+        let mut client = Self::mount(dir, &none, "")?;
+        let inside = client.root().join("docker.sock");
+        std::fs::write(&inside, "")?;
+        mount(&["--bind"], socket, &inside)?;
+        client.host = "unix:///docker.sock".into();
+        Ok(client)
+    }
+
     /// The client's root; what lies below it, the commands see below `/`.
     pub fn root(&self) -> PathBuf {
         self.dir.join("root")
@@ -73,9 +91,12 @@ impl DockerClient {
             .env("PATH", "/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin")
             .env("HOME", "/root")
             .env("DOCKER_HOST", &self.host)
-            .env("DOCKER_TLS_VERIFY", "1")
-            .env("DOCKER_CERT_PATH", "/certs")
             .stdin(Stdio::null());
+        if self.host.starts_with("tcp:") {
+            command
+                .env("DOCKER_TLS_VERIFY", "1")
+                .env("DOCKER_CERT_PATH", "/certs");
+        }
         command
     }
 
@@ -96,6 +117,11 @@ impl DockerClient {
 
 impl Drop for DockerClient {
     fn drop(&mut self) {
+        if self.host.starts_with("unix:") {
+            let _done = Command::new("umount")
+                .arg(self.root().join("docker.sock"))
+                .output();
+        }
         for name in ["root/dev", "root/proc", "root", "base"] {
             let done = Command::new("umount").arg(self.dir.join(name)).output();
             if !done.is_ok_and(|output| output.status.success()) {

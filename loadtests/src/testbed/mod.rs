@@ -109,6 +109,17 @@ impl Testbed {
             .to_owned())
     }
 
+    /// A new token of an org.
+    ///
+    /// # Errors
+    /// `slipway tokens create` fails.
+    pub fn org_token(&self, org: &str) -> Result<String> {
+        Ok(self
+            .slipway_ok(&["tokens", "create", "test", "--org", org])?
+            .trim()
+            .to_owned())
+    }
+
     /// A `slipway` command as the logged-in user.
     pub fn slipway<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Command {
         let mut command = Command::new(self.binaries.join("slipway"));

@@ -53,8 +53,9 @@ impl Registry {
             &self.dir.join("registry.log"),
         )?);
         let get = || {
-            self.get("/v2/")
-                .and_then(|(code, _)| Ok(ensure!(code == 200, "{code}")))
+            let (code, _) = self.get("/v2/")?;
+            ensure!(code == 200, "{code}");
+            Ok(())
         };
         wait_for("the registry", Duration::from_secs(20), get)
     }

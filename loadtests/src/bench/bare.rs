@@ -1,0 +1,114 @@
+//! A bare dockerd of the builder image: its own root, no sandbox, started and ended by itself. The yardstick for a wake.
+
+use super::http::Connection;
+use crate::testbed::{Process, cache_dir, show};
+use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Mounted, and used for any number of starts.
+#[derive(Debug)]
+pub(super) struct BareDocker {
+    dir: PathBuf,
+}
+
+impl BareDocker {
+    /// Mounts the image with a writable layer and a data root on the same file system as the pool.
+    pub(super) fn prepare(dir: &Path) -> Result<Self> {
+        for name in ["base", "upper", "work", "root", "data"] {
+            std::fs::create_dir_all(dir.join(name))?;
+        }
+        let bare = Self {
+            dir: dir.to_owned(),
+        };
+        let image = cache_dir().join("image/base.squashfs");
+        bare.mount(&["-t", "squashfs", "-o", "loop,ro"], &image, "base")?;
+        let d = dir.display();
+        let overlay = format!("lowerdir={d}/base,upperdir={d}/upper,workdir={d}/work");
+        bare.mount(
+            &["-t", "overlay", "-o", &overlay],
+            Path::new("overlay"),
+            "root",
+        )?;
+        bare.mount(&["-t", "proc"], Path::new("proc"), "root/proc")?;
+        bare.mount(&["--rbind"], Path::new("/sys"), "root/sys")?;
+        bare.mount(&["--rbind"], Path::new("/dev"), "root/dev")?;
+        bare.mount(&["--bind"], &dir.join("data"), "root/var/lib/docker")?;
+        Ok(bare)
+    }
+
+    /// Starts it in a network namespace of its own (so that it makes its bridge as ours does), waits for `/_ping`, ends it.
+    pub(super) fn start_to_ping(&self) -> Result<Duration> {
+        let socket = self.dir.join("root/run/docker.sock");
+        for stale in [
+            "root/run/docker.sock",
+            "root/run/docker.pid",
+            "root/var/run/docker.pid",
+        ] {
+            let _absent = std::fs::remove_file(self.dir.join(stale));
+        }
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--pid", "--fork", "--kill-child=SIGTERM", "chroot"]);
+        command
+            .arg(self.dir.join("root"))
+            .args(["dockerd", "-H", "unix:///run/docker.sock"]);
+        let begin = Instant::now();
+        let mut process = Process::start("dockerd", command, &self.dir.join("dockerd.log"))?;
+        let until = begin + Duration::from_secs(30);
+        let took = loop {
+            if let Ok(mut connection) = Connection::direct(&socket)
+                && connection
+                    .get("/_ping")
+                    .is_ok_and(|(status, _)| status == 200)
+            {
+                break begin.elapsed();
+            }
+            ensure!(
+                Instant::now() < until,
+                "dockerd did not start:\n{}",
+                process.output()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        process.end();
+        Ok(took)
+    }
+
+    fn mount(&self, options: &[&str], what: &Path, at: &str) -> Result<()> {
+        let output = Command::new("mount")
+            .args(options)
+            .arg(what)
+            .arg(self.dir.join(at))
+            .output()?;
+        ensure!(output.status.success(), "mount {at}: {}", show(&output));
+        Ok(())
+    }
+}
+
+impl Drop for BareDocker {
+    fn drop(&mut self) {
+        // Recursive: what dockerd and the bound trees have mounted below goes too. Lazy and private, so the host's stay.
+        for name in [
+            "root/var/lib/docker",
+            "root/sys",
+            "root/dev",
+            "root",
+            "base",
+        ] {
+            let at = self.dir.join(name);
+            let _private = Command::new("mount")
+                .arg("--make-rprivate")
+                .arg(&at)
+                .output();
+            let done = Command::new("umount")
+                .arg("--recursive")
+                .arg("--lazy")
+                .arg(&at)
+                .output();
+            if let Err(error) = done.context("umount") {
+                eprintln!("{}: {error}", at.display());
+            }
+        }
+    }
+}
