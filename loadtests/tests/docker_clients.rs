@@ -1,13 +1,23 @@
 //! Unmodified Docker clients through the gateway: build, run, exec, attach, logs, cp, events, save, load, push, buildx.
 
 use anyhow::{Context, Result, ensure};
-use slipway_loadtests::testbed::{DockerClient, Testbed, show, wait_for};
+use slipway_loadtests::testbed::{DockerClient, Testbed, cache_dir, checkout_dir, show, wait_for};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 fn client(bed: &Testbed) -> Result<DockerClient> {
+    let certificates = certificates(bed)?;
+    DockerClient::mount(
+        &bed.dir().join("client"),
+        &certificates,
+        &bed.address("docker")?,
+    )
+}
+
+/// A directory with `ca.pem`, `cert.pem` and `key.pem` of a client of the org.
+fn certificates(bed: &Testbed) -> Result<PathBuf> {
     bed.slipway_ok(&["docker-context", "create", "farm", "--org", "acme"])?;
     let tls = bed.dir().join("docker-config/contexts/tls");
     let context = std::fs::read_dir(&tls)?
@@ -20,11 +30,7 @@ fn client(bed: &Testbed) -> Result<DockerClient> {
     for name in ["ca.pem", "cert.pem", "key.pem"] {
         std::fs::copy(written.join(name), certificates.join(name)).context(name)?;
     }
-    DockerClient::mount(
-        &bed.dir().join("client"),
-        &certificates,
-        &bed.address("docker")?,
-    )
+    Ok(certificates)
 }
 
 fn write(client: &DockerClient, path: &str, text: &str) -> Result<PathBuf> {
@@ -85,6 +91,11 @@ fn docker_cli_works_unmodified() -> Result<()> {
         text.len()
     );
 
+    containers(&docker)?;
+    images(&bed, &docker)
+}
+
+fn containers(docker: &DockerClient) -> Result<()> {
     let id = docker.docker_ok(&[
         "run",
         "-d",
@@ -121,6 +132,10 @@ fn docker_cli_works_unmodified() -> Result<()> {
     ])?;
     ensure!(events.contains("container die"), "{events}");
 
+    Ok(())
+}
+
+fn images(bed: &Testbed, docker: &DockerClient) -> Result<()> {
     docker.docker_ok(&["save", "-o", "/saved.tar", "one"])?;
     docker.docker_ok(&["rmi", "-f", "one"])?;
     docker.docker_ok(&["load", "-i", "/saved.tar"])?;
@@ -173,5 +188,45 @@ fn buildx_builds_through_the_buildkit_gateway() -> Result<()> {
     docker.docker_ok(&["buildx", "build", "--builder", "farm", "-o", "/out", "/ctx"])?;
     let made = std::fs::read_to_string(docker.root().join("out/m"))?;
     ensure!(made == "made\n", "{made}");
+    Ok(())
+}
+
+/// docker-py comes from PyPI, into a virtual environment that is kept beside the other things made once.
+#[test]
+fn docker_py_works_unmodified() -> Result<()> {
+    let bed = Testbed::start()?;
+    bed.registry.seed(&["debian"])?;
+    let certificates = certificates(&bed)?;
+    let venv = cache_dir().join("docker-py");
+    let python = venv.join("bin/python");
+    if !venv.join("ready").exists() {
+        for (program, arguments) in [
+            (
+                Path::new("python3"),
+                vec!["-m", "venv", venv.to_str().context("path")?],
+            ),
+            (
+                &python,
+                vec!["-m", "pip", "install", "--quiet", "docker==7.1.0"],
+            ),
+        ] {
+            let output = std::process::Command::new(program)
+                .args(arguments)
+                .output()?;
+            ensure!(
+                output.status.success(),
+                "docker-py cannot be installed: {}",
+                show(&output)
+            );
+        }
+        std::fs::write(venv.join("ready"), "")?;
+    }
+    let output = std::process::Command::new(&python)
+        .arg(checkout_dir().join("loadtests/tests/docker_py/check.py"))
+        .env("DOCKER_URL", format!("https://{}", bed.address("docker")?))
+        .env("DOCKER_CERT_PATH", &certificates)
+        .env("PUSH_TARGET", format!("{}/py:1", bed.registry.address()))
+        .output()?;
+    ensure!(output.status.success(), "{}\n{}", show(&output), bed.logs());
     Ok(())
 }
