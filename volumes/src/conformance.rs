@@ -1,0 +1,1 @@
+//! What every volume driver must do, as a suite to run over one.

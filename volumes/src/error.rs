@@ -1,0 +1,127 @@
+//! Why a volume operation was not done.
+//!
+//! Must not know: how errors are shown or sent.
+
+use slipway_core::id::{MachineId, VolumeId};
+use slipway_core::units::ByteSize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Why a volume operation was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// No such volume.
+    #[error("volume {volume} does not exist")]
+    NotFound {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// Another holder has it, or, for `destroy`, any holder does.
+    #[error("volume {volume} is attached to {}", match holder { Some(h) => h.as_str(), None => "an unknown holder" })]
+    InUse {
+        /// Which.
+        volume: VolumeId,
+        /// Who has it; absent when its device is in use but nobody wrote down for whom.
+        holder: Option<MachineId>,
+    },
+    /// It was made with another size.
+    #[error(
+        "volume {volume} has {have}, not the {want} asked for; a volume's size cannot be changed here"
+    )]
+    SizeDiffers {
+        /// Which.
+        volume: VolumeId,
+        /// Its size.
+        have: ByteSize,
+        /// What was asked.
+        want: ByteSize,
+    },
+    /// The pool cannot promise that much.
+    #[error(
+        "the pool cannot promise {want} more: {promised} of {capacity} are promised (hint: destroy volumes, or give the pool more room)"
+    )]
+    NoSpace {
+        /// What was asked.
+        want: ByteSize,
+        /// Promised already.
+        promised: ByteSize,
+        /// May be promised in all.
+        capacity: ByteSize,
+    },
+    /// Out of the sizes a volume may have.
+    #[error("a volume of {size} is not possible: between {min} and {max}")]
+    InvalidSize {
+        /// What was asked.
+        size: ByteSize,
+        /// [`crate::limits::VOLUME_SIZE_MIN`].
+        min: ByteSize,
+        /// [`crate::limits::VOLUME_SIZE_MAX`].
+        max: ByteSize,
+    },
+    /// Its file system cannot be repaired, or not mounted after it was.
+    #[error("the file system of volume {volume} is damaged: {detail}")]
+    Damaged {
+        /// Which.
+        volume: VolumeId,
+        /// The checker's last words.
+        detail: String,
+    },
+    /// Something else uses it and did not let go in time.
+    #[error("volume {volume} is busy: {what} (waited {} s)", waited.as_secs())]
+    Busy {
+        /// Which.
+        volume: VolumeId,
+        /// What keeps it.
+        what: &'static str,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// Another operation holds the pool for too long.
+    #[error("the pool is busy with another operation (waited {} s)", waited.as_secs())]
+    PoolBusy {
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The pool must encrypt and cannot.
+    #[error(
+        "this pool requires encryption, but {reason} (hint: encryption = \"off\" for this pool stores volumes in clear)"
+    )]
+    EncryptionUnavailable {
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A program this driver needs failed.
+    #[error("{program}: {detail}")]
+    Tool {
+        /// Which, such as `mkfs.ext4`.
+        program: &'static str,
+        /// Its last words, or why it could not be run.
+        detail: String,
+    },
+    /// A system call failed.
+    #[error("{action} {}", path.display())]
+    Io {
+        /// What was tried, such as `mount`.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl VolumeError {
+    /// For `map_err`: names the failed action and its object.
+    pub(crate) fn io<E: Into<std::io::Error>>(
+        action: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(E) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source: source.into(),
+        }
+    }
+}

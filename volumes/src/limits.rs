@@ -1,0 +1,37 @@
+//! Every bound of this crate, and what happens at it.
+
+use slipway_core::units::ByteSize;
+use std::time::Duration;
+
+/// Smallest volume. Below it ext4's own structures would take a good part; `ensure` answers `InvalidSize`.
+pub const VOLUME_SIZE_MIN: ByteSize = ByteSize::mib(64);
+/// Largest volume: ext4 with 4 KiB blocks takes 16 TiB in one file on ext4. Above it `ensure` answers `InvalidSize`.
+pub const VOLUME_SIZE_MAX: ByteSize = ByteSize::gib(15 << 10);
+/// Share of the room found at `open` that may be promised when no capacity is set, in percent. The rest is kept for
+/// the file system's own structures and for what else lives there.
+pub const CAPACITY_DEFAULT_PERCENT: u64 = 90;
+/// Longest wait for the pool's lock. Creations hold it for some 50 ms each; then `PoolBusy`.
+pub const POOL_LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for another operation on the same volume (a repair can take minutes); then `Busy`.
+pub const VOLUME_LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Longest wait in `detach` for open files on the volume to be closed; then `Busy`, and it stays attached.
+pub const UNMOUNT_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Longest wait in `detach`, after unmounting, for other mounts of the file system (a machine's own, or one that a
+/// starting machine's namespace still has) to go; then `Busy`, and it stays attached.
+pub const DEVICE_RELEASE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Pause between two looks at something waited for.
+pub const POLL_PAUSE: Duration = Duration::from_millis(5);
+/// Longest `mkfs`; then it is killed and `ensure` fails with `Tool`.
+pub const MKFS_DURATION_MAX: Duration = Duration::from_secs(120);
+/// Longest single run of `e2fsck`; then it is killed and `attach` fails with `Tool`.
+pub const FSCK_DURATION_MAX: Duration = Duration::from_secs(1800);
+/// Bytes of a program's output that are kept (the last ones) for error messages; the rest is read and dropped.
+pub const TOOL_OUTPUT_BYTES_MAX: usize = 4 << 10;
+/// Tries to get a free loop device while others take them at the same time; then `Io`.
+pub const LOOP_DEVICE_TRIES_MAX: u32 = 64;
+/// Longest attachment marker that is read; a longer one is not ours and counts as unreadable.
+pub const MARKER_BYTES_MAX: u64 = 1 << 10;
+
+const _: () = assert!(VOLUME_SIZE_MIN.0 < VOLUME_SIZE_MAX.0);
+const _: () = assert!(POLL_PAUSE.as_millis() * 100 < UNMOUNT_WAIT_MAX.as_millis());
+const _: () = assert!(CAPACITY_DEFAULT_PERCENT <= 100);
