@@ -1,1 +1,24 @@
+//! A BuildKit client in two halves: [`Client`] asks a builder to solve a Dockerfile, and [`Session`] serves that
+//! builder what the solve needs from the caller's side: the files of the build context, secrets and registry logins.
+//!
+//! The halves may live in different processes: they meet at the builder, by the session's id.
+//!
+//! It must not know Slipway's own API, nor how the streams it is given were made.
 
+mod client;
+mod dial;
+mod event;
+mod filesync;
+pub mod ignore;
+pub mod limits;
+mod session;
+mod solve_error;
+
+pub use client::{Client, ConnectError, SolveRequest, SolveResult};
+pub use dial::{DialError, Upgraded, dial_docker_grpc, dial_docker_session};
+pub use event::SolveEvent;
+pub use session::{
+    LocalDir, RegistryLogin, SecretSource, Session, SessionError, SessionOptions, SessionStats,
+    StatsHandle,
+};
+pub use solve_error::SolveError;

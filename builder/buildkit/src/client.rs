@@ -1,0 +1,210 @@
+//! The solve side: one HTTP/2 connection to a BuildKit control API, and solves on it.
+//!
+//! It must not know how the connection was made, nor who serves the session that a solve names.
+
+use crate::event::{SolveEvent, events_of};
+use crate::limits;
+use crate::solve_error::SolveError;
+use bollard_buildkit_proto::moby::buildkit::v1 as control;
+use control::control_client::ControlClient;
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::collections::{BTreeMap, HashMap};
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tonic::body::Body;
+
+/// Attribute of the exporter's answer that holds the image id.
+const IMAGE_ID_KEY: &str = "containerimage.config.digest";
+/// dockerd's exporter when it keeps images in containerd's store answers with this instead.
+const IMAGE_DIGEST_KEY: &str = "containerimage.digest";
+
+/// Why a connection could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The other side does not speak HTTP/2, or closed the stream.
+    #[error("start HTTP/2 with the builder")]
+    Handshake(#[source] hyper::Error),
+}
+
+/// What to solve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SolveRequest {
+    /// Name of the solve, unique at the builder.
+    pub build_ref: String,
+    /// Id of the session that serves the context.
+    pub session: String,
+    /// Attributes of the frontend `dockerfile.v0` (`filename`, `target`, `build-arg:X`, `label:X`, `platform`, ...).
+    pub frontend_attrs: BTreeMap<String, String>,
+    /// Name (and tag) the image gets in dockerd; several separated by commas; empty for none.
+    pub image_name: String,
+}
+
+/// What a solve made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SolveResult {
+    /// Image id in dockerd (digest of its config).
+    pub image_id: String,
+    /// All that the exporter answered.
+    pub exporter_response: BTreeMap<String, String>,
+}
+
+/// A connection to a builder. Cheap to clone; ends when the last clone is dropped.
+#[derive(Debug, Clone)]
+pub struct Client {
+    connection: Connection,
+}
+
+impl Client {
+    /// Starts HTTP/2 on `io`, a stream to a BuildKit control API (see [`crate::dial_docker_grpc`]). Must be called
+    /// within a tokio runtime, which then drives the connection.
+    pub async fn connect<IO>(io: IO) -> Result<Client, ConnectError>
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .adaptive_window(true)
+            .keep_alive_interval(limits::KEEPALIVE_PERIOD)
+            .keep_alive_timeout(limits::KEEPALIVE_WAIT_MAX)
+            .handshake(TokioIo::new(io))
+            .await
+            .map_err(ConnectError::Handshake)?;
+        // The driver ends by itself when the last sender is dropped or the stream breaks; calls in flight then fail,
+        // so its own error would be told twice.
+        tokio::spawn(async move {
+            if let Err(error) = driver.await {
+                tracing::debug!(%error, "connection to the builder ended");
+            }
+        });
+        Ok(Client {
+            connection: Connection { sender },
+        })
+    }
+
+    /// Solves a Dockerfile and exports the image into dockerd. Events go to `events` in order; when nobody takes them
+    /// the solve goes slower, and when the receiver is gone they are dropped. Dropping the future cancels the solve.
+    pub async fn solve(
+        &self,
+        request: SolveRequest,
+        events: mpsc::Sender<SolveEvent>,
+    ) -> Result<SolveResult, SolveError> {
+        let status = control::StatusRequest {
+            r#ref: request.build_ref.clone(),
+        };
+        let mut solver = self.control();
+        let solve = solver.solve(control_request(request));
+        let follow = self.follow(status, events);
+        tokio::pin!(solve, follow);
+        let mut followed = false;
+        let solved = loop {
+            tokio::select! {
+                solved = &mut solve => break solved,
+                () = &mut follow, if !followed => followed = true,
+            }
+        };
+        if !followed {
+            let drained = tokio::time::timeout(limits::EVENTS_DRAIN_WAIT_MAX, &mut follow).await;
+            if drained.is_err() {
+                tracing::debug!("events of the solve did not end in time; the rest is dropped");
+            }
+        }
+        let response = solved.map_err(SolveError::of_status)?.into_inner();
+        result_of(response)
+    }
+
+    fn control(&self) -> ControlClient<Connection> {
+        // BuildKit takes any authority; gRPC wants one.
+        let origin = http::Uri::from_static("http://builder");
+        ControlClient::with_origin(self.connection.clone(), origin)
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+    }
+
+    /// Passes the events of a solve on until the builder ends them. An error here is not told: the solve's own answer
+    /// is what counts, and it fails too when the connection does.
+    async fn follow(&self, request: control::StatusRequest, events: mpsc::Sender<SolveEvent>) {
+        let mut stream = match self.control().status(request).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => {
+                tracing::debug!(code = ?status.code(), "no events of the solve");
+                return;
+            }
+        };
+        loop {
+            match stream.message().await {
+                Ok(Some(status)) => {
+                    for event in events_of(status) {
+                        if events.send(event).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Ok(None) => return,
+                Err(status) => {
+                    tracing::debug!(code = ?status.code(), "events of the solve broke off");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn control_request(request: SolveRequest) -> control::SolveRequest {
+    let mut attrs = HashMap::new();
+    if !request.image_name.is_empty() {
+        attrs.insert("name".to_owned(), request.image_name);
+    }
+    control::SolveRequest {
+        r#ref: request.build_ref,
+        session: request.session,
+        frontend: "dockerfile.v0".to_owned(),
+        frontend_attrs: request.frontend_attrs.into_iter().collect(),
+        // Both ways of naming the exporter: BuildKit before 0.13 knows the first only, and later ones ignore it when
+        // they see the second.
+        exporter_deprecated: "moby".to_owned(),
+        exporter_attrs_deprecated: attrs.clone(),
+        exporters: vec![control::Exporter {
+            r#type: "moby".to_owned(),
+            attrs,
+        }],
+        cache: Some(control::CacheOptions::default()),
+        ..Default::default()
+    }
+}
+
+fn result_of(response: control::SolveResponse) -> Result<SolveResult, SolveError> {
+    let exporter_response: BTreeMap<_, _> = response.exporter_response.into_iter().collect();
+    let image_id = exporter_response
+        .get(IMAGE_ID_KEY)
+        .or_else(|| exporter_response.get(IMAGE_DIGEST_KEY))
+        .cloned()
+        .ok_or(SolveError::NoImage)?;
+    Ok(SolveResult {
+        image_id,
+        exporter_response,
+    })
+}
+
+/// The connection as tonic wants it: a service from request to response.
+#[derive(Debug, Clone)]
+struct Connection {
+    sender: http2::SendRequest<Body>,
+}
+
+impl tower::Service<http::Request<Body>> for Connection {
+    type Response = http::Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = std::pin::Pin<
+        Box<dyn Future<Output = Result<http::Response<Incoming>, hyper::Error>> + Send>,
+    >;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.sender.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(self.sender.send_request(request))
+    }
+}

@@ -1,0 +1,287 @@
+//! A directory on disk, looked at without ever leaving it: every path is opened beneath the root and through no
+//! symbolic link.
+//!
+//! It must not know which entries are wanted, nor how they are sent.
+
+use super::packet::Stat;
+use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Bits of Go's `os.FileMode`.
+pub(super) mod go_mode {
+    pub(crate) const DIR: u32 = 1 << 31;
+    pub(crate) const SYMLINK: u32 = 1 << 27;
+    pub(crate) const DEVICE: u32 = 1 << 26;
+    pub(crate) const NAMED_PIPE: u32 = 1 << 25;
+    pub(crate) const SETUID: u32 = 1 << 23;
+    pub(crate) const SETGID: u32 = 1 << 22;
+    pub(crate) const CHAR_DEVICE: u32 = 1 << 21;
+    pub(crate) const STICKY: u32 = 1 << 20;
+    /// All that say what an entry is. A file has none of them.
+    pub(crate) const TYPE: u32 = DIR | SYMLINK | DEVICE | NAMED_PIPE | CHAR_DEVICE;
+}
+
+/// Longest link target the kernel gives, in bytes.
+const LINK_BYTES_MAX: usize = 4096;
+/// Extended attributes of macOS mean nothing in an image.
+const APPLE_XATTR_PREFIX: &str = "com.apple.";
+
+/// The root of a tree.
+#[derive(Debug)]
+pub(super) struct Tree {
+    root: OwnedFd,
+}
+
+/// A directory of a tree, open.
+#[derive(Debug)]
+pub(super) struct OpenDir {
+    fd: OwnedFd,
+}
+
+/// What `lstat` says of an entry.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) stat: Stat,
+    /// Set for a file with more than one name: device and inode.
+    pub(super) shared_inode: Option<(u64, u64)>,
+    /// A socket: announced as an empty file, as BuildKit's own client does.
+    pub(super) is_socket: bool,
+}
+
+impl Tree {
+    /// Opens a root. The root itself may be named through symbolic links.
+    pub(super) fn open(root: &Path) -> Result<Tree, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Tree {
+            root: fs::open(root, flags, Mode::empty())?,
+        })
+    }
+
+    /// Opens a directory; the empty path is the root.
+    pub(super) fn open_dir(&self, path: &[u8]) -> Result<OpenDir, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let path = if path.is_empty() { b"." } else { path };
+        Ok(OpenDir {
+            fd: self.open_beneath(path, flags)?,
+        })
+    }
+
+    /// Opens a file to read. Never waits, even if the entry has become a pipe meanwhile.
+    pub(super) fn open_file(&self, path: &[u8]) -> Result<File, Errno> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        Ok(File::from(self.open_beneath(path, flags)?))
+    }
+
+    fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let path = CString::new(path).map_err(|_| Errno::INVAL)?;
+        let beneath =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        match fs::openat2(
+            &self.root,
+            &path,
+            flags | OFlags::NOFOLLOW,
+            Mode::empty(),
+            beneath,
+        ) {
+            // Kernels before 5.6 lack it, and some sandboxes forbid what they do not know.
+            Err(Errno::NOSYS | Errno::PERM) => self.open_by_steps(&path, flags),
+            opened => opened,
+        }
+    }
+
+    fn open_by_steps(&self, path: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let mut steps = path.to_bytes().split(|byte| *byte == b'/').peekable();
+        let mut at: Option<OwnedFd> = None;
+        while let Some(step) = steps.next() {
+            if step == b".." {
+                return Err(Errno::XDEV);
+            }
+            let here: BorrowedFd<'_> = at.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
+            let flags = match steps.peek() {
+                Some(_) => OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                None => flags,
+            };
+            at = Some(fs::openat(
+                here,
+                step,
+                flags | OFlags::NOFOLLOW,
+                Mode::empty(),
+            )?);
+        }
+        at.ok_or(Errno::NOENT)
+    }
+}
+
+impl OpenDir {
+    /// Names and, where the file system tells, types of all entries, in no order.
+    pub(super) fn entries(&self) -> Result<Vec<(CString, FileType)>, Errno> {
+        let mut entries = Vec::new();
+        for entry in Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name != c"." && name != c".." {
+                entries.push((name.to_owned(), entry.file_type()));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// What kind an entry is of, for file systems that do not tell in the directory.
+    pub(super) fn type_of(&self, name: &CStr) -> Result<FileType, Errno> {
+        let stat = fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(FileType::from_raw_mode(stat.st_mode))
+    }
+
+    /// Where a symbolic link points to.
+    pub(super) fn link_of(&self, name: &CStr) -> Result<Vec<u8>, Errno> {
+        Ok(fs::readlinkat(&self.fd, name, Vec::with_capacity(LINK_BYTES_MAX))?.into_bytes())
+    }
+
+    /// All about an entry, as the sync tells it. `path` is the entry's path in the tree.
+    pub(super) fn look(&self, name: &CStr, path: Vec<u8>) -> Result<Seen, Errno> {
+        let seen = fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let kind = FileType::from_raw_mode(seen.st_mode);
+        let mut stat = Stat {
+            path,
+            mode: go_mode_of(seen.st_mode),
+            modified: nanos(seen.st_mtime, seen.st_mtime_nsec),
+            xattrs: self.xattrs(name),
+            ..Stat::default()
+        };
+        if kind != FileType::Directory {
+            stat.size = seen.st_size;
+        }
+        if kind == FileType::Symlink {
+            stat.link = self.link_of(name)?;
+        }
+        if kind == FileType::BlockDevice || kind == FileType::CharacterDevice {
+            stat.device_major = fs::major(seen.st_rdev).into();
+            stat.device_minor = fs::minor(seen.st_rdev).into();
+        }
+        let may_share = kind != FileType::Directory && kind != FileType::Symlink;
+        let shared_inode = (may_share && seen.st_nlink > 1).then_some((seen.st_dev, seen.st_ino));
+        Ok(Seen {
+            stat,
+            shared_inode,
+            is_socket: kind == FileType::Socket,
+        })
+    }
+
+    /// Extended attributes; none where the file system has none or they cannot be read, as BuildKit's own client does.
+    fn xattrs(&self, name: &CStr) -> HashMap<String, Vec<u8>> {
+        let mut xattrs = HashMap::new();
+        // There is no call that takes a directory and a name before Linux 6.13.
+        let mut path = format!("/proc/self/fd/{}/", self.fd.as_raw_fd()).into_bytes();
+        path.extend_from_slice(name.to_bytes());
+        let Ok(path) = CString::new(path) else {
+            return xattrs;
+        };
+        let mut names = [0_u8; 1024];
+        let listed = match fs::llistxattr(&path, &mut names) {
+            Ok(0) | Err(_) => return xattrs,
+            Ok(length) => &names[..length],
+        };
+        for key in listed
+            .split(|byte| *byte == 0)
+            .filter(|key| !key.is_empty())
+        {
+            let Ok(key) = std::str::from_utf8(key) else {
+                continue;
+            };
+            if key.starts_with(APPLE_XATTR_PREFIX) {
+                continue;
+            }
+            if let Some(value) = xattr(&path, key) {
+                xattrs.insert(key.to_owned(), value);
+            }
+        }
+        xattrs
+    }
+}
+
+fn xattr(path: &CStr, key: &str) -> Option<Vec<u8>> {
+    let length = fs::lgetxattr(path, key, &mut [0_u8; 0]).ok()?;
+    let mut value = vec![0; length];
+    let length = fs::lgetxattr(path, key, &mut value).ok()?;
+    value.truncate(length);
+    Some(value)
+}
+
+fn nanos(seconds: i64, nanos: u64) -> i64 {
+    let nanos = i64::try_from(nanos).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
+/// Kernel's mode to Go's. A socket becomes a plain file: an archive cannot hold one.
+fn go_mode_of(raw: u32) -> u32 {
+    let kind = match FileType::from_raw_mode(raw) {
+        FileType::Directory => go_mode::DIR,
+        FileType::Symlink => go_mode::SYMLINK,
+        FileType::BlockDevice => go_mode::DEVICE,
+        FileType::CharacterDevice => go_mode::DEVICE | go_mode::CHAR_DEVICE,
+        FileType::Fifo => go_mode::NAMED_PIPE,
+        FileType::RegularFile | FileType::Socket | FileType::Unknown => 0,
+    };
+    let bits = [
+        (Mode::SUID, go_mode::SETUID),
+        (Mode::SGID, go_mode::SETGID),
+        (Mode::SVTX, go_mode::STICKY),
+    ];
+    let special = bits
+        .iter()
+        .filter(|(bit, _)| raw & bit.as_raw_mode() != 0)
+        .map(|(_, go)| go);
+    special.fold(kind | (raw & 0o777), |mode, bit| mode | bit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_gos() {
+        assert_eq!(go_mode_of(0o100_644), 0o644);
+        assert_eq!(go_mode_of(0o040_755), 1 << 31 | 0o755);
+        assert_eq!(go_mode_of(0o120_777), 1 << 27 | 0o777);
+        assert_eq!(go_mode_of(0o106_755), 1 << 23 | 1 << 22 | 0o755);
+        assert_eq!(go_mode_of(0o041_777), 1 << 31 | 1 << 20 | 0o777);
+        assert_eq!(go_mode_of(0o020_666), 1 << 26 | 1 << 21 | 0o666);
+        assert_eq!(go_mode_of(0o060_666), 1 << 26 | 0o666);
+        assert_eq!(go_mode_of(0o010_600), 1 << 25 | 0o600);
+        assert_eq!(go_mode_of(0o140_755), 0o755);
+    }
+
+    #[test]
+    fn nothing_outside_the_root_is_opened() {
+        let outer = tempfile::tempdir().unwrap();
+        let root = outer.path().join("root");
+        std::fs::create_dir_all(root.join("dir")).unwrap();
+        std::fs::write(outer.path().join("secret"), "s").unwrap();
+        std::fs::write(root.join("dir/file"), "f").unwrap();
+        std::os::unix::fs::symlink("..", root.join("up")).unwrap();
+        std::os::unix::fs::symlink("dir", root.join("in")).unwrap();
+        let tree = Tree::open(&root).unwrap();
+        for path in [
+            &b"../secret"[..],
+            b"up/secret",
+            b"in/file",
+            b"/etc/passwd",
+            b"dir/../../secret",
+        ] {
+            assert!(
+                tree.open_file(path).is_err(),
+                "{}",
+                String::from_utf8_lossy(path)
+            );
+            let steps = tree.open_by_steps(&CString::new(path).unwrap(), OFlags::RDONLY);
+            assert!(steps.is_err(), "{}", String::from_utf8_lossy(path));
+        }
+        assert!(tree.open_file(b"dir/file").is_ok());
+        assert!(tree.open_by_steps(c"dir/file", OFlags::RDONLY).is_ok());
+    }
+}

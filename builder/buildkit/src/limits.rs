@@ -1,0 +1,54 @@
+//! Every bound of this crate, and what happens at it. It must not know what is built.
+
+use std::time::Duration;
+
+/// Longest head of an answer to an upgrade request, in bytes. Beyond it the dial fails.
+pub const UPGRADE_HEAD_BYTES_MAX: usize = 16 << 10;
+/// Bytes kept of a refusal's body for its message; the rest is not read.
+pub const UPGRADE_REFUSAL_BYTES_MAX: usize = 4 << 10;
+/// Longest wait for the answer to an upgrade request. Beyond it the dial fails.
+pub const UPGRADE_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Largest gRPC message taken from a builder, in bytes. BuildKit itself sends at most this. Beyond it the call fails.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// How often the solve connection is pinged while a solve is in flight.
+pub const KEEPALIVE_PERIOD: Duration = Duration::from_secs(20);
+/// How long a ping may stay unanswered before the connection counts as lost.
+pub const KEEPALIVE_WAIT_MAX: Duration = Duration::from_secs(20);
+/// How long the event stream may go on after the solve has ended; the rest is dropped.
+pub const EVENTS_DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Longest error message kept from a builder, in bytes; the end is kept, since the cause is there.
+pub const ERROR_MESSAGE_BYTES_MAX: usize = 8 << 10;
+
+/// gRPC calls that a builder may have open in one session at once; further ones wait at the builder.
+pub const SESSION_CALLS_MAX: u32 = 128;
+/// Bytes of answers that one call may keep waiting for the stream; the readers of files wait beyond it.
+pub const SESSION_SEND_BUFFER_BYTES: usize = 1 << 20;
+/// File syncs that may run in one session at once; one more is refused with `RESOURCE_EXHAUSTED`.
+pub const SYNCS_RUNNING_MAX: usize = 16;
+/// Largest secret, in bytes (BuildKit's own bound, 500 KiB). A larger one is refused by name.
+pub const SECRET_BYTES_MAX: usize = 500 << 10;
+/// Entries one file sync may announce. Beyond it the sync fails and says so.
+pub const SYNC_ENTRIES_MAX: usize = 8_000_000;
+/// Patterns one file sync may be filtered by, each kind. Beyond it the sync is refused.
+pub const SYNC_PATTERNS_MAX: usize = 10_000;
+/// Depth of directories in a context. Beyond it the sync fails and names the directory.
+pub const SYNC_DEPTH_MAX: usize = 1_000;
+/// Links followed for one path of `followpaths`. Beyond it the path is taken as it is.
+pub const SYNC_LINKS_FOLLOWED_MAX: usize = 255;
+/// Threads that read files for one sync.
+pub const SYNC_READERS: usize = 4;
+/// Bytes of a file in one packet.
+pub const SYNC_CHUNK_BYTES: usize = 64 << 10;
+/// Batches of packets that wait for the connection; the walk and the readers wait when it is full. It bounds the
+/// memory of a sync to about this many chunks plus one per reader.
+pub const SYNC_BATCHES_QUEUED_MAX: usize = 32;
+/// Entries in one batch of announcements.
+pub const SYNC_BATCH_ENTRIES: usize = 128;
+/// Largest packet taken from a receiver, in bytes. They are requests and errors: small. Beyond it the sync fails.
+pub const SYNC_PACKET_BYTES_MAX: usize = 1 << 20;
+/// Largest ignore file, in bytes. A larger one is refused.
+pub const IGNORE_FILE_BYTES_MAX: usize = 1 << 20;
+
+const _: () = assert!(SYNC_CHUNK_BYTES < MESSAGE_BYTES_MAX);
+const _: () = assert!(SYNC_READERS < SYNC_BATCHES_QUEUED_MAX);
+const _: () = assert!(ERROR_MESSAGE_BYTES_MAX < MESSAGE_BYTES_MAX);
