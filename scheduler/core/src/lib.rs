@@ -14,6 +14,7 @@ pub mod idle;
 pub mod limits;
 pub mod machine;
 pub mod placement;
+pub mod planner;
 pub mod quota;
 pub mod time;
 pub mod units;

@@ -1,0 +1,385 @@
+//! What to do about one machine, given what is wanted, what is recorded, and what its host says.
+//!
+//! Level-triggered and pure: the same view gives the same plan, and carrying a plan out and planning again converges. A plan
+//! is at most a few steps; whoever carries it out plans again afterwards, from fresh facts.
+//!
+//! Rules, in their order:
+//! 1. What the host says is learnt before anything is done.
+//! 2. Whatever else of this machine lives on the host is ended and forgotten first. So no two generations live at once,
+//!    and no volume has two machines.
+//! 3. A wanted machine is started with a generation above any seen; after a crash only once its backoff is over, and only
+//!    while somebody still uses it. What ended well stays stopped.
+//! 4. A machine that failed [`FAILED_STARTS_MAX`] starts in a row, or whose volume is damaged, gets one new, empty
+//!    volume; the old one is kept aside.
+//! 5. A machine that is quiet for its idle time is asked to end; one that does not come up or does not end is killed.
+//!
+//! Must not know: how a step is carried out, other machines, or where anything is stored.
+
+use crate::generation::Generation;
+use crate::host_api::{MachineReport, MachineRunState};
+use crate::id::{MachineId, VolumeId};
+use crate::idle::{self, Idle};
+use crate::limits::{MACHINE_READY_WAIT_MAX, MACHINE_STOP_GRACE};
+use crate::machine::{MachineEvent, MachineState};
+use crate::time::Timestamp;
+use std::time::Duration;
+
+/// Failed starts in a row after which the cache volume is suspected, and replaced once.
+pub const FAILED_STARTS_MAX: u32 = 3;
+/// A machine that was asked to end is killed after this: the host's own grace and a margin for its news to arrive.
+pub const END_WAIT_MAX: Duration = Duration::from_secs(MACHINE_STOP_GRACE.as_secs() + 10);
+/// A kill, or a step that failed, is tried again after this.
+pub const RETRY_WAIT: Duration = Duration::from_secs(2);
+
+/// What a host says about one machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Observed {
+    /// It was not asked since the last side effect, or does not answer. Nothing may be concluded.
+    Unknown,
+    /// It has no such machine.
+    Absent,
+    /// It has this generation of it.
+    Present {
+        /// Which generation.
+        generation: Generation,
+        /// What it is doing.
+        state: MachineRunState,
+    },
+}
+
+impl Observed {
+    /// The one report of a host's list that is about a machine.
+    pub fn of(report: Option<&MachineReport>) -> Self {
+        report.map_or(Self::Absent, |r| Self::Present {
+            generation: r.generation,
+            state: r.state,
+        })
+    }
+}
+
+/// All that a plan for one machine depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineView {
+    /// Which machine.
+    pub machine: MachineId,
+    /// The volume it has.
+    pub volume: VolumeId,
+    /// The newest generation ever asked for.
+    pub generation: Generation,
+    /// It shall run.
+    pub wanted: bool,
+    /// What it does, as recorded.
+    pub state: MachineState,
+    /// What its host says.
+    pub observed: Observed,
+    /// Connections through the gateway now.
+    pub in_flight: u32,
+    /// When the last of them ended.
+    pub quiet_since: Timestamp,
+    /// The org's idle time.
+    pub idle: Duration,
+    /// The guest was asked, and said not to ask again before this.
+    pub ask_not_before: Timestamp,
+    /// The host is known to have the volume.
+    pub volume_ready: bool,
+    /// The host said that the volume cannot be repaired.
+    pub volume_damaged: bool,
+    /// The volume was replaced, and no start has succeeded since.
+    pub volume_replaced: bool,
+    /// Failed starts in a row.
+    pub failed_starts: u32,
+    /// A step failed; nothing is tried on the host before this.
+    pub hold_until: Timestamp,
+}
+
+/// One thing to do, about this machine, this volume and this generation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Which machine.
+    pub machine: MachineId,
+    /// Its volume.
+    pub volume: VolumeId,
+    /// The generation it is about; for [`Action::Start`] the new one.
+    pub generation: Generation,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What a step does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Record that this has happened; it has.
+    Learn(MachineEvent),
+    /// Have the host make the volume if it has none.
+    EnsureVolume,
+    /// Record the generation, then have the host start it.
+    Start,
+    /// Have the host end it: politely, then after the grace by force.
+    Stop {
+        /// How long to be polite; zero kills at once.
+        grace: Duration,
+    },
+    /// Have the host forget it.
+    Remove,
+    /// Ask the guest whether it is idle too, and if so to end.
+    AskToEnd,
+    /// Give the machine a new, empty volume, keep the old one aside, and tell the owner.
+    ReplaceVolume,
+}
+
+/// What to do now, and when to look again if nothing happens before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order; a step that fails ends the plan.
+    pub steps: Vec<Step>,
+    /// Plan again then at the latest; absent if only news can change anything.
+    pub look_again_at: Option<Timestamp>,
+}
+
+/// The plan for one machine.
+pub fn plan(now: Timestamp, view: &MachineView) -> Plan {
+    match view.observed {
+        Observed::Unknown => nothing(None),
+        Observed::Absent => absent(now, view),
+        Observed::Present {
+            generation,
+            state: MachineRunState::Exited { clean },
+        } => exited(now, view, generation, clean),
+        Observed::Present {
+            generation,
+            state: MachineRunState::Running,
+        } => running(now, view, generation),
+    }
+}
+
+fn nothing(look_again_at: Option<Timestamp>) -> Plan {
+    Plan {
+        steps: Vec::new(),
+        look_again_at,
+    }
+}
+
+impl MachineView {
+    fn step(&self, generation: Generation, action: Action) -> Step {
+        Step {
+            machine: self.machine.clone(),
+            volume: self.volume.clone(),
+            generation,
+            action,
+        }
+    }
+
+    fn one(&self, generation: Generation, action: Action) -> Plan {
+        Plan {
+            steps: vec![self.step(generation, action)],
+            look_again_at: None,
+        }
+    }
+
+    fn learn(&self, generation: Generation, event: MachineEvent) -> Step {
+        self.step(generation, Action::Learn(event))
+    }
+
+    /// One step on the host, or a wait if the last one has just failed.
+    fn on_host(&self, now: Timestamp, generation: Generation, action: Action) -> Plan {
+        if now < self.hold_until {
+            nothing(Some(self.hold_until))
+        } else {
+            self.one(generation, action)
+        }
+    }
+
+    fn newest(&self) -> Generation {
+        match self.observed {
+            Observed::Present { generation, .. } => self.generation.max(generation),
+            Observed::Unknown | Observed::Absent => self.generation,
+        }
+    }
+}
+
+/// The host has nothing of this machine.
+fn absent(now: Timestamp, view: &MachineView) -> Plan {
+    match view.state {
+        MachineState::Starting { generation, .. } => {
+            let failures_before = view.failed_starts;
+            let event = MachineEvent::StartFailed {
+                generation,
+                at: now,
+                failures_before,
+            };
+            view.one(generation, Action::Learn(event))
+        }
+        MachineState::Booting { generation, .. }
+        | MachineState::Running { generation }
+        | MachineState::Ending { generation, .. } => {
+            let event = ended(view, generation, false, now);
+            view.one(generation, Action::Learn(event))
+        }
+        MachineState::Stopped => {
+            if view.wanted {
+                start(now, view)
+            } else {
+                nothing(None)
+            }
+        }
+        MachineState::Crashed { retry_at, .. } => after_crash(now, view, retry_at),
+    }
+}
+
+fn ended(view: &MachineView, generation: Generation, clean: bool, at: Timestamp) -> MachineEvent {
+    MachineEvent::Ended {
+        generation,
+        clean,
+        at,
+        failures_before: view.failed_starts,
+    }
+}
+
+fn after_crash(now: Timestamp, view: &MachineView, retry_at: Timestamp) -> Plan {
+    let quiet = idle::gateway(now, view.in_flight, view.quiet_since, view.idle);
+    if !view.wanted || quiet == Idle::Due {
+        return view.one(view.generation, Action::Learn(MachineEvent::GaveUp));
+    }
+    // A damaged volume does not get better by waiting.
+    if now < retry_at && !must_replace(view) {
+        return nothing(Some(retry_at));
+    }
+    start(now, view)
+}
+
+fn must_replace(view: &MachineView) -> bool {
+    let suspect = view.volume_damaged || view.failed_starts >= FAILED_STARTS_MAX;
+    suspect && !view.volume_replaced
+}
+
+fn start(now: Timestamp, view: &MachineView) -> Plan {
+    if now < view.hold_until {
+        return nothing(Some(view.hold_until));
+    }
+    let generation = view.newest().next();
+    if must_replace(view) {
+        // The plan after this one has the new volume in its view.
+        return view.one(generation, Action::ReplaceVolume);
+    }
+    let mut steps = Vec::with_capacity(2);
+    if !view.volume_ready {
+        steps.push(view.step(generation, Action::EnsureVolume));
+    }
+    steps.push(view.step(generation, Action::Start));
+    Plan {
+        steps,
+        look_again_at: None,
+    }
+}
+
+/// A generation of this machine has ended, and the host still holds what it had.
+fn exited(now: Timestamp, view: &MachineView, generation: Generation, clean: bool) -> Plan {
+    let mut steps = Vec::with_capacity(2);
+    match view.state.live_generation() {
+        Some(mine) if mine == generation => {
+            steps.push(view.learn(generation, ended(view, generation, clean, now)));
+        }
+        // The host has an older one where a newer should be: the newer did not start.
+        Some(mine) if mine > generation => {
+            let mut plan = absent(now, view);
+            plan.steps
+                .retain(|step| matches!(step.action, Action::Learn(_)));
+            steps = plan.steps;
+        }
+        Some(_) | None => {}
+    }
+    if now < view.hold_until {
+        return Plan {
+            steps,
+            look_again_at: Some(view.hold_until),
+        };
+    }
+    steps.push(view.step(generation, Action::Remove));
+    Plan {
+        steps,
+        look_again_at: None,
+    }
+}
+
+/// A generation of this machine lives.
+fn running(now: Timestamp, view: &MachineView, generation: Generation) -> Plan {
+    if generation != view.generation {
+        // Not the one that was asked for last: end it, whatever it does, before anything else of this machine starts.
+        return view.on_host(
+            now,
+            generation,
+            Action::Stop {
+                grace: Duration::ZERO,
+            },
+        );
+    }
+    match view.state {
+        MachineState::Stopped | MachineState::Starting { .. } | MachineState::Crashed { .. } => {
+            let event = MachineEvent::HostRuns {
+                generation,
+                at: now,
+            };
+            view.one(generation, Action::Learn(event))
+        }
+        MachineState::Booting { since, .. } => {
+            let late = since.after(MACHINE_READY_WAIT_MAX);
+            if !view.wanted {
+                stop_politely(now, view, generation)
+            } else if now >= late {
+                view.on_host(
+                    now,
+                    generation,
+                    Action::Stop {
+                        grace: Duration::ZERO,
+                    },
+                )
+            } else {
+                nothing(Some(late))
+            }
+        }
+        MachineState::Running { .. } => {
+            if view.wanted {
+                reap(now, view, generation)
+            } else {
+                stop_politely(now, view, generation)
+            }
+        }
+        MachineState::Ending { since, .. } => {
+            let late = since.after(END_WAIT_MAX);
+            if now >= late {
+                view.on_host(
+                    now,
+                    generation,
+                    Action::Stop {
+                        grace: Duration::ZERO,
+                    },
+                )
+            } else {
+                nothing(Some(late))
+            }
+        }
+    }
+}
+
+fn stop_politely(now: Timestamp, view: &MachineView, generation: Generation) -> Plan {
+    view.on_host(
+        now,
+        generation,
+        Action::Stop {
+            grace: MACHINE_STOP_GRACE,
+        },
+    )
+}
+
+fn reap(now: Timestamp, view: &MachineView, generation: Generation) -> Plan {
+    match idle::gateway(now, view.in_flight, view.quiet_since, view.idle) {
+        Idle::Busy => nothing(None),
+        Idle::NotBefore(at) => nothing(Some(at.max(view.ask_not_before))),
+        Idle::Due if now < view.ask_not_before => nothing(Some(view.ask_not_before)),
+        Idle::Due => view.one(generation, Action::AskToEnd),
+    }
+}
+
+#[cfg(test)]
+#[path = "planner_tests.rs"]
+mod tests;
