@@ -1,0 +1,49 @@
+//! Every bound of the host daemon, and what happens at it. docs/LIMITS.md lists each with its test.
+
+use std::time::Duration;
+
+/// Connections to the host API at once. One more is closed unanswered.
+pub const CONNECTIONS_MAX: usize = 64;
+/// How long a peer may take to send the rest of a frame it has begun, or to take a reply. Then it is cut off.
+pub const FRAME_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long a request other than `watch_machines` may take before it is answered with an error. Its work is
+/// finished all the same, so that asking again finds it done.
+pub const REQUEST_WAIT_MAX: Duration = Duration::from_secs(120);
+/// How long the daemon waits at shutdown for requests in hand. After it, they are dropped; the next start clears up.
+pub const SHUTDOWN_WAIT_MAX: Duration = Duration::from_secs(20);
+/// Machines on one host, ended ones that are still remembered not counted. One more is refused with `no_space`.
+pub const MACHINES_MAX: u16 = 1024;
+/// Machines being started at once; further ones wait in order, within [`REQUEST_WAIT_MAX`].
+pub const STARTS_AT_ONCE_MAX: usize = 8;
+/// User and group ids that a machine has. Fixed by the images people build (`nobody` is 65534).
+pub const MACHINE_IDS: u32 = 1 << 16;
+/// Longest grace that `stop_machine` may ask for; more is cut to it.
+pub const STOP_GRACE_MAX: Duration = Duration::from_secs(600);
+/// How long a killed machine may take to be gone. Then the verb fails, and may be asked again.
+pub const KILL_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long a program that the daemon runs (`runc`, `ip`, `nft`, `mount`, `unsquashfs`) may take. Then it is killed.
+pub const PROGRAM_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Bytes of a program's output that are kept for an error message. The rest is dropped.
+pub const PROGRAM_OUTPUT_BYTES_MAX: usize = 4 << 10;
+/// How long connecting to a machine's listener may take while its backlog is full. Then `busy`.
+pub const ENDPOINT_CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Connections that wait in a machine's listener before it accepts (the kernel may hold fewer). Then see
+/// [`ENDPOINT_CONNECT_WAIT_MAX`].
+pub const ENDPOINT_BACKLOG: i32 = 1024;
+/// What a machine may write to its console and its end record together. Further writes of its PID 1 fail.
+pub const CONSOLE_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of the console's tail that are kept when a machine has ended.
+pub const CONSOLE_KEPT_BYTES: u64 = 64 << 10;
+/// Bytes of the end record that are read; the room is set aside at the start, so that a full console cannot take it.
+pub const END_RECORD_BYTES_MAX: u64 = 4 << 10;
+/// How long the highest generation of a removed machine is remembered.
+pub const FENCE_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
+/// How long a mount may stay busy while a machine is cleared away. Then it is detached lazily and that is logged.
+pub const UNMOUNT_WAIT_MAX: Duration = Duration::from_secs(5);
+
+const _: () = assert!(END_RECORD_BYTES_MAX + CONSOLE_KEPT_BYTES < CONSOLE_BYTES_MAX);
+const _: () = assert!(KILL_WAIT_MAX.as_secs() + PROGRAM_WAIT_MAX.as_secs() < REQUEST_WAIT_MAX.as_secs());
+const _: () = assert!(
+    ENDPOINT_CONNECT_WAIT_MAX.as_secs() < FRAME_WAIT_MAX.as_secs()
+        && slipway_core::limits::HOST_API_WATCH_WAIT_MAX.as_secs() < REQUEST_WAIT_MAX.as_secs()
+);

@@ -1,0 +1,291 @@
+//! The settings of a host: read once, turned into values that are known to be valid.
+//!
+//! Must not know: how anything is done with them.
+
+use crate::limits::{MACHINE_IDS, MACHINES_MAX};
+use crate::network::address::{Allowed, Ipv4Net};
+use serde::Deserialize;
+use slipway_core::units::ByteSize;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+/// Everything that can be set about a host. Each has a default, so an empty document is a working host; an
+/// unknown name is an error.
+///
+/// What the administrator must know besides:
+/// - `net.ipv4.ip_forward` is switched on.
+/// - The only firewall table that is touched is [`nft_table`](Self::nft_table). If another table's forward chain
+///   drops by default (Docker's `DOCKER-USER`/`FORWARD`, firewalld, ufw), machines have no network until that
+///   table lets `<veth_prefix>*` through; the daemon warns of it at its start.
+/// - On cgroup v2 the machines' cgroups are made below [`cgroup_parent`](Self::cgroup_parent), from the root.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostSettings {
+    /// What must survive a reboot: machine records, sockets, layers. Mode 0700. `/var/lib/slipway/host`.
+    pub state_dir: PathBuf,
+    /// What must not: mounts, runc's state. `/run/slipway`.
+    pub run_dir: PathBuf,
+    /// The host API's socket. `/run/slipway/host.sock`.
+    pub socket: PathBuf,
+    /// Group that may open the socket (its mode is 0660). `root`.
+    pub socket_group: String,
+    /// Users, besides root, whose processes may speak on the socket. Empty.
+    pub allowed_uids: Vec<u32>,
+    /// Where volumes lie. `/var/lib/slipway/pool`.
+    pub pool_dir: PathBuf,
+    /// What the pool may promise, as `500GiB` or in bytes. Absent: what the driver finds on the disk.
+    #[serde(deserialize_with = "optional_size")]
+    pub pool_capacity: Option<ByteSize>,
+    /// Whether volumes are encrypted: `off` or `required`. `off`.
+    pub encryption: EncryptionSetting,
+    /// The builder image, a squashfs. `/var/cache/slipway/image/base.squashfs`.
+    pub image_base: PathBuf,
+    /// How the image is mounted. `auto`.
+    pub image_mount: ImageMount,
+    /// The machine's PID 1, a static program. `/usr/lib/slipway/slipway-guest`.
+    pub guest_binary: PathBuf,
+    /// The OCI runtime. `runc`, looked up in `PATH`.
+    pub runc: PathBuf,
+    /// First host id of the machines' id ranges (65,536 each, one range per slot). `1073741824` (2^30).
+    pub id_base: u32,
+    /// How many machines may run at once, at most 1024. `1024`.
+    pub machines_max: u16,
+    /// Addresses of machines. The first is the gateway. `10.209.0.0/16`.
+    pub machine_cidr: Ipv4Net,
+    /// Name of the interface that has the gateway address. `slipway0`.
+    pub interface: String,
+    /// What the host side of each machine's link is named, before a number. At most 10 characters. `slw`.
+    pub veth_prefix: String,
+    /// Name of the firewall table (family `inet`). `slipway`.
+    pub nft_table: String,
+    /// Cgroup below which each machine has its own. `slipway`.
+    pub cgroup_parent: String,
+    /// What machines may reach although it is the host's or in a private range: `IP:PORT` (TCP) or `IP:PORT/udp`.
+    /// The host's resolvers on port 53 are added by themselves. Empty.
+    pub allow: Vec<Allowed>,
+    /// Further ranges machines may not reach, as `198.51.100.0/24`. Empty.
+    pub deny: Vec<Ipv4Net>,
+    /// Resolvers for machines. Absent: the host's own.
+    pub resolvers: Option<Vec<Ipv4Addr>>,
+    /// Mirrors of Docker Hub, as URLs. Empty.
+    pub registry_mirrors: Vec<String>,
+    /// Registries without TLS, as `HOST:PORT`. Empty.
+    pub insecure_registries: Vec<String>,
+    /// What a machine may write outside its volume (and `/tmp`); it counts as its memory. `1GiB`.
+    #[serde(deserialize_with = "size")]
+    pub scratch: ByteSize,
+    /// Processor it may give out, in thousandths. Absent: all.
+    pub cpu_millis: Option<u32>,
+    /// Memory it may give out. Absent: all.
+    #[serde(deserialize_with = "optional_size")]
+    pub memory: Option<ByteSize>,
+}
+
+/// Whether volumes are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EncryptionSetting {
+    /// Never.
+    #[default]
+    Off,
+    /// Always; a host that cannot is refused at its start.
+    Required,
+}
+
+/// How the image is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageMount {
+    /// The squashfs itself if the kernel can idmap it (6.2 and later), else as `unpacked`.
+    #[default]
+    Auto,
+    /// Unpacked once into the state directory (needs a file system that can be idmapped, such as ext4 or xfs).
+    Unpacked,
+}
+
+impl Default for HostSettings {
+    fn default() -> Self {
+        Self {
+            state_dir: "/var/lib/slipway/host".into(),
+            run_dir: "/run/slipway".into(),
+            socket: "/run/slipway/host.sock".into(),
+            socket_group: "root".into(),
+            allowed_uids: Vec::new(),
+            pool_dir: "/var/lib/slipway/pool".into(),
+            pool_capacity: None,
+            encryption: EncryptionSetting::Off,
+            image_base: "/var/cache/slipway/image/base.squashfs".into(),
+            image_mount: ImageMount::Auto,
+            guest_binary: "/usr/lib/slipway/slipway-guest".into(),
+            runc: "runc".into(),
+            id_base: 1 << 30,
+            machines_max: MACHINES_MAX,
+            machine_cidr: Ipv4Net::new(Ipv4Addr::new(10, 209, 0, 0), 16),
+            interface: "slipway0".into(),
+            veth_prefix: "slw".into(),
+            nft_table: "slipway".into(),
+            cgroup_parent: "slipway".into(),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            resolvers: None,
+            registry_mirrors: Vec::new(),
+            insecure_registries: Vec::new(),
+            scratch: ByteSize::gib(1),
+            cpu_millis: None,
+            memory: None,
+        }
+    }
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSettings {
+    /// A name would not be accepted by the kernel, nft or a path.
+    #[error("'{value}' is not a name for {setting} (use a-z, 0-9, '-', '_', at most {max} characters)")]
+    Name {
+        /// Which setting.
+        setting: &'static str,
+        /// What it was.
+        value: String,
+        /// How long it may be.
+        max: usize,
+    },
+    /// A number is out of its range.
+    #[error("machines_max must be between 1 and {MACHINES_MAX}")]
+    MachinesMax,
+    /// The address range is too small.
+    #[error("machine_cidr {cidr} has no room for {machines} machines and a gateway")]
+    CidrTooSmall {
+        /// The range.
+        cidr: Ipv4Net,
+        /// How many are wanted.
+        machines: u16,
+    },
+    /// The id ranges go over the end.
+    #[error("id_base {0} leaves no room for the machines' id ranges, or overlaps the host's own ids")]
+    IdBase(u32),
+    /// A path must be absolute.
+    #[error("{setting} must be an absolute path")]
+    RelativePath {
+        /// Which setting.
+        setting: &'static str,
+    },
+}
+
+impl HostSettings {
+    /// Refuses what cannot work.
+    ///
+    /// # Errors
+    /// [`InvalidSettings`] that names the setting.
+    pub fn check(&self) -> Result<(), InvalidSettings> {
+        for (setting, value, max) in [
+            ("interface", &self.interface, 15),
+            ("veth_prefix", &self.veth_prefix, 10),
+            ("nft_table", &self.nft_table, 32),
+            ("cgroup_parent", &self.cgroup_parent, 64),
+        ] {
+            check_name(setting, value, max)?;
+        }
+        for (setting, path) in [
+            ("state_dir", &self.state_dir),
+            ("run_dir", &self.run_dir),
+            ("socket", &self.socket),
+            ("pool_dir", &self.pool_dir),
+        ] {
+            if !path.is_absolute() {
+                return Err(InvalidSettings::RelativePath { setting });
+            }
+        }
+        if !(1..=MACHINES_MAX).contains(&self.machines_max) {
+            return Err(InvalidSettings::MachinesMax);
+        }
+        // The network's own address, the gateway and the broadcast address are not a machine's.
+        if self.machine_cidr.size() < u64::from(self.machines_max) + 3 {
+            return Err(InvalidSettings::CidrTooSmall {
+                cidr: self.machine_cidr,
+                machines: self.machines_max,
+            });
+        }
+        let last = u64::from(self.id_base) + u64::from(self.machines_max) * u64::from(MACHINE_IDS);
+        if self.id_base < MACHINE_IDS || last > u64::from(i32::MAX.cast_unsigned()) {
+            return Err(InvalidSettings::IdBase(self.id_base));
+        }
+        Ok(())
+    }
+}
+
+fn check_name(setting: &'static str, value: &str, max: usize) -> Result<(), InvalidSettings> {
+    let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+    let begins_well = value.starts_with(|c: char| c.is_ascii_lowercase());
+    if begins_well && value.len() <= max && value.bytes().all(fine) {
+        Ok(())
+    } else {
+        Err(InvalidSettings::Name {
+            setting,
+            value: value.chars().take(80).collect(),
+            max,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SizeText {
+    Bytes(u64),
+    Text(String),
+}
+
+fn size<'de, D: serde::Deserializer<'de>>(from: D) -> Result<ByteSize, D::Error> {
+    match SizeText::deserialize(from)? {
+        SizeText::Bytes(bytes) => Ok(ByteSize(bytes)),
+        SizeText::Text(text) => text.parse().map_err(serde::de::Error::custom),
+    }
+}
+
+fn optional_size<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<ByteSize>, D::Error> {
+    size(from).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_document_is_the_default() {
+        let read: HostSettings = serde_json::from_str("{}").unwrap();
+        assert_eq!(read, HostSettings::default());
+        assert_eq!(read.check(), Ok(()));
+    }
+
+    #[test]
+    fn reads_sizes_addresses_and_refuses_unknown_names() {
+        let read: HostSettings = serde_json::from_str(
+            r#"{"pool_capacity": "2GiB", "scratch": 4096, "allow": ["10.209.0.1:5000"], "machine_cidr": "10.1.0.0/24"}"#,
+        )
+        .unwrap();
+        assert_eq!(read.pool_capacity, Some(ByteSize::gib(2)));
+        assert_eq!(read.scratch, ByteSize(4096));
+        assert!(serde_json::from_str::<HostSettings>(r#"{"statedir": "/x"}"#).is_err());
+        assert!(serde_json::from_str::<HostSettings>(r#"{"allow": ["127.0.0.1:80"]}"#).is_err());
+        assert!(
+            serde_json::from_str::<HostSettings>(r#"{"machine_cidr": "10.1.0.1/24"}"#).is_err()
+        );
+    }
+
+    #[test]
+    fn refuses_what_cannot_work() {
+        let with = |change: fn(&mut HostSettings)| {
+            let mut settings = HostSettings::default();
+            change(&mut settings);
+            settings.check().is_err()
+        };
+        assert!(with(|s| s.interface = "a name that is long".into()));
+        assert!(with(|s| s.nft_table = "x; flush ruleset".into()));
+        assert!(with(|s| s.cgroup_parent = "../up".into()));
+        assert!(with(|s| s.machines_max = 0));
+        assert!(with(|s| s.id_base = 1000));
+        assert!(with(|s| s.id_base = u32::MAX - 5));
+        assert!(with(|s| s.machine_cidr = Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 24)));
+        assert!(with(|s| s.run_dir = "run".into()));
+    }
+}

@@ -1,0 +1,222 @@
+//! The system calls that neither std nor nix wraps: idmapped mounts, user namespaces for them, pidfds, and
+//! descriptors handed to a child under fixed numbers. The only unsafe code of this crate.
+//!
+//! Must not know: machines, settings, or why any of it is done.
+
+#![expect(
+    unsafe_code,
+    reason = "mount_setattr, open_tree, move_mount, pidfd_* and fork-with-user-namespace have no safe wrapper"
+)]
+
+use nix::libc;
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+/// Lowest descriptor number that [`pass_fds`] parks its sources at, above every target number.
+const PARKED_FD_MIN: RawFd = 64;
+
+/// What to change on a detached mount besides its id map.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct MountFlags {
+    /// `MOUNT_ATTR_*` to set.
+    pub(crate) set: u64,
+    /// `MOUNT_ATTR_*` to clear.
+    pub(crate) clear: u64,
+}
+
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    let raw = RawFd::try_from(check(result)?).map_err(io::Error::other)?;
+    // SAFETY: the kernel just returned this descriptor to us, and nobody else has seen its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// A descriptor of the process `pid` that stays bound to it even when its number is used again.
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two integers; returns a new close-on-exec descriptor or an error.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// Sends `signal` to the process of a pidfd. `ESRCH` if it has been reaped.
+pub(crate) fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
+    // SAFETY: a null siginfo is allowed; the other arguments are integers.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    })
+    .map(drop)
+}
+
+/// A user namespace that maps ids `0..count` inside to `base..base + count` outside, kept alive by the
+/// returned descriptor alone.
+pub(crate) fn user_namespace(base: u32, count: u32) -> io::Result<OwnedFd> {
+    let (hold_read, hold_write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+    // SAFETY: like fork(2), with a new user namespace. The child makes raw system calls only (no allocation, no
+    // locks) until it exits, which is what a child of a process with threads may do.
+    let pid = unsafe {
+        let pid = libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0);
+        if pid == 0 {
+            let mut byte = 0u8;
+            libc::syscall(libc::SYS_close, hold_write.as_raw_fd());
+            // Ends when the parent has opened the namespace, or died.
+            libc::syscall(libc::SYS_read, hold_read.as_raw_fd(), &raw mut byte, 1);
+            libc::syscall(libc::SYS_exit_group, 0);
+        }
+        pid
+    };
+    let pid = i32::try_from(check(pid)?).map_err(io::Error::other)?;
+    let namespace = map_and_open(pid, base, count);
+    drop(hold_write);
+    drop(hold_read);
+    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None)?;
+    namespace
+}
+
+fn map_and_open(pid: i32, base: u32, count: u32) -> io::Result<OwnedFd> {
+    let map = format!("0 {base} {count}");
+    fs::write(format!("/proc/{pid}/uid_map"), &map)?;
+    fs::write(format!("/proc/{pid}/gid_map"), &map)?;
+    Ok(fs::File::open(format!("/proc/{pid}/ns/user"))?.into())
+}
+
+/// A detached copy of the mount that `path` lies on, rooted at `path`. It goes away with its descriptor unless
+/// it is attached.
+pub(crate) fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: `path` is a C string that outlives the call.
+    owned(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })
+}
+
+/// Gives a detached mount the id map of a user namespace, and changes its flags. `EINVAL` when the file system
+/// cannot be idmapped on this kernel.
+pub(crate) fn idmap_mount(
+    mount: &OwnedFd,
+    namespace: &OwnedFd,
+    flags: MountFlags,
+) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP | flags.set,
+        attr_clr: flags.clear,
+        propagation: 0,
+        userns_fd: u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?,
+    };
+    // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor itself; `attr` outlives the call and its true
+    // size is passed.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    })
+    .map(drop)
+}
+
+/// Attaches a detached mount at `path`.
+pub(crate) fn attach_mount(mount: &OwnedFd, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: both paths are C strings that outlive the call; the empty one means the descriptor itself.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    })
+    .map(drop)
+}
+
+/// Makes `command` start with `fds` as its descriptors 3, 4, 5, ... in this order.
+pub(crate) fn pass_fds(command: &mut Command, fds: &[&OwnedFd]) -> io::Result<()> {
+    let mut parked = Vec::with_capacity(fds.len());
+    for fd in fds {
+        // SAFETY: F_DUPFD_CLOEXEC on a descriptor that `fds` borrows; the result is ours alone.
+        parked.push(owned(libc::c_long::from(unsafe {
+            libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, PARKED_FD_MIN)
+        }))?);
+    }
+    // SAFETY: the closure runs between fork and exec and makes dup2 calls only, which are async-signal-safe. The
+    // sources were parked above every target, so no dup2 overwrites one that is still needed.
+    unsafe {
+        command.pre_exec(move || {
+            for (target, source) in (3..).zip(&parked) {
+                if libc::dup2(source.as_raw_fd(), target) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_child_gets_its_descriptors_in_order() {
+        let mut files = Vec::new();
+        for text in ["a", "b", "c"] {
+            let path =
+                std::env::temp_dir().join(format!("slipway-passfd-{}-{text}", std::process::id()));
+            fs::write(&path, text).unwrap();
+            files.push(OwnedFd::from(fs::File::open(&path).unwrap()));
+            fs::remove_file(&path).unwrap();
+        }
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "cat <&3; cat <&4; cat <&5"])
+            .stdout(std::process::Stdio::piped());
+        pass_fds(&mut command, &files.iter().collect::<Vec<_>>()).unwrap();
+        let mut child = command.spawn().unwrap();
+        let mut out = String::new();
+        child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut out)
+            .unwrap();
+        assert!(child.wait().unwrap().success());
+        assert_eq!(out, "abc");
+    }
+
+    #[test]
+    fn a_pidfd_refuses_a_pid_that_is_gone() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        child.wait().unwrap();
+        assert!(pidfd_open(pid).is_err());
+    }
+}
