@@ -178,26 +178,31 @@ impl HostClient {
         self.call(request, MAKING_WAIT_MAX).await.map(drop)
     }
 
-    /// All machines, as soon as their revision is above `after` or `wait` is over.
+    /// All machines, now.
     ///
     /// # Errors
     /// [`HostClientError`].
-    pub async fn watch_machines(
-        &self,
-        after: u64,
-        wait: Duration,
-    ) -> Result<(u64, Vec<MachineReport>), HostClientError> {
-        let wait = wait.min(HOST_API_WATCH_WAIT_MAX);
+    pub async fn machines(&self) -> Result<MachineList, HostClientError> {
         let request = HostRequest::WatchMachines {
-            after,
-            wait_ms: millis(wait),
+            after: 0,
+            wait_ms: 0,
         };
-        let HostReply::Machines { revision, machines } =
-            self.call(request, wait + QUICK_WAIT_MAX).await?.0
-        else {
-            return Err(HostClientError::Protocol("no machines"));
-        };
-        Ok((revision, machines))
+        machine_list(self.call(request, QUICK_WAIT_MAX).await?.0)
+    }
+
+    /// Begins to watch the machines, on a connection of its own. When the daemon ends, so does the watch: revisions of
+    /// two lives of a daemon cannot be compared.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn watch(&self) -> Result<HostWatch, HostClientError> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| self.unreachable(source))?;
+        Ok(HostWatch {
+            client: self.clone(),
+            stream,
+        })
     }
 
     /// A connected stream to a port of a machine.
@@ -231,12 +236,7 @@ impl HostClient {
         request: HostRequest,
         wait: Duration,
     ) -> Result<(HostReply, Option<OwnedFd>), HostClientError> {
-        let frame = HostRequestFrame {
-            version: HOST_API_VERSION,
-            request,
-        };
-        let body = serde_json::to_vec(&frame)
-            .map_err(|_| HostClientError::Protocol("request cannot be written"))?;
+        let body = request_frame(request)?;
         let answer = tokio::time::timeout(wait, self.exchange(&body))
             .await
             .map_err(|_| HostClientError::TimedOut(wait))?;
@@ -288,6 +288,66 @@ impl HostClient {
             source,
         }
     }
+}
+
+/// All machines of a host at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MachineList {
+    /// Grows with each change, within one life of the daemon.
+    pub revision: u64,
+    /// In id order.
+    pub machines: Vec<MachineReport>,
+}
+
+fn machine_list(reply: HostReply) -> Result<MachineList, HostClientError> {
+    match reply {
+        HostReply::Machines { revision, machines } => Ok(MachineList { revision, machines }),
+        HostReply::Error(error) => Err(HostClientError::Refused(error)),
+        HostReply::Done
+        | HostReply::Info(_)
+        | HostReply::Volume(_)
+        | HostReply::Volumes { .. }
+        | HostReply::Machine(_)
+        | HostReply::Endpoint => Err(HostClientError::Protocol("no machines")),
+    }
+}
+
+/// A watch on the machines of one host.
+#[derive(Debug)]
+pub struct HostWatch {
+    client: HostClient,
+    stream: UnixStream,
+}
+
+impl HostWatch {
+    /// All machines, as soon as their revision is above `after` or `wait` is over. Not cancel-safe: drop the watch then.
+    ///
+    /// # Errors
+    /// [`HostClientError`]; the watch is of no use afterwards.
+    pub async fn next(
+        &mut self,
+        after: u64,
+        wait: Duration,
+    ) -> Result<MachineList, HostClientError> {
+        let wait = wait.min(HOST_API_WATCH_WAIT_MAX);
+        let wait_ms = millis(wait);
+        let body = request_frame(HostRequest::WatchMachines { after, wait_ms })?;
+        let bound = wait + QUICK_WAIT_MAX;
+        let (reply, _) = tokio::time::timeout(bound, exchange_on(&mut self.stream, &body))
+            .await
+            .map_err(|_| HostClientError::TimedOut(bound))?
+            .map_err(|source| self.client.unreachable(source))?;
+        machine_list(
+            serde_json::from_slice(&reply)
+                .map_err(|_| HostClientError::Protocol("reply is not one"))?,
+        )
+    }
+}
+
+fn request_frame(request: HostRequest) -> Result<Vec<u8>, HostClientError> {
+    let version = HOST_API_VERSION;
+    serde_json::to_vec(&HostRequestFrame { version, request })
+        .map_err(|_| HostClientError::Protocol("request cannot be written"))
 }
 
 fn millis(time: Duration) -> u64 {

@@ -2,5 +2,7 @@
 //!
 //! Must not know: how machines or volumes are made.
 
+pub mod farm;
 pub mod guest_client;
 pub mod host_client;
+pub mod limits;

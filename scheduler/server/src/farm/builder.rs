@@ -1,0 +1,295 @@
+//! One builder in memory: what is recorded of it, what its host says, who uses it. All of it under one lock that is never
+//! held across an await, so that a connection that begins and the reaper see each other.
+//!
+//! Must not know: how steps are carried out.
+
+use super::error::FarmError;
+use super::host::HostLink;
+use super::view::{BuilderKey, BuilderView, Events, FarmEvent, key_of};
+use crate::limits::BUILDER_CONNECTIONS_MAX;
+use slipway_core::generation::Generation;
+use slipway_core::host_api::EndpointPort;
+use slipway_core::idle::{self, Idle};
+use slipway_core::machine::{IllegalTransition, MachineEvent, MachineState};
+use slipway_core::planner::{MachineView, Observed};
+use slipway_core::time::Timestamp;
+use slipway_store::{Intent, Machine, MachineRecord};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::sync::{Notify, oneshot, watch};
+
+/// The wall clock.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[derive(Debug)]
+pub(crate) struct Builder {
+    pub(super) key: BuilderKey,
+    pub(super) host: Arc<HostLink>,
+    inner: Mutex<Inner>,
+    /// The driver has something to plan for.
+    pub(super) wake: Notify,
+    /// Counts changes; those who wait for a state look again.
+    changes: watch::Sender<u64>,
+    events: Arc<Events>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) machine: Machine,
+    pub(super) observed: Observed,
+    pub(super) in_flight: u32,
+    pub(super) quiet_since: Timestamp,
+    pub(super) idle: Duration,
+    pub(super) ask_not_before: Timestamp,
+    pub(super) volume_ready: bool,
+    pub(super) volume_damaged: bool,
+    pub(super) hold_until: Timestamp,
+    /// A side effect on the host is under way; lists of the host are not believed meanwhile.
+    pub(super) acting: bool,
+    /// What the store has, as far as this process knows.
+    pub(super) recorded: Option<MachineRecord>,
+    /// Somebody waits for the cache to be emptied, which the driver does once nothing of the machine lives.
+    pub(super) reset: Option<oneshot::Sender<Result<(), FarmError>>>,
+}
+
+/// What a connection may do now.
+#[derive(Debug)]
+pub(super) enum Attempt {
+    /// Connect to this generation.
+    Open(Generation),
+    /// Wait for a change and try again.
+    Wait,
+    /// It will not come up.
+    WontStart(String),
+}
+
+/// Counts as activity of a builder until dropped: the reaper leaves the builder alone.
+#[derive(Debug)]
+#[must_use = "dropping the guard ends the activity"]
+pub struct ActivityGuard(Arc<Builder>);
+
+impl Drop for ActivityGuard {
+    fn drop(&mut self) {
+        let mut inner = self.0.lock();
+        inner.in_flight = inner.in_flight.saturating_sub(1);
+        if inner.in_flight == 0 {
+            inner.quiet_since = now();
+            drop(inner);
+            self.0.wake.notify_one();
+        }
+    }
+}
+
+impl Builder {
+    pub(super) fn new(
+        machine: Machine,
+        idle: Duration,
+        host: Arc<HostLink>,
+        events: Arc<Events>,
+    ) -> Self {
+        let inner = Inner {
+            observed: Observed::Unknown,
+            in_flight: 0,
+            quiet_since: now(),
+            idle,
+            ask_not_before: Timestamp(0),
+            volume_ready: false,
+            volume_damaged: false,
+            hold_until: Timestamp(0),
+            acting: false,
+            recorded: None,
+            reset: None,
+            machine,
+        };
+        Self {
+            key: key_of(&inner.machine),
+            host,
+            inner: Mutex::new(inner),
+            wake: Notify::new(),
+            changes: watch::Sender::new(0),
+            events,
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn view(&self) -> BuilderView {
+        self.lock().view()
+    }
+
+    /// A receiver that has seen everything so far.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Changes something, then tells the driver and all who wait or listen.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        let mut inner = self.lock();
+        let result = change(&mut inner);
+        inner.machine.updated_at = now();
+        // Published under the lock, so that changes are seen in their order.
+        self.changes.send_modify(|n| *n += 1);
+        self.events
+            .publish(&self.key.org, || FarmEvent::Builder(Box::new(inner.view())));
+        drop(inner);
+        self.wake.notify_one();
+        result
+    }
+
+    /// Begins an activity, or gives the bound if there are too many.
+    pub(super) fn begin(self: &Arc<Self>) -> Result<ActivityGuard, u32> {
+        let mut inner = self.lock();
+        if inner.in_flight >= BUILDER_CONNECTIONS_MAX {
+            return Err(BUILDER_CONNECTIONS_MAX);
+        }
+        inner.in_flight += 1;
+        drop(inner);
+        Ok(ActivityGuard(Arc::clone(self)))
+    }
+
+    /// What a connection to `port` may do now; wants the builder if it must be woken.
+    pub(super) fn attempt(&self, port: EndpointPort) -> Attempt {
+        let inner = self.lock();
+        let wanted = inner.machine.intent == Intent::Wanted;
+        let wake = match inner.machine.state {
+            _ if inner.reset.is_some() => false,
+            MachineState::Running { generation } if wanted => return Attempt::Open(generation),
+            // Requests wait in dockerd's backlog, unless the last start failed: then they must not be lost with it.
+            MachineState::Booting { generation, .. }
+                if wanted && (port == EndpointPort::Guest || inner.machine.failed_starts == 0) =>
+            {
+                return Attempt::Open(generation);
+            }
+            MachineState::Crashed { .. } if inner.machine.volume_replaced => {
+                return Attempt::WontStart(inner.last_error());
+            }
+            MachineState::Stopped | MachineState::Ending { .. } | MachineState::Crashed { .. } => {
+                !wanted
+            }
+            // If it shall stop, its end comes first, and then this caller wakes it anew.
+            MachineState::Starting { .. }
+            | MachineState::Booting { .. }
+            | MachineState::Running { .. } => false,
+        };
+        drop(inner);
+        if wake {
+            self.change(|inner| inner.machine.intent = Intent::Wanted);
+        }
+        Attempt::Wait
+    }
+
+    /// The generation to connect to if it runs now; never wakes it.
+    pub(super) fn running(&self) -> Option<Generation> {
+        self.lock().machine.state.connectable()
+    }
+
+    /// Takes what the host's newest list says, unless a side effect is under way.
+    pub(super) fn observe(&self) {
+        let mut inner = self.lock();
+        if inner.acting {
+            return;
+        }
+        let observed = self.host.observed(&inner.machine.id);
+        if inner.observed != observed {
+            inner.observed = observed;
+            drop(inner);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Applies an event to the state.
+    pub(super) fn learn(&self, event: MachineEvent) -> Result<MachineState, IllegalTransition> {
+        self.change(|inner| inner.learn(event))
+    }
+}
+
+impl Inner {
+    pub(super) fn view(&self) -> BuilderView {
+        BuilderView::new(&self.machine, self.in_flight)
+    }
+
+    pub(super) fn last_error(&self) -> String {
+        self.machine
+            .last_error
+            .clone()
+            .unwrap_or_else(|| "it ended unexpectedly".to_owned())
+    }
+
+    /// The planner's view.
+    pub(super) fn planned(&self) -> MachineView {
+        MachineView {
+            machine: self.machine.id.clone(),
+            volume: self.machine.volume.clone(),
+            generation: self.machine.generation,
+            wanted: self.machine.intent == Intent::Wanted,
+            state: self.machine.state,
+            observed: self.observed,
+            in_flight: self.in_flight,
+            quiet_since: self.quiet_since,
+            idle: self.idle,
+            ask_not_before: self.ask_not_before,
+            volume_ready: self.volume_ready,
+            volume_damaged: self.volume_damaged,
+            volume_replaced: self.machine.volume_replaced,
+            failed_starts: self.machine.failed_starts,
+            hold_until: self.hold_until,
+        }
+    }
+
+    pub(super) fn record(&self) -> MachineRecord {
+        MachineRecord {
+            generation: self.machine.generation,
+            intent: self.machine.intent,
+            state: self.machine.state,
+            failed_starts: self.machine.failed_starts,
+            volume_replaced: self.machine.volume_replaced,
+            last_error: self.machine.last_error.clone(),
+            notice: self.machine.notice.clone(),
+            at: self.machine.updated_at,
+        }
+    }
+
+    /// Nothing is connected, and nothing was for the idle time.
+    pub(super) fn is_due(&self, now: Timestamp) -> bool {
+        idle::gateway(now, self.in_flight, self.quiet_since, self.idle) == Idle::Due
+    }
+
+    pub(super) fn learn(&mut self, event: MachineEvent) -> Result<MachineState, IllegalTransition> {
+        let before = self.machine.state;
+        let state = before.on(event)?;
+        self.machine.state = state;
+        match state {
+            MachineState::Running { .. } => {
+                self.machine.failed_starts = 0;
+                self.machine.volume_replaced = false;
+                self.machine.last_error = None;
+            }
+            MachineState::Crashed { failures, .. } => {
+                self.machine.failed_starts = failures;
+                // It may be that the volume is gone.
+                self.volume_ready = false;
+            }
+            // What ended well without having been asked, or is given up, stays stopped. (What was asked to end lost its
+            // intent then, and may have been wanted again since.)
+            MachineState::Stopped if !matches!(before, MachineState::Ending { .. }) => {
+                self.machine.intent = Intent::Stopped;
+            }
+            MachineState::Booting { .. } if before != state => {
+                // A boot counts as activity, so that a short idle time does not end it before its first use.
+                self.quiet_since = now();
+            }
+            MachineState::Stopped
+            | MachineState::Starting { .. }
+            | MachineState::Booting { .. }
+            | MachineState::Ending { .. } => {}
+        }
+        Ok(state)
+    }
+}

@@ -1,0 +1,124 @@
+//! How a verb of the farm can fail, and whose fault it is.
+
+use crate::guest_client::GuestError;
+use crate::host_client::HostClientError;
+use slipway_core::build::Fault;
+use slipway_core::placement::PlacementError;
+use slipway_core::quota::QuotaError;
+use slipway_store::{ErrorKind, StoreError};
+use std::time::Duration;
+
+/// Why the farm did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum FarmError {
+    /// There is no place for a new builder.
+    #[error(transparent)]
+    Place(#[from] PlacementError),
+    /// The org asks for more than it may have.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
+    /// The store did not do it.
+    #[error("keep the builder's record")]
+    Store(#[from] StoreError),
+    /// There is no such builder.
+    #[error("there is no builder for {region}/{arch}")]
+    NoBuilder {
+        /// Region asked for.
+        region: String,
+        /// Architecture asked for.
+        arch: String,
+    },
+    /// It is not running, and the caller did not want it woken.
+    #[error("the builder is not running")]
+    NotRunning,
+    /// It does not start, not even with an empty cache.
+    #[error("the builder does not start: {0}")]
+    WontStart(String),
+    /// It did not come up in time.
+    #[error("the builder was not up after {waited:?} ({state})")]
+    TimedOut {
+        /// How long the caller waited.
+        waited: Duration,
+        /// What it was doing then.
+        state: &'static str,
+    },
+    /// Too many connections at once.
+    #[error("the builder has {max} connections, and takes no more")]
+    TooManyConnections {
+        /// The bound.
+        max: u32,
+    },
+    /// Somebody uses it.
+    #[error("the builder is in use ({in_flight} connections)")]
+    InUse {
+        /// How many.
+        in_flight: u32,
+    },
+    /// The volume is attached to a builder.
+    #[error("the volume belongs to a builder; reset its cache instead")]
+    VolumeAttached,
+    /// Its host did not do it.
+    #[error("have the host do it")]
+    Host(#[from] HostClientError),
+    /// Its guest did not do it.
+    #[error("have the builder do it")]
+    Guest(#[from] GuestError),
+    /// The system has no randomness to give.
+    #[error("draw a new id: {0}")]
+    Entropy(getrandom::Error),
+    /// The control plane is ending.
+    #[error("the control plane is shutting down")]
+    Closed,
+}
+
+impl FarmError {
+    /// Whose fault it is: it chooses between a 4xx and a 5xx, and exit code 1 and 2.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Place(PlacementError::NoSuchPlace { .. })
+            | Self::Quota(_)
+            | Self::NoBuilder { .. }
+            | Self::NotRunning
+            | Self::TooManyConnections { .. }
+            | Self::InUse { .. }
+            | Self::VolumeAttached => Fault::User,
+            Self::Store(error) => match error.kind() {
+                ErrorKind::NotFound | ErrorKind::Conflict => Fault::User,
+                ErrorKind::NoSpace | ErrorKind::Unavailable | ErrorKind::Internal => Fault::System,
+            },
+            Self::Place(PlacementError::NoneReachable { .. } | PlacementError::NoSpace { .. })
+            | Self::WontStart(_)
+            | Self::TimedOut { .. }
+            | Self::Host(_)
+            | Self::Guest(_)
+            | Self::Entropy(_)
+            | Self::Closed => Fault::System,
+        }
+    }
+
+    /// What the caller may do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Place(PlacementError::NoSuchPlace { .. }) => {
+                Some("choose one of the places that there are")
+            }
+            Self::Place(PlacementError::NoSpace { .. }) => {
+                Some("ask for a smaller volume, or have the operator add space")
+            }
+            Self::TooManyConnections { .. } => Some("wait until some of them have ended"),
+            Self::InUse { .. } => Some("wait until its builds have ended"),
+            Self::WontStart(_) => Some("try `slipway builders reset`, and tell the operator"),
+            Self::Place(PlacementError::NoneReachable { .. })
+            | Self::Host(_)
+            | Self::TimedOut { .. }
+            | Self::Closed => Some("try again in a minute"),
+            Self::Quota(_)
+            | Self::Store(_)
+            | Self::NoBuilder { .. }
+            | Self::NotRunning
+            | Self::VolumeAttached
+            | Self::Guest(_)
+            | Self::Entropy(_) => None,
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What one host says: its newest list of machines, kept by revision, and the loop that watches for newer ones.
+//!
+//! Lists arrive by two ways, the watch and the refresh after a side effect, and may overtake each other. The revision
+//! orders them within one life of the host daemon; when the watch breaks, everything known is forgotten (the daemon may have
+//! been started anew, and its revisions with it).
+//!
+//! Must not know: what is wanted of any machine.
+
+use super::Shared;
+use crate::host_client::{HostClient, HostClientError, MachineList};
+use crate::limits::{HOST_RETRY_MAX, HOST_RETRY_MIN, HOST_WATCH_WAIT};
+use slipway_core::host_api::{HostInfo, MachineReport};
+use slipway_core::id::{HostId, MachineId};
+use slipway_core::planner::Observed;
+use slipway_core::units::ByteSize;
+use slipway_store::{Host, VolumeState};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// A host in the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSettings {
+    /// Its name, unique.
+    pub name: String,
+    /// Label of its region.
+    pub region: String,
+    /// Where its API listens.
+    pub socket: PathBuf,
+}
+
+/// One host: the way to it, and what it said last.
+#[derive(Debug)]
+pub(crate) struct HostLink {
+    pub(super) settings: HostSettings,
+    /// New builders may be placed there: it is in the settings.
+    pub(super) placeable: bool,
+    pub(super) client: HostClient,
+    heard: Mutex<Heard>,
+    /// It answers.
+    pub(super) reachable: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    /// Counts the lives of the watch.
+    life: u64,
+    /// Absent until the first list of this life.
+    revision: Option<u64>,
+    machines: HashMap<MachineId, MachineReport>,
+}
+
+impl HostLink {
+    pub(super) fn new(settings: HostSettings, placeable: bool) -> Self {
+        Self {
+            client: HostClient::new(&settings.socket),
+            settings,
+            placeable,
+            heard: Mutex::default(),
+            reachable: watch::Sender::new(false),
+        }
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the newest list says about a machine.
+    pub(super) fn observed(&self, machine: &MachineId) -> Observed {
+        let heard = self.heard();
+        match heard.revision {
+            None => Observed::Unknown,
+            Some(_) => Observed::of(heard.machines.get(machine)),
+        }
+    }
+
+    /// Asks for a list that is newer than this call. Afterwards [`Self::observed`] says at least what it says.
+    ///
+    /// # Errors
+    /// The host's, or [`HostClientError::Protocol`] if the answer is of another life of the daemon than what was heard.
+    pub(super) async fn refresh(&self) -> Result<(), HostClientError> {
+        let life = self.heard().life;
+        let list = self.client.machines().await?;
+        self.take(life, list)
+    }
+
+    fn take(&self, life: u64, list: MachineList) -> Result<(), HostClientError> {
+        let mut heard = self.heard();
+        if heard.life != life || heard.revision.is_some_and(|known| known > list.revision) {
+            // Overtaken by a newer list of the same life is fine only if the life is the same; a lower revision may
+            // also mean a new daemon, which the watch is about to notice.
+            return Err(HostClientError::Protocol("a list of another time"));
+        }
+        heard.revision = Some(list.revision);
+        heard.machines = list
+            .machines
+            .into_iter()
+            .map(|m| (m.machine.clone(), m))
+            .collect();
+        Ok(())
+    }
+
+    fn forget(&self) -> u64 {
+        let mut heard = self.heard();
+        heard.life += 1;
+        heard.revision = None;
+        heard.machines.clear();
+        heard.life
+    }
+}
+
+/// Watches one host until the control plane ends. Never ends for an error of the host.
+pub(super) async fn watch_host(shared: Arc<Shared>, link: Arc<HostLink>) {
+    let mut pause = HOST_RETRY_MIN;
+    loop {
+        let life = link.forget();
+        let result = tokio::select! {
+            () = shared.cancel.cancelled() => return,
+            result = follow(&shared, &link, life) => result,
+        };
+        let was_reachable = link.reachable.send_replace(false);
+        link.forget();
+        shared.observe_host(&link);
+        if let Err(error) = result {
+            let (host, why) = (&link.settings.name, chain(&error));
+            if was_reachable {
+                pause = HOST_RETRY_MIN;
+                tracing::warn!(host, why, "host went away");
+            } else {
+                tracing::debug!(host, why, "host does not answer");
+            }
+        }
+        tokio::select! {
+            () = shared.cancel.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = HOST_RETRY_MAX.min(pause * 2);
+    }
+}
+
+/// One life of a host, from its first word to its last. Gives `Ok` never, and the error that ended it.
+async fn follow(
+    shared: &Arc<Shared>,
+    link: &Arc<HostLink>,
+    life: u64,
+) -> Result<(), super::FarmError> {
+    let mut watch = link.client.watch().await?;
+    let info = link.client.info().await?;
+    let host = shared.store.put_host(&host_record(link, &info)?).await?;
+    shared.know_host(&host.id, link);
+    let mut after = 0;
+    loop {
+        let list = watch.next(after, HOST_WATCH_WAIT).await?;
+        after = list.revision;
+        // A refresh may have been faster; then it has distributed what is newer.
+        if link.take(life, list).is_ok() {
+            shared.observe_host(link);
+        }
+        if !link.reachable.send_replace(true) {
+            tracing::info!(host = link.settings.name, id = %host.id, "host answers");
+            destroy_condemned(shared, link, &host.id).await;
+        }
+    }
+}
+
+fn host_record(link: &HostLink, info: &HostInfo) -> Result<Host, super::FarmError> {
+    Ok(Host {
+        id: HostId::from_entropy(super::entropy()?),
+        name: link.settings.name.clone(),
+        region: link.settings.region.clone(),
+        arch: info.arch.clone(),
+        socket: link.settings.socket.clone(),
+        pool_capacity: ByteSize(info.pool_capacity_bytes),
+        memory: ByteSize(info.memory_bytes),
+        cpu_millis: info.cpu_millis,
+    })
+}
+
+/// Ends what an earlier life of the control plane had begun: volumes that are to go.
+async fn destroy_condemned(shared: &Shared, link: &HostLink, host: &HostId) {
+    let volumes = match shared.store.all_volumes(VolumeState::Condemned).await {
+        Ok(volumes) => volumes,
+        Err(error) => {
+            tracing::warn!(why = chain(&error), "condemned volumes not listed");
+            return;
+        }
+    };
+    for volume in volumes.into_iter().filter(|v| v.host == *host) {
+        if let Err(error) = shared.destroy(link, &volume.org, &volume.id).await {
+            tracing::warn!(volume = %volume.id, why = chain(&error), "volume not destroyed");
+        }
+    }
+}
+
+/// An error and all that caused it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        cause = source.source();
+    }
+    text
+}

@@ -1,0 +1,40 @@
+//! The control plane's own bounds. docs/LIMITS.md lists each with its test.
+
+use slipway_core::limits::MACHINE_READY_WAIT_MAX;
+use slipway_core::planner::END_WAIT_MAX;
+use std::time::Duration;
+
+/// Longest a connection waits for its builder to come up (over an end under way, a start, and starts anew with an empty
+/// cache). Then it is refused, and the builder goes on starting.
+pub const WAKE_WAIT_MAX: Duration = Duration::from_secs(180);
+/// First wait before a connection that the host refused is tried again; doubles up to [`CONNECT_RETRY_MAX`].
+pub const CONNECT_RETRY_MIN: Duration = Duration::from_millis(20);
+/// Longest such wait.
+pub const CONNECT_RETRY_MAX: Duration = Duration::from_secs(1);
+/// One watch call to a host; then it is asked again.
+pub const HOST_WATCH_WAIT: Duration = Duration::from_secs(25);
+/// First wait before a host that does not answer is asked again; doubles up to [`HOST_RETRY_MAX`].
+pub const HOST_RETRY_MIN: Duration = Duration::from_millis(50);
+/// Longest such wait.
+pub const HOST_RETRY_MAX: Duration = Duration::from_secs(2);
+/// How long the start waits for the first word of each host; a host that is silent for longer joins later.
+pub const HOST_FIRST_WORD_WAIT: Duration = Duration::from_secs(3);
+/// One wait of the guest for its dockerd to be ready; then it is asked again.
+pub const READY_ASK_WAIT: Duration = Duration::from_secs(20);
+/// Longest a stop or a cache reset waits for the builder to have ended.
+pub const STOP_WAIT_MAX: Duration = Duration::from_secs(END_WAIT_MAX.as_secs() * 2);
+/// Longest the shutdown waits for tasks to end; then they are dropped.
+pub const SHUTDOWN_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Connections through the gateway to one builder at once; one more is refused with a hint.
+pub const BUILDER_CONNECTIONS_MAX: u32 = 1024;
+/// Changes kept for a subscriber that is slow; then it is told to read everything anew.
+pub const SUBSCRIBER_CHANGES_MAX: usize = 256;
+/// Build events written to the store in one transaction.
+pub const EVENT_BATCH_MAX: usize = 256;
+/// A build whose builder cannot be asked (its host is silent) is given up after this.
+pub const BUILD_SILENCE_MAX: Duration = Duration::from_secs(600);
+
+const _: () = assert!(WAKE_WAIT_MAX.as_secs() > MACHINE_READY_WAIT_MAX.as_secs());
+const _: () = assert!(WAKE_WAIT_MAX.as_secs() > END_WAIT_MAX.as_secs());
+const _: () =
+    assert!(HOST_WATCH_WAIT.as_secs() < slipway_core::limits::HOST_API_WATCH_WAIT_MAX.as_secs());
