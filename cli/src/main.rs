@@ -1,1 +1,115 @@
-fn main() {}
+//! The binary `slipway`: everything people type.
+//!
+//! Owns arguments, output and exit codes, and wires the processes. Must not know SQL, nor Docker's insides.
+
+mod api;
+mod args;
+mod backoff;
+mod commands;
+mod config;
+mod deploy;
+mod docker_context;
+mod docker_logins;
+mod exit;
+mod interrupt;
+mod limits;
+mod printer;
+mod settings;
+
+use args::{Cli, Command};
+use clap::Parser;
+use commands::context::Caller;
+use exit::{EXIT_OK, EXIT_USER, Failure, Outcome};
+use printer::{Format, Printer};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to stdout and are no mistake; all else is the caller's (clap's own code would be 2).
+            let code = if error.use_stderr() {
+                EXIT_USER
+            } else {
+                EXIT_OK
+            };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let format = if cli.global.json {
+        Format::Json
+    } else {
+        Format::Human
+    };
+    let printer = Printer::new(format);
+    match run(cli, printer) {
+        Ok(()) => ExitCode::from(EXIT_OK),
+        Err(failure) => {
+            printer.note(&failure.to_string());
+            failure.exit_code()
+        }
+    }
+}
+
+/// Commands that need no server run as they are; the others on a small runtime of their own.
+fn run(cli: Cli, printer: Printer) -> Outcome<()> {
+    let caller = Caller::new(&cli.global);
+    match cli.command {
+        Command::Serve(args) => commands::process::serve(&args),
+        Command::Host(args) => commands::process::host(&args, printer),
+        Command::Completions { shell } => commands::completions::run(shell, printer),
+        Command::Version => {
+            printer.data(concat!("slipway ", env!("CARGO_PKG_VERSION")));
+            Ok(())
+        }
+        Command::Docs => {
+            printer.data(commands::docs::page().trim_end());
+            Ok(())
+        }
+        Command::Init(args) => commands::init::run(&args, printer),
+        Command::Logout => commands::login::logout(&caller, printer),
+        talking @ (Command::Deploy(_)
+        | Command::Login(_)
+        | Command::Status
+        | Command::Orgs(_)
+        | Command::Tokens(_)
+        | Command::Apps(_)
+        | Command::Builders(_)
+        | Command::Builds(_)
+        | Command::Volumes(_)
+        | Command::Registry(_)
+        | Command::DockerContext(_)
+        | Command::Buildx(_)) => tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::system_caused("start the runtime", &error))?
+            .block_on(Box::pin(talk(talking, &caller, printer))),
+    }
+}
+
+async fn talk(command: Command, caller: &Caller, printer: Printer) -> Outcome<()> {
+    match command {
+        Command::Deploy(args) => deploy::run(&args, caller, printer).await,
+        Command::Login(args) => commands::login::login(&args, caller, printer).await,
+        Command::Status => commands::status::run(caller, printer).await,
+        Command::Orgs(verb) => commands::orgs::run(verb, caller, printer).await,
+        Command::Tokens(verb) => commands::tokens::run(verb, caller, printer).await,
+        Command::Apps(verb) => commands::apps::run(verb, caller, printer).await,
+        Command::Builders(verb) => commands::builders::run(verb, caller, printer).await,
+        Command::Builds(verb) => commands::builds::run(verb, caller, printer).await,
+        Command::Volumes(verb) => commands::volumes::run(verb, caller, printer).await,
+        Command::Registry(verb) => commands::registry::run(verb, caller, printer).await,
+        Command::DockerContext(verb) => commands::docker_context::run(verb, caller, printer).await,
+        Command::Buildx(args) => commands::buildx::run(&args, caller, printer).await,
+        // Those that do not talk were run before.
+        Command::Init(_)
+        | Command::Logout
+        | Command::Serve(_)
+        | Command::Host(_)
+        | Command::Completions { .. }
+        | Command::Version
+        | Command::Docs => Ok(()),
+    }
+}

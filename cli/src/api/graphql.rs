@@ -1,0 +1,277 @@
+//! GraphQL over HTTP POST: one request, one answer, and what its errors mean for the exit code.
+
+use super::{EventStream, ServerAddress, Transport, http as wire};
+use crate::exit::{Failure, FailureKind, Outcome};
+use crate::limits::{API_ANSWER_BYTES_MAX, API_WAIT_MAX};
+use crate::settings::{Access, Token};
+use bytes::Bytes;
+use http::{Method, StatusCode, header};
+use http_body_util::Full;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const PATH: &str = "/graphql";
+
+/// A request text, and the one field of its answer that matters.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Query {
+    /// The text.
+    pub(crate) text: &'static str,
+    /// The root field.
+    pub(crate) field: &'static str,
+}
+
+/// The server as seen by one caller. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct ApiClient {
+    transport: Transport,
+    address: ServerAddress,
+    token: Token,
+}
+
+/// A refusal of the API, with its machine-readable code.
+#[derive(Debug, Clone)]
+pub(crate) struct ApiError {
+    /// The `code` extension, such as `NOT_FOUND`; empty if there was none.
+    pub(crate) code: String,
+    /// What the caller is told.
+    pub(crate) failure: Failure,
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        Self {
+            code: String::new(),
+            failure,
+        }
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        error.failure
+    }
+}
+
+impl ApiClient {
+    /// A client for what was resolved from flags, environment and file.
+    ///
+    /// # Errors
+    /// The caller's fault: a bad address or authority.
+    pub(crate) fn new(access: &Access) -> Outcome<Self> {
+        Ok(Self {
+            transport: Transport::new(access.ca_pem.as_deref())?,
+            address: ServerAddress::parse(&access.server)?,
+            token: access.token.clone(),
+        })
+    }
+
+    /// Where the API is.
+    pub(crate) fn address(&self) -> &ServerAddress {
+        &self.address
+    }
+
+    /// For connections to the gateways, which have the same authority.
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    /// For requests to the gateways.
+    pub(crate) fn token(&self) -> &Token {
+        &self.token
+    }
+
+    /// Asks, and gives the field of the answer.
+    ///
+    /// # Errors
+    /// The network's fault, or what the server says.
+    pub(crate) async fn call<T: DeserializeOwned>(
+        &self,
+        query: Query,
+        variables: Value,
+    ) -> Result<T, ApiError> {
+        self.call_within(query, variables, API_WAIT_MAX).await
+    }
+
+    /// Like [`ApiClient::call`], waiting up to `wait` for the answer.
+    ///
+    /// # Errors
+    /// The network's fault, or what the server says.
+    pub(crate) async fn call_within<T: DeserializeOwned>(
+        &self,
+        query: Query,
+        variables: Value,
+        wait: Duration,
+    ) -> Result<T, ApiError> {
+        let request = self.request(query, &variables, "application/json")?;
+        let answer = wire::send(&self.transport, &self.address, request, wait).await?;
+        let status = answer.status();
+        let body = wire::read_body(answer.into_body(), wait).await?;
+        match serde_json::from_slice::<Value>(&body) {
+            Ok(value) if value.get("data").is_some() || value.get("errors").is_some() => {
+                interpret(value, query.field)
+            }
+            Ok(_) if status == StatusCode::OK => Err(not_ours(&self.address).into()),
+            Err(_) if status == StatusCode::OK => Err(not_ours(&self.address).into()),
+            Ok(_) | Err(_) => Err(wire::refused(status, &body).into()),
+        }
+    }
+
+    /// Opens a subscription.
+    ///
+    /// # Errors
+    /// The network's fault, or what the server says before the first event.
+    pub(crate) async fn subscribe(
+        &self,
+        query: Query,
+        variables: Value,
+    ) -> Result<EventStream, ApiError> {
+        let request = self.request(query, &variables, "text/event-stream")?;
+        let answer = wire::send(&self.transport, &self.address, request, API_WAIT_MAX).await?;
+        let status = answer.status();
+        let is_stream = answer
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .is_some_and(|value| value.starts_with("text/event-stream"));
+        if status == StatusCode::OK && is_stream {
+            return Ok(EventStream::new(answer.into_body(), query.field));
+        }
+        let body = wire::read_body(answer.into_body(), API_WAIT_MAX).await?;
+        match serde_json::from_slice::<Value>(&body) {
+            Ok(value) if value.get("errors").is_some() => {
+                Err(interpret::<Value>(value, query.field)
+                    .err()
+                    .unwrap_or_else(|| not_ours(&self.address).into()))
+            }
+            Ok(_) | Err(_) => Err(wire::refused(status, &body).into()),
+        }
+    }
+
+    fn request(
+        &self,
+        query: Query,
+        variables: &Value,
+        accept: &'static str,
+    ) -> Outcome<http::Request<Full<Bytes>>> {
+        let body = json!({ "query": query.text, "variables": variables }).to_string();
+        wire::request(Method::POST, &self.address, PATH, &self.token)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ACCEPT, accept)
+            .body(Full::from(body))
+            .map_err(|error| wire::unsendable(&error))
+    }
+}
+
+fn not_ours(address: &ServerAddress) -> Failure {
+    Failure::user(format!("{address} is not a slipway server"))
+        .hint("`slipway login --server` takes the address of the API, not of a gateway")
+}
+
+/// Takes `field` out of a GraphQL response, or its first error.
+pub(super) fn interpret<T: DeserializeOwned>(
+    mut value: Value,
+    field: &'static str,
+) -> Result<T, ApiError> {
+    if let Some(error) = value
+        .get("errors")
+        .and_then(Value::as_array)
+        .and_then(|errors| errors.first())
+    {
+        return Err(explain(error));
+    }
+    let data = value
+        .get_mut("data")
+        .and_then(|data| data.get_mut(field))
+        .map(Value::take)
+        .unwrap_or_default();
+    serde_json::from_value(data).map_err(|error| {
+        Failure::system_caused("the server's answer is not what was asked for", &error)
+            .hint("client and server may be of different versions; `slipway status` shows both")
+            .into()
+    })
+}
+
+fn explain(error: &Value) -> ApiError {
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+    let extension = |name: &str| error.get("extensions").and_then(|all| all.get(name));
+    let message = text(error.get("message")).unwrap_or_else(|| "unknown error".to_owned());
+    let code = text(extension("code")).unwrap_or_default();
+    let kind = match text(extension("fault")).as_deref() {
+        Some("user") => FailureKind::User,
+        Some("system") => FailureKind::System,
+        Some(_) | None => kind_of(&code, &message),
+    };
+    let failure = match kind {
+        FailureKind::User => Failure::user(message.clone()),
+        FailureKind::System | FailureKind::Interrupted => Failure::system(message.clone()),
+    };
+    let failure = failure.maybe_hint(text(extension("hint")));
+    let failure = match code.as_str() {
+        "UNAUTHENTICATED" => failure.hint("log in again: `slipway login`"),
+        "" if is_schema_mismatch(&message) => {
+            failure.hint("client and server are of different versions; `slipway status` shows both")
+        }
+        _ => failure,
+    };
+    ApiError { code, failure }
+}
+
+/// Codes that are ours; every other one tells the caller what to change.
+fn kind_of(code: &str, message: &str) -> FailureKind {
+    match code {
+        "INTERNAL" | "UNAVAILABLE" | "BUILDER_UNAVAILABLE" | "TIMEOUT" => FailureKind::System,
+        "" if !is_schema_mismatch(message) => FailureKind::System,
+        _ => FailureKind::User,
+    }
+}
+
+/// How async-graphql refuses a request that is not of its schema.
+fn is_schema_mismatch(message: &str) -> bool {
+    [
+        "Unknown field",
+        "Unknown argument",
+        "Unknown type",
+        "Invalid value for argument",
+    ]
+    .iter()
+    .any(|start| message.starts_with(start))
+}
+
+const _: () = assert!(API_ANSWER_BYTES_MAX > slipway_core::limits::BUILD_EVENTS_BYTES_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_the_field_or_the_first_error() {
+        let value = json!({ "data": { "x": [1, 2] } });
+        assert_eq!(interpret::<Vec<u8>>(value, "x").unwrap(), [1, 2]);
+        let value = json!({ "data": null, "errors": [
+            { "message": "no such app", "extensions": { "code": "NOT_FOUND", "hint": "create it" } },
+        ] });
+        let error = interpret::<Value>(value, "x").unwrap_err();
+        assert_eq!(error.code, "NOT_FOUND");
+        assert_eq!(
+            error.failure,
+            Failure::user("no such app").hint("create it")
+        );
+    }
+
+    #[test]
+    fn faults_are_told_apart() {
+        for (extensions, message, code) in [
+            (json!({ "fault": "system", "code": "X" }), "m", 2),
+            (json!({ "fault": "user", "code": "INTERNAL" }), "m", 1),
+            (json!({ "code": "INTERNAL" }), "m", 2),
+            (json!({ "code": "FORBIDDEN" }), "m", 1),
+            (json!({}), "Unknown field \"a\" on type \"Query\".", 1),
+            (json!({}), "m", 2),
+        ] {
+            let error = explain(&json!({ "message": message, "extensions": extensions }));
+            assert_eq!(error.failure.code(), code, "{extensions}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! One HTTP/1.1 request on a connection of its own, and what becomes of the connection.
+
+use super::tls::Stream;
+use super::{ServerAddress, Transport};
+use crate::exit::{Failure, Outcome};
+use crate::limits::API_ANSWER_BYTES_MAX;
+use crate::settings::Token;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use std::time::Duration;
+
+/// What is sent as `User-Agent`.
+const USER_AGENT: &str = concat!("slipway/", env!("CARGO_PKG_VERSION"));
+
+/// Sends `request` on a new connection and waits for the head of the answer, at most `wait`.
+///
+/// # Errors
+/// The network's fault.
+pub(super) async fn send(
+    transport: &Transport,
+    address: &ServerAddress,
+    request: Request<Full<Bytes>>,
+    wait: Duration,
+) -> Outcome<Response<Incoming>> {
+    let broken = |error: hyper::Error| {
+        Failure::system_caused(format_args!("the connection to {address} broke"), &error)
+    };
+    let io: TokioIo<Box<dyn Stream>> = transport.connect(address).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
+        .await
+        .map_err(broken)?;
+    // Ends with the connection, which ends with the last of the answer's body or of the upgraded stream.
+    tokio::spawn(connection.with_upgrades());
+    match tokio::time::timeout(wait, sender.send_request(request)).await {
+        Ok(answer) => answer.map_err(broken),
+        Err(_elapsed) => Err(Failure::system(format!(
+            "{address} did not answer within {} s",
+            wait.as_secs()
+        ))),
+    }
+}
+
+/// The start of a request: address, agent, token.
+pub(super) fn request(
+    method: Method,
+    address: &ServerAddress,
+    path: &str,
+    token: &Token,
+) -> http::request::Builder {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, address.authority())
+        .header(header::USER_AGENT, USER_AGENT)
+        .header(header::AUTHORIZATION, format!("Bearer {}", token.expose()))
+}
+
+/// A request could not be put together: a header has a character that none may have.
+pub(super) fn unsendable(error: &http::Error) -> Failure {
+    Failure::user_caused("cannot make the request", error)
+}
+
+/// Reads a body whole, within [`API_ANSWER_BYTES_MAX`] and `wait`.
+///
+/// # Errors
+/// The network's fault, or an answer over the limit.
+pub(super) async fn read_body(body: Incoming, wait: Duration) -> Outcome<Bytes> {
+    let limited = Limited::new(body, API_ANSWER_BYTES_MAX);
+    match tokio::time::timeout(wait, limited.collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) => Err(Failure::system_caused(
+            "the server's answer broke off",
+            error.as_ref(),
+        )),
+        Err(_elapsed) => Err(Failure::system("the server's answer did not end in time")),
+    }
+}
+
+/// Asks a gateway to make of this connection something else (`POST /session`, `POST /grpc`), and gives the raw stream.
+/// Waits at most `wait` for the answer: a stopped builder is woken by this.
+///
+/// # Errors
+/// Whoever's fault the gateway says it is, with its own message.
+pub(crate) async fn open_upgraded(
+    transport: &Transport,
+    address: &ServerAddress,
+    token: &Token,
+    path: &str,
+    headers: &[(String, String)],
+    wait: Duration,
+) -> Outcome<TokioIo<hyper::upgrade::Upgraded>> {
+    let mut builder = request(Method::POST, address, path, token)
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "h2c");
+    for (name, value) in headers {
+        builder = builder.header(name, value);
+    }
+    let request = builder
+        .body(Full::default())
+        .map_err(|error| unsendable(&error))?;
+    let answer = send(transport, address, request, wait).await?;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let status = answer.status();
+        let body = read_body(answer.into_body(), wait).await?;
+        return Err(refused(status, &body));
+    }
+    hyper::upgrade::on(answer)
+        .await
+        .map(TokioIo::new)
+        .map_err(|error| Failure::system_caused("open the build session", &error))
+}
+
+/// A refusal in Docker's form (`{"message": ...}`), or any other.
+pub(super) fn refused(status: StatusCode, body: &[u8]) -> Failure {
+    #[derive(serde::Deserialize)]
+    struct Message {
+        message: String,
+    }
+    let message = match serde_json::from_slice::<Message>(body) {
+        Ok(parsed) => parsed.message,
+        Err(_) => format!("the server answered {status}"),
+    };
+    if status == StatusCode::UNAUTHORIZED {
+        Failure::user(message).hint("log in again: `slipway login`")
+    } else if status.is_client_error() {
+        Failure::user(message)
+    } else {
+        Failure::system(message)
+    }
+}

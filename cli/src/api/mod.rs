@@ -1,0 +1,16 @@
+//! The client of the server's API: GraphQL requests, event streams, upgraded connections, all over TLS.
+//!
+//! Owns addresses, TLS and HTTP. Must not know what is asked (that is [`queries`]) nor how it is shown.
+
+mod address;
+mod graphql;
+mod http;
+pub(crate) mod queries;
+mod sse;
+mod tls;
+
+pub(crate) use address::ServerAddress;
+pub(crate) use graphql::{ApiClient, ApiError};
+pub(crate) use http::open_upgraded;
+pub(crate) use sse::{EventStream, StreamEnd};
+pub(crate) use tls::Transport;

@@ -1,0 +1,139 @@
+//! Connections: TCP, and TLS with the authority that `slipway login` stored.
+
+use super::ServerAddress;
+use crate::exit::{Failure, Outcome};
+use crate::limits::CONNECT_WAIT_MAX;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// Where Debian, Fedora, SUSE and Alpine keep the system's authorities.
+const SYSTEM_BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// Any stream that bytes go over both ways.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Makes connections to the server's listeners. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Transport {
+    connector: TlsConnector,
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Transport")
+    }
+}
+
+impl Transport {
+    /// Trusts `ca_pem`, or the system's authorities if there is none.
+    ///
+    /// # Errors
+    /// The caller's fault: no usable certificate.
+    pub(crate) fn new(ca_pem: Option<&str>) -> Outcome<Self> {
+        let mut roots = RootCertStore::empty();
+        let pem = match ca_pem {
+            Some(pem) => pem.as_bytes().to_vec(),
+            None => system_bundle()?,
+        };
+        let certificates = CertificateDer::pem_slice_iter(&pem).flatten();
+        let (added, _ignored) = roots.add_parsable_certificates(certificates);
+        if added == 0 {
+            return Err(Failure::user("there is no usable certificate authority")
+                .hint("give the server's own with `slipway login --ca FILE`"));
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Failure::system_caused("set up tls", &error))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self {
+            connector: TlsConnector::from(Arc::new(config)),
+        })
+    }
+
+    /// A connected stream, ready for HTTP/1.1.
+    ///
+    /// # Errors
+    /// The network's fault, or the caller's if the certificate does not fit.
+    pub(crate) async fn connect(
+        &self,
+        address: &ServerAddress,
+    ) -> Outcome<TokioIo<Box<dyn Stream>>> {
+        match tokio::time::timeout(CONNECT_WAIT_MAX, self.dial(address)).await {
+            Ok(connected) => connected.map(TokioIo::new),
+            Err(_elapsed) => Err(Failure::system(format!(
+                "cannot reach {address}: no answer within {} s",
+                CONNECT_WAIT_MAX.as_secs()
+            ))
+            .hint("is the server up, and does a firewall let you through?")),
+        }
+    }
+
+    async fn dial(&self, address: &ServerAddress) -> Outcome<Box<dyn Stream>> {
+        let tcp = TcpStream::connect((address.host(), address.port()))
+            .await
+            .map_err(|error| {
+                Failure::system_caused(format_args!("cannot reach {address}"), &error)
+                    .hint("is the server up, and is the address right? `slipway status` shows it")
+            })?;
+        // Small frames of both directions must not wait for each other.
+        let _ = tcp.set_nodelay(true);
+        if !address.is_tls() {
+            return Ok(Box::new(tcp));
+        }
+        let name = ServerName::try_from(address.host().to_owned())
+            .map_err(|_| Failure::user(format!("'{}' is not a host name", address.host())))?;
+        let tls = self
+            .connector
+            .connect(name, tcp)
+            .await
+            .map_err(|error| explain_tls(address, &error))?;
+        Ok(Box::new(tls))
+    }
+}
+
+fn explain_tls(address: &ServerAddress, error: &std::io::Error) -> Failure {
+    let cause = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match cause {
+        Some(rustls::Error::InvalidCertificate(reason)) => Failure::user(format!(
+            "the certificate of {address} is not trusted: {reason}"
+        ))
+        .hint("log in again with the server's own authority: `slipway login --ca FILE`"),
+        Some(_) | None => {
+            Failure::system_caused(format_args!("cannot speak tls with {address}"), error)
+        }
+    }
+}
+
+fn system_bundle() -> Outcome<Vec<u8>> {
+    let named = std::env::var_os("SSL_CERT_FILE");
+    let candidates = named
+        .iter()
+        .map(Path::new)
+        .chain(SYSTEM_BUNDLES.iter().map(Path::new));
+    for path in candidates {
+        if let Ok(bytes) = std::fs::read(path) {
+            return Ok(bytes);
+        }
+    }
+    Err(
+        Failure::user("this system has no list of certificate authorities")
+            .hint("give the server's own with --ca FILE, or install ca-certificates"),
+    )
+}

@@ -1,0 +1,100 @@
+//! Flags of `slipway deploy`.
+
+use super::OrgArg;
+use clap::Args;
+use std::path::PathBuf;
+
+/// Build a directory on your org's builder and push the image
+///
+/// The directory's slipway.toml (or else its fly.toml) says which app it is; flags go before the file.
+/// Only what changed since the last build is sent.
+///
+/// Standard output gets the pushed reference, or JSON lines with --json; progress goes to standard error.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = "Examples:
+  slipway deploy
+  slipway deploy ./api --app api --image registry.example/team/api:1.4
+  slipway deploy --build-arg VERSION=1.4 --build-arg CI --secret id=npm,src=$HOME/.npmrc
+  slipway deploy --build-only --target test
+  slipway deploy --json | jq -r 'select(.type==\"result\").digest'")]
+pub(crate) struct DeployArgs {
+    /// Directory that is sent as the build's context
+    #[arg(default_value = ".", value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+
+    /// App that is built; made if it does not exist
+    #[arg(
+        short,
+        long,
+        env = "SLIPWAY_APP",
+        value_name = "NAME",
+        help_heading = "What"
+    )]
+    pub(crate) app: Option<String>,
+    #[command(flatten)]
+    pub(crate) org: OrgArg,
+    /// Configuration file, instead of slipway.toml or fly.toml of the directory
+    #[arg(short, long, value_name = "FILE", help_heading = "What")]
+    pub(crate) config: Option<PathBuf>,
+    /// Full name of the image, as registry.example/team/app:tag
+    #[arg(short, long, value_name = "NAME", help_heading = "What")]
+    pub(crate) image: Option<String>,
+    /// Region to build in, where your org has no builder yet
+    #[arg(long, value_name = "REGION", help_heading = "What")]
+    pub(crate) region: Option<String>,
+
+    /// Dockerfile, relative to where you are; Dockerfile of the directory by default
+    #[arg(short = 'f', long, value_name = "FILE", help_heading = "Build", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) dockerfile: Option<PathBuf>,
+    /// Stage to build
+    #[arg(long, value_name = "STAGE", help_heading = "Build")]
+    pub(crate) target: Option<String>,
+    /// Build argument; without =VALUE the value comes from the environment. Repeatable
+    #[arg(long, value_name = "NAME[=VALUE]", help_heading = "Build")]
+    pub(crate) build_arg: Vec<String>,
+    /// Secret for RUN --mount=type=secret: id=NAME,src=FILE or id=NAME,env=VARIABLE. Repeatable
+    #[arg(long, value_name = "SPEC", help_heading = "Build")]
+    pub(crate) secret: Vec<String>,
+    /// Label of the image. Repeatable
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Build")]
+    pub(crate) label: Vec<String>,
+    /// Platform of the image, as linux/amd64 or linux/arm64
+    #[arg(long, value_name = "PLATFORM", help_heading = "Build")]
+    pub(crate) platform: Option<String>,
+    /// Build every step anew
+    #[arg(long, help_heading = "Build")]
+    pub(crate) no_cache: bool,
+    /// Ignore file, instead of DOCKERFILE.dockerignore or .dockerignore
+    #[arg(long, value_name = "FILE", help_heading = "Build", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) ignorefile: Option<PathBuf>,
+
+    /// Build on the remote builder, even if Docker runs here
+    #[arg(long, conflicts_with = "local_only", help_heading = "Where")]
+    pub(crate) remote_only: bool,
+    /// Build with the Docker that runs here
+    #[arg(long, help_heading = "Where")]
+    pub(crate) local_only: bool,
+    /// Build without a push
+    #[arg(long, conflicts_with = "push", help_heading = "Where")]
+    pub(crate) build_only: bool,
+    /// Push when built (what happens anyway without --build-only)
+    #[arg(long, help_heading = "Where")]
+    pub(crate) push: bool,
+
+    /// How progress is shown
+    #[arg(long, value_enum, default_value_t = ProgressMode::Auto, env = "SLIPWAY_PROGRESS", value_name = "MODE", help_heading = "Output")]
+    pub(crate) progress: ProgressMode,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ProgressMode {
+    /// A live tree on a terminal, plain lines elsewhere
+    Auto,
+    /// One line per happening
+    Plain,
+    /// A live tree
+    Tty,
+    /// Nothing but errors
+    Quiet,
+}

@@ -1,0 +1,100 @@
+//! Parsing of command lines.
+
+use super::*;
+use clap::CommandFactory;
+
+fn deploy(line: &str) -> Result<DeployArgs, clap::Error> {
+    let words = ["slipway", "deploy"]
+        .into_iter()
+        .chain(line.split_whitespace());
+    Cli::try_parse_from(words).map(|cli| match cli.command {
+        Command::Deploy(args) => *args,
+        other => panic!("parsed as {other:?}"),
+    })
+}
+
+#[test]
+fn the_definition_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_command_and_every_flag_has_a_help_text() {
+    fn check(command: &clap::Command) {
+        assert!(
+            command.get_about().is_some(),
+            "{} has no help",
+            command.get_name()
+        );
+        for argument in command.get_arguments() {
+            assert!(
+                argument.get_help().is_some(),
+                "{} {} has no help",
+                command.get_name(),
+                argument.get_id()
+            );
+        }
+        command.get_subcommands().for_each(check);
+    }
+    check(&Cli::command());
+}
+
+#[test]
+fn deploy_takes_what_docker_build_takes() {
+    let args = deploy(
+        "./api -a shop -f docker/Dockerfile --build-arg A=1 --build-arg B --secret id=x,src=y \
+         --label a=b --target web --platform linux/arm64 --no-cache --remote-only --progress plain",
+    )
+    .unwrap();
+    assert_eq!(args.dir, PathBuf::from("./api"));
+    assert_eq!(args.build_arg, ["A=1", "B"]);
+    assert_eq!(args.progress, ProgressMode::Plain);
+    assert!(args.remote_only && args.no_cache && !args.build_only);
+    assert_eq!(deploy("").unwrap().dir, PathBuf::from("."));
+}
+
+#[test]
+fn contradictions_are_refused() {
+    for line in [
+        "--remote-only --local-only",
+        "--push --build-only",
+        "--progress loud",
+        "a b",
+    ] {
+        assert!(deploy(line).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn global_flags_go_anywhere() {
+    let cli = Cli::try_parse_from([
+        "slipway",
+        "builders",
+        "list",
+        "--json",
+        "--server",
+        "https://a:1",
+    ])
+    .unwrap();
+    assert!(cli.global.json);
+    assert_eq!(cli.global.server.as_deref(), Some("https://a:1"));
+}
+
+#[test]
+fn processors_are_parsed_exactly() {
+    for (text, millis) in [("2", 2000), ("0.5", 500), ("1.25", 1250), ("0.001", 1)] {
+        assert_eq!(verbs::parse_cpus(text).unwrap().0, millis, "{text}");
+    }
+    for text in ["", "0", "-1", "1.", ".5", "1.2345", "two", "99999999"] {
+        assert!(verbs::parse_cpus(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn host_takes_purge_after_its_flags() {
+    let cli = Cli::try_parse_from(["slipway", "host", "--config", "x.toml", "purge"]).unwrap();
+    let Command::Host(args) = cli.command else {
+        panic!("not host")
+    };
+    assert!(matches!(args.verb, Some(HostVerb::Purge)));
+}

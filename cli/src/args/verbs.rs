@@ -1,0 +1,355 @@
+//! Flags of every command but `slipway deploy`.
+
+use super::OrgArg;
+use clap::{Args, Subcommand};
+use slipway_core::units::ByteSize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Log in to a server and store its address, authority and your token
+///
+/// The token is read from standard input with --token-stdin, from SLIPWAY_TOKEN, or typed when asked;
+/// never from the command line. It is stored in ~/.config/slipway/config.toml (0600).
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = "Examples:
+  slipway login --server https://builds.example:7443 --ca ca.pem
+  slipway login --server https://builds.example:7443 --token-stdin < token")]
+pub(crate) struct LoginArgs {
+    /// Read the token from standard input
+    #[arg(long)]
+    pub(crate) token_stdin: bool,
+}
+
+/// Write a slipway.toml for a directory, by looking at it
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_long_help = "Examples:\n  slipway init --app shop --registry registry.example/team"
+)]
+pub(crate) struct InitArgs {
+    /// Directory
+    #[arg(default_value = ".", value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// Name of the app; the directory's name by default
+    #[arg(long, value_name = "NAME")]
+    pub(crate) app: Option<String>,
+    /// Registry that images are pushed to
+    #[arg(long, value_name = "REGISTRY")]
+    pub(crate) registry: Option<String>,
+    /// Replace a slipway.toml that is there
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Limits of an org.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OrgSettings {
+    /// Builders end after this long without activity, as 10m or 30s
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) idle: Option<Duration>,
+    /// Processors of a builder, as 2 or 0.5
+    #[arg(long, value_name = "N", value_parser = parse_cpus)]
+    pub(crate) cpus: Option<CpuMillis>,
+    /// Memory of a builder, as 4GiB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<ByteSize>,
+    /// Size of a builder's cache volume, as 50GiB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) volume_size: Option<ByteSize>,
+}
+
+/// Processors in thousandths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CpuMillis(pub(crate) u32);
+
+/// Parses `2`, `0.5`, `1.25` without going through floating point.
+pub(crate) fn parse_cpus(text: &str) -> Result<CpuMillis, String> {
+    let bad = || format!("'{text}' is not a number of processors (examples: 2, 0.5)");
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |piece: &str| !piece.is_empty() && piece.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(part) || part.len() > 3 {
+        return Err(bad());
+    }
+    let whole: u32 = whole.parse().map_err(|_| bad())?;
+    let part: u32 = format!("{part:0<3}").parse().map_err(|_| bad())?;
+    match whole
+        .checked_mul(1000)
+        .and_then(|millis| millis.checked_add(part))
+    {
+        Some(millis) if millis > 0 => Ok(CpuMillis(millis)),
+        Some(_) | None => Err(bad()),
+    }
+}
+
+/// Manage orgs
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum OrgsVerb {
+    /// List the orgs you can see
+    List,
+    /// Make an org (needs the server's own token)
+    Create {
+        /// Name
+        name: String,
+        #[command(flatten)]
+        settings: OrgSettings,
+    },
+    /// Change an org's limits; a running builder gets them at its next start
+    #[command(
+        after_long_help = "Examples:\n  slipway orgs update --idle 10m --cpus 4 --memory 8GiB"
+    )]
+    Update {
+        /// Org, by name or id; your token's own org by default
+        name: Option<String>,
+        #[command(flatten)]
+        settings: OrgSettings,
+    },
+}
+
+/// What a token may do, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Role {
+    /// Look
+    Read,
+    /// Build, push, and use the builder
+    Deploy,
+    /// All of it, for its org
+    Admin,
+}
+
+/// Manage API tokens
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum TokensVerb {
+    /// Make a token; its secret is printed once, on standard output
+    Create {
+        /// What it is for
+        name: String,
+        #[command(flatten)]
+        org: OrgArg,
+        /// What it may do
+        #[arg(long, value_enum, default_value_t = Role::Deploy, value_name = "ROLE")]
+        role: Role,
+        /// It ends after this long, as 30d; never by default
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        expires: Option<Duration>,
+    },
+    /// List tokens, without their secrets
+    List {
+        #[command(flatten)]
+        org: OrgArg,
+    },
+    /// Revoke a token; requests that run end with it
+    Revoke {
+        /// Id, as tok_...
+        id: String,
+    },
+}
+
+/// Manage apps
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum AppsVerb {
+    /// Make an app
+    Create {
+        /// Name
+        name: String,
+        #[command(flatten)]
+        org: OrgArg,
+    },
+    /// List apps, builders among them
+    List {
+        #[command(flatten)]
+        org: OrgArg,
+    },
+}
+
+/// Which of an org's builders.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BuilderChoice {
+    #[command(flatten)]
+    pub(crate) org: OrgArg,
+    /// Region
+    #[arg(long, value_name = "REGION")]
+    pub(crate) region: Option<String>,
+    /// Processor architecture: amd64 or arm64
+    #[arg(long, value_name = "ARCH")]
+    pub(crate) arch: Option<String>,
+}
+
+/// Look after your org's builders
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum BuildersVerb {
+    /// List builders
+    List {
+        #[command(flatten)]
+        org: OrgArg,
+    },
+    /// Show one builder
+    Show(BuilderChoice),
+    /// Start the builder if it does not run, and wait until it is ready
+    Ensure(BuilderChoice),
+    /// End the builder now; its cache stays
+    Stop(BuilderChoice),
+    /// End the builder and start its cache anew, empty
+    #[command(alias = "reset")]
+    ResetCache {
+        #[command(flatten)]
+        choice: BuilderChoice,
+        /// Do it without asking
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Look at builds
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum BuildsVerb {
+    /// List builds, newest first
+    List {
+        #[command(flatten)]
+        org: OrgArg,
+        /// Only of this app
+        #[arg(long, value_name = "NAME")]
+        app: Option<String>,
+        /// How many
+        #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=200))]
+        limit: u32,
+    },
+    /// Show one build
+    Show {
+        /// Id, as bld_...
+        id: String,
+    },
+    /// Print a build's output; follows it while it runs
+    Logs {
+        /// Id, as bld_...
+        id: String,
+    },
+    /// Cancel a build
+    Cancel {
+        /// Id, as bld_...
+        id: String,
+    },
+}
+
+/// Look at volumes
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum VolumesVerb {
+    /// List volumes
+    List {
+        #[command(flatten)]
+        org: OrgArg,
+    },
+}
+
+/// Keep credentials of registries on the server
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum RegistryVerb {
+    /// Store a credential; the password is read from standard input
+    #[command(
+        after_long_help = "Examples:\n  slipway registry login registry.example --username ci < password"
+    )]
+    Login {
+        /// Registry host, with port if any
+        registry: String,
+        /// User name; leave it out for an identity token
+        #[arg(short, long, default_value = "", value_name = "NAME")]
+        username: String,
+        #[command(flatten)]
+        org: OrgArg,
+    },
+    /// List stored credentials, without their secrets
+    List {
+        #[command(flatten)]
+        org: OrgArg,
+    },
+    /// Remove a credential
+    Logout {
+        /// Registry host, with port if any
+        registry: String,
+        #[command(flatten)]
+        org: OrgArg,
+    },
+}
+
+/// Make your builder a context of the docker command
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum DockerContextVerb {
+    Create(DockerContextArgs),
+}
+
+/// Make a client certificate and a Docker context that uses it
+///
+/// Afterwards `docker --context NAME build .` builds on your builder, waking it if need be.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = "Examples:
+  slipway docker-context create
+  docker --context slipway build .")]
+pub(crate) struct DockerContextArgs {
+    /// Name of the context
+    #[arg(default_value = "slipway", value_name = "NAME")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) org: OrgArg,
+    /// Replace a context of this name
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Write a client certificate and print the line that makes your builder a builder of docker buildx
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_long_help = "Examples:\n  eval \"$(slipway buildx)\" && docker buildx build --builder slipway ."
+)]
+pub(crate) struct BuildxArgs {
+    /// Name of the builder in buildx
+    #[arg(default_value = "slipway", value_name = "NAME")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) org: OrgArg,
+}
+
+/// Flags of the long-running processes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProcessArgs {
+    /// Settings file, TOML
+    #[arg(long, value_name = "FILE", env = "SLIPWAY_CONFIG", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) config: PathBuf,
+    /// A setting that goes before the file, as TOML writes it. Repeatable
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Format of the log on standard error
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "SLIPWAY_LOG_FORMAT", value_name = "FORMAT")]
+    pub(crate) log: LogFormat,
+    /// What is logged, as in `info,slipway_scheduler=debug`
+    #[arg(
+        long,
+        default_value = "info",
+        env = "SLIPWAY_LOG",
+        value_name = "FILTER"
+    )]
+    pub(crate) log_filter: String,
+}
+
+/// Flags of `slipway host`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct HostArgs {
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+    /// What to do instead of running
+    #[command(subcommand)]
+    pub(crate) verb: Option<HostVerb>,
+}
+
+/// What else can be done with a host.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum HostVerb {
+    /// End every machine of this host and remove all it made: volumes, networks, state
+    Purge,
+}
+
+/// Format of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines for people
+    Text,
+    /// One JSON document per line
+    Json,
+}

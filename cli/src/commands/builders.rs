@@ -1,0 +1,112 @@
+//! `slipway builders`.
+
+use super::context::Caller;
+use crate::api::queries::{self, Builder};
+use crate::args::{BuilderChoice, BuildersVerb};
+use crate::exit::{Failure, Outcome};
+use crate::printer::{Printer, stdin_is_terminal};
+
+/// Does what the verb says.
+///
+/// # Errors
+/// Whoever's fault it was.
+pub(crate) async fn run(verb: BuildersVerb, caller: &Caller, printer: Printer) -> Outcome<()> {
+    let client = caller.client()?;
+    let own = async |choice: &BuilderChoice| {
+        queries::org_or_own(&client, choice.org.org.as_deref()).await
+    };
+    match verb {
+        BuildersVerb::List { org } => {
+            let org = queries::org_or_own(&client, org.org.as_deref()).await?;
+            let builders = queries::builders(&client, &org).await?;
+            printer.list(
+                ["BUILDER", "REGION", "ARCH", "STATE"],
+                &builders,
+                |builder| {
+                    [
+                        builder.id.clone(),
+                        builder.region.clone(),
+                        builder.arch.clone(),
+                        builder.state.to_lowercase(),
+                    ]
+                },
+            );
+        }
+        BuildersVerb::Show(choice) => {
+            let org = own(&choice).await?;
+            let builders = queries::builders(&client, &org).await?;
+            show(&pick(builders, &choice, &org)?, printer);
+        }
+        BuildersVerb::Ensure(choice) => {
+            let org = own(&choice).await?;
+            let (region, arch) = (choice.region.as_deref(), choice.arch.as_deref());
+            show(
+                &queries::ensure_builder(&client, &org, region, arch).await?,
+                printer,
+            );
+        }
+        BuildersVerb::Stop(choice) => {
+            let org = own(&choice).await?;
+            let (region, arch) = (choice.region.as_deref(), choice.arch.as_deref());
+            show(
+                &queries::stop_builder(&client, &org, region, arch).await?,
+                printer,
+            );
+        }
+        BuildersVerb::ResetCache { choice, yes } => {
+            let org = own(&choice).await?;
+            if !yes && !confirmed(&org)? {
+                return Err(Failure::interrupted("nothing was done"));
+            }
+            let (region, arch) = (choice.region.as_deref(), choice.arch.as_deref());
+            show(
+                &queries::reset_cache(&client, &org, region, arch).await?,
+                printer,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The one builder that is meant.
+fn pick(builders: Vec<Builder>, choice: &BuilderChoice, org: &str) -> Outcome<Builder> {
+    let fits = |wanted: &Option<String>, has: &str| wanted.as_ref().is_none_or(|it| it == has);
+    let mut found = builders
+        .into_iter()
+        .filter(|it| fits(&choice.region, &it.region) && fits(&choice.arch, &it.arch));
+    match (found.next(), found.next()) {
+        (Some(one), None) => Ok(one),
+        (Some(_), Some(_)) => Err(
+            Failure::user(format!("org {org} has several such builders"))
+                .hint("say --region and --arch; `slipway builders list` shows them"),
+        ),
+        (None, _) => Err(Failure::user(format!("org {org} has no such builder yet"))
+            .hint("the first deploy makes one, or `slipway builders ensure`")),
+    }
+}
+
+fn confirmed(org: &str) -> Outcome<bool> {
+    if !stdin_is_terminal() {
+        return Err(Failure::user("this empties the builder's cache").hint("say --yes to mean it"));
+    }
+    let terminal = console::Term::stderr();
+    terminal
+        .write_str(&format!(
+            "empty the cache of the builder of org {org}? type yes: "
+        ))
+        .and_then(|()| terminal.read_line())
+        .map(|answer| answer.trim() == "yes")
+        .map_err(|error| Failure::user_caused("read the answer", &error))
+}
+
+fn show(builder: &Builder, printer: Printer) {
+    let mut fields = vec![
+        ("builder", builder.id.clone()),
+        ("region", builder.region.clone()),
+        ("arch", builder.arch.clone()),
+        ("state", builder.state.to_lowercase()),
+    ];
+    fields.extend(builder.last_error.clone().map(|error| ("error", error)));
+    fields.extend(builder.notice.clone().map(|notice| ("notice", notice)));
+    printer.record(builder, &fields);
+}

@@ -1,0 +1,235 @@
+//! The long-running processes: `slipway serve` and `slipway host`. Reads their settings, sets up the log, and turns
+//! signals into a clean end.
+//!
+//! Must not know what a setting means: that is the business of the crates that run.
+
+use crate::args::{HostArgs, HostVerb, LogFormat, ProcessArgs};
+use crate::exit::{Failure, Outcome};
+use crate::printer::Printer;
+use crate::settings::read_small;
+use pending as slipway_host;
+use pending as slipway_scheduler;
+use pending::{HostSettings, ServeSettings};
+use serde::de::DeserializeOwned;
+use std::path::Path;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use toml::{Table, Value};
+use tracing_subscriber::EnvFilter;
+
+/// Stands in for the crates that have no `run` yet.
+mod pending {
+    use tokio_util::sync::CancellationToken;
+    pub(super) type HostSettings = toml::Table;
+    pub(super) type ServeSettings = toml::Table;
+    pub(super) async fn run(
+        _: toml::Table,
+        shutdown: CancellationToken,
+    ) -> Result<(), std::io::Error> {
+        shutdown.cancelled().await;
+        Ok(())
+    }
+    pub(super) async fn purge(_: toml::Table) -> Result<(), std::io::Error> {
+        Ok(())
+    }
+}
+
+/// Environment variables `SLIPWAY_SERVE_<SETTING>` go before the file of `slipway serve`.
+const SERVE_PREFIX: &str = "SLIPWAY_SERVE_";
+/// Environment variables `SLIPWAY_HOST_<SETTING>` go before the file of `slipway host`.
+const HOST_PREFIX: &str = "SLIPWAY_HOST_";
+
+/// Runs the control plane until a signal ends it.
+///
+/// # Errors
+/// The caller's fault: settings. Ours: it did not start, or broke.
+pub(crate) fn serve(args: &ProcessArgs) -> Outcome<()> {
+    let settings: ServeSettings = load(args, SERVE_PREFIX)?;
+    init_log(args)?;
+    block_on(async {
+        slipway_scheduler::run(settings, shutdown_on_signal()?)
+            .await
+            .map_err(|error| Failure::system_caused("the control plane ended", &error))
+    })
+}
+
+/// Runs the host daemon until a signal ends it, or removes all it made.
+///
+/// # Errors
+/// The caller's fault: settings. Ours: it did not start, or broke.
+pub(crate) fn host(args: &HostArgs, printer: Printer) -> Outcome<()> {
+    let settings: HostSettings = load(&args.process, HOST_PREFIX)?;
+    init_log(&args.process)?;
+    match args.verb {
+        None => block_on(async {
+            slipway_host::run(settings, shutdown_on_signal()?)
+                .await
+                .map_err(|error| Failure::system_caused("the host daemon ended", &error))
+        }),
+        Some(HostVerb::Purge) => {
+            block_on(async {
+                slipway_host::purge(settings)
+                    .await
+                    .map_err(|error| Failure::system_caused("purge this host", &error))
+            })?;
+            printer.note("all machines, volumes and networks of this host are gone");
+            Ok(())
+        }
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::system_caused("start the runtime", &error))?
+        .block_on(future)
+}
+
+/// A token that is cancelled by the first SIGTERM or SIGINT. A second one ends the process at once, as it would
+/// without us: whoever sends it does not want to wait.
+fn shutdown_on_signal() -> Outcome<CancellationToken> {
+    let fail = |error: std::io::Error| Failure::system_caused("watch signals", &error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(fail)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(fail)?;
+    let token = CancellationToken::new();
+    let cancelled = token.clone();
+    tokio::spawn(async move {
+        for _ in 0..2 {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            if cancelled.is_cancelled() {
+                tracing::warn!(signal = name, "second signal, ending at once");
+                std::process::exit(i32::from(crate::exit::EXIT_INTERRUPTED));
+            }
+            tracing::info!(signal = name, "shutting down");
+            cancelled.cancel();
+        }
+    });
+    Ok(token)
+}
+
+fn init_log(args: &ProcessArgs) -> Outcome<()> {
+    let filter = EnvFilter::try_new(&args.log_filter).map_err(|error| {
+        Failure::user_caused(
+            format_args!("'{}' is not a log filter", args.log_filter),
+            &error,
+        )
+        .hint("examples: info, debug, info,slipway_scheduler=debug")
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match args.log {
+        LogFormat::Text => builder
+            .with_ansi(crate::printer::stderr_is_terminal())
+            .init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// Settings of a process: `--set` before environment before file before default.
+fn load<T: DeserializeOwned>(args: &ProcessArgs, prefix: &str) -> Outcome<T> {
+    let text = read_small(&args.config)
+        .map_err(|failure| failure.hint("--config names the settings file, TOML"))?;
+    parse(&args.config, &text, prefix, std::env::vars(), &args.set)
+}
+
+fn parse<T: DeserializeOwned>(
+    path: &Path,
+    text: &str,
+    prefix: &str,
+    env: impl Iterator<Item = (String, String)>,
+    flags: &[String],
+) -> Outcome<T> {
+    let place = |what: &str, error: &toml::de::Error| {
+        Failure::user(format!("{what}: {}", error.to_string().trim_end()))
+    };
+    // The file alone first: its errors have lines.
+    let shown = path.display().to_string();
+    let mut table: Table = toml::from_str(text).map_err(|error| place(&shown, &error))?;
+    let mut changed = Vec::new();
+    for (name, value) in env {
+        if let Some(key) = name.strip_prefix(prefix) {
+            table.insert(key.to_ascii_lowercase(), scalar(&value));
+            changed.push(name);
+        }
+    }
+    for flag in flags {
+        let (key, value) = flag.split_once('=').ok_or_else(|| {
+            Failure::user(format!("'{flag}' is not a setting")).hint("--set takes NAME=VALUE")
+        })?;
+        table.insert(key.to_owned(), scalar(value));
+        changed.push(format!("--set {key}"));
+    }
+    if changed.is_empty() {
+        return toml::from_str(text).map_err(|error| place(&shown, &error));
+    }
+    T::deserialize(Value::Table(table))
+        .map_err(|error| place(&format!("{shown} with {}", changed.join(", ")), &error))
+}
+
+/// A value as TOML writes it, else a text.
+fn scalar(text: &str) -> Value {
+    toml::from_str::<Table>(&format!("value = {text}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Sample {
+        name: String,
+        #[serde(default)]
+        count: u32,
+        #[serde(default)]
+        list: Vec<u32>,
+    }
+
+    fn read(text: &str, env: &[(&str, &str)], flags: &[&str]) -> Outcome<Sample> {
+        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        parse(Path::new("x.toml"), text, "T_", env, &flags)
+    }
+
+    #[test]
+    fn flags_go_before_environment_before_file() {
+        let sample = read("name='a'\ncount=1\n", &[], &[]).unwrap();
+        assert_eq!((sample.name.as_str(), sample.count), ("a", 1));
+        let sample = read(
+            "name='a'\ncount=1\n",
+            &[("T_NAME", "127.0.0.1:0"), ("T_COUNT", "2"), ("OTHER", "x")],
+            &["count=3", "list=[1, 2]"],
+        )
+        .unwrap();
+        let want = Sample {
+            name: "127.0.0.1:0".to_owned(),
+            count: 3,
+            list: vec![1, 2],
+        };
+        assert_eq!(sample, want);
+    }
+
+    #[test]
+    fn mistakes_name_the_file_and_the_setting() {
+        for (text, env, flags, part) in [
+            ("name=", vec![], vec![], "x.toml"),
+            ("name='a'\ncuont=1", vec![], vec![], "unknown field `cuont`"),
+            ("name='a'", vec![("T_CUONT", "1")], vec![], "T_CUONT"),
+            ("name='a'", vec![], vec!["count=x"], "--set count"),
+            ("name='a'", vec![], vec!["count"], "not a setting"),
+        ] {
+            let failure = read(text, &env, &flags).unwrap_err();
+            assert_eq!(failure.code(), 1);
+            assert!(failure.message().contains(part), "{failure}");
+        }
+    }
+}

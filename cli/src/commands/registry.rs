@@ -1,0 +1,62 @@
+//! `slipway registry`.
+
+use super::context::Caller;
+use super::login::read_secret_stdin;
+use crate::api::queries;
+use crate::args::RegistryVerb;
+use crate::exit::{Failure, Outcome};
+use crate::printer::{Printer, stdin_is_terminal};
+use slipway_core::build::RegistryCredential;
+
+/// Does what the verb says.
+///
+/// # Errors
+/// Whoever's fault it was.
+pub(crate) async fn run(verb: RegistryVerb, caller: &Caller, printer: Printer) -> Outcome<()> {
+    let client = caller.client()?;
+    match verb {
+        RegistryVerb::Login {
+            registry,
+            username,
+            org,
+        } => {
+            if stdin_is_terminal() {
+                printer.note("password (end with Ctrl-D): ");
+            }
+            let password = read_secret_stdin("the password")?;
+            let password = password.trim_end_matches(['\r', '\n']).to_owned();
+            if password.is_empty() {
+                return Err(Failure::user("the password is empty")
+                    .hint("pipe it in: slipway registry login HOST --username NAME < password"));
+            }
+            let org = queries::org_or_own(&client, org.org.as_deref()).await?;
+            let credential = RegistryCredential {
+                registry,
+                username,
+                password,
+            };
+            let stored = queries::set_credential(&client, &org, &credential).await?;
+            printer.note(&format!(
+                "pushes of org {org} to {} use it from now on",
+                stored.registry
+            ));
+        }
+        RegistryVerb::List { org } => {
+            let org = queries::org_or_own(&client, org.org.as_deref()).await?;
+            let all = queries::credentials(&client, &org).await?;
+            printer.list(["REGISTRY", "USER", "STORED"], &all, |credential| {
+                [
+                    credential.registry.clone(),
+                    credential.username.clone(),
+                    credential.created_at.clone(),
+                ]
+            });
+        }
+        RegistryVerb::Logout { registry, org } => {
+            let org = queries::org_or_own(&client, org.org.as_deref()).await?;
+            queries::remove_credential(&client, &org, &registry).await?;
+            printer.note(&format!("the credential of {registry} is gone"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! `slipway status`.
+
+use super::context::Caller;
+use crate::api::queries::{self, Builder, ServerInfo};
+use crate::exit::Outcome;
+use crate::printer::Printer;
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Status {
+    server: String,
+    client_version: &'static str,
+    #[serde(flatten)]
+    info: ServerInfo,
+    who: String,
+    builders: Vec<Builder>,
+}
+
+/// Shows server, caller and builders.
+///
+/// # Errors
+/// Whoever's fault it was.
+pub(crate) async fn run(caller: &Caller, printer: Printer) -> Outcome<()> {
+    let client = caller.client()?;
+    let viewer = queries::viewer(&client).await?;
+    let builders = match &viewer.org {
+        Some(org) => queries::builders(&client, &org.slug).await?,
+        None => Vec::new(),
+    };
+    let status = Status {
+        server: client.address().to_string(),
+        client_version: env!("CARGO_PKG_VERSION"),
+        who: viewer.describe(),
+        info: viewer.server,
+        builders,
+    };
+    let mut fields = vec![
+        (
+            "server",
+            format!("{}, version {}", status.server, status.info.version),
+        ),
+        ("client", format!("version {}", status.client_version)),
+        ("you", status.who.clone()),
+        ("docker", status.info.docker.clone()),
+        ("buildkit", status.info.buildkit.clone()),
+    ];
+    fields.extend(status.builders.iter().map(|builder| {
+        let state = builder.state.to_lowercase();
+        (
+            "builder",
+            format!("{}, {} {}", state, builder.region, builder.arch),
+        )
+    }));
+    printer.record(&status, &fields);
+    if status.info.version != status.client_version {
+        printer.warn("client and server are of different versions");
+    }
+    Ok(())
+}

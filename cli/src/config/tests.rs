@@ -1,0 +1,129 @@
+//! Both grammars, by files written to a directory as people have them.
+
+use super::*;
+
+fn load(name: &str, text: &str) -> Outcome<ProjectConfig> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(name), text).unwrap();
+    ProjectConfig::load(dir.path(), None).map(|mut config| {
+        config.path = None;
+        config
+    })
+}
+
+#[test]
+fn reads_our_own_file() {
+    let config = load(
+        NATIVE_NAME,
+        r#"
+app = "shop"
+org = "acme"
+region = "fra"
+registry = "registry.example:5000/acme"
+
+[build]
+dockerfile = "docker/Dockerfile"
+target = "release"
+ignorefile = "docker/ignore"
+args = { RUST = "1.85", JOBS = 4, LTO = true }
+"#,
+    )
+    .unwrap();
+    assert_eq!(config.app.as_deref(), Some("shop"));
+    assert_eq!(
+        config.registry.as_deref(),
+        Some("registry.example:5000/acme")
+    );
+    assert_eq!(config.build.target.as_deref(), Some("release"));
+    assert_eq!(
+        config.build.dockerfile.as_deref(),
+        Some(Path::new("docker/Dockerfile"))
+    );
+    let args: Vec<_> = config
+        .build
+        .args
+        .iter()
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect();
+    assert_eq!(args, ["JOBS=4", "LTO=true", "RUST=1.85"]);
+}
+
+#[test]
+fn an_unknown_name_is_refused_with_its_line_and_a_hint() {
+    let failure = load(NATIVE_NAME, "app = \"shop\"\n[build]\ndockerfle = \"x\"\n").unwrap_err();
+    assert!(
+        failure
+            .message()
+            .contains("slipway.toml:3: unknown field `dockerfle`"),
+        "{failure}"
+    );
+    assert!(
+        failure.hint_text().unwrap().contains("dockerfile, target"),
+        "{failure}"
+    );
+    let failure = load(NATIVE_NAME, "app = \n").unwrap_err();
+    assert!(failure.message().contains("slipway.toml:1:"), "{failure}");
+    assert_eq!(failure.code(), 1);
+}
+
+#[test]
+fn reads_fly_files_old_and_new() {
+    let config = load(
+        FLY_NAME,
+        r#"
+app = 'shop'
+primary_region = 'ams'
+kill_signal = 'SIGINT'
+
+[build]
+  dockerfile = 'Dockerfile.web'
+  build-target = 'web'
+  ignorefile = '.flyignore'
+  [build.args]
+    NODE_VERSION = '20'
+
+[[mounts]]
+  source = 'data'
+  destination = '/data'
+  initial_size = '10gb'
+
+[http_service]
+  internal_port = 8080
+"#,
+    )
+    .unwrap();
+    assert_eq!(config.region.as_deref(), Some("ams"));
+    assert_eq!(config.build.target.as_deref(), Some("web"));
+    assert_eq!(config.build.args["NODE_VERSION"], "20");
+    assert_eq!(config.mounts[0].destination, "/data");
+    let old = load(
+        FLY_NAME,
+        "app='x'\n[mounts]\nsource='d'\ndestination='/d'\n[build]\nimage='a/b:c'\n",
+    )
+    .unwrap();
+    assert_eq!(
+        (old.mounts.len(), old.build.image.as_deref()),
+        (1, Some("a/b:c"))
+    );
+    assert_eq!(load(FLY_NAME, "app='x'\n").unwrap().mounts, []);
+}
+
+#[test]
+fn our_file_goes_before_flys_and_none_is_fine() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(
+        ProjectConfig::load(dir.path(), None).unwrap(),
+        ProjectConfig::default()
+    );
+    std::fs::write(dir.path().join(FLY_NAME), "app='fly'\n").unwrap();
+    std::fs::write(dir.path().join(NATIVE_NAME), "app='own'\n").unwrap();
+    let config = ProjectConfig::load(dir.path(), None).unwrap();
+    assert_eq!(config.app.as_deref(), Some("own"));
+    let missing = dir.path().join("other.toml");
+    assert_eq!(
+        ProjectConfig::load(dir.path(), Some(&missing))
+            .unwrap_err()
+            .code(),
+        1
+    );
+}

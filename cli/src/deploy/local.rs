@@ -1,0 +1,368 @@
+//! A deploy with the Docker that runs on this computer: the same solve and session as on a builder, straight at its
+//! socket, then Docker's own push.
+//!
+//! Must not know the API of the server.
+
+use super::plan::{Plan, Push};
+use super::progress::{View, millis};
+use super::session::SessionFactory;
+use super::summary::{Summary, Times};
+use crate::docker_logins::{DockerLogins, registry_of};
+use crate::exit::{Failure, Outcome, chain};
+use crate::interrupt::Interrupts;
+use crate::limits::{LOCAL_DOCKER_WAIT_MAX, SOLVE_EVENTS_QUEUED_MAX, TREE_PERIOD};
+use bollard::Docker;
+use bollard::auth::DockerCredentials;
+use bollard::query_parameters::PushImageOptionsBuilder;
+use futures_util::StreamExt;
+use slipway_buildkit::{
+    Client, SolveError, SolveEvent, SolveRequest, SolveResult, dial_docker_grpc,
+    dial_docker_session,
+};
+use slipway_core::build::{BuildEvent, NumberedEvent, RegistryCredential, Step};
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+/// Processor of images whose platform nobody named.
+pub(super) const TARGET_ARCH: &str = "amd64";
+/// Where dockerd listens unless told otherwise.
+const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
+
+/// A Docker that answers on this computer.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    socket: PathBuf,
+    docker: Docker,
+    arch: String,
+}
+
+impl Daemon {
+    /// Asks the socket of `DOCKER_HOST`, or the usual one, who is there.
+    ///
+    /// # Errors
+    /// The caller's fault: nobody answers, or `DOCKER_HOST` is no local socket.
+    pub(super) async fn find() -> Outcome<Self> {
+        let socket = socket_path(std::env::var("DOCKER_HOST").ok().as_deref())?;
+        let nobody = |why: String| {
+            Failure::user(format!("no Docker answers at {}: {why}", socket.display()))
+                .hint("start it, or build remotely: leave --local-only out")
+        };
+        let uri = format!("unix://{}", socket.display());
+        let asking = async {
+            let docker = Docker::connect_with_host(&uri)?.negotiate_version().await?;
+            let version = docker.version().await?;
+            Ok::<_, bollard::errors::Error>((docker, version.arch.unwrap_or_default()))
+        };
+        match tokio::time::timeout(LOCAL_DOCKER_WAIT_MAX, asking).await {
+            Ok(Ok((docker, arch))) => Ok(Self {
+                socket,
+                docker,
+                arch,
+            }),
+            Ok(Err(error)) => Err(nobody(chain(&error))),
+            Err(_elapsed) => Err(nobody("no answer in time".to_owned())),
+        }
+    }
+
+    /// Its processor, in Docker's words.
+    pub(super) fn arch(&self) -> &str {
+        &self.arch
+    }
+
+    async fn dial(&self) -> Outcome<UnixStream> {
+        UnixStream::connect(&self.socket).await.map_err(|error| {
+            Failure::user_caused(format_args!("connect to {}", self.socket.display()), &error)
+        })
+    }
+}
+
+fn socket_path(host: Option<&str>) -> Outcome<PathBuf> {
+    match host.filter(|host| !host.is_empty()) {
+        None => Ok(PathBuf::from(DEFAULT_SOCKET)),
+        Some(host) => host
+            .strip_prefix("unix://")
+            .map(PathBuf::from)
+            .ok_or_else(|| {
+                Failure::user(format!(
+                    "DOCKER_HOST is {host}, which is no socket of this computer"
+                ))
+                .hint("build remotely (leave --local-only out), or unset DOCKER_HOST")
+            }),
+    }
+}
+
+/// Builds and pushes here; gives what to print.
+///
+/// # Errors
+/// Whoever's fault it was; interrupted by Ctrl-C, which ends the build with its connection.
+pub(super) async fn run(
+    plan: &Plan,
+    image: &str,
+    daemon: &Daemon,
+    docker: &DockerLogins,
+    view: &mut View,
+) -> Outcome<Summary> {
+    let mut interrupts = Interrupts::new()?;
+    let factory = SessionFactory::new(plan, docker).await?;
+    view.status("building with the local Docker");
+    let session = factory.session();
+    let headers = session.headers();
+    let stream = dial_docker_session(daemon.dial().await?, &headers)
+        .await
+        .map_err(|error| Failure::system_caused("offer the build session", &error))?;
+    // Ends with its stream, at the latest when this process does.
+    let serving = tokio::spawn(session.serve(stream));
+    let stream = dial_docker_grpc(daemon.dial().await?)
+        .await
+        .map_err(|error| Failure::system_caused("connect to BuildKit", &error))?;
+    let client = Client::connect(stream)
+        .await
+        .map_err(|error| Failure::system_caused("connect to BuildKit", &error))?;
+    let wake_ms = view.elapsed_ms();
+    let begun = Instant::now();
+    let solved = solve(plan, image, &client, factory.id(), view, &mut interrupts).await;
+    serving.abort();
+    let solved = solved?;
+    let build_ms = millis(begun.elapsed());
+
+    let begun = Instant::now();
+    let digest = match plan.push {
+        Push::No => None,
+        Push::Yes => {
+            view.status("pushing");
+            let credential = docker.find(registry_of(image)).await;
+            Some(push(daemon, image, credential, view, &mut interrupts).await?)
+        }
+    };
+    let push_ms = millis(begun.elapsed());
+    let inspected = daemon.docker.inspect_image(&solved.image_id).await;
+    let size = inspected.ok().and_then(|found| found.size).unwrap_or(0);
+    let (steps_cached, steps) = view.board().cached_steps();
+    Ok(Summary {
+        app: plan.app.clone(),
+        build: None,
+        image: image.to_owned(),
+        image_id: solved.image_id,
+        digest,
+        size_bytes: u64::try_from(size).unwrap_or(0),
+        steps_cached,
+        steps,
+        sent_bytes: factory.stats().bytes,
+        time: Times {
+            total_ms: view.elapsed_ms(),
+            wake_ms,
+            queued_ms: 0,
+            context_ms: view.board().context_ms(),
+            build_ms,
+            push_ms,
+        },
+    })
+}
+
+async fn solve(
+    plan: &Plan,
+    image: &str,
+    client: &Client,
+    session: &str,
+    view: &mut View,
+    interrupts: &mut Interrupts,
+) -> Outcome<SolveResult> {
+    let request = SolveRequest {
+        build_ref: session.to_owned(),
+        session: session.to_owned(),
+        frontend_attrs: plan.frontend_attrs.clone(),
+        image_name: image.to_owned(),
+    };
+    let (sender, mut events) = mpsc::channel(SOLVE_EVENTS_QUEUED_MAX);
+    let solving = client.solve(request, sender);
+    tokio::pin!(solving);
+    let mut numbers = Numbers::new();
+    let mut ticks = tokio::time::interval(TREE_PERIOD);
+    let solved = loop {
+        tokio::select! {
+            // Events first: those of the end must be shown before the end itself.
+            biased;
+            Some(event) = events.recv() => view.event(&numbers.number(event)),
+            solved = &mut solving => break solved,
+            _ = ticks.tick() => view.tick(),
+            () = interrupts.wait() => {
+                return Err(Failure::interrupted("interrupted; the build was cancelled"));
+            }
+        }
+    };
+    while let Ok(event) = events.try_recv() {
+        view.event(&numbers.number(event));
+    }
+    solved.map_err(|error| explain(&error))
+}
+
+fn explain(error: &SolveError) -> Failure {
+    let failure = if error.is_user_fault() {
+        Failure::user(error.to_string())
+    } else {
+        Failure::system_caused("build", error)
+    };
+    failure
+        .maybe_hint(error.hint().map(str::to_owned))
+        .hint("what the failed step said is above")
+}
+
+/// Gives BuildKit's events the form that a builder's events have.
+struct Numbers {
+    seq: u64,
+    began: SystemTime,
+}
+
+impl Numbers {
+    fn new() -> Self {
+        Self {
+            seq: 0,
+            began: SystemTime::now(),
+        }
+    }
+
+    fn ms(&self, at: SystemTime) -> u64 {
+        at.duration_since(self.began).map_or(0, millis)
+    }
+
+    fn number(&mut self, event: SolveEvent) -> NumberedEvent {
+        self.seq += 1;
+        let event = match event {
+            SolveEvent::Step {
+                digest,
+                name,
+                started_at,
+                completed_at,
+                cached,
+                error,
+            } => BuildEvent::Step(Step {
+                digest,
+                name,
+                started_ms: started_at.map(|at| self.ms(at)),
+                completed_ms: completed_at.map(|at| self.ms(at)),
+                cached,
+                error,
+            }),
+            SolveEvent::Log {
+                digest,
+                stream,
+                bytes,
+            } => BuildEvent::Log {
+                step: digest,
+                stream,
+                text: String::from_utf8_lossy(&bytes).into_owned(),
+            },
+            SolveEvent::Progress {
+                digest,
+                id,
+                current,
+                total,
+                done,
+            } => BuildEvent::Progress {
+                step: digest,
+                id,
+                current,
+                total,
+                done,
+            },
+            SolveEvent::Warning { message } => BuildEvent::Warning { message },
+        };
+        NumberedEvent {
+            seq: self.seq,
+            at_ms: self.ms(SystemTime::now()),
+            event,
+        }
+    }
+}
+
+/// Pushes by dockerd; gives the digest.
+async fn push(
+    daemon: &Daemon,
+    image: &str,
+    credential: Option<RegistryCredential>,
+    view: &mut View,
+    interrupts: &mut Interrupts,
+) -> Outcome<String> {
+    let (name, tag) = match image.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, tag),
+        Some(_) | None => (image, "latest"),
+    };
+    let options = PushImageOptionsBuilder::new().tag(tag).build();
+    let mut lines = Box::pin(
+        daemon
+            .docker
+            .push_image(name, Some(options), credential.map(login)),
+    );
+    let mut ticks = tokio::time::interval(TREE_PERIOD);
+    let mut digest = None;
+    loop {
+        let line = tokio::select! {
+            line = lines.next() => line,
+            _ = ticks.tick() => {
+                view.tick();
+                continue;
+            }
+            () = interrupts.wait() => return Err(Failure::interrupted("interrupted during the push")),
+        };
+        match line {
+            Some(Ok(info)) => {
+                let status = info.status.unwrap_or_default();
+                digest = digest.or_else(|| digest_of(&status));
+            }
+            Some(Err(error)) => {
+                return Err(Failure::user_caused(format_args!("push {image}"), &error)
+                    .hint("is the registry right, and are you logged in to it? `docker login`"));
+            }
+            None => break,
+        }
+    }
+    digest.ok_or_else(|| Failure::system("Docker ended the push without naming a digest"))
+}
+
+fn login(credential: RegistryCredential) -> DockerCredentials {
+    let server = Some(credential.registry);
+    if credential.username.is_empty() {
+        DockerCredentials {
+            identitytoken: Some(credential.password),
+            serveraddress: server,
+            ..DockerCredentials::default()
+        }
+    } else {
+        DockerCredentials {
+            username: Some(credential.username),
+            password: Some(credential.password),
+            serveraddress: server,
+            ..DockerCredentials::default()
+        }
+    }
+}
+
+/// dockerd's last line of a push is `TAG: digest: sha256:... size: N`.
+fn digest_of(status: &str) -> Option<String> {
+    let (_, rest) = status.split_once("digest: ")?;
+    let digest = rest.split_whitespace().next()?;
+    digest.starts_with("sha256:").then(|| digest.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_digest_in_docker_s_words() {
+        let line = "v1: digest: sha256:00ff size: 528";
+        assert_eq!(digest_of(line).as_deref(), Some("sha256:00ff"));
+        assert_eq!(digest_of("Pushed"), None);
+    }
+
+    #[test]
+    fn only_sockets_are_local() {
+        assert_eq!(socket_path(None).unwrap(), PathBuf::from(DEFAULT_SOCKET));
+        assert_eq!(socket_path(Some("unix:///x")).unwrap(), PathBuf::from("/x"));
+        for host in ["tcp://127.0.0.1:2375", "ssh://a"] {
+            assert_eq!(socket_path(Some(host)).unwrap_err().code(), 1);
+        }
+    }
+}

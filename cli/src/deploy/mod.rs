@@ -1,0 +1,167 @@
+//! `slipway deploy`: from a directory to a pushed image.
+//!
+//! Owns the order of things; [`plan`] checks, [`remote`] and [`local`] build, [`progress`] and [`summary`] show.
+
+mod follow;
+mod local;
+mod plan;
+mod progress;
+mod remote;
+mod secret;
+mod session;
+mod summary;
+
+use crate::api::ApiClient;
+use crate::args::{DeployArgs, ProgressMode};
+use crate::commands::context::Caller;
+use crate::config::ProjectConfig;
+use crate::docker_context::DockerConfig;
+use crate::docker_logins::DockerLogins;
+use crate::exit::{Failure, FailureKind, Outcome};
+use crate::printer::{Format, Printer};
+use plan::{Place, Plan};
+use progress::View;
+use serde::Serialize;
+use summary::Summary;
+
+/// Registry for images that have no other, below configuration and flag.
+const ENV_REGISTRY: &str = "SLIPWAY_REGISTRY";
+
+/// The last line of `--json`.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum LastLine<'a> {
+    Result(&'a Summary),
+    Error {
+        exit_code: u8,
+        message: &'a str,
+        hint: Option<&'a str>,
+    },
+}
+
+/// Builds, pushes, and prints what came of it.
+///
+/// # Errors
+/// Whoever's fault it was, with a hint.
+pub(crate) async fn run(args: &DeployArgs, caller: &Caller, printer: Printer) -> Outcome<()> {
+    let result = build(args, caller, printer).await;
+    match (&result, printer.format()) {
+        (Ok(summary), Format::Json) => printer.json(&LastLine::Result(summary)),
+        (Ok(summary), Format::Human) => {
+            if args.progress != ProgressMode::Quiet {
+                for line in summary.lines() {
+                    printer.note(&line);
+                }
+            }
+            printer.data(&summary.reference());
+        }
+        (Err(failure), Format::Json) => printer.json(&LastLine::Error {
+            exit_code: failure.code(),
+            message: failure.message(),
+            hint: failure.hint_text(),
+        }),
+        (Err(_), Format::Human) => {}
+    }
+    result.map(drop)
+}
+
+async fn build(args: &DeployArgs, caller: &Caller, printer: Printer) -> Outcome<Summary> {
+    let config = ProjectConfig::load(&args.dir, args.config.as_deref())?;
+    let env = |name: &str| std::env::var(name).ok();
+    let plan = Plan::new(args, &config, &env)?;
+    let image = plan.image_for(env(ENV_REGISTRY).as_deref(), &fresh_tag()?)?;
+    for warning in &plan.warnings {
+        printer.warn(warning);
+    }
+    let docker = match DockerConfig::locate() {
+        Ok(config) => config.logins(),
+        Err(_) => DockerLogins::default(),
+    };
+    let mut view = View::new(printer, args.progress);
+    let result = match choose(&plan).await? {
+        Chosen::Local(daemon) => local::run(&plan, &image, &daemon, &docker, &mut view).await,
+        Chosen::Remote => {
+            let client: ApiClient = caller.client()?;
+            remote::run(&plan, &image, &client, &docker, &mut view).await
+        }
+    };
+    view.finish();
+    if let Err(failure) = &result
+        && failure.kind() != FailureKind::Interrupted
+    {
+        view.show_failed_step();
+    }
+    result
+}
+
+/// Prints what a build says, from its first word to its last, following it while it runs.
+///
+/// # Errors
+/// Whoever's fault it is that the log cannot be read.
+pub(crate) async fn show_log(client: &ApiClient, id: &str, printer: Printer) -> Outcome<()> {
+    let mut view = View::for_log(printer);
+    let mut follower = follow::Follower::new(client, id);
+    while view.board().outcome().is_none() {
+        match follower.hear(view.board().last_seq()).await? {
+            follow::Heard::Event(event) => view.event(&event),
+            follow::Heard::Broken(why) => printer.note(&format!("{why}; connecting again")),
+        }
+    }
+    Ok(())
+}
+
+/// Where the build runs.
+enum Chosen {
+    Local(local::Daemon),
+    Remote,
+}
+
+/// A local Docker is used when it was asked for, or when it may be, answers, and has the target's processor.
+async fn choose(plan: &Plan) -> Outcome<Chosen> {
+    match plan.place {
+        Place::Remote => Ok(Chosen::Remote),
+        Place::Local => local::Daemon::find().await.map(Chosen::Local),
+        Place::Auto => match local::Daemon::find().await {
+            Ok(daemon) if daemon.arch() == plan.arch.as_deref().unwrap_or(local::TARGET_ARCH) => {
+                Ok(Chosen::Local(daemon))
+            }
+            Ok(_) | Err(_) => Ok(Chosen::Remote),
+        },
+    }
+}
+
+/// A tag that no other deploy has: milliseconds since 1970 and random bits, in an order that sorts by time (a ULID,
+/// in lower case).
+fn fresh_tag() -> Outcome<String> {
+    const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Failure::system(format!("no random numbers: {error}")))?;
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, progress::millis);
+    bytes[..6].copy_from_slice(&now.to_be_bytes()[2..]);
+    let number = u128::from_be_bytes(bytes);
+    let digits = (0..26u32).rev().map(|digit| {
+        let index = usize::try_from(number >> (5 * digit) & 31).unwrap_or(0);
+        char::from(ALPHABET[index])
+    });
+    Ok(format!("deployment-{}", digits.collect::<String>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_differ_and_sort_by_time() {
+        let first = fresh_tag().unwrap();
+        let begun = std::time::Instant::now();
+        while begun.elapsed().as_millis() < 3 {
+            std::hint::spin_loop();
+        }
+        let second = fresh_tag().unwrap();
+        assert!(first < second, "{first} {second}");
+        assert_eq!(first.len(), "deployment-".len() + 26);
+    }
+}

@@ -1,0 +1,411 @@
+//! From flags, configuration and environment to one complete description of the build, before anything is asked of
+//! the network. Everything the caller can have got wrong on this computer is found here.
+//!
+//! Must not know the API, sessions, or how progress is shown.
+
+use super::secret::{self, Secret};
+use crate::args::DeployArgs;
+use crate::config::ProjectConfig;
+use crate::exit::{Failure, Outcome};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Names of a Dockerfile, in the order in which they are looked for.
+const DOCKERFILE_NAMES: [&str; 2] = ["Dockerfile", "Containerfile"];
+/// Longest image name and tag that registries take.
+const IMAGE_NAME_BYTES_MAX: usize = 255;
+
+/// A build, complete and checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// App that is built.
+    pub(crate) app: String,
+    /// Org that the caller named.
+    pub(crate) org: Option<String>,
+    /// Region that the caller named.
+    pub(crate) region: Option<String>,
+    /// Directory that is the context.
+    pub(crate) context: PathBuf,
+    /// Directory of the Dockerfile.
+    pub(crate) dockerfile_dir: PathBuf,
+    /// Name of the Dockerfile in it.
+    pub(crate) dockerfile_name: String,
+    /// Ignore file that the caller named. BuildKit finds the usual ones by itself.
+    pub(crate) ignorefile: Option<PathBuf>,
+    /// Name of the image.
+    pub(crate) image: ImageName,
+    /// What happens to the image.
+    pub(crate) push: Push,
+    /// BuildKit's frontend attributes.
+    pub(crate) frontend_attrs: BTreeMap<String, String>,
+    /// Secrets that the session serves.
+    pub(crate) secrets: Vec<Secret>,
+    /// Architecture of the target, if it was named.
+    pub(crate) arch: Option<String>,
+    /// Where it may be built.
+    pub(crate) place: Place,
+    /// Things to tell the caller that stop nothing.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// What the image is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ImageName {
+    /// As the caller wrote it.
+    Given(String),
+    /// The app's name in this registry, with a tag of its own for each deploy.
+    In(String),
+    /// Nobody said; the org may have a default registry.
+    Unsaid,
+}
+
+/// What happens to the image once it is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Push {
+    /// It is pushed.
+    Yes,
+    /// It stays with the builder.
+    No,
+}
+
+/// Where a build may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// On the remote builder.
+    Remote,
+    /// With the Docker that runs here.
+    Local,
+    /// Here if that serves, else remotely.
+    Auto,
+}
+
+/// What the environment gives; tests give their own.
+pub(crate) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl Plan {
+    /// Puts flags before the configuration and checks both. Reads the directory and the secrets' files.
+    ///
+    /// # Errors
+    /// Always the caller's fault, with a hint.
+    pub(crate) fn new(args: &DeployArgs, config: &ProjectConfig, env: Env<'_>) -> Outcome<Self> {
+        let context = context_dir(&args.dir)?;
+        let config_dir = config
+            .path
+            .as_deref()
+            .and_then(Path::parent)
+            .map_or_else(|| context.clone(), Path::to_owned);
+        let mut warnings = Vec::new();
+        let (dockerfile_dir, dockerfile_name) =
+            find_dockerfile(args, config, &config_dir, &context)?;
+        let ignorefile = check_ignorefile(
+            args,
+            config,
+            &config_dir,
+            &context,
+            &dockerfile_dir.join(&dockerfile_name),
+        )?;
+        let (frontend_attrs, arch) =
+            frontend_attrs(args, config, &dockerfile_name, env, &mut warnings)?;
+        if !config.mounts.is_empty() {
+            let places: Vec<String> = config
+                .mounts
+                .iter()
+                .map(|mount| match &mount.source {
+                    Some(source) => format!("{source} at {}", mount.destination),
+                    None => mount.destination.clone(),
+                })
+                .collect();
+            warnings.push(format!(
+                "[mounts] ({}) are for instances of the app; this builds and pushes only",
+                places.join(", ")
+            ));
+        }
+        Ok(Self {
+            app: app_name(args, config)?,
+            org: args.org.org.clone().or_else(|| config.org.clone()),
+            region: args.region.clone().or_else(|| config.region.clone()),
+            context,
+            dockerfile_dir,
+            dockerfile_name,
+            ignorefile,
+            image: image_name(args, config)?,
+            push: if args.build_only { Push::No } else { Push::Yes },
+            frontend_attrs,
+            secrets: secret::read_all(&args.secret, env)?,
+            arch,
+            place: match (args.remote_only, args.local_only) {
+                (true, _) => Place::Remote,
+                (false, true) => Place::Local,
+                (false, false) => Place::Auto,
+            },
+            warnings,
+        })
+    }
+
+    /// The full name of the image: as given, or the app's in a registry with `tag`.
+    ///
+    /// # Errors
+    /// The caller's fault: a push is wanted and nobody said where to.
+    pub(crate) fn image_for(&self, default_registry: Option<&str>, tag: &str) -> Outcome<String> {
+        match (&self.image, default_registry, self.push) {
+            (ImageName::Given(name), _, _) => Ok(name.clone()),
+            (ImageName::In(registry), _, _) => Ok(in_registry(registry, &self.app, tag)),
+            (ImageName::Unsaid, Some(registry), _) => Ok(in_registry(registry, &self.app, tag)),
+            (ImageName::Unsaid, None, Push::No) => Ok(format!("{}:{tag}", self.app)),
+            (ImageName::Unsaid, None, Push::Yes) => Err(Failure::user(
+                "there is no registry to push to",
+            )
+            .hint("say --image REGISTRY/NAME:TAG, or set registry in slipway.toml, or build without a push: --build-only")),
+        }
+    }
+}
+
+fn in_registry(registry: &str, app: &str, tag: &str) -> String {
+    format!("{}/{app}:{tag}", registry.trim_end_matches('/'))
+}
+
+fn context_dir(dir: &Path) -> Outcome<PathBuf> {
+    let metadata = std::fs::metadata(dir).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            Failure::user(format!("there is no directory {}", dir.display()))
+        } else {
+            Failure::user_caused(format_args!("read {}", dir.display()), &error)
+        }
+    })?;
+    if !metadata.is_dir() {
+        return Err(
+            Failure::user(format!("{} is not a directory", dir.display()))
+                .hint("give the directory of the build; a Dockerfile is chosen with -f"),
+        );
+    }
+    std::fs::read_dir(dir)
+        .and_then(|_entries| std::fs::canonicalize(dir))
+        .map_err(|error| Failure::user_caused(format_args!("read {}", dir.display()), &error))
+}
+
+fn app_name(args: &DeployArgs, config: &ProjectConfig) -> Outcome<String> {
+    args.app
+        .clone()
+        .or_else(|| config.app.clone())
+        .ok_or_else(|| {
+            Failure::user("no app is named")
+                .hint("say --app NAME, or write a slipway.toml with `slipway init`")
+        })
+}
+
+fn image_name(args: &DeployArgs, config: &ProjectConfig) -> Outcome<ImageName> {
+    let given = args.image.clone().or_else(|| config.build.image.clone());
+    match (given, &config.registry) {
+        (Some(name), _) => check_image(&name).map(|()| ImageName::Given(name)),
+        (None, Some(registry)) => Ok(ImageName::In(registry.clone())),
+        (None, None) => Ok(ImageName::Unsaid),
+    }
+}
+
+/// The coarse part of the grammar of references; the builder knows the whole of it.
+fn check_image(name: &str) -> Outcome<()> {
+    let bad = |why: &str| {
+        Err(
+            Failure::user(format!("'{name}' is not the name of an image: {why}"))
+                .hint("it looks like registry.example/team/app:tag"),
+        )
+    };
+    if name.is_empty() || name.len() > IMAGE_NAME_BYTES_MAX {
+        return bad("it is empty or too long");
+    }
+    if name.contains("://") {
+        return bad("it has no scheme");
+    }
+    if name.contains('@') {
+        return bad("a digest cannot be chosen");
+    }
+    if !name
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"._-/:[]".contains(&b))
+    {
+        return bad("it has characters that no name has");
+    }
+    let repository = match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        Some(_) | None => name,
+    };
+    let path = repository
+        .split_once('/')
+        .map_or(repository, |(_, path)| path);
+    if path.bytes().any(|b| b.is_ascii_uppercase()) {
+        return bad("it must be lower case");
+    }
+    Ok(())
+}
+
+fn find_dockerfile(
+    args: &DeployArgs,
+    config: &ProjectConfig,
+    config_dir: &Path,
+    context: &Path,
+) -> Outcome<(PathBuf, String)> {
+    let named = match (&args.dockerfile, &config.build.dockerfile) {
+        (Some(path), _) if path.exists() => Some(path.clone()),
+        // People give it relative to the context as well; `docker build` does not take that, we do.
+        (Some(path), _) if path.is_relative() && context.join(path).exists() => {
+            Some(context.join(path))
+        }
+        (Some(path), _) => Some(path.clone()),
+        (None, Some(path)) => Some(config_dir.join(path)),
+        (None, None) => None,
+    };
+    let path = match named {
+        Some(path) => path,
+        None => DOCKERFILE_NAMES
+            .into_iter()
+            .map(|name| context.join(name))
+            .find(|path| path.exists())
+            .ok_or_else(|| {
+                Failure::user(format!("there is no Dockerfile in {}", context.display()))
+                    .hint("name one with -f FILE, or another directory")
+            })?,
+    };
+    let metadata = std::fs::metadata(&path).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            Failure::user(format!("there is no Dockerfile at {}", path.display())).hint(
+                "-f takes a path relative to where you are, or to the directory that is built",
+            )
+        } else {
+            Failure::user_caused(format_args!("read {}", path.display()), &error)
+        }
+    })?;
+    if !metadata.is_file() {
+        return Err(Failure::user(format!("{} is not a file", path.display()))
+            .hint("-f takes a Dockerfile"));
+    }
+    // Opened, so that an unreadable one is told before a builder is woken for it.
+    let real = std::fs::File::open(&path)
+        .and_then(|_file| std::fs::canonicalize(&path))
+        .map_err(|error| Failure::user_caused(format_args!("read {}", path.display()), &error))?;
+    let name = path.file_name().and_then(|name| name.to_str());
+    match (real.parent(), path.parent(), name) {
+        // A link keeps its own name beside its own ignore file, as in `docker build`.
+        (Some(_), Some(dir), Some(name)) => {
+            let dir = if dir.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                dir
+            };
+            let dir = std::fs::canonicalize(dir).map_err(|error| {
+                Failure::user_caused(format_args!("read {}", dir.display()), &error)
+            })?;
+            Ok((dir, name.to_owned()))
+        }
+        _ => Err(Failure::user(format!(
+            "{} has a name that is not text",
+            path.display()
+        ))),
+    }
+}
+
+/// Checks the ignore file that will count, and gives it if it is not one of those that BuildKit finds by itself.
+fn check_ignorefile(
+    args: &DeployArgs,
+    config: &ProjectConfig,
+    config_dir: &Path,
+    context: &Path,
+    dockerfile: &Path,
+) -> Outcome<Option<PathBuf>> {
+    let named = match (&args.ignorefile, &config.build.ignorefile) {
+        (Some(path), _) => Some(path.clone()),
+        (None, Some(path)) => Some(config_dir.join(path)),
+        (None, None) => None,
+    };
+    let mut beside = dockerfile.as_os_str().to_owned();
+    beside.push(".dockerignore");
+    let usual = || {
+        [PathBuf::from(beside), context.join(".dockerignore")]
+            .into_iter()
+            .find(|path| path.is_file())
+    };
+    let Some(path) = named.clone().or_else(usual) else {
+        return Ok(None);
+    };
+    let fail = |error: &dyn std::error::Error| {
+        Failure::user_caused(
+            format_args!("read the ignore file {}", path.display()),
+            error,
+        )
+    };
+    let content = std::fs::read(&path).map_err(|error| fail(&error))?;
+    slipway_buildkit::ignore::matcher(&content).map_err(|error| fail(&error))?;
+    Ok(named)
+}
+
+fn frontend_attrs(
+    args: &DeployArgs,
+    config: &ProjectConfig,
+    dockerfile_name: &str,
+    env: Env<'_>,
+    warnings: &mut Vec<String>,
+) -> Outcome<(BTreeMap<String, String>, Option<String>)> {
+    let mut attrs = BTreeMap::from([("filename".to_owned(), dockerfile_name.to_owned())]);
+    for (name, value) in &config.build.args {
+        attrs.insert(format!("build-arg:{name}"), value.clone());
+    }
+    for spec in &args.build_arg {
+        let (name, value) = match spec.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (spec.as_str(), env(spec)),
+        };
+        check_name("build argument", spec, name)?;
+        match value {
+            Some(value) => {
+                attrs.insert(format!("build-arg:{name}"), value);
+            }
+            None => warnings.push(format!(
+                "build argument {name} is not set in the environment and was left out"
+            )),
+        }
+    }
+    for spec in &args.label {
+        let (name, value) = spec.split_once('=').unwrap_or((spec, ""));
+        check_name("label", spec, name)?;
+        attrs.insert(format!("label:{name}"), value.to_owned());
+    }
+    if let Some(target) = args.target.as_ref().or(config.build.target.as_ref()) {
+        attrs.insert("target".to_owned(), target.clone());
+    }
+    if args.no_cache {
+        attrs.insert("no-cache".to_owned(), String::new());
+    }
+    let arch = match &args.platform {
+        Some(platform) => {
+            let arch = platform_arch(platform)?;
+            attrs.insert("platform".to_owned(), platform.clone());
+            Some(arch)
+        }
+        None => None,
+    };
+    Ok((attrs, arch))
+}
+
+fn check_name(what: &str, spec: &str, name: &str) -> Outcome<()> {
+    if name.is_empty() || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(Failure::user(format!("'{spec}' is not a {what}"))
+            .hint(format!("a {what} looks like NAME=VALUE")));
+    }
+    Ok(())
+}
+
+/// The architecture of `os/arch[/variant]`.
+fn platform_arch(platform: &str) -> Outcome<String> {
+    let mut parts = platform.split('/');
+    let known = match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some("linux"), Some(arch @ ("amd64" | "arm64")), _, None) => Some(arch),
+        _ => None,
+    };
+    known.map(str::to_owned).ok_or_else(|| {
+        Failure::user(format!("'{platform}' is not a platform that can be built"))
+            .hint("known are linux/amd64 and linux/arm64, one at a time")
+    })
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,185 @@
+//! Plans from flags and files in real directories.
+
+use super::*;
+use crate::args::{Cli, Command};
+use clap::Parser;
+
+struct Project {
+    dir: tempfile::TempDir,
+}
+
+impl Project {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        Self { dir }
+    }
+
+    fn plan(&self, flags: &str) -> Outcome<Plan> {
+        let dir = self.dir.path().to_str().unwrap();
+        let flags = flags.replace("DIR", dir);
+        let words = ["slipway", "deploy", dir]
+            .into_iter()
+            .chain(flags.split_whitespace());
+        let Command::Deploy(args) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("not deploy")
+        };
+        let config = ProjectConfig::load(&args.dir, args.config.as_deref())?;
+        Plan::new(&args, &config, &|name| {
+            (name == "SET").then(|| "from env".to_owned())
+        })
+    }
+
+    fn refused(&self, flags: &str, message: &str) {
+        let failure = self
+            .plan(flags)
+            .map(|plan| format!("{plan:?}"))
+            .unwrap_err();
+        assert!(failure.message().contains(message), "{flags}: {failure}");
+        assert_eq!(failure.code(), 1);
+    }
+}
+
+const FROM: (&str, &str) = ("Dockerfile", "FROM scratch\n");
+
+#[test]
+fn flags_go_before_the_file() {
+    let project = Project::new(&[
+        FROM,
+        (
+            "slipway.toml",
+            "app='a'\norg='o'\nregistry='r.example/x'\n[build]\ntarget='t'\nargs={A='1',B='2'}\n",
+        ),
+    ]);
+    let plan = project.plan("").unwrap();
+    assert_eq!((plan.app.as_str(), plan.org.as_deref()), ("a", Some("o")));
+    assert_eq!(plan.image_for(None, "v1").unwrap(), "r.example/x/a:v1");
+    let plan = project
+        .plan("--app b --build-arg A=9 --build-arg SET --build-arg UNSET --target u --label l=1 --no-cache --platform linux/arm64")
+        .unwrap();
+    let attrs: Vec<String> = plan
+        .frontend_attrs
+        .iter()
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect();
+    assert_eq!(
+        attrs,
+        [
+            "build-arg:A=9",
+            "build-arg:B=2",
+            "build-arg:SET=from env",
+            "filename=Dockerfile",
+            "label:l=1",
+            "no-cache=",
+            "platform=linux/arm64",
+            "target=u"
+        ]
+    );
+    assert_eq!(plan.arch.as_deref(), Some("arm64"));
+    assert!(plan.warnings[0].contains("UNSET"), "{:?}", plan.warnings);
+}
+
+#[test]
+fn finds_dockerfiles_and_ignore_files() {
+    let project = Project::new(&[
+        FROM,
+        ("api/Dockerfile.api", "FROM scratch\n"),
+        ("ignore", "x"),
+    ]);
+    let root = project.dir.path().canonicalize().unwrap();
+    let plan = project.plan("--app a").unwrap();
+    assert_eq!(
+        (&plan.dockerfile_dir, plan.dockerfile_name.as_str()),
+        (&root, "Dockerfile")
+    );
+    assert_eq!(plan.ignorefile, None);
+    let plan = project.plan("--app a --ignorefile DIR/ignore").unwrap();
+    assert_eq!(
+        plan.ignorefile.unwrap().canonicalize().unwrap(),
+        root.join("ignore")
+    );
+    for flags in [
+        "--app a -f api/Dockerfile.api",
+        "--app a -f DIR/api/Dockerfile.api",
+    ] {
+        let plan = project.plan(flags).unwrap();
+        assert_eq!(plan.dockerfile_dir, root.join("api"));
+        assert_eq!(plan.frontend_attrs["filename"], "Dockerfile.api");
+    }
+    std::fs::write(root.join("api/Dockerfile.api.dockerignore"), "[").unwrap();
+    project.refused(
+        "--app a -f api/Dockerfile.api",
+        "Dockerfile.api.dockerignore",
+    );
+    assert!(project.plan("--app a").is_ok());
+    let other = Project::new(&[("Containerfile", "FROM scratch\n")]);
+    assert_eq!(
+        other.plan("--app a").unwrap().dockerfile_name,
+        "Containerfile"
+    );
+}
+
+#[test]
+fn what_the_caller_gets_wrong_is_told() {
+    let empty = Project::new(&[]);
+    empty.refused("--app a", "there is no Dockerfile in");
+    empty.refused("--app a -f nowhere", "there is no Dockerfile at nowhere");
+    let project = Project::new(&[FROM, ("sub/x", "")]);
+    for (flags, message) in [
+        ("", "no app is named"),
+        ("--app a -f DIR/sub", "is not a file"),
+        ("--app a --build-arg =x", "is not a build argument"),
+        ("--app a --label =x", "is not a label"),
+        ("--app a --secret id=x,src=DIR/none", "secret 'x': read"),
+        ("--app a --platform windows/amd64", "not a platform"),
+        (
+            "--app a --platform linux/amd64,linux/arm64",
+            "not a platform",
+        ),
+        ("--app a --image https://r/x", "not the name of an image"),
+        (
+            "--app a --image r.example/x@sha256:0",
+            "not the name of an image",
+        ),
+        ("--app a --image r.example/Upper", "lower case"),
+        ("--app a --ignorefile DIR/none", "read the ignore file"),
+    ] {
+        project.refused(flags, message);
+    }
+    let failure = context_dir(Path::new("/etc/hostname")).unwrap_err();
+    assert!(
+        failure.message().contains("is not a directory"),
+        "{failure}"
+    );
+    let failure = context_dir(Path::new("/does/not/exist")).unwrap_err();
+    assert!(
+        failure.message().contains("there is no directory"),
+        "{failure}"
+    );
+}
+
+#[test]
+fn the_image_has_a_name_or_the_caller_is_told() {
+    let project = Project::new(&[FROM]);
+    let plan = project.plan("--app a").unwrap();
+    assert_eq!(
+        plan.image_for(Some("r.example/"), "t").unwrap(),
+        "r.example/a:t"
+    );
+    let failure = plan.image_for(None, "t").unwrap_err();
+    assert!(
+        failure.message().contains("no registry to push to"),
+        "{failure}"
+    );
+    let plan = project.plan("--app a --build-only").unwrap();
+    assert_eq!(plan.image_for(None, "t").unwrap(), "a:t");
+    let plan = project.plan("--app a --image r.example:5000/a:b").unwrap();
+    assert_eq!(
+        plan.image_for(Some("other"), "t").unwrap(),
+        "r.example:5000/a:b"
+    );
+}

@@ -1,0 +1,315 @@
+//! What is known of a build so far: its steps in the order in which they appeared, their output, the push.
+
+use super::text::clean;
+use crate::limits::{FAILED_STEP_LINES_MAX, OUTPUT_LINE_BYTES_MAX};
+use slipway_core::build::{BuildEvent, BuildOutcome, NumberedEvent, PushProgress, PushState, Step};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+/// A build as seen by its caller.
+#[derive(Debug, Default)]
+pub(crate) struct Board {
+    steps: Vec<StepState>,
+    index: HashMap<String, usize>,
+    push: BTreeMap<String, PushProgress>,
+    started_ms: Option<u64>,
+    last_ms: u64,
+    last_seq: u64,
+    outcome: Option<BuildOutcome>,
+}
+
+/// A step and what it said.
+#[derive(Debug, Default)]
+pub(crate) struct StepState {
+    /// Number shown, from 1.
+    pub(super) number: usize,
+    /// As BuildKit names it.
+    pub(super) name: String,
+    /// Milliseconds since the build was accepted.
+    pub(super) started_ms: Option<u64>,
+    /// Milliseconds since the build was accepted.
+    pub(super) completed_ms: Option<u64>,
+    /// Its result came from the cache.
+    pub(super) cached: bool,
+    /// Why it failed.
+    pub(super) error: Option<String>,
+    /// Its newest lines, each with the milliseconds since the step began.
+    pub(super) lines: VecDeque<(u64, String)>,
+    /// Lines that were dropped from the front of `lines`.
+    pub(super) dropped: usize,
+    /// Transfers that run, by what they are.
+    pub(super) transfers: BTreeMap<String, (u64, u64)>,
+    partial: String,
+    announced: bool,
+}
+
+/// What an event changed, for those who print line by line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It waits behind others.
+    Queued(u32),
+    /// A step began.
+    Announced(usize),
+    /// A step said a line.
+    Line {
+        step: usize,
+        at_ms: u64,
+        text: String,
+    },
+    /// A transfer inside a step is done.
+    Transferred {
+        step: usize,
+        what: String,
+        bytes: u64,
+    },
+    /// A step ended.
+    Completed(usize),
+    /// The frontend warns.
+    Warning(String),
+    /// A layer (or config, or manifest) came to its end state.
+    Pushed(PushProgress),
+    /// The log went over its limit.
+    LogTruncated,
+}
+
+impl Board {
+    /// Takes an event. One that was seen already (after a reconnect) changes nothing.
+    pub(super) fn apply(&mut self, numbered: &NumberedEvent) -> Vec<Change> {
+        if numbered.seq <= self.last_seq {
+            return Vec::new();
+        }
+        self.last_seq = numbered.seq;
+        self.last_ms = self.last_ms.max(numbered.at_ms);
+        let mut changes = Vec::new();
+        match &numbered.event {
+            BuildEvent::Queued { ahead } => changes.push(Change::Queued(*ahead)),
+            BuildEvent::Started => self.started_ms = Some(numbered.at_ms),
+            BuildEvent::Step(step) => self.step(step, &mut changes),
+            BuildEvent::Log { step, text, .. } => {
+                self.log(step, numbered.at_ms, text, &mut changes);
+            }
+            BuildEvent::Progress {
+                step,
+                id,
+                current,
+                total,
+                done,
+            } => {
+                let at = self.position(step);
+                let state = &mut self.steps[at];
+                if *done {
+                    state.transfers.remove(id);
+                    let what = clean(id).trim_end_matches(':').to_owned();
+                    changes.push(Change::Transferred {
+                        step: at,
+                        what,
+                        bytes: *current,
+                    });
+                } else {
+                    state.transfers.insert(id.clone(), (*current, *total));
+                }
+            }
+            BuildEvent::Warning { message } => changes.push(Change::Warning(clean(message))),
+            BuildEvent::Push(progress) => self.pushed(progress, &mut changes),
+            BuildEvent::LogTruncated => changes.push(Change::LogTruncated),
+            BuildEvent::Ended(outcome) => {
+                for at in 0..self.steps.len() {
+                    self.flush(at, &mut changes);
+                }
+                self.outcome = Some(outcome.clone());
+            }
+        }
+        changes
+    }
+
+    fn position(&mut self, digest: &str) -> usize {
+        if let Some(at) = self.index.get(digest) {
+            return *at;
+        }
+        let at = self.steps.len();
+        self.steps.push(StepState {
+            number: at + 1,
+            ..StepState::default()
+        });
+        self.index.insert(digest.to_owned(), at);
+        at
+    }
+
+    fn step(&mut self, step: &Step, changes: &mut Vec<Change>) {
+        let at = self.position(&step.digest);
+        let state = &mut self.steps[at];
+        state.name = clean(&step.name);
+        state.started_ms = state.started_ms.or(step.started_ms);
+        state.cached |= step.cached;
+        if step.error.is_some() {
+            state.error.clone_from(&step.error);
+        }
+        if (step.started_ms.is_some() || step.completed_ms.is_some()) && !state.announced {
+            state.announced = true;
+            changes.push(Change::Announced(at));
+        }
+        let was_complete = state.completed_ms.is_some();
+        // A step may be started again (a second stage finds it again): then it runs, until it completes again.
+        if step.started_ms > state.completed_ms && step.completed_ms.is_none() {
+            state.completed_ms = None;
+        } else if let Some(completed) = step.completed_ms {
+            state.completed_ms = Some(completed);
+            if !was_complete {
+                self.flush(at, changes);
+                changes.push(Change::Completed(at));
+            }
+        }
+    }
+
+    fn log(&mut self, digest: &str, at_ms: u64, text: &str, changes: &mut Vec<Change>) {
+        let at = self.position(digest);
+        let state = &mut self.steps[at];
+        let since = at_ms.saturating_sub(state.started_ms.unwrap_or(at_ms));
+        for piece in text.split_inclusive('\n') {
+            state.partial.push_str(piece);
+            if piece.ends_with('\n') || state.partial.len() >= OUTPUT_LINE_BYTES_MAX {
+                let line = std::mem::take(&mut state.partial);
+                state.keep(at, since, line.trim_end_matches('\n'), changes);
+            }
+        }
+    }
+
+    /// Output without a last line feed is a line, too, once nothing more can come.
+    fn flush(&mut self, at: usize, changes: &mut Vec<Change>) {
+        let last_ms = self.last_ms;
+        let state = &mut self.steps[at];
+        if !state.partial.is_empty() {
+            let line = std::mem::take(&mut state.partial);
+            let since = last_ms.saturating_sub(state.started_ms.unwrap_or(last_ms));
+            state.keep(at, since, &line, changes);
+        }
+    }
+
+    fn pushed(&mut self, progress: &PushProgress, changes: &mut Vec<Change>) {
+        let before = self.push.insert(progress.item.clone(), progress.clone());
+        let changed = before.is_none_or(|before| before.state != progress.state);
+        match progress.state {
+            PushState::Pushed | PushState::Exists | PushState::Mounted if changed => {
+                changes.push(Change::Pushed(progress.clone()));
+            }
+            PushState::Pushed
+            | PushState::Exists
+            | PushState::Mounted
+            | PushState::Waiting
+            | PushState::Pushing => {}
+        }
+    }
+
+    /// Steps in the order in which they appeared.
+    pub(super) fn steps(&self) -> &[StepState] {
+        &self.steps
+    }
+
+    /// The step at a place that a [`Change`] named.
+    pub(super) fn at(&self, place: usize) -> Option<&StepState> {
+        self.steps.get(place)
+    }
+
+    /// The push, by item.
+    pub(super) fn push(&self) -> &BTreeMap<String, PushProgress> {
+        &self.push
+    }
+
+    /// The number of the newest event: what a new connection asks to continue after.
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.last_seq
+    }
+
+    /// The build's own clock at the newest event.
+    pub(crate) fn last_ms(&self) -> u64 {
+        self.last_ms
+    }
+
+    /// How the build ended, once it has.
+    pub(crate) fn outcome(&self) -> Option<&BuildOutcome> {
+        self.outcome.as_ref()
+    }
+
+    /// Milliseconds that the build waited behind others.
+    pub(crate) fn queued_ms(&self) -> u64 {
+        self.started_ms.unwrap_or(0)
+    }
+
+    /// Steps of the Dockerfile that came from the cache, of how many. Steps of BuildKit itself do not count.
+    pub(crate) fn cached_steps(&self) -> (usize, usize) {
+        let own = |step: &&StepState| step.is_of_the_dockerfile();
+        let all = self.steps.iter().filter(own).count();
+        let cached = self
+            .steps
+            .iter()
+            .filter(own)
+            .filter(|step| step.cached)
+            .count();
+        (cached, all)
+    }
+
+    /// Milliseconds that the context took.
+    pub(crate) fn context_ms(&self) -> u64 {
+        self.steps
+            .iter()
+            .filter(|step| step.name.starts_with("[internal] load build context"))
+            .filter_map(StepState::duration_ms)
+            .sum()
+    }
+
+    /// The step that failed first, to be shown last.
+    pub(super) fn failed(&self) -> Option<&StepState> {
+        self.steps
+            .iter()
+            .filter(|step| step.error.is_some() && !step.is_cancelled())
+            .min_by_key(|step| step.completed_ms)
+    }
+}
+
+impl StepState {
+    fn keep(&mut self, at: usize, at_ms: u64, line: &str, changes: &mut Vec<Change>) {
+        let text = clean(line);
+        if self.lines.len() == FAILED_STEP_LINES_MAX {
+            self.lines.pop_front();
+            self.dropped += 1;
+        }
+        self.lines.push_back((at_ms, text.clone()));
+        changes.push(Change::Line {
+            step: at,
+            at_ms,
+            text,
+        });
+    }
+
+    /// Milliseconds from start to end, once it has ended.
+    pub(super) fn duration_ms(&self) -> Option<u64> {
+        match (self.started_ms, self.completed_ms) {
+            (Some(started), Some(completed)) => Some(completed.saturating_sub(started)),
+            (Some(_), None) | (None, Some(_)) | (None, None) => None,
+        }
+    }
+
+    /// It was given up because another one failed or the build was cancelled.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.error
+            .as_ref()
+            .is_some_and(|error| error.contains("context canceled"))
+    }
+
+    /// It runs now.
+    pub(super) fn is_running(&self) -> bool {
+        self.started_ms.is_some() && self.completed_ms.is_none()
+    }
+
+    /// Names of instructions look like `[2/5] RUN make` or `[build 2/5] RUN make`.
+    fn is_of_the_dockerfile(&self) -> bool {
+        self.name
+            .strip_prefix('[')
+            .and_then(|rest| rest.split_once(']'))
+            .is_some_and(|(head, _)| {
+                let position = head.rsplit(' ').next().unwrap_or(head);
+                position.split_once('/').is_some_and(|(n, of)| {
+                    n.trim().parse::<u32>().is_ok() && of.parse::<u32>().is_ok()
+                })
+            })
+    }
+}

@@ -1,0 +1,16 @@
+//! Progress of a build as people see it: events in, lines out.
+//!
+//! [`board`] keeps what is known of each step; [`plain`] and [`tree`] are pure functions of it; [`view`] alone writes to
+//! the terminal. Must not know where events come from.
+
+mod board;
+mod plain;
+mod text;
+mod tree;
+mod view;
+
+pub(crate) use text::{bytes, seconds};
+pub(crate) use view::{View, millis};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,317 @@
+//! Events in, lines out.
+
+use super::board::{Board, Change};
+use super::plain;
+use super::text::{clean, seconds};
+use super::tree::{self, Room};
+use slipway_core::build::{BuildEvent, BuildOutcome, NumberedEvent, PushProgress, PushState, Step};
+
+struct Script {
+    board: Board,
+    seq: u64,
+    plain: Vec<String>,
+}
+
+impl Script {
+    fn new() -> Self {
+        Self {
+            board: Board::default(),
+            seq: 0,
+            plain: Vec::new(),
+        }
+    }
+
+    fn at(mut self, at_ms: u64, event: BuildEvent) -> Self {
+        self.seq += 1;
+        let event = NumberedEvent {
+            seq: self.seq,
+            at_ms,
+            event,
+        };
+        let changes = self.board.apply(&event);
+        self.plain.extend(plain::lines(&self.board, &changes));
+        // The same event again, as after a reconnect, says nothing new.
+        assert_eq!(self.board.apply(&event), Vec::<Change>::new());
+        self
+    }
+}
+
+fn step(name: &str, started_ms: Option<u64>, completed_ms: Option<u64>) -> Step {
+    Step {
+        digest: format!("sha256:{name}"),
+        name: name.to_owned(),
+        started_ms,
+        completed_ms,
+        cached: false,
+        error: None,
+    }
+}
+
+fn log(name: &str, text: &str) -> BuildEvent {
+    BuildEvent::Log {
+        step: format!("sha256:{name}"),
+        stream: 1,
+        text: text.to_owned(),
+    }
+}
+
+fn push(item: &str, state: PushState, current: u64, total: u64) -> BuildEvent {
+    BuildEvent::Push(PushProgress {
+        item: item.to_owned(),
+        state,
+        current,
+        total,
+    })
+}
+
+const MAKE: &str = "[2/3] RUN make";
+
+fn failing() -> Script {
+    Script::new()
+        .at(0, BuildEvent::Queued { ahead: 1 })
+        .at(40, BuildEvent::Started)
+        .at(
+            50,
+            BuildEvent::Step(step("[internal] load build context", Some(50), None)),
+        )
+        .at(
+            60,
+            BuildEvent::Progress {
+                step: "sha256:[internal] load build context".to_owned(),
+                id: "transferring context:".to_owned(),
+                current: 2048,
+                total: 0,
+                done: true,
+            },
+        )
+        .at(
+            150,
+            BuildEvent::Step(step("[internal] load build context", Some(50), Some(150))),
+        )
+        .at(
+            160,
+            BuildEvent::Step(Step {
+                cached: true,
+                ..step("[1/3] FROM debian", Some(155), Some(155))
+            }),
+        )
+        .at(200, BuildEvent::Step(step(MAKE, Some(200), None)))
+        .at(512, log(MAKE, "cc -c a.c\ncc: err"))
+        .at(
+            600,
+            log(MAKE, "or\n\u{1b}[31mred\u{1b}[0m\n10%\r20%\rdone\n"),
+        )
+        .at(700, log(MAKE, "last words"))
+        .at(
+            1500,
+            BuildEvent::Step(Step {
+                error: Some("process \"make\" did not complete: exit code: 2".to_owned()),
+                ..step(MAKE, Some(200), Some(1500))
+            }),
+        )
+}
+
+#[test]
+fn plain_lines_tell_all_in_order() {
+    let script = failing();
+    assert_eq!(
+        script.plain,
+        [
+            "waiting for a place on the builder, behind 1 other builds",
+            "#1 [internal] load build context",
+            "#1 transferring context 2 KiB done",
+            "#1 DONE 0.1s",
+            "#2 [1/3] FROM debian",
+            "#2 CACHED",
+            "#3 [2/3] RUN make",
+            "#3 0.312 cc -c a.c",
+            "#3 0.400 cc: error",
+            "#3 0.400 red",
+            "#3 0.400 done",
+            "#3 1.300 last words",
+            "#3 ERROR: process \"make\" did not complete: exit code: 2",
+        ]
+    );
+    assert_eq!(script.board.cached_steps(), (1, 2));
+    assert_eq!(
+        (script.board.context_ms(), script.board.queued_ms()),
+        (100, 40)
+    );
+}
+
+#[test]
+fn the_failed_step_is_shown_last() {
+    assert_eq!(
+        plain::failed_step(&failing().board),
+        [
+            "------",
+            " > [2/3] RUN make:",
+            "0.312 cc -c a.c",
+            "0.400 cc: error",
+            "0.400 red",
+            "0.400 done",
+            "1.300 last words",
+            "------",
+        ]
+    );
+    assert_eq!(plain::failed_step(&Board::default()), Vec::<String>::new());
+}
+
+#[test]
+fn long_output_is_kept_in_part_and_that_is_said() {
+    let text: String = (0..1000).map(|n| format!("line {n}\n")).collect();
+    let script = Script::new()
+        .at(0, BuildEvent::Step(step(MAKE, Some(0), None)))
+        .at(1, log(MAKE, &text))
+        .at(
+            2,
+            BuildEvent::Step(Step {
+                error: Some("x".to_owned()),
+                ..step(MAKE, Some(0), Some(2))
+            }),
+        );
+    let shown = plain::failed_step(&script.board);
+    assert_eq!(shown[2], "(800 earlier lines are not shown)");
+    assert_eq!(shown.len(), 200 + 4);
+    assert_eq!(shown[shown.len() - 2], "0.001 line 999");
+}
+
+#[test]
+fn the_tree_is_bounded_and_shows_what_runs() {
+    let mut script = Script::new();
+    for n in 0..40 {
+        let name = format!("[stage{n} 1/1] RUN sleep");
+        script = script.at(n, BuildEvent::Step(step(&name, Some(n), None)));
+    }
+    for height in [1, 3, 10, 200] {
+        let lines = tree::lines(&script.board, "building", 5000, Room { width: 60, height });
+        assert!(
+            lines.len() <= height.saturating_sub(2).max(2).min(25),
+            "{height}: {}",
+            lines.len()
+        );
+        assert!(
+            lines
+                .iter()
+                .all(|line| console::measure_text_width(line) <= 60),
+            "{lines:#?}"
+        );
+    }
+    let script = Script::new()
+        .at(
+            0,
+            BuildEvent::Step(step("[internal] load build context", Some(0), Some(100))),
+        )
+        .at(200, BuildEvent::Step(step(MAKE, Some(200), None)))
+        .at(300, log(MAKE, "one\ntwo\n"))
+        .at(
+            400,
+            push("sha256:0123456789abcdef", PushState::Pushing, 1024, 2048),
+        )
+        .at(400, push("sha256:ff", PushState::Exists, 0, 512));
+    let lines = tree::lines(
+        &script.board,
+        "building",
+        1700,
+        Room {
+            width: 40,
+            height: 24,
+        },
+    );
+    assert_eq!(
+        lines,
+        [
+            "[+] building 1.7s (1/2)",
+            " => [2/3] RUN make                  1.5s",
+            " => => # one",
+            " => => # two",
+            " => push 1/2 items, 1 KiB / 2 KiB",
+        ]
+    );
+}
+
+#[test]
+fn steps_that_ended_leave_a_line() {
+    let script = failing();
+    let lines: Vec<String> = script
+        .board
+        .steps()
+        .iter()
+        .map(|step| tree::completed(step, 50))
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            " => [internal] load build context             0.1s",
+            " => CACHED [1/3] FROM debian",
+            " => ERROR [2/3] RUN make                      1.3s\n => => ERROR: process \"make\" did not complete: exit code: 2",
+        ]
+    );
+}
+
+#[test]
+fn pushed_items_are_told_once() {
+    let script = Script::new()
+        .at(
+            0,
+            push("sha256:0123456789abcdef", PushState::Waiting, 0, 10),
+        )
+        .at(
+            1,
+            push("sha256:0123456789abcdef", PushState::Pushing, 5, 10),
+        )
+        .at(
+            2,
+            push("sha256:0123456789abcdef", PushState::Pushed, 10, 10),
+        )
+        .at(
+            3,
+            push("sha256:0123456789abcdef", PushState::Pushed, 10, 10),
+        )
+        .at(4, push("config", PushState::Exists, 0, 0))
+        .at(5, push("sha256:ab", PushState::Mounted, 0, 0));
+    assert_eq!(
+        script.plain,
+        [
+            "push 0123456789ab done, 10 B",
+            "push config exists already",
+            "push ab linked from another repository",
+        ]
+    );
+}
+
+#[test]
+fn the_outcome_is_kept() {
+    let script = Script::new().at(9, BuildEvent::Ended(BuildOutcome::Cancelled));
+    assert_eq!(script.board.outcome(), Some(&BuildOutcome::Cancelled));
+    assert_eq!((script.board.last_seq(), script.board.last_ms()), (1, 9));
+}
+
+#[test]
+fn hostile_output_cannot_steer_the_terminal() {
+    for (raw, shown) in [
+        ("plain", "plain"),
+        ("a\tb", "a    b"),
+        ("\u{1b}[2J\u{1b}[Hgone", "gone"),
+        ("\u{1b}]0;title\u{7}text", "text"),
+        ("\u{1b}]8;;http://x\u{1b}\\link\u{1b}]8;;\u{1b}\\", "link"),
+        ("\u{1b}[31", ""),
+        ("\u{1b}", ""),
+        ("bell\u{7}\u{8}\u{9b}", "bell"),
+        ("old\rnew\r", "new"),
+    ] {
+        assert_eq!(clean(raw), shown, "{raw:?}");
+    }
+}
+
+#[test]
+fn times_are_short() {
+    for (ms, text) in [
+        (0, "0.0s"),
+        (999, "0.9s"),
+        (59_999, "59.9s"),
+        (125_000, "2m05s"),
+    ] {
+        assert_eq!(seconds(ms), text);
+    }
+}

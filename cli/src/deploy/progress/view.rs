@@ -1,0 +1,207 @@
+//! Where progress goes: a live tree, plain lines, JSON lines, or nowhere. The only writer of them.
+
+use super::board::{Board, Change};
+use super::tree::Room;
+use super::{plain, tree};
+use crate::args::ProgressMode;
+use crate::limits::TREE_PERIOD;
+use crate::printer::{Format, Printer, stderr_is_terminal};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use slipway_core::build::NumberedEvent;
+use std::time::{Duration, Instant};
+
+/// Progress of one deploy.
+#[derive(Debug)]
+pub(crate) struct View {
+    printer: Printer,
+    kind: Kind,
+    board: Board,
+    status: String,
+    began: Instant,
+    /// The local clock when the newest event came, to let the build's clock run on between events.
+    event_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Tree(ProgressBar),
+    Plain,
+    /// Like `Plain`, but the lines are what was asked for.
+    Log,
+    Json,
+    Quiet,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Line<'a> {
+    Status { message: &'a str },
+    Event(&'a NumberedEvent),
+}
+
+impl View {
+    /// Chooses by what was asked for and whether a person watches.
+    pub(crate) fn new(printer: Printer, mode: ProgressMode) -> Self {
+        let kind = match (printer.format(), mode) {
+            (Format::Json, _) => Kind::Json,
+            (Format::Human, ProgressMode::Quiet) => Kind::Quiet,
+            (Format::Human, ProgressMode::Plain) => Kind::Plain,
+            (Format::Human, ProgressMode::Tty) => Kind::Tree(bar()),
+            (Format::Human, ProgressMode::Auto) if stderr_is_terminal() => Kind::Tree(bar()),
+            (Format::Human, ProgressMode::Auto) => Kind::Plain,
+        };
+        Self::of_kind(printer, kind)
+    }
+
+    /// For a log that was asked for: lines on standard output.
+    pub(crate) fn for_log(printer: Printer) -> Self {
+        let kind = match printer.format() {
+            Format::Json => Kind::Json,
+            Format::Human => Kind::Log,
+        };
+        Self::of_kind(printer, kind)
+    }
+
+    fn of_kind(printer: Printer, kind: Kind) -> Self {
+        Self {
+            printer,
+            kind,
+            board: Board::default(),
+            status: "starting".to_owned(),
+            began: Instant::now(),
+            event_at: None,
+        }
+    }
+
+    /// What is known of the build.
+    pub(crate) fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// Says what goes on now, outside the build's own steps.
+    pub(crate) fn status(&mut self, message: &str) {
+        if self.status == message {
+            return;
+        }
+        message.clone_into(&mut self.status);
+        match &self.kind {
+            Kind::Tree(_) => self.tick(),
+            Kind::Plain | Kind::Log => self.printer.note(message),
+            Kind::Json => self.printer.json(&Line::Status { message }),
+            Kind::Quiet => {}
+        }
+    }
+
+    /// A line that stays, on every kind of view but the quiet one.
+    pub(crate) fn note(&self, line: &str) {
+        match &self.kind {
+            Kind::Tree(bar) => bar.println(line),
+            Kind::Plain | Kind::Log | Kind::Json => self.printer.note(line),
+            Kind::Quiet => {}
+        }
+    }
+
+    /// Takes an event of the build and shows what it changed.
+    pub(crate) fn event(&mut self, event: &NumberedEvent) {
+        if event.seq <= self.board.last_seq() {
+            return;
+        }
+        self.event_at = Some(Instant::now());
+        let changes = self.board.apply(event);
+        match &self.kind {
+            Kind::Tree(bar) => {
+                let width = room().width;
+                for change in &changes {
+                    if let Some(line) = self.lasting(change, width) {
+                        bar.println(line);
+                    }
+                }
+            }
+            Kind::Plain => {
+                for line in plain::lines(&self.board, &changes) {
+                    self.printer.note(&line);
+                }
+            }
+            Kind::Log => {
+                for line in plain::lines(&self.board, &changes) {
+                    self.printer.data(&line);
+                }
+            }
+            Kind::Json => self.printer.json(&Line::Event(event)),
+            Kind::Quiet => {}
+        }
+    }
+
+    /// What stays above the live tree.
+    fn lasting(&self, change: &Change, width: usize) -> Option<String> {
+        match change {
+            Change::Completed(at) => self.board.at(*at).map(|step| tree::completed(step, width)),
+            Change::Warning(_) | Change::LogTruncated | Change::Queued(_) => {
+                plain::lines(&self.board, std::slice::from_ref(change)).pop()
+            }
+            Change::Announced(_)
+            | Change::Line { .. }
+            | Change::Transferred { .. }
+            | Change::Pushed(_) => None,
+        }
+    }
+
+    /// Draws the live tree anew; to be called every [`TREE_PERIOD`].
+    pub(crate) fn tick(&self) {
+        if let Kind::Tree(bar) = &self.kind {
+            let lines = tree::lines(&self.board, &self.status, self.now_ms(), room());
+            bar.set_message(lines.join("\n"));
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        let (base, since) = match self.event_at {
+            Some(at) => (self.board.last_ms(), at),
+            None => (0, self.began),
+        };
+        base.saturating_add(millis(since.elapsed()))
+    }
+
+    /// Milliseconds since the deploy began, by the local clock.
+    pub(crate) fn elapsed_ms(&self) -> u64 {
+        millis(self.began.elapsed())
+    }
+
+    /// Takes the live part off the terminal.
+    pub(crate) fn finish(&self) {
+        if let Kind::Tree(bar) = &self.kind {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Shows the output of the step that failed, on every kind of view: it is what the caller needs.
+    pub(crate) fn show_failed_step(&self) {
+        for line in plain::failed_step(&self.board) {
+            self.printer.note(&line);
+        }
+    }
+}
+
+/// Whole milliseconds.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn bar() -> ProgressBar {
+    let hertz = u8::try_from(1000 / TREE_PERIOD.as_millis().max(1)).unwrap_or(10);
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(hertz));
+    // A template without anything that can be wrong in it.
+    if let Ok(style) = ProgressStyle::with_template("{msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn room() -> Room {
+    let (height, width) = console::Term::stderr().size();
+    Room {
+        width: usize::from(width).max(20),
+        height: usize::from(height),
+    }
+}

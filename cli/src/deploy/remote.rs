@@ -1,0 +1,303 @@
+//! A deploy on the org's own builder: session, build, events, end.
+//!
+//! Must not know how a session is served or progress is drawn.
+
+use super::follow::{Follower, Heard};
+use super::plan::{Plan, Push};
+use super::progress::View;
+use super::session::{Gateway, OpenSession, SessionFactory, StreamState};
+use super::summary::{Summary, Times};
+use crate::api::ApiClient;
+use crate::api::queries::{self, Build, NewBuild};
+use crate::docker_logins::{DockerLogins, registry_of};
+use crate::exit::{Failure, Outcome};
+use crate::interrupt::{Interrupts, exit_now};
+use crate::limits::{CANCEL_WAIT_MAX, CONTEXT_WARN_BYTES, TREE_PERIOD};
+use slipway_core::build::{BuildOutcome, RegistryCredential};
+use std::sync::Arc;
+
+/// Builds remotely; gives what to print.
+///
+/// # Errors
+/// Whoever's fault it was, with a hint; interrupted after the build was cancelled.
+pub(super) async fn run(
+    plan: &Plan,
+    image: &str,
+    client: &ApiClient,
+    docker: &DockerLogins,
+    view: &mut View,
+) -> Outcome<Summary> {
+    let mut interrupts = Interrupts::new()?;
+    let factory = Arc::new(SessionFactory::new(plan, docker).await?);
+    view.status("connecting");
+    let opening = open(plan, client, &factory);
+    let (mut session, org) = watched(view, &mut interrupts, opening).await??;
+    view.status("waiting for the builder");
+    watched(view, &mut interrupts, session.opened()).await??;
+    let wake_ms = view.elapsed_ms();
+
+    view.status("starting the build");
+    let credential = match plan.push {
+        Push::Yes => docker.find(registry_of(image)).await,
+        Push::No => None,
+    };
+    let build = start(
+        plan,
+        image,
+        client,
+        &org,
+        &factory,
+        credential,
+        view,
+        &mut interrupts,
+    )
+    .await?;
+    view.status("building");
+    let outcome = follow(
+        client,
+        &build,
+        &mut session,
+        &factory,
+        view,
+        &mut interrupts,
+    )
+    .await?;
+    drop(session);
+    conclude(plan, image, &build, outcome, &factory, view, wake_ms)
+}
+
+/// Finds the org and the gateway, and starts to open the session there.
+async fn open(
+    plan: &Plan,
+    client: &ApiClient,
+    factory: &Arc<SessionFactory>,
+) -> Outcome<(OpenSession, String)> {
+    let place = queries::locate(client, plan.org.as_deref()).await?;
+    let gateway = Gateway {
+        address: place.docker,
+        transport: client.transport().clone(),
+        token: client.token().clone(),
+        headers: queries::builder_headers(&place.org, plan.region.as_deref(), plan.arch.as_deref()),
+    };
+    let session = OpenSession::start(Arc::clone(factory), gateway);
+    // Asked for by name as well: the gateway alone could not tell region and architecture.
+    queries::ensure_builder(
+        client,
+        &place.org,
+        plan.region.as_deref(),
+        plan.arch.as_deref(),
+    )
+    .await?;
+    Ok((session, place.org))
+}
+
+/// Runs `future` while the view lives; Ctrl-C ends it.
+async fn watched<T>(
+    view: &mut View,
+    interrupts: &mut Interrupts,
+    future: impl Future<Output = T>,
+) -> Outcome<T> {
+    let mut ticks = tokio::time::interval(TREE_PERIOD);
+    tokio::pin!(future);
+    loop {
+        tokio::select! {
+            done = &mut future => return Ok(done),
+            () = interrupts.wait() => return Err(Failure::interrupted("interrupted")),
+            _ = ticks.tick() => view.tick(),
+        }
+    }
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one call site; a struct would only name them twice"
+)]
+async fn start(
+    plan: &Plan,
+    image: &str,
+    client: &ApiClient,
+    org: &str,
+    factory: &SessionFactory,
+    credential: Option<RegistryCredential>,
+    view: &mut View,
+    interrupts: &mut Interrupts,
+) -> Outcome<Build> {
+    let new = NewBuild {
+        org,
+        app: &plan.app,
+        image,
+        push: plan.push == Push::Yes,
+        frontend_attrs: &plan.frontend_attrs,
+        session: factory.id(),
+        credential: credential.as_ref(),
+        region: plan.region.as_deref(),
+        arch: plan.arch.as_deref(),
+    };
+    let starting = async {
+        match queries::start_build(client, &new).await {
+            Err(error) if queries::is_unknown_app(&error) => {
+                queries::create_app(client, org, &plan.app).await?;
+                let build = queries::start_build(client, &new).await?;
+                Ok((build, true))
+            }
+            other => other.map(|build| (build, false)),
+        }
+    };
+    tokio::pin!(starting);
+    // Ctrl-C must not lose the answer: the build may have been accepted already, and then has to be cancelled.
+    let (started, interrupted) = tokio::select! {
+        started = &mut starting => (Some(started), false),
+        () = interrupts.wait() => tokio::select! {
+            late = tokio::time::timeout(CANCEL_WAIT_MAX, &mut starting) => (late.ok(), true),
+            () = interrupts.wait() => exit_now(),
+        },
+    };
+    match started {
+        Some(Ok((build, _))) if interrupted => Err(cancel(client, &build, view, interrupts).await),
+        Some(Ok((build, app_is_new))) => {
+            if app_is_new {
+                view.note(&format!("app {} is new and was made", plan.app));
+            }
+            Ok(build)
+        }
+        Some(Err(error)) if !interrupted => Err(error.into()),
+        Some(Err(_)) | None => Err(Failure::interrupted("interrupted")),
+    }
+}
+
+/// Cancels the build and waits for the server to say so.
+async fn cancel(
+    client: &ApiClient,
+    build: &Build,
+    view: &mut View,
+    interrupts: &mut Interrupts,
+) -> Failure {
+    view.status("cancelling the build");
+    view.tick();
+    let asked = tokio::time::timeout(CANCEL_WAIT_MAX, queries::cancel_build(client, &build.id));
+    let asked = tokio::select! {
+        asked = asked => asked,
+        () = interrupts.wait() => exit_now(),
+    };
+    match asked {
+        Ok(Ok(_)) => Failure::interrupted("interrupted; the build was cancelled"),
+        Ok(Err(_)) | Err(_) => Failure::interrupted(
+            "interrupted, but the server did not confirm that the build was cancelled",
+        )
+        .hint(format!("`slipway builds cancel {}` tries again", build.id)),
+    }
+}
+
+/// Shows events until the last one. Ctrl-C cancels the build.
+async fn follow(
+    client: &ApiClient,
+    build: &Build,
+    session: &mut OpenSession,
+    factory: &SessionFactory,
+    view: &mut View,
+    interrupts: &mut Interrupts,
+) -> Outcome<BuildOutcome> {
+    let mut follower = Follower::new(client, &build.id);
+    let mut ticks = tokio::time::interval(TREE_PERIOD);
+    let mut large_context_told = false;
+    loop {
+        let hearing = follower.hear(view.board().last_seq());
+        tokio::pin!(hearing);
+        let heard = loop {
+            tokio::select! {
+                heard = &mut hearing => break heard?,
+                state = session.changed() => tell_session(&state, view),
+                _ = ticks.tick() => view.tick(),
+                () = interrupts.wait() => {
+                    return Err(cancel(client, build, view, interrupts).await);
+                }
+            }
+        };
+        match heard {
+            Heard::Event(event) => {
+                view.event(&event);
+                if let Some(outcome) = view.board().outcome() {
+                    return Ok(outcome.clone());
+                }
+                if !large_context_told && factory.stats().bytes > CONTEXT_WARN_BYTES {
+                    large_context_told = true;
+                    view.note(&large_context_warning());
+                }
+            }
+            Heard::Broken(why) => view.note(&format!("{why}; connecting again")),
+        }
+    }
+}
+
+fn large_context_warning() -> String {
+    format!(
+        "warning: more than {} sent to the builder so far; does .dockerignore leave out what no step needs?",
+        super::progress::bytes(CONTEXT_WARN_BYTES)
+    )
+}
+
+fn tell_session(state: &StreamState, view: &View) {
+    match state {
+        StreamState::Open => view.note("the build session is open again"),
+        StreamState::Broken(why) => view.note(&format!(
+            "the build session broke ({why}); opening it again"
+        )),
+        // The build itself will say what it lacks, if it still lacks anything.
+        StreamState::Failed(failure) => view.note(&format!("warning: {}", failure.message())),
+        StreamState::Opening => {}
+    }
+}
+
+fn conclude(
+    plan: &Plan,
+    image: &str,
+    build: &Build,
+    outcome: BuildOutcome,
+    factory: &SessionFactory,
+    view: &View,
+    wake_ms: u64,
+) -> Outcome<Summary> {
+    match outcome {
+        BuildOutcome::Succeeded {
+            image_id,
+            digest,
+            size_bytes,
+            build_ms,
+            push_ms,
+        } => {
+            let board = view.board();
+            let (steps_cached, steps) = board.cached_steps();
+            Ok(Summary {
+                app: plan.app.clone(),
+                build: Some(build.id.clone()),
+                image: image.to_owned(),
+                image_id,
+                digest,
+                size_bytes,
+                steps_cached,
+                steps,
+                sent_bytes: factory.stats().bytes,
+                time: Times {
+                    total_ms: view.elapsed_ms(),
+                    wake_ms,
+                    queued_ms: board.queued_ms(),
+                    context_ms: board.context_ms(),
+                    build_ms,
+                    push_ms,
+                },
+            })
+        }
+        BuildOutcome::Failed {
+            fault,
+            message,
+            hint,
+        } => Err(Failure::with_fault(fault, message)
+            .maybe_hint(hint)
+            .hint(format!(
+                "`slipway builds logs {}` shows all of its output",
+                build.id
+            ))),
+        BuildOutcome::Cancelled => Err(Failure::user(format!("build {} was cancelled", build.id))
+            .hint("somebody ended it with `slipway builds cancel`; deploy again to build it")),
+    }
+}

@@ -1,0 +1,287 @@
+//! The BuildKit session of a deploy: what the builder may ask this computer for, kept open for as long as the build.
+//!
+//! Owns what is served (context, Dockerfile, secrets, logins of registries) and that a broken stream is opened again
+//! under the same id. Must not know the build's events or progress.
+
+use super::plan::Plan;
+use crate::api::{ServerAddress, Transport, open_upgraded};
+use crate::backoff::Backoff;
+use crate::docker_logins::DockerLogins;
+use crate::exit::{Failure, FailureKind, Outcome};
+use crate::limits::WAKE_WAIT_MAX;
+use crate::settings::Token;
+use sha2::{Digest, Sha256};
+use slipway_buildkit::{
+    LocalDir, RegistryLogin, SecretSource, Session, SessionOptions, SessionStats, StatsHandle,
+};
+use slipway_core::build::RegistryCredential;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Instant;
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Random bytes of a session's id: whoever knows it can ask for the secrets.
+const ID_ENTROPY_BYTES: usize = 16;
+
+/// Makes sessions for one build, each with the same id and the same counters.
+#[derive(Debug)]
+pub(super) struct SessionFactory {
+    id: String,
+    shared_key: String,
+    plan: Plan,
+    logins: Vec<RegistryCredential>,
+    stats: StatsHandle,
+    /// Dockerfile and chosen ignore file side by side, where BuildKit looks for them.
+    staged: Option<TempDir>,
+}
+
+impl SessionFactory {
+    /// Takes what to serve.
+    ///
+    /// # Errors
+    /// Ours: no randomness.
+    pub(super) async fn new(plan: &Plan, docker: &DockerLogins) -> Outcome<Self> {
+        let mut entropy = [0u8; ID_ENTROPY_BYTES];
+        getrandom::fill(&mut entropy)
+            .map_err(|error| Failure::system(format!("no random numbers: {error}")))?;
+        let mut logins = Vec::new();
+        for registry in docker.registries() {
+            logins.extend(docker.find(&registry).await);
+        }
+        Ok(Self {
+            id: hex(&entropy),
+            shared_key: shared_key(plan),
+            plan: plan.clone(),
+            logins,
+            stats: StatsHandle::default(),
+            staged: stage(plan)?,
+        })
+    }
+
+    fn dockerfile_dir(&self) -> &Path {
+        match &self.staged {
+            Some(dir) => dir.path(),
+            None => &self.plan.dockerfile_dir,
+        }
+    }
+
+    /// Id that the build names.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What was sent so far, over all streams.
+    pub(super) fn stats(&self) -> SessionStats {
+        self.stats.snapshot()
+    }
+
+    /// A session that can be served once.
+    pub(super) fn session(&self) -> Session {
+        let plan = &self.plan;
+        Session::new(SessionOptions {
+            id: self.id.clone(),
+            name: plan.app.clone(),
+            shared_key: self.shared_key.clone(),
+            locals: vec![
+                LocalDir {
+                    name: "context".to_owned(),
+                    root: plan.context.clone(),
+                },
+                LocalDir {
+                    name: "dockerfile".to_owned(),
+                    root: self.dockerfile_dir().to_owned(),
+                },
+            ],
+            secrets: plan
+                .secrets
+                .iter()
+                .map(|secret| (secret.id.clone(), SecretSource::Bytes(secret.value.clone())))
+                .collect(),
+            credentials: self
+                .logins
+                .iter()
+                .map(|login| RegistryLogin {
+                    registry: login.registry.clone(),
+                    username: login.username.clone(),
+                    secret: login.password.clone(),
+                })
+                .collect(),
+            stats: self.stats.clone(),
+        })
+    }
+}
+
+/// BuildKit's frontend asks for `NAME.dockerignore` beside the Dockerfile, then for `.dockerignore` in the context. An
+/// ignore file that has another name is given to it under the first one.
+fn stage(plan: &Plan) -> Outcome<Option<TempDir>> {
+    let Some(ignorefile) = &plan.ignorefile else {
+        return Ok(None);
+    };
+    let fail = |error: std::io::Error| Failure::user_caused("copy the Dockerfile aside", &error);
+    let dir = tempfile::Builder::new()
+        .prefix("slipway-")
+        .tempdir()
+        .map_err(fail)?;
+    let name = &plan.dockerfile_name;
+    std::fs::copy(plan.dockerfile_dir.join(name), dir.path().join(name))
+        .and_then(|_| std::fs::copy(ignorefile, dir.path().join(format!("{name}.dockerignore"))))
+        .map_err(fail)?;
+    Ok(Some(dir))
+}
+
+/// Equal for builds of one directory on one computer: the builder keeps what it got, and asks for changed files only.
+fn shared_key(plan: &Plan) -> String {
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let mut hash = Sha256::new();
+    for part in [
+        machine.trim().as_bytes(),
+        plan.context.as_os_str().as_encoded_bytes(),
+    ] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hex(&hash.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// How the stream does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum StreamState {
+    /// It is being opened; a stopped builder takes its time.
+    Opening,
+    /// The builder can ask.
+    Open,
+    /// It broke and is being opened again.
+    Broken(String),
+    /// It will not be opened again.
+    Failed(Failure),
+}
+
+/// Where sessions are offered.
+#[derive(Debug, Clone)]
+pub(super) struct Gateway {
+    /// Its listener.
+    pub(super) address: ServerAddress,
+    /// How to connect.
+    pub(super) transport: Transport,
+    /// As whom.
+    pub(super) token: Token,
+    /// Which builder, where the token alone does not tell.
+    pub(super) headers: Vec<(String, String)>,
+}
+
+/// A session that is held open until this is dropped.
+#[derive(Debug)]
+pub(super) struct OpenSession {
+    state: watch::Receiver<StreamState>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl OpenSession {
+    /// Starts to open it.
+    pub(super) fn start(factory: std::sync::Arc<SessionFactory>, gateway: Gateway) -> Self {
+        let (report, state) = watch::channel(StreamState::Opening);
+        let task = tokio::spawn(async move { keep_open(&factory, &gateway, &report).await });
+        Self { state, task }
+    }
+
+    /// Waits until it is open for the first time.
+    ///
+    /// # Errors
+    /// Why it could not be opened: at first, nothing is tried again.
+    pub(super) async fn opened(&mut self) -> Outcome<()> {
+        let state = self
+            .state
+            .wait_for(|state| !matches!(state, StreamState::Opening))
+            .await
+            .map(|state| state.clone());
+        match state {
+            Ok(StreamState::Failed(failure)) => Err(failure),
+            Ok(StreamState::Open | StreamState::Opening | StreamState::Broken(_)) => Ok(()),
+            Err(_closed) => Err(Failure::system("the build session ended by itself")),
+        }
+    }
+
+    /// Waits for the next change. Cancel-safe; never ends when there is none to come.
+    pub(super) async fn changed(&mut self) -> StreamState {
+        match self.state.changed().await {
+            Ok(()) => self.state.borrow_and_update().clone(),
+            Err(_closed) => std::future::pending().await,
+        }
+    }
+}
+
+async fn keep_open(
+    factory: &SessionFactory,
+    gateway: &Gateway,
+    report: &watch::Sender<StreamState>,
+) {
+    let mut backoff = Backoff::default();
+    let mut was_open = false;
+    loop {
+        let why = match serve_once(factory, gateway, report).await {
+            Ok(()) => {
+                was_open = true;
+                backoff.reset();
+                "the builder closed it".to_owned()
+            }
+            // What was open once may be opened again, unless the server says that it will never be.
+            Err(failure) if was_open && failure.kind() == FailureKind::System => {
+                failure.message().to_owned()
+            }
+            Err(failure) => {
+                report.send_replace(StreamState::Failed(failure));
+                return;
+            }
+        };
+        report.send_replace(StreamState::Broken(why.clone()));
+        match backoff.next(Instant::now()) {
+            Some(delay) => tokio::time::sleep(delay).await,
+            None => {
+                let failure = Failure::system(format!("the build session broke: {why}"));
+                report.send_replace(StreamState::Failed(failure));
+                return;
+            }
+        }
+    }
+}
+
+/// Opens the stream and serves it to its end.
+async fn serve_once(
+    factory: &SessionFactory,
+    gateway: &Gateway,
+    report: &watch::Sender<StreamState>,
+) -> Outcome<()> {
+    let session = factory.session();
+    let mut headers = session.headers();
+    headers.extend(gateway.headers.iter().cloned());
+    let stream = open_upgraded(
+        &gateway.transport,
+        &gateway.address,
+        &gateway.token,
+        "/session",
+        &headers,
+        WAKE_WAIT_MAX,
+    )
+    .await?;
+    report.send_replace(StreamState::Open);
+    // Whatever ends it, it was open: the caller tries again.
+    if let Err(error) = session.serve(stream).await {
+        tracing::debug!(error = crate::exit::chain(&error), "build session");
+    }
+    Ok(())
+}

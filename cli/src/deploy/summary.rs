@@ -1,0 +1,134 @@
+//! What a deploy came to: image, digest, size, where the time went, what the cache saved.
+
+use super::progress::{bytes, seconds};
+use crate::printer::record_lines;
+use serde::Serialize;
+
+/// The result of a deploy; printed for people, or as the last JSON document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Summary {
+    /// App that was built.
+    pub(crate) app: String,
+    /// Build; absent for one that ran here.
+    pub(crate) build: Option<String>,
+    /// Full name with tag.
+    pub(crate) image: String,
+    /// Id in dockerd.
+    pub(crate) image_id: String,
+    /// Digest of the pushed manifest; absent without a push.
+    pub(crate) digest: Option<String>,
+    /// Uncompressed.
+    pub(crate) size_bytes: u64,
+    /// Dockerfile steps from the cache.
+    pub(crate) steps_cached: usize,
+    /// Dockerfile steps in all.
+    pub(crate) steps: usize,
+    /// Context, Dockerfile and all else that went to the builder.
+    pub(crate) sent_bytes: u64,
+    /// Where the time went.
+    pub(crate) time: Times,
+}
+
+/// Where the time went, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub(crate) struct Times {
+    /// From the command's start to its end.
+    pub(crate) total_ms: u64,
+    /// Until the builder answered: short if it ran.
+    pub(crate) wake_ms: u64,
+    /// Behind other builds.
+    pub(crate) queued_ms: u64,
+    /// Sending the context; a part of the build.
+    pub(crate) context_ms: u64,
+    /// Solving and exporting.
+    pub(crate) build_ms: u64,
+    /// Pushing.
+    pub(crate) push_ms: u64,
+}
+
+impl Summary {
+    /// `image@digest`: what others can pull, for ever.
+    pub(crate) fn reference(&self) -> String {
+        match &self.digest {
+            Some(digest) => format!("{}@{digest}", self.image),
+            None => self.image.clone(),
+        }
+    }
+
+    /// For people.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let time = &self.time;
+        let mut parts = vec![format!("builder {}", seconds(time.wake_ms))];
+        if time.queued_ms > 100 {
+            parts.push(format!("queue {}", seconds(time.queued_ms)));
+        }
+        parts.push(format!("context {}", seconds(time.context_ms)));
+        let build_alone = time.build_ms.saturating_sub(time.context_ms);
+        parts.push(format!("build {}", seconds(build_alone)));
+        if self.digest.is_some() {
+            parts.push(format!("push {}", seconds(time.push_ms)));
+        }
+        record_lines(&[
+            ("image", self.image.clone()),
+            (
+                "digest",
+                self.digest
+                    .clone()
+                    .unwrap_or_else(|| "not pushed".to_owned()),
+            ),
+            ("size", bytes(self.size_bytes)),
+            (
+                "steps",
+                format!("{} of {} from the cache", self.steps_cached, self.steps),
+            ),
+            ("sent", bytes(self.sent_bytes)),
+            (
+                "time",
+                format!("{}: {}", seconds(time.total_ms), parts.join(", ")),
+            ),
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_where_the_time_went() {
+        let mut summary = Summary {
+            app: "a".to_owned(),
+            build: Some("bld_1".to_owned()),
+            image: "r/a:1".to_owned(),
+            image_id: "sha256:1".to_owned(),
+            digest: Some("sha256:2".to_owned()),
+            size_bytes: 3 << 20,
+            steps_cached: 2,
+            steps: 5,
+            sent_bytes: 1536,
+            time: Times {
+                total_ms: 4200,
+                wake_ms: 900,
+                queued_ms: 0,
+                context_ms: 200,
+                build_ms: 2300,
+                push_ms: 700,
+            },
+        };
+        assert_eq!(
+            summary.lines(),
+            [
+                "image   r/a:1",
+                "digest  sha256:2",
+                "size    3 MiB",
+                "steps   2 of 5 from the cache",
+                "sent    1.5 KiB",
+                "time    4.2s: builder 0.9s, context 0.2s, build 2.1s, push 0.7s",
+            ]
+        );
+        assert_eq!(summary.reference(), "r/a:1@sha256:2");
+        summary.digest = None;
+        assert!(!summary.lines().join("\n").contains("push 0.7s"));
+        assert_eq!(summary.reference(), "r/a:1");
+    }
+}

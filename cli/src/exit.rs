@@ -1,0 +1,181 @@
+//! How a command ends when it does not end well: whose fault, one line, and what to do about it.
+//!
+//! Owns the exit codes and the shape of every error text. Must not know any command.
+
+use slipway_core::build::Fault;
+use std::fmt;
+use std::process::ExitCode;
+
+/// Everything was done.
+pub(crate) const EXIT_OK: u8 = 0;
+/// The caller's fault: arguments, configuration, Dockerfile, credentials.
+pub(crate) const EXIT_USER: u8 = 1;
+/// Our fault, or the network's: trying again may help.
+pub(crate) const EXIT_SYSTEM: u8 = 2;
+/// Interrupted by the caller (128 + SIGINT).
+pub(crate) const EXIT_INTERRUPTED: u8 = 130;
+
+/// What every fallible step of the binary gives.
+pub(crate) type Outcome<T> = Result<T, Failure>;
+
+/// Why a command did not do its work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    kind: FailureKind,
+    message: String,
+    hint: Option<String>,
+}
+
+/// What chooses the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FailureKind {
+    /// The caller's fault.
+    User,
+    /// Ours, or the network's.
+    System,
+    /// Interrupted.
+    Interrupted,
+}
+
+impl Failure {
+    /// The caller's fault. `message` is lower case, one line, without final period.
+    pub(crate) fn user(message: impl Into<String>) -> Self {
+        Self::new(FailureKind::User, message)
+    }
+
+    /// Ours, or the network's.
+    pub(crate) fn system(message: impl Into<String>) -> Self {
+        Self::new(FailureKind::System, message)
+    }
+
+    /// Like [`Failure::system`], with the whole chain of causes after the action that failed.
+    pub(crate) fn system_caused(action: impl fmt::Display, cause: &dyn std::error::Error) -> Self {
+        Self::system(format!("{action}: {}", chain(cause)))
+    }
+
+    /// Like [`Failure::user`], with the whole chain of causes after the action that failed.
+    pub(crate) fn user_caused(action: impl fmt::Display, cause: &dyn std::error::Error) -> Self {
+        Self::user(format!("{action}: {}", chain(cause)))
+    }
+
+    /// The caller pressed Ctrl-C, or sent SIGTERM.
+    pub(crate) fn interrupted(message: impl Into<String>) -> Self {
+        Self::new(FailureKind::Interrupted, message)
+    }
+
+    /// With the fault that somebody else decided on.
+    pub(crate) fn with_fault(fault: Fault, message: impl Into<String>) -> Self {
+        match fault {
+            Fault::User => Self::user(message),
+            Fault::System => Self::system(message),
+        }
+    }
+
+    fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// Says what to do about it. The first hint stays: who is nearest to the cause knows best.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint.get_or_insert_with(|| hint.into());
+        self
+    }
+
+    /// With a hint, if there is one.
+    #[must_use]
+    pub(crate) fn maybe_hint(self, hint: Option<String>) -> Self {
+        match hint {
+            Some(hint) => self.hint(hint),
+            None => self,
+        }
+    }
+
+    /// What chooses the exit code.
+    pub(crate) fn kind(&self) -> FailureKind {
+        self.kind
+    }
+
+    /// The one line.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What to do, if anybody knew.
+    pub(crate) fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// The number the process ends with.
+    pub(crate) fn code(&self) -> u8 {
+        match self.kind {
+            FailureKind::User => EXIT_USER,
+            FailureKind::System => EXIT_SYSTEM,
+            FailureKind::Interrupted => EXIT_INTERRUPTED,
+        }
+    }
+
+    /// [`Failure::code`] as `main` returns it.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.code())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// An error and its causes on one line, without saying the same thing twice (some libraries print their source).
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let said = next.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = next.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prints_error_and_hint_and_keeps_the_first_hint() {
+        let failure = Failure::user("no such app")
+            .hint("create it")
+            .hint("later one");
+        assert_eq!(failure.to_string(), "error: no such app\nhint: create it");
+        assert_eq!(failure.code(), 1);
+        assert_eq!(Failure::system("x").code(), 2);
+        assert_eq!(Failure::interrupted("x").code(), 130);
+    }
+
+    #[test]
+    fn a_chain_says_each_thing_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("inner")]
+        struct Inner;
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer: {0}")]
+        struct Printing(#[source] Inner);
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer")]
+        struct Silent(#[source] Inner);
+        assert_eq!(chain(&Printing(Inner)), "outer: inner");
+        assert_eq!(chain(&Silent(Inner)), "outer: inner");
+    }
+}

@@ -1,0 +1,54 @@
+//! Every bound this binary keeps by itself, and what happens at it.
+
+use std::time::Duration;
+
+/// Connecting to the server, TLS included. Then: "cannot reach", exit 2.
+pub(crate) const CONNECT_WAIT_MAX: Duration = Duration::from_secs(10);
+/// An answer to a GraphQL request that wakes nothing. Then: "did not answer", exit 2.
+pub(crate) const API_WAIT_MAX: Duration = Duration::from_secs(60);
+/// An answer to a request that may wake a builder: above the scheduler's own bound, so that its message is seen.
+pub(crate) const WAKE_WAIT_MAX: Duration = Duration::from_secs(200);
+/// Largest answer of the API that is read. Then: an error that says so, exit 2.
+pub(crate) const API_ANSWER_BYTES_MAX: usize = 32 << 20;
+/// Longest line of an event stream. Then: the stream counts as broken.
+pub(crate) const EVENT_LINE_BYTES_MAX: usize = 1 << 20;
+/// Silence on an event stream after which it counts as broken: the server sends a heartbeat far more often.
+pub(crate) const EVENT_SILENCE_MAX: Duration = Duration::from_secs(90);
+/// How long a broken connection is tried again before the deploy gives up, exit 2. The build goes on without us.
+pub(crate) const RECONNECT_FOR_MAX: Duration = Duration::from_secs(120);
+/// First wait between two tries; it doubles up to [`RECONNECT_DELAY_MAX`].
+pub(crate) const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(250);
+/// Longest wait between two tries.
+pub(crate) const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(8);
+/// After Ctrl-C: how long the server may take to confirm the end of the build. Then: exit 130 all the same.
+pub(crate) const CANCEL_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Configuration and credential files. Larger ones are refused: they are not what they should be.
+pub(crate) const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// An answer of a credential helper of docker. Then: as if there were no login.
+pub(crate) const CREDENTIAL_HELPER_WAIT_MAX: Duration = Duration::from_secs(10);
+/// An answer of the local Docker to a first question. Then: it counts as absent.
+pub(crate) const LOCAL_DOCKER_WAIT_MAX: Duration = Duration::from_secs(3);
+/// Events of a local build that wait to be shown. Then: the build waits, too.
+pub(crate) const SOLVE_EVENTS_QUEUED_MAX: usize = 1024;
+/// A secret for a build (BuildKit refuses larger ones too).
+pub(crate) const SECRET_BYTES_MAX: u64 = 500 << 10;
+/// More than this sent to the builder is warned about: an ignore file is probably missing.
+pub(crate) const CONTEXT_WARN_BYTES: u64 = 100 << 20;
+/// Lines of one step's output that are kept to be shown again when it fails. Older ones are dropped, and that is said.
+pub(crate) const FAILED_STEP_LINES_MAX: usize = 200;
+/// Longest line of output that is printed in one piece. Longer ones are cut into lines of this length.
+pub(crate) const OUTPUT_LINE_BYTES_MAX: usize = 8 << 10;
+/// Lines the live tree takes at most, however tall the terminal is. Further running steps are counted in one line.
+pub(crate) const TREE_LINES_MAX: usize = 24;
+/// Output lines shown under a running step.
+pub(crate) const TREE_LOG_LINES_MAX: usize = 6;
+/// How often the live tree is drawn anew.
+pub(crate) const TREE_PERIOD: Duration = Duration::from_millis(100);
+
+const _: () = assert!(RECONNECT_DELAY_MIN.as_millis() < RECONNECT_DELAY_MAX.as_millis());
+const _: () = assert!(RECONNECT_DELAY_MAX.as_secs() < RECONNECT_FOR_MAX.as_secs());
+const _: () = assert!(TREE_LOG_LINES_MAX < TREE_LINES_MAX);
+const _: () = assert!(
+    WAKE_WAIT_MAX.as_secs() > slipway_core::limits::MACHINE_READY_WAIT_MAX.as_secs() * 2,
+    "one wake and one second try with an empty cache fit in the client's wait"
+);

@@ -1,0 +1,152 @@
+//! The two outputs: stdout carries data and nothing else, stderr carries talk.
+//!
+//! Owns tables and JSON lines. A closed pipe ends no command: what nobody reads is not worth an error.
+//! Must not know any command.
+
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+
+/// Where a command prints, and in which format.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Printer {
+    format: Format,
+}
+
+/// How data is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// Aligned columns, for people.
+    Human,
+    /// One JSON document per line.
+    Json,
+}
+
+impl Printer {
+    /// Prints in `format`.
+    pub(crate) fn new(format: Format) -> Self {
+        Self { format }
+    }
+
+    /// The format that was asked for.
+    pub(crate) fn format(self) -> Format {
+        self.format
+    }
+
+    /// Data: one line on stdout.
+    pub(crate) fn data(self, line: &str) {
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    }
+
+    /// Data: one JSON document on one line of stdout.
+    pub(crate) fn json<T: Serialize>(self, value: &T) {
+        match serde_json::to_string(value) {
+            Ok(text) => self.data(&text),
+            Err(error) => self.note(&format!("warning: cannot print as json: {error}")),
+        }
+    }
+
+    /// Talk: one line (or more) on stderr.
+    pub(crate) fn note(self, line: &str) {
+        let _ = writeln!(std::io::stderr().lock(), "{line}");
+    }
+
+    /// Talk: something the caller should look at, though the command goes on.
+    pub(crate) fn warn(self, line: &str) {
+        self.note(&format!("warning: {line}"));
+    }
+
+    /// A list: one JSON array, or as a table whose cells `row` makes.
+    pub(crate) fn list<T: Serialize, const N: usize>(
+        self,
+        head: [&str; N],
+        items: &[T],
+        row: impl Fn(&T) -> [String; N],
+    ) {
+        match self.format {
+            Format::Json => self.json(&items),
+            Format::Human => {
+                let rows: Vec<[String; N]> = items.iter().map(row).collect();
+                for line in table(head, &rows) {
+                    self.data(&line);
+                }
+            }
+        }
+    }
+
+    /// One thing: a JSON document, or `key  value` lines.
+    pub(crate) fn record<T: Serialize>(self, item: &T, fields: &[(&str, String)]) {
+        match self.format {
+            Format::Json => self.json(item),
+            Format::Human => {
+                for line in record_lines(fields) {
+                    self.data(&line);
+                }
+            }
+        }
+    }
+}
+
+/// A person reads stderr.
+pub(crate) fn stderr_is_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// A person types on stdin.
+pub(crate) fn stdin_is_terminal() -> bool {
+    std::io::stdin().is_terminal()
+}
+
+/// Columns as wide as their widest cell, two spaces between, no trailing spaces.
+pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Vec<String> {
+    let mut widths = head.map(|cell| cell.chars().count());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: &[&str]| {
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    let mut lines = vec![line(&head.map(|cell| cell))];
+    for row in rows {
+        let cells: Vec<&str> = row.iter().map(String::as_str).collect();
+        lines.push(line(&cells));
+    }
+    lines
+}
+
+/// `key  value` lines with the values aligned.
+pub(crate) fn record_lines(fields: &[(&str, String)]) -> Vec<String> {
+    let width = fields.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+    fields
+        .iter()
+        .map(|(key, value)| format!("{key:width$}  {value}").trim_end().to_owned())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_align_and_do_not_trail() {
+        let rows = [
+            ["a".to_owned(), "running".to_owned()],
+            ["longer".to_owned(), String::new()],
+        ];
+        assert_eq!(
+            table(["NAME", "STATE"], &rows),
+            ["NAME    STATE", "a       running", "longer"]
+        );
+        assert_eq!(
+            record_lines(&[("app", "x".to_owned()), ("digest", "y".to_owned())]),
+            ["app     x", "digest  y"]
+        );
+    }
+}
