@@ -8,7 +8,8 @@
 # OUT/base.packages to them. Prints the image's path. Does nothing else if the image of this recipe is there.
 #
 # The same recipe and the same package versions give the same bytes. Any number may run at a time: one builds.
-# Needs root, mmdebstrap and squashfs-tools (scripts/setup.sh installs them). The mirror is the machine's own.
+# Needs root, mmdebstrap and squashfs-tools (scripts/setup.sh installs them). SLIPWAY_MIRROR names another Debian mirror
+# than mmdebstrap's own choice.
 set -euo pipefail
 umask 022
 export LC_ALL=C TZ=UTC
@@ -77,7 +78,7 @@ say "building $image (about a minute)"
 if ! TMPDIR=$tmp mmdebstrap --quiet --variant=minbase --format=tar --include="$include" "${excludes[@]}" \
 	--customize-hook="$here/customize.sh \"\$1\"" \
 	--customize-hook="dpkg-query --admindir=\"\$1/var/lib/dpkg\" -W -f '\${Package} \${Version} \${Architecture}\n' >'$tmp/packages'" \
-	"$suite" "$tmp/root.tar" 2>"$tmp/log"; then
+	"$suite" "$tmp/root.tar" ${SLIPWAY_MIRROR:+"$SLIPWAY_MIRROR"} 2>"$tmp/log"; then
 	tail -n 40 -- "$tmp/log" >&2
 	die "mmdebstrap failed (its last lines are above)"
 fi
