@@ -1,14 +1,232 @@
 //! `slipway host`: makes volumes, networks and machines on one computer, and decides nothing.
 //!
-//! Owns: the host API's server, the machine drivers, the machine network, machine records and their adoption after a restart.
+//! Owns: the host API's server, the machine drivers, the machine network, machine records and their adoption after a
+//! restart. Must not know: orgs, tokens, SQL, or why a machine is wanted.
 //!
-//! Must not know: orgs, tokens, SQL, or why a machine is wanted.
+//! ```text
+//! server ─▶ machines ─▶ driver (sandbox) ─▶ runc, mounts, cgroups
+//!    │          ├─────▶ record              network ─▶ ip, nft
+//!    └─▶ slipway_volumes ◀──┘               image ─▶ builder image and layer
+//! ```
+//!
+//! Everything below `machines` blocks and runs on blocking threads.
 
+mod driver;
+mod files;
+mod image;
 pub mod limits;
+mod machines;
 mod network;
+mod process;
 mod program;
+mod record;
+mod sandbox;
+mod server;
 pub mod settings;
 mod sys;
 mod undo;
+mod wire;
 
-pub use settings::HostSettings;
+pub use network::address::{Allowed, InvalidAddress, Ipv4Net, Transport};
+pub use settings::{HostSettings, InvalidSettings};
+
+use driver::{DriverError, MachineDriver};
+use files::make_dir;
+use image::Images;
+use machines::{Machines, VerbError};
+use network::{Network, NetworkError};
+use nix::fcntl::{Flock, FlockArg};
+use record::{RecordError, Records};
+use settings::EncryptionSetting;
+use slipway_core::units::ByteSize;
+use slipway_volumes::{Encryption, FileDriver, VolumeDriver, VolumeError};
+use std::fs::{self, File, OpenOptions};
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Why the host daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostRunError {
+    /// Not root.
+    #[error("the host daemon makes mounts and networks, so it must be run as root")]
+    NotRoot,
+    /// The settings cannot work.
+    #[error("the settings cannot be used")]
+    Settings(#[from] InvalidSettings),
+    /// Another daemon has the same state directory.
+    #[error("another host daemon is using {}", state_dir.display())]
+    AlreadyRunning {
+        /// Which.
+        state_dir: PathBuf,
+    },
+    /// A directory or the socket.
+    #[error("{action} {}", path.display())]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The pool of volumes cannot be opened.
+    #[error("open the pool")]
+    Pool(#[source] VolumeError),
+    /// The machines' network cannot be set up.
+    #[error("set up the network")]
+    Network(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The machine driver cannot be set up.
+    #[error("set up the sandbox driver")]
+    Driver(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What an earlier daemon left can neither be adopted nor cleared away.
+    #[error("take over what an earlier daemon left")]
+    Recover(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The builder image cannot be read.
+    #[error("prepare the builder image (hint: `make setup` builds it)")]
+    Image(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<NetworkError> for HostRunError {
+    fn from(error: NetworkError) -> Self {
+        Self::Network(error.into())
+    }
+}
+
+impl From<DriverError> for HostRunError {
+    fn from(error: DriverError) -> Self {
+        Self::Driver(error.into())
+    }
+}
+
+impl From<VerbError> for HostRunError {
+    fn from(error: VerbError) -> Self {
+        Self::Recover(error.into())
+    }
+}
+
+impl From<RecordError> for HostRunError {
+    fn from(error: RecordError) -> Self {
+        Self::Recover(error.into())
+    }
+}
+
+/// Runs the host daemon until `shutdown` is ready: takes over what an earlier one left, then serves the host API.
+/// Machines go on running afterwards; the next daemon adopts them.
+///
+/// # Errors
+/// [`HostRunError`]; nothing of the world was changed then that the next run would not bring in line.
+pub async fn run(
+    settings: HostSettings,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), HostRunError> {
+    settings.check()?;
+    if !nix::unistd::geteuid().is_root() {
+        return Err(HostRunError::NotRoot);
+    }
+    let settings = Arc::new(settings);
+    let prepared = {
+        let settings = Arc::clone(&settings);
+        tokio::task::spawn_blocking(move || prepare(&settings)).await
+    };
+    let (_lock, service) = prepared.map_err(|error| HostRunError::Recover(error.into()))??;
+    let listener = server::bind(&settings).map_err(at("listen at", &settings.socket))?;
+    tracing::info!(socket = %settings.socket.display(), "host ready");
+    let stop = CancellationToken::new();
+    let serving = server::serve(listener, Arc::new(service), stop.clone());
+    let stopping = async {
+        shutdown.await;
+        stop.cancel();
+    };
+    tokio::join!(serving, stopping);
+    Ok(())
+}
+
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostRunError {
+    let path = path.to_owned();
+    move |source| HostRunError::System {
+        action,
+        path,
+        source,
+    }
+}
+
+/// Everything up to the socket. Blocks.
+fn prepare(settings: &HostSettings) -> Result<(Flock<File>, server::Service), HostRunError> {
+    make_dir(&settings.state_dir, 0o700).map_err(at("make", &settings.state_dir))?;
+    make_dir(&settings.run_dir, 0o755).map_err(at("make", &settings.run_dir))?;
+    let lock = lock(&settings.state_dir)?;
+    let encryption = match settings.encryption {
+        EncryptionSetting::Off => Encryption::Off,
+        EncryptionSetting::Required => Encryption::Required,
+    };
+    let pool = FileDriver::open(&settings.pool_dir, settings.pool_capacity, encryption)
+        .map_err(HostRunError::Pool)?;
+    let volumes: Arc<dyn VolumeDriver> = Arc::new(pool);
+    let network = Arc::new(Network::set_up(settings)?);
+    let images = Arc::new(Images::new(settings));
+    let driver: Arc<dyn MachineDriver> =
+        Arc::new(sandbox::Sandbox::new(settings, Arc::clone(&network))?);
+    let drivers = vec![driver.capabilities().name.to_owned()];
+    let records = Records::open(&settings.state_dir)?;
+    let machines = Machines::recover(
+        driver,
+        Arc::clone(&volumes),
+        Arc::clone(&network),
+        Arc::clone(&images),
+        records,
+        settings.machines_max,
+    )?;
+    // Now rather than within the first start: it is read and mounted once, which takes a while.
+    images
+        .current(&network)
+        .map_err(|error| HostRunError::Image(error.into()))?;
+    let service = server::Service {
+        machines,
+        volumes,
+        images,
+        drivers,
+        cpu_millis: settings.cpu_millis.unwrap_or_else(all_cpu_millis),
+        memory: settings.memory.unwrap_or_else(all_memory),
+        allowed_uids: settings.allowed_uids.clone(),
+    };
+    Ok((lock, service))
+}
+
+/// Held for as long as the daemon lives; the kernel gives it back however it ends.
+fn lock(state_dir: &Path) -> Result<Flock<File>, HostRunError> {
+    let path = state_dir.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path);
+    let file = file.map_err(at("open", &path))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => HostRunError::AlreadyRunning {
+            state_dir: state_dir.to_owned(),
+        },
+        errno => at("lock", &path)(errno.into()),
+    })
+}
+
+fn all_cpu_millis() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(processors)
+        .unwrap_or(u32::MAX)
+        .saturating_mul(1000)
+}
+
+/// `MemTotal` of `/proc/meminfo` (in KiB).
+fn all_memory() -> ByteSize {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    ByteSize(kib.unwrap_or(0) << 10)
+}

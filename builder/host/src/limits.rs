@@ -42,7 +42,8 @@ pub const FENCE_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 pub const UNMOUNT_WAIT_MAX: Duration = Duration::from_secs(5);
 
 const _: () = assert!(END_RECORD_BYTES_MAX + CONSOLE_KEPT_BYTES < CONSOLE_BYTES_MAX);
-const _: () = assert!(KILL_WAIT_MAX.as_secs() + PROGRAM_WAIT_MAX.as_secs() < REQUEST_WAIT_MAX.as_secs());
+const _: () =
+    assert!(KILL_WAIT_MAX.as_secs() + PROGRAM_WAIT_MAX.as_secs() < REQUEST_WAIT_MAX.as_secs());
 const _: () = assert!(
     ENDPOINT_CONNECT_WAIT_MAX.as_secs() < FRAME_WAIT_MAX.as_secs()
         && slipway_core::limits::HOST_API_WATCH_WAIT_MAX.as_secs() < REQUEST_WAIT_MAX.as_secs()

@@ -45,15 +45,24 @@ pub enum ProgramError {
 /// [`ProgramError`].
 pub(crate) fn run(command: &mut Command, input: &str) -> Result<(), ProgramError> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let io = |source| ProgramError::Run { program: program.clone(), source };
+    let io = |source| ProgramError::Run {
+        program: program.clone(),
+        source,
+    };
     // A file and not a pipe: a program that leaves a child behind cannot make us wait for the pipe's end.
     let output = scratch_file().map_err(io)?;
-    command.stdout(output.try_clone().map_err(io)?).stderr(output.try_clone().map_err(io)?);
+    command
+        .stdout(output.try_clone().map_err(io)?)
+        .stderr(output.try_clone().map_err(io)?);
     let status = run_quiet(command, input, &program)?;
     if status.success() {
         return Ok(());
     }
-    Err(ProgramError::Failed { program, status, output: tail(output) })
+    Err(ProgramError::Failed {
+        program,
+        status,
+        output: tail(output),
+    })
 }
 
 /// Runs `command`, whose stdout and stderr the caller has set, to its end.
@@ -62,20 +71,37 @@ pub(crate) fn run_status(command: &mut Command) -> Result<ExitStatus, ProgramErr
     run_quiet(command, "", &program)
 }
 
-fn run_quiet(command: &mut Command, input: &str, program: &str) -> Result<ExitStatus, ProgramError> {
-    let io = |source| ProgramError::Run { program: program.to_owned(), source };
-    command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
+fn run_quiet(
+    command: &mut Command,
+    input: &str,
+    program: &str,
+) -> Result<ExitStatus, ProgramError> {
+    let io = |source| ProgramError::Run {
+        program: program.to_owned(),
+        source,
+    };
+    command.stdin(if input.is_empty() {
+        Stdio::null()
+    } else {
+        Stdio::piped()
+    });
     let mut child = command.spawn().map_err(io)?;
     if let Some(mut stdin) = child.stdin.take() {
         // A program that ends without reading says why by its status.
         let _ = stdin.write_all(input.as_bytes());
     }
-    wait(&mut child, PROGRAM_WAIT_MAX).map_err(io)?.ok_or_else(|| ProgramError::TooLong { program: program.to_owned() })
+    wait(&mut child, PROGRAM_WAIT_MAX)
+        .map_err(io)?
+        .ok_or_else(|| ProgramError::TooLong {
+            program: program.to_owned(),
+        })
 }
 
 /// Waits for `child` at most `wait`; then kills it and gives nothing.
 fn wait(child: &mut Child, wait: Duration) -> io::Result<Option<ExitStatus>> {
-    let ended = i32::try_from(child.id()).map_err(io::Error::other).and_then(crate::sys::pidfd_open)?;
+    let ended = i32::try_from(child.id())
+        .map_err(io::Error::other)
+        .and_then(crate::sys::pidfd_open)?;
     let deadline = Instant::now() + wait;
     if wait_readable(&ended, deadline)? {
         return child.wait().map(Some);
@@ -102,7 +128,8 @@ pub(crate) fn wait_readable(fd: &std::os::fd::OwnedFd, deadline: Instant) -> io:
 }
 
 fn scratch_file() -> io::Result<File> {
-    let fd = nix::sys::memfd::memfd_create("slipway-output", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+    let fd =
+        nix::sys::memfd::memfd_create("slipway-output", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
     Ok(fd.into())
 }
 
@@ -113,10 +140,16 @@ fn tail(mut file: File) -> String {
     let from = length.saturating_sub(PROGRAM_OUTPUT_BYTES_MAX as u64);
     if file.seek(io::SeekFrom::Start(from)).is_ok() {
         // What cannot be read is simply not in the message.
-        let _ = file.take(PROGRAM_OUTPUT_BYTES_MAX as u64).read_to_end(&mut bytes);
+        let _ = file
+            .take(PROGRAM_OUTPUT_BYTES_MAX as u64)
+            .read_to_end(&mut bytes);
     }
     let text = String::from_utf8_lossy(&bytes);
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 #[cfg(test)]
@@ -125,8 +158,15 @@ mod tests {
 
     #[test]
     fn a_failure_carries_the_last_words() {
-        let error = run(Command::new("sh").args(["-c", "cat; echo no luck >&2; exit 3"]), "hello\n").unwrap_err();
-        assert_eq!(error.to_string(), "sh failed (exit status: 3): hello; no luck");
+        let error = run(
+            Command::new("sh").args(["-c", "cat; echo no luck >&2; exit 3"]),
+            "hello\n",
+        )
+        .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "sh failed (exit status: 3): hello; no luck"
+        );
     }
 
     #[test]
@@ -138,6 +178,10 @@ mod tests {
     #[test]
     fn a_program_that_goes_on_is_killed() {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
-        assert!(wait(&mut child, Duration::from_millis(20)).unwrap().is_none());
+        assert!(
+            wait(&mut child, Duration::from_millis(20))
+                .unwrap()
+                .is_none()
+        );
     }
 }

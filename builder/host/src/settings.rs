@@ -141,7 +141,9 @@ impl Default for HostSettings {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSettings {
     /// A name would not be accepted by the kernel, nft or a path.
-    #[error("'{value}' is not a name for {setting} (use a-z, 0-9, '-', '_', at most {max} characters)")]
+    #[error(
+        "'{value}' is not a name for {setting} (use a-z, 0-9, '-', '_', at most {max} characters)"
+    )]
     Name {
         /// Which setting.
         setting: &'static str,
@@ -162,7 +164,9 @@ pub enum InvalidSettings {
         machines: u16,
     },
     /// The id ranges go over the end.
-    #[error("id_base {0} leaves no room for the machines' id ranges, or overlaps the host's own ids")]
+    #[error(
+        "id_base {0} leaves no room for the machines' id ranges, or overlaps the host's own ids"
+    )]
     IdBase(u32),
     /// A path must be absolute.
     #[error("{setting} must be an absolute path")]
@@ -285,7 +289,9 @@ mod tests {
         assert!(with(|s| s.machines_max = 0));
         assert!(with(|s| s.id_base = 1000));
         assert!(with(|s| s.id_base = u32::MAX - 5));
-        assert!(with(|s| s.machine_cidr = Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 24)));
+        assert!(with(
+            |s| s.machine_cidr = Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 24)
+        ));
         assert!(with(|s| s.run_dir = "run".into()));
     }
 }

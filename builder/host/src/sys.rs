@@ -17,6 +17,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Lowest descriptor number that [`pass_fds`] parks its sources at, above every target number.
 const PARKED_FD_MIN: RawFd = 64;
@@ -67,6 +69,12 @@ pub(crate) fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> 
         )
     })
     .map(drop)
+}
+
+/// Lets the runtime wait until `fd` is readable.
+pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor stays open and its number stays the same until the AsyncFd, which owns it, drops it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 /// A user namespace that maps ids `0..count` inside to `base..base + count` outside, kept alive by the

@@ -23,7 +23,9 @@ pub enum InvalidAddress {
     #[error("'{0}' is not a destination (examples: 10.209.0.1:5000, 10.0.0.53:53/udp)")]
     Allowed(String),
     /// Loopback can never be reached from a machine.
-    #[error("'{0}' is loopback, which machines never reach; have the service listen on the gateway address")]
+    #[error(
+        "'{0}' is loopback, which machines never reach; have the service listen on the gateway address"
+    )]
     Loopback(String),
 }
 
@@ -205,11 +207,19 @@ mod tests {
     fn ranges_parse_print_and_compare() {
         let net: Ipv4Net = "10.209.0.0/16".parse().unwrap();
         assert_eq!(net.to_string(), "10.209.0.0/16");
-        assert_eq!((net.size(), net.nth(258)), (65536, Ipv4Addr::new(10, 209, 1, 2)));
+        assert_eq!(
+            (net.size(), net.nth(258)),
+            (65536, Ipv4Addr::new(10, 209, 1, 2))
+        );
         assert!(net.contains(Ipv4Addr::new(10, 209, 255, 255)));
         assert!(!net.contains(Ipv4Addr::new(10, 210, 0, 0)));
         assert!(net.overlaps("10.0.0.0/8".parse().unwrap()));
-        assert!("0.0.0.0/0".parse::<Ipv4Net>().unwrap().contains(Ipv4Addr::LOCALHOST));
+        assert!(
+            "0.0.0.0/0"
+                .parse::<Ipv4Net>()
+                .unwrap()
+                .contains(Ipv4Addr::LOCALHOST)
+        );
         for bad in ["10.0.0.0", "10.0.0.0/33", "10.0.0.1/8", "x/8", ""] {
             assert!(bad.parse::<Ipv4Net>().is_err(), "{bad}");
         }
@@ -219,10 +229,22 @@ mod tests {
     fn destinations_parse() {
         let allowed: Allowed = "10.0.0.53:53/udp".parse().unwrap();
         assert_eq!((allowed.port, allowed.transport), (53, Transport::Udp));
-        for bad in ["10.0.0.1", "10.0.0.1:0", "10.0.0.1:53/icmp", "[::1]:53", "0.0.0.0:80"] {
-            assert!(matches!(bad.parse::<Allowed>(), Err(InvalidAddress::Allowed(_))), "{bad}");
+        for bad in [
+            "10.0.0.1",
+            "10.0.0.1:0",
+            "10.0.0.1:53/icmp",
+            "[::1]:53",
+            "0.0.0.0:80",
+        ] {
+            assert!(
+                matches!(bad.parse::<Allowed>(), Err(InvalidAddress::Allowed(_))),
+                "{bad}"
+            );
         }
-        assert!(matches!("127.0.0.53:53".parse::<Allowed>(), Err(InvalidAddress::Loopback(_))));
+        assert!(matches!(
+            "127.0.0.53:53".parse::<Allowed>(),
+            Err(InvalidAddress::Loopback(_))
+        ));
     }
 
     #[test]

@@ -91,13 +91,21 @@ impl Network {
         address::docker_pool(self.cidr, &reachable)
     }
 
+    /// Bytes that a packet of a machine may have.
+    pub(crate) fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
     /// Applies the rules if they differ from what was applied last: the host's resolvers may have changed.
     ///
     /// # Errors
     /// [`NetworkError`].
     pub(crate) fn refresh(&self) -> Result<(), NetworkError> {
         let text = self.rules();
-        let mut applied = self.applied.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut applied = self
+            .applied
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if *applied != text {
             run(Command::new("nft").args(["-f", "-"]), &text).map_err(NetworkError::Program)?;
             *applied = text;
@@ -107,7 +115,11 @@ impl Network {
 
     fn rules(&self) -> String {
         let dns = self.resolvers().into_iter().flat_map(|address| {
-            [Transport::Tcp, Transport::Udp].map(|transport| Allowed { address, port: DNS_PORT, transport })
+            [Transport::Tcp, Transport::Udp].map(|transport| Allowed {
+                address,
+                port: DNS_PORT,
+                transport,
+            })
         });
         let allowed: Vec<Allowed> = self.allow.iter().copied().chain(dns).collect();
         rules::text(&rules::Rules {
@@ -127,7 +139,10 @@ impl Network {
         if !exists(name) {
             batch += &format!("link add {name} type dummy\n");
         }
-        batch += &format!("address replace {}/32 dev {name}\nlink set {name} up\n", address::gateway(self.cidr));
+        batch += &format!(
+            "address replace {}/32 dev {name}\nlink set {name} up\n",
+            address::gateway(self.cidr)
+        );
         ip(&batch)
     }
 
@@ -140,7 +155,12 @@ impl Network {
     /// # Errors
     /// [`NetworkError`]; what was made until then is left for [`Network::disconnect`].
     pub(crate) fn connect(&self, slot: u16, pid: i32) -> Result<(), NetworkError> {
-        let Link { name, address, host_mac, machine_mac } = self.link(slot);
+        let Link {
+            name,
+            address,
+            host_mac,
+            machine_mac,
+        } = self.link(slot);
         let (gateway, mtu) = (address::gateway(self.cidr), self.mtu);
         ip(&format!(
             "link add {name} address {host_mac} mtu {mtu} type veth peer name eth0 address {machine_mac} mtu {mtu} netns {pid}\n\
@@ -161,7 +181,9 @@ impl Network {
              route add default via {gateway} dev eth0 onlink\n"
         );
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{pid}/ns/net")).args(["ip", "-batch", "-"]);
+        command
+            .arg(format!("--net=/proc/{pid}/ns/net"))
+            .args(["ip", "-batch", "-"]);
         run(&mut command, &inside).map_err(NetworkError::Program)
     }
 
@@ -183,11 +205,17 @@ impl Network {
     /// # Errors
     /// [`NetworkError`].
     pub(crate) fn disconnect_unused(&self, used: &[u16]) -> Result<(), NetworkError> {
-        let Ok(entries) = fs::read_dir("/sys/class/net") else { return Ok(()) };
+        let Ok(entries) = fs::read_dir("/sys/class/net") else {
+            return Ok(());
+        };
         for entry in entries.flatten() {
             let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix(self.veth_prefix.as_str()));
-            let Some(slot) = number.and_then(|number| number.parse::<u16>().ok()) else { continue };
+            let number = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(self.veth_prefix.as_str()));
+            let Some(slot) = number.and_then(|number| number.parse::<u16>().ok()) else {
+                continue;
+            };
             if slot < self.slots && !used.contains(&slot) {
                 self.disconnect(slot)?;
             }
@@ -205,7 +233,10 @@ fn ip(batch: &str) -> Result<(), NetworkError> {
 }
 
 fn sysctl(path: &str, value: &str) -> Result<(), NetworkError> {
-    fs::write(path, value).map_err(|source| NetworkError::Sysctl { path: path.to_owned(), source })
+    fs::write(path, value).map_err(|source| NetworkError::Sysctl {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// What the interface of the default route carries, so that machines send no packet that must be cut up.
@@ -231,12 +262,22 @@ fn default_interface(routes: &str) -> Option<&str> {
 
 /// Warns when a table of somebody else's drops forwarded packets by default.
 fn warn_of_other_tables(own: &str) {
-    let Ok(listed) = Command::new("nft").args(["list", "chains"]).output() else { return };
+    let Ok(listed) = Command::new("nft").args(["list", "chains"]).output() else {
+        return;
+    };
     let mut table = "";
-    for line in String::from_utf8_lossy(&listed.stdout).lines().map(str::trim) {
+    for line in String::from_utf8_lossy(&listed.stdout)
+        .lines()
+        .map(str::trim)
+    {
         if let Some(name) = line.strip_prefix("table ") {
-            table = if name.split_whitespace().nth(1) == Some(own) { "" } else { "other" };
-        } else if table == "other" && line.contains("hook forward") && line.contains("policy drop") {
+            table = if name.split_whitespace().nth(1) == Some(own) {
+                ""
+            } else {
+                "other"
+            };
+        } else if table == "other" && line.contains("hook forward") && line.contains("policy drop")
+        {
             tracing::warn!(
                 chain = line,
                 "another firewall table drops forwarded packets; machines have no network until it lets their links through"

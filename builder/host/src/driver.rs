@@ -1,0 +1,137 @@
+//! What every machine driver can do. Blocking; callers on the runtime use its blocking threads.
+//!
+//! A driver knows how one kind of machine is started and cleared away. Generations, volumes, records and adoption are
+//! the same for all kinds and are not its affair.
+
+use crate::image::{BootImage, ImageError};
+use crate::network::NetworkError;
+use crate::process::{Process, ProcessId};
+use crate::program::ProgramError;
+use slipway_core::host_api::{EndpointPort, MachineSpec};
+use slipway_core::id::MachineId;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// What a driver offers. Callers branch on these, never on the name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DriverCapabilities {
+    /// As it is listed in the host's information.
+    pub(crate) name: &'static str,
+}
+
+/// A machine to start.
+#[derive(Debug)]
+pub(crate) struct Start<'a> {
+    /// Which, and how large.
+    pub(crate) spec: &'a MachineSpec,
+    /// Its place: it chooses ids, address and link, and nobody else has it.
+    pub(crate) slot: u16,
+    /// Where its volume is mounted on the host.
+    pub(crate) volume: &'a Path,
+    /// What it boots.
+    pub(crate) image: &'a BootImage,
+}
+
+/// A kind of machine.
+pub(crate) trait MachineDriver: Send + Sync + std::fmt::Debug {
+    /// What this driver offers.
+    fn capabilities(&self) -> DriverCapabilities;
+
+    /// Starts a machine that is cleared away. When it fails, nothing is left.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    fn start(&self, start: &Start<'_>) -> Result<ProcessId, DriverError>;
+
+    /// Asks the guest to end by itself.
+    ///
+    /// # Errors
+    /// Only when the system refuses.
+    fn ask_to_end(&self, machine: &MachineId, process: &Process) -> io::Result<()>;
+
+    /// Ends the machine now, with all in it.
+    ///
+    /// # Errors
+    /// Only when the system refuses.
+    fn kill(&self, machine: &MachineId, process: &Process) -> io::Result<()>;
+
+    /// Whether the guest said that it ended well. Ask before [`MachineDriver::clear`].
+    fn ended_cleanly(&self, machine: &MachineId) -> bool;
+
+    /// Takes away everything a start may have left, complete or cut off anywhere, and kills what runs. Idempotent.
+    ///
+    /// # Errors
+    /// [`DriverError`]; may be asked again.
+    fn clear(&self, machine: &MachineId, slot: u16) -> Result<(), DriverError>;
+
+    /// A connected stream to a listener of a running machine.
+    ///
+    /// # Errors
+    /// [`DriverError::Endpoint`].
+    fn connect(&self, machine: &MachineId, port: EndpointPort) -> Result<OwnedFd, DriverError>;
+}
+
+/// Why a driver did not do it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DriverError {
+    /// A file, directory, mount or cgroup.
+    #[error("{action} {}", path.display())]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The runtime failed.
+    #[error("{action}")]
+    Runtime {
+        /// What was tried.
+        action: &'static str,
+        /// How it failed.
+        #[source]
+        source: ProgramError,
+    },
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// Nothing to boot.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A machine's listener cannot be reached.
+    #[error("connect to the {port:?} endpoint of {machine}")]
+    Endpoint {
+        /// Which machine.
+        machine: MachineId,
+        /// Which listener.
+        port: EndpointPort,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The built-in policy does not parse.
+    #[error("the built-in policy is broken")]
+    Policy,
+    /// A test wanted a failure here.
+    #[cfg(test)]
+    #[error("failed on purpose")]
+    OnPurpose,
+}
+
+impl DriverError {
+    /// For `map_err`: names the failed action and its object.
+    pub(crate) fn at<E: Into<io::Error>>(
+        action: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(E) -> Self {
+        let path = path.to_owned();
+        move |source| Self::System {
+            action,
+            path,
+            source: source.into(),
+        }
+    }
+}

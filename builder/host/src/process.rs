@@ -1,0 +1,143 @@
+//! A process that may have been started by an earlier daemon: written down so that it can be found again, and never
+//! mistaken for another that got its number.
+//!
+//! Must not know: what the process is.
+
+use crate::sys;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A process, by what stays true of it alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ProcessId {
+    /// Its number.
+    pub(crate) pid: i32,
+    /// When it started, in clock ticks since boot (proc_pid_stat(5), field 22).
+    start_ticks: u64,
+    /// Which boot that was.
+    boot: String,
+}
+
+/// A process that lived when it was opened; signals go to it or to nobody.
+#[derive(Debug, Clone)]
+pub(crate) struct Process {
+    pidfd: Arc<OwnedFd>,
+}
+
+impl ProcessId {
+    /// Of the process that has the number `pid` now.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(crate) fn of(pid: i32) -> io::Result<Self> {
+        Ok(Self {
+            pid,
+            start_ticks: start_ticks(pid)?,
+            boot: boot_id()?,
+        })
+    }
+
+    /// The process, if it still lives.
+    ///
+    /// # Errors
+    /// Only when the system cannot tell.
+    pub(crate) fn open(&self) -> io::Result<Option<Process>> {
+        let pidfd = match sys::pidfd_open(self.pid) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(None),
+            pidfd => pidfd?,
+        };
+        // Compared after opening: from here on the number cannot become another's unnoticed.
+        let same = start_ticks(self.pid).is_ok_and(|ticks| ticks == self.start_ticks)
+            && boot_id()? == self.boot;
+        let process = Process {
+            pidfd: Arc::new(pidfd),
+        };
+        Ok((same && !process.has_ended()?).then_some(process))
+    }
+}
+
+impl Process {
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&self) -> io::Result<bool> {
+        self.wait(Duration::ZERO)
+    }
+
+    /// Waits for its end at most `wait`; whether it has ended. Blocks.
+    pub(crate) fn wait(&self, wait: Duration) -> io::Result<bool> {
+        crate::program::wait_readable(&self.pidfd, Instant::now() + wait)
+    }
+
+    /// Sends a signal; a process that has ended is fine.
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) -> io::Result<()> {
+        match sys::pidfd_send_signal(&self.pidfd, signal as i32) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// A descriptor that is readable once it has ended.
+    pub(crate) fn pidfd(&self) -> io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+}
+
+fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
+}
+
+fn start_ticks(pid: i32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_start_ticks(&stat).ok_or_else(|| io::Error::other("no start time in /proc/pid/stat"))
+}
+
+/// Field 22; the second field is a name in parentheses that may hold anything, so count from its end.
+fn parse_start_ticks(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_confuse() {
+        let stat = "7 (a) b) (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 98765 1 1";
+        assert_eq!(parse_start_ticks(stat), Some(98765));
+    }
+
+    #[test]
+    fn finds_a_living_process_and_no_other() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let id = ProcessId::of(i32::try_from(child.id()).unwrap()).unwrap();
+        let other = ProcessId {
+            start_ticks: id.start_ticks + 1,
+            ..id.clone()
+        };
+        assert!(other.open().unwrap().is_none());
+        let other = ProcessId {
+            boot: "another".into(),
+            ..id.clone()
+        };
+        assert!(other.open().unwrap().is_none());
+        let process = id.open().unwrap().unwrap();
+        process.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
+        assert!(process.wait(Duration::from_secs(10)).unwrap());
+        assert!(id.open().unwrap().is_none(), "a zombie has ended");
+        child.wait().unwrap();
+        assert!(id.open().unwrap().is_none());
+        process.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+}

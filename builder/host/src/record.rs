@@ -1,0 +1,263 @@
+//! What is written down about machines, so that a daemon that was killed at any instruction can be followed by one that
+//! knows what there is.
+//!
+//! Two things per machine: its record, written before the first effect of a start and after each change, and its fence,
+//! the highest generation ever seen, which stays when the machine is forgotten.
+//!
+//! Must not know: how machines are started or cleared away.
+
+use crate::files::{Outlives, make_dir, remove_all, write_whole};
+use crate::limits::FENCE_KEPT;
+use crate::process::ProcessId;
+use serde::{Deserialize, Serialize};
+use slipway_core::generation::Generation;
+use slipway_core::host_api::MachineSpec;
+use slipway_core::id::MachineId;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+const RECORD: &str = "record.json";
+
+/// One machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Record {
+    /// As it was asked for.
+    pub(crate) spec: MachineSpec,
+    /// How far it has come.
+    pub(crate) phase: Phase,
+}
+
+/// How far a machine has come.
+///
+/// ```text
+/// Starting ─▶ Running ─▶ Ended ─▶ Exited
+///    └──▶ (no record)
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "phase", deny_unknown_fields)]
+pub(crate) enum Phase {
+    /// Anything of it may be there. Found after a restart, it is cleared away and forgotten.
+    Starting {
+        /// The slot it has.
+        slot: u16,
+    },
+    /// Its PID 1 ran.
+    Running {
+        /// The slot it has.
+        slot: u16,
+        /// PID 1 on the host, or what stands for it.
+        process: ProcessId,
+    },
+    /// It has ended; anything of it may still be there.
+    Ended {
+        /// The slot it has.
+        slot: u16,
+        /// The guest said that it ended well.
+        clean: bool,
+    },
+    /// It has ended and nothing of it is left.
+    Exited {
+        /// The guest said that it ended well.
+        clean: bool,
+    },
+}
+
+impl Phase {
+    /// The slot it has, if it has one.
+    pub(crate) fn slot(&self) -> Option<u16> {
+        match self {
+            Self::Starting { slot } | Self::Running { slot, .. } | Self::Ended { slot, .. } => {
+                Some(*slot)
+            }
+            Self::Exited { .. } => None,
+        }
+    }
+}
+
+/// A record or fence could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {}", path.display())]
+pub struct RecordError {
+    action: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+fn at<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> RecordError {
+    let path = path.to_owned();
+    move |source| RecordError {
+        action,
+        path,
+        source: source.into(),
+    }
+}
+
+/// Records and fences of a host.
+#[derive(Debug)]
+pub(crate) struct Records {
+    machines: PathBuf,
+    fences: PathBuf,
+}
+
+impl Records {
+    /// Below `state_dir`.
+    ///
+    /// # Errors
+    /// [`RecordError`] when its directories cannot be made.
+    pub(crate) fn open(state_dir: &Path) -> Result<Self, RecordError> {
+        let records = Self {
+            machines: state_dir.join("machines"),
+            fences: state_dir.join("fences"),
+        };
+        for dir in [&records.machines, &records.fences] {
+            make_dir(dir, 0o700).map_err(at("make", dir))?;
+        }
+        Ok(records)
+    }
+
+    /// All records, in id order. What is no machine's is left alone; an unreadable record is an error, for to go on
+    /// without it could give its slot to another.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub(crate) fn all(&self) -> Result<Vec<Record>, RecordError> {
+        let mut records = Vec::new();
+        for machine in self.ids(&self.machines)? {
+            let path = self.machines.join(machine.as_str()).join(RECORD);
+            match fs::read(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                read => {
+                    let bytes = read.map_err(at("read", &path))?;
+                    records.push(serde_json::from_slice(&bytes).map_err(at("parse", &path))?);
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    fn ids(&self, dir: &Path) -> Result<Vec<MachineId>, RecordError> {
+        let entries = fs::read_dir(dir).map_err(at("list", dir))?;
+        let names = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok());
+        let mut ids: Vec<MachineId> = names.filter_map(|name| name.parse().ok()).collect();
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Writes a record in the place of the machine's last. A power cut ends every machine, so it may lose the last change.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub(crate) fn write(&self, record: &Record) -> Result<(), RecordError> {
+        let dir = self.machines.join(record.spec.machine.as_str());
+        make_dir(&dir, 0o700).map_err(at("make", &dir))?;
+        let path = dir.join(RECORD);
+        let bytes = serde_json::to_vec_pretty(record).map_err(at("write", &path))?;
+        write_whole(&path, &bytes, Outlives::Crash).map_err(at("write", &path))
+    }
+
+    /// Forgets a machine, console and all, but not its fence.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub(crate) fn forget(&self, machine: &MachineId) -> Result<(), RecordError> {
+        let dir = self.machines.join(machine.as_str());
+        remove_all(&dir).map_err(at("remove", &dir))
+    }
+
+    /// All fences. Those that nobody has raised for [`FENCE_KEPT`], and whose machine is forgotten, are dropped.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub(crate) fn fences(&self) -> Result<Vec<(MachineId, Generation)>, RecordError> {
+        let mut fences = Vec::new();
+        for machine in self.ids(&self.fences)? {
+            let path = self.fences.join(machine.as_str());
+            let age = fs::metadata(&path)
+                .and_then(|found| found.modified())
+                .map_err(at("examine", &path))?
+                .elapsed();
+            if age.is_ok_and(|age| age > FENCE_KEPT)
+                && !self.machines.join(machine.as_str()).exists()
+            {
+                remove_all(&path).map_err(at("remove", &path))?;
+                continue;
+            }
+            let text = fs::read_to_string(&path).map_err(at("read", &path))?;
+            let number = text
+                .trim()
+                .parse()
+                .map_err(|_| at("parse", &path)(io::Error::other("not a number")))?;
+            fences.push((machine, Generation(number)));
+        }
+        Ok(fences)
+    }
+
+    /// Raises a machine's fence. It outlives a power cut.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub(crate) fn raise_fence(
+        &self,
+        machine: &MachineId,
+        generation: Generation,
+    ) -> Result<(), RecordError> {
+        let path = self.fences.join(machine.as_str());
+        write_whole(
+            &path,
+            format!("{generation}\n").as_bytes(),
+            Outlives::PowerCut,
+        )
+        .map_err(at("write", &path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slipway_core::id::VolumeId;
+
+    #[test]
+    fn records_and_fences_survive_and_are_forgotten_apart() {
+        let dir = std::env::temp_dir().join(format!("slipway-records-{}", std::process::id()));
+        let records = Records::open(&dir).unwrap();
+        let machine = MachineId::from_entropy([3; 10]);
+        let spec = MachineSpec {
+            machine: machine.clone(),
+            generation: Generation(4),
+            volume: VolumeId::from_entropy([4; 10]),
+            cpu_millis: 1,
+            memory_bytes: 2,
+            pids_max: 3,
+        };
+        let process = ProcessId::of(1).unwrap();
+        for phase in [
+            Phase::Starting { slot: 1 },
+            Phase::Running { slot: 1, process },
+            Phase::Ended {
+                slot: 1,
+                clean: true,
+            },
+            Phase::Exited { clean: false },
+        ] {
+            let record = Record {
+                spec: spec.clone(),
+                phase,
+            };
+            records.write(&record).unwrap();
+            assert_eq!(records.all().unwrap(), [record]);
+        }
+        records.raise_fence(&machine, Generation(4)).unwrap();
+        records.forget(&machine).unwrap();
+        assert_eq!(records.all().unwrap(), []);
+        assert_eq!(
+            Records::open(&dir).unwrap().fences().unwrap(),
+            [(machine, Generation(4))]
+        );
+        remove_all(&dir).unwrap();
+    }
+}

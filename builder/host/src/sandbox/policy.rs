@@ -1,0 +1,204 @@
+//! What a machine's processes may do: capabilities, system calls, masked paths. Data with a reason each; pure.
+//!
+//! All capabilities are those of the machine's own user namespace: they have no power over anything the host owns.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// Capabilities and why the machine has each.
+pub(super) const CAPABILITIES: [(&str, &str); 18] = [
+    (
+        "CAP_AUDIT_WRITE",
+        "in Docker's default set, which dockerd must have to pass it on",
+    ),
+    (
+        "CAP_CHOWN",
+        "image layers are unpacked with their owners; in Docker's default set",
+    ),
+    (
+        "CAP_DAC_OVERRIDE",
+        "root in a build writes everywhere; in Docker's default set",
+    ),
+    (
+        "CAP_DAC_READ_SEARCH",
+        "dockerd and the push read layers whatever their modes",
+    ),
+    (
+        "CAP_FOWNER",
+        "image layers are unpacked with their modes; in Docker's default set",
+    ),
+    (
+        "CAP_FSETID",
+        "set-id bits of image layers survive; in Docker's default set",
+    ),
+    ("CAP_KILL", "in Docker's default set"),
+    (
+        "CAP_MKNOD",
+        "overlay whiteouts (real devices stay impossible); in Docker's default set",
+    ),
+    (
+        "CAP_NET_ADMIN",
+        "dockerd makes its bridge, links and NAT in the machine's own network",
+    ),
+    ("CAP_NET_BIND_SERVICE", "in Docker's default set"),
+    ("CAP_NET_RAW", "in Docker's default set"),
+    (
+        "CAP_SETFCAP",
+        "image layers carry file capabilities; in Docker's default set",
+    ),
+    (
+        "CAP_SETGID",
+        "containers change user; in Docker's default set",
+    ),
+    (
+        "CAP_SETPCAP",
+        "runc drops what a container must not have; in Docker's default set",
+    ),
+    (
+        "CAP_SETUID",
+        "containers change user; in Docker's default set",
+    ),
+    ("CAP_SYS_ADMIN", "mounts and namespaces of containers"),
+    (
+        "CAP_SYS_CHROOT",
+        "dockerd unpacks layers in a chroot; in Docker's default set",
+    ),
+    (
+        "CAP_SYS_PTRACE",
+        "runc exec opens the namespaces of a container that runs as another user",
+    ),
+];
+
+/// Hidden although the user namespace closes them already: a second wall, and less for a build to trip over.
+const MASKED: [&str; 9] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/sys/firmware",
+];
+/// Not `/proc/sys`: dockerd sets `net.ipv4.*` of its own network namespace, and everything else there belongs to
+/// the host's root, which the machine's root is not.
+const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger"];
+
+/// Families of sockets that stay closed: AF_ALG (kernel crypto) and AF_VSOCK (reaches the hypervisor, in no namespace).
+const CLOSED_FAMILIES: [u32; 2] = [38, 40];
+/// `personality(2)` values in use: queries, Linux, no address randomisation, 32 bit, and their sums.
+const PERSONALITIES: [u64; 6] = [0, 0x8, 0x0004_0000, 0x2_0000, 0x2_0008, 0xffff_ffff];
+
+#[derive(Debug, Deserialize)]
+struct SeccompFile {
+    groups: Vec<Group>,
+    refused: Vec<Group>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Group {
+    why: String,
+    names: Vec<String>,
+}
+
+/// The system calls file does not parse, which a test excludes.
+#[derive(Debug, thiserror::Error)]
+#[error("read the built-in list of system calls")]
+pub(super) struct InvalidSeccompFile(#[from] serde_json::Error);
+
+fn file() -> Result<SeccompFile, InvalidSeccompFile> {
+    Ok(serde_json::from_str(include_str!("seccomp.json"))?)
+}
+
+/// `linux.seccomp` of the OCI runtime specification: everything that is not listed fails with EPERM.
+pub(super) fn seccomp() -> Result<Value, InvalidSeccompFile> {
+    let file = file()?;
+    tracing::trace!(groups = file.groups.len(), refused = file.refused.len(), first = ?file.refused.first().map(|g| &g.why));
+    let names: Vec<String> = file
+        .groups
+        .into_iter()
+        .flat_map(|group| group.names)
+        .collect();
+    let mut rules = vec![json!({ "names": names, "action": "SCMP_ACT_ALLOW" })];
+    let open: Vec<Value> = CLOSED_FAMILIES
+        .iter()
+        .map(|family| json!({ "index": 0, "value": family, "op": "SCMP_CMP_NE" }))
+        .collect();
+    rules.push(json!({ "names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": open }));
+    for value in PERSONALITIES {
+        rules.push(json!({
+            "names": ["personality"], "action": "SCMP_ACT_ALLOW",
+            "args": [{ "index": 0, "value": value, "op": "SCMP_CMP_EQ" }],
+        }));
+    }
+    Ok(json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": nix::libc::EPERM,
+        "architectures": architectures(),
+        "syscalls": rules,
+    }))
+}
+
+/// The computer's own architecture and its 32 bit siblings, which images may hold programs for.
+fn architectures() -> &'static [&'static str] {
+    match std::env::consts::ARCH {
+        "aarch64" => &["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"],
+        _ => &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+    }
+}
+
+/// `process.capabilities`: the machine's root has them all; nobody inherits any by accident (no ambient set).
+pub(super) fn capabilities() -> Value {
+    let names = CAPABILITIES.map(|(name, _)| name);
+    json!({ "bounding": names, "effective": names, "permitted": names })
+}
+
+/// `linux.maskedPaths`.
+pub(super) fn masked_paths() -> Value {
+    json!(MASKED)
+}
+
+/// `linux.readonlyPaths`.
+pub(super) fn read_only_paths() -> Value {
+    json!(READ_ONLY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_system_call_is_both_allowed_and_refused_or_listed_twice() {
+        let file = file().unwrap();
+        let mut seen = BTreeSet::new();
+        for group in file.groups.iter().chain(&file.refused) {
+            assert!(!group.why.is_empty());
+            for name in &group.names {
+                assert!(seen.insert(name.clone()), "{name} is listed twice");
+            }
+        }
+        assert!(!seen.contains("socket") && !seen.contains("personality"));
+    }
+
+    #[test]
+    fn every_capability_has_its_reason_and_none_is_the_hosts() {
+        for (name, why) in CAPABILITIES {
+            assert!(!why.is_empty(), "{name}");
+        }
+        for never in [
+            "CAP_SYS_MODULE",
+            "CAP_SYS_RAWIO",
+            "CAP_SYS_BOOT",
+            "CAP_SYS_TIME",
+            "CAP_BPF",
+            "CAP_SYSLOG",
+        ] {
+            assert!(
+                !CAPABILITIES.iter().any(|(name, _)| *name == never),
+                "{never}"
+            );
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! The host API on its socket: who may speak, how many at once, how long each request may take, and which verb answers it.
+//!
+//! Must not know: how any verb is done.
+
+use crate::files::remove_all;
+use crate::image::Images;
+use crate::limits::{CONNECTIONS_MAX, REQUEST_WAIT_MAX, SHUTDOWN_WAIT_MAX};
+use crate::machines::{Machines, VerbError};
+use crate::settings::HostSettings;
+use crate::wire::{self, FrameError};
+use slipway_core::host_api::{
+    HOST_API_VERSION, HostError, HostErrorCode, HostInfo, HostReply, HostRequest, HostRequestFrame,
+};
+use slipway_core::limits::HOST_API_WATCH_WAIT_MAX;
+use slipway_core::units::ByteSize;
+use slipway_volumes::{VolumeDriver, VolumeError};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+const ROOT: u32 = 0;
+
+/// Everything a request may need.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) machines: Arc<Machines>,
+    pub(crate) volumes: Arc<dyn VolumeDriver>,
+    pub(crate) images: Arc<Images>,
+    pub(crate) drivers: Vec<String>,
+    pub(crate) cpu_millis: u32,
+    pub(crate) memory: ByteSize,
+    pub(crate) allowed_uids: Vec<u32>,
+}
+
+/// A reply and the descriptor that goes with it.
+struct Answer {
+    reply: HostReply,
+    descriptor: Option<OwnedFd>,
+}
+
+impl From<HostReply> for Answer {
+    fn from(reply: HostReply) -> Self {
+        Self {
+            reply,
+            descriptor: None,
+        }
+    }
+}
+
+/// Binds the socket in the place of any before it, for root and a group alone.
+///
+/// # Errors
+/// What the system said.
+pub(crate) fn bind(settings: &HostSettings) -> io::Result<UnixListener> {
+    let group = nix::unistd::Group::from_name(&settings.socket_group)?.ok_or_else(|| {
+        io::Error::other(format!("there is no group '{}'", settings.socket_group))
+    })?;
+    if let Some(dir) = settings.socket.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    remove_all(&settings.socket)?;
+    let listener = UnixListener::bind(&settings.socket)?;
+    chown(&settings.socket, Some(ROOT), Some(group.gid.as_raw()))?;
+    fs::set_permissions(&settings.socket, fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// Serves until `stop`; then finishes what is in hand.
+pub(crate) async fn serve(listener: UnixListener, service: Arc<Service>, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                    tracing::warn!(
+                        CONNECTIONS_MAX,
+                        "too many connections; closing one unanswered"
+                    );
+                    continue;
+                };
+                let (service, stop) = (Arc::clone(&service), stop.clone());
+                connections.spawn(async move {
+                    connection(stream, &service, &stop).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: some will come back.
+                tracing::error!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    connections.close();
+    if tokio::time::timeout(SHUTDOWN_WAIT_MAX, connections.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!("requests are still in hand; the next start clears up after them");
+    }
+}
+
+async fn connection(mut stream: UnixStream, service: &Arc<Service>, stop: &CancellationToken) {
+    let uid = stream.peer_cred().map(|peer| peer.uid());
+    let allowed = uid
+        .as_ref()
+        .is_ok_and(|uid| *uid == ROOT || service.allowed_uids.contains(uid));
+    if !allowed {
+        tracing::warn!(?uid, "refused a peer");
+        let message =
+            "this user may not speak to the host daemon (hint: allowed_uids in its settings)";
+        // It may have gone already.
+        let _ = send(&mut stream, &refusal(HostErrorCode::Denied, message)).await;
+        return;
+    }
+    loop {
+        let frame = tokio::select! {
+            frame = wire::read(&mut stream) => frame,
+            () = stop.cancelled() => return,
+        };
+        let answer = match frame {
+            Ok(frame) => answer_within(service, &frame, stop).await,
+            Err(FrameError::Closed) => return,
+            Err(error) => {
+                // The stream's place is lost, so this is the last answer.
+                let _ = send(
+                    &mut stream,
+                    &refusal(HostErrorCode::BadRequest, &error.to_string()),
+                )
+                .await;
+                return;
+            }
+        };
+        if let Err(error) = send(&mut stream, &answer).await {
+            tracing::debug!(%error, "a reply was not taken");
+            return;
+        }
+    }
+}
+
+async fn send(stream: &mut UnixStream, answer: &Answer) -> Result<(), FrameError> {
+    let json = serde_json::to_vec(&answer.reply).map_err(io::Error::other)?;
+    wire::write(stream, &json, answer.descriptor.as_ref()).await
+}
+
+fn refusal(code: HostErrorCode, message: &str) -> Answer {
+    HostReply::Error(HostError {
+        code,
+        message: message.to_owned(),
+    })
+    .into()
+}
+
+/// The version alone, so that a request of another version is told apart from nonsense.
+#[derive(serde::Deserialize)]
+struct Version {
+    version: u32,
+}
+
+async fn answer_within(service: &Arc<Service>, frame: &[u8], stop: &CancellationToken) -> Answer {
+    match serde_json::from_slice::<Version>(frame) {
+        Ok(Version { version }) if version != HOST_API_VERSION => {
+            let message = format!(
+                "version {version} of the host API is not spoken here, {HOST_API_VERSION} is (hint: run the same release on both sides)"
+            );
+            return refusal(HostErrorCode::BadRequest, &message);
+        }
+        Ok(_) | Err(_) => {}
+    }
+    let request = match serde_json::from_slice::<HostRequestFrame>(frame) {
+        Ok(frame) => frame.request,
+        Err(error) => {
+            return refusal(
+                HostErrorCode::BadRequest,
+                &format!("not a request: {error}"),
+            );
+        }
+    };
+    let name = verb(&request);
+    // A task of its own: what was begun is ended even if the peer goes away or the time is up.
+    let (work, stop) = (Arc::clone(service), stop.clone());
+    let work = tokio::spawn(async move { answer(&work, request, &stop).await });
+    match tokio::time::timeout(REQUEST_WAIT_MAX, work).await {
+        Ok(Ok(Ok(answer))) => answer,
+        Ok(Ok(Err(error))) => {
+            let (code, message) = (code(&error), chain(&error));
+            if code == HostErrorCode::Failed {
+                tracing::error!(verb = name, message, "failed");
+            }
+            refusal(code, &message)
+        }
+        Ok(Err(error)) => {
+            tracing::error!(verb = name, %error, "the work on a request broke off");
+            refusal(
+                HostErrorCode::Failed,
+                "the work on this request broke off; the host's log says why",
+            )
+        }
+        Err(_) => refusal(
+            HostErrorCode::Failed,
+            &format!(
+                "it takes more than {} s; it goes on, so ask again",
+                REQUEST_WAIT_MAX.as_secs()
+            ),
+        ),
+    }
+}
+
+async fn answer(
+    service: &Arc<Service>,
+    request: HostRequest,
+    stop: &CancellationToken,
+) -> Result<Answer, VerbError> {
+    let machines = &service.machines;
+    Ok(match request {
+        HostRequest::Info => volumes(service, info).await?,
+        HostRequest::EnsureVolume { volume, size_bytes } => {
+            let ensure = move |s: &Service| {
+                Ok(HostReply::Volume(
+                    s.volumes.ensure(&volume, ByteSize(size_bytes))?,
+                ))
+            };
+            volumes(service, ensure).await?
+        }
+        HostRequest::DestroyVolume { volume } => {
+            volumes(service, move |s| {
+                Ok(s.volumes.destroy(&volume).map(|()| HostReply::Done)?)
+            })
+            .await?
+        }
+        HostRequest::ListVolumes => {
+            volumes(service, |s| {
+                Ok(HostReply::Volumes {
+                    volumes: s.volumes.list()?,
+                })
+            })
+            .await?
+        }
+        HostRequest::EnsureMachine(spec) => HostReply::Machine(machines.ensure(spec).await?).into(),
+        HostRequest::StopMachine {
+            machine,
+            generation,
+            grace_ms,
+        } => {
+            let grace = Duration::from_millis(grace_ms);
+            HostReply::Machine(machines.stop(&machine, generation, grace).await?).into()
+        }
+        HostRequest::RemoveMachine {
+            machine,
+            generation,
+        } => {
+            machines.remove(&machine, generation).await?;
+            HostReply::Done.into()
+        }
+        HostRequest::WatchMachines { after, wait_ms } => {
+            let wait = Duration::from_millis(wait_ms).min(HOST_API_WATCH_WAIT_MAX);
+            let (revision, machines) = tokio::select! {
+                changed = machines.watch(after, wait) => changed,
+                () = stop.cancelled() => machines.watch(after, Duration::ZERO).await,
+            };
+            HostReply::Machines { revision, machines }.into()
+        }
+        HostRequest::OpenEndpoint {
+            machine,
+            generation,
+            port,
+        } => {
+            let descriptor = Some(machines.connect(&machine, generation, port).await?);
+            Answer {
+                reply: HostReply::Endpoint,
+                descriptor,
+            }
+        }
+    })
+}
+
+/// Runs a volume verb on a blocking thread.
+async fn volumes(
+    service: &Arc<Service>,
+    work: impl FnOnce(&Service) -> Result<HostReply, VerbError> + Send + 'static,
+) -> Result<Answer, VerbError> {
+    let service = Arc::clone(service);
+    let done = tokio::task::spawn_blocking(move || work(&service));
+    Ok(done.await.map_err(|_| VerbError::CutOff)??.into())
+}
+
+fn info(service: &Service) -> Result<HostReply, VerbError> {
+    let pool = service.volumes.pool()?;
+    Ok(HostReply::Info(HostInfo {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        arch: arch().to_owned(),
+        drivers: service.drivers.clone(),
+        cpu_millis: service.cpu_millis,
+        memory_bytes: service.memory.0,
+        pool_capacity_bytes: pool.capacity.0,
+        pool_promised_bytes: pool.promised.0,
+        pool_used_bytes: pool.used.0,
+        image: service.images.hash()?,
+    }))
+}
+
+/// As Docker names architectures.
+fn arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn verb(request: &HostRequest) -> &'static str {
+    match request {
+        HostRequest::Info => "info",
+        HostRequest::EnsureVolume { .. } => "ensure_volume",
+        HostRequest::DestroyVolume { .. } => "destroy_volume",
+        HostRequest::ListVolumes => "list_volumes",
+        HostRequest::EnsureMachine(_) => "ensure_machine",
+        HostRequest::StopMachine { .. } => "stop_machine",
+        HostRequest::RemoveMachine { .. } => "remove_machine",
+        HostRequest::WatchMachines { .. } => "watch_machines",
+        HostRequest::OpenEndpoint { .. } => "open_endpoint",
+    }
+}
+
+fn code(error: &VerbError) -> HostErrorCode {
+    use crate::driver::DriverError;
+    match error {
+        VerbError::Stale(_) => HostErrorCode::StaleGeneration,
+        VerbError::NotRunning(_) | VerbError::NotFound(_) => HostErrorCode::NotFound,
+        VerbError::Running(_) | VerbError::WouldNotEnd { .. } => HostErrorCode::Busy,
+        VerbError::Full(_) => HostErrorCode::NoSpace,
+        VerbError::Volume(error) => volume_code(error),
+        VerbError::Driver(DriverError::Endpoint { source, .. }) => match source.raw_os_error() {
+            // Nobody listens any more: it is ending.
+            Some(nix::libc::ECONNREFUSED | nix::libc::ENOENT) => HostErrorCode::NotFound,
+            Some(nix::libc::EAGAIN) => HostErrorCode::Busy,
+            Some(_) | None => HostErrorCode::Failed,
+        },
+        VerbError::Driver(_)
+        | VerbError::Record(_)
+        | VerbError::Network(_)
+        | VerbError::Image(_)
+        | VerbError::Process { .. }
+        | VerbError::CutOff => HostErrorCode::Failed,
+    }
+}
+
+fn volume_code(error: &VolumeError) -> HostErrorCode {
+    match error {
+        VolumeError::NotFound { .. } => HostErrorCode::NotFound,
+        VolumeError::InUse { .. } | VolumeError::Busy { .. } | VolumeError::PoolBusy { .. } => {
+            HostErrorCode::Busy
+        }
+        VolumeError::NoSpace { .. } => HostErrorCode::NoSpace,
+        VolumeError::SizeDiffers { .. } | VolumeError::InvalidSize { .. } => {
+            HostErrorCode::BadRequest
+        }
+        VolumeError::Damaged { .. } => HostErrorCode::VolumeDamaged,
+        VolumeError::EncryptionUnavailable { .. }
+        | VolumeError::Tool { .. }
+        | VolumeError::Io { .. } => HostErrorCode::Failed,
+    }
+}
+
+/// An error with all its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
