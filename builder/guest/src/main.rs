@@ -1,1 +1,69 @@
-fn main() {}
+//! `slipway-guest`: PID 1 inside a builder machine. It starts containerd and dockerd, tells how they do, runs builds
+//! next to them, keeps the cache volume from filling up, and ends everything cleanly.
+//!
+//! It must not know orgs, hosts, placement, or how its machine was made: it is given three descriptors, two files of
+//! settings and a cache volume (docs/ARCHITECTURE.md).
+
+mod api;
+mod books;
+mod builds;
+mod config;
+mod descriptors;
+mod disk;
+mod docker;
+mod engine;
+mod garbage;
+mod guest;
+mod init;
+mod ledger;
+mod life;
+mod limits;
+mod output;
+mod phase;
+mod watcher;
+
+use anyhow::Context as _;
+use std::process::ExitCode;
+use std::time::Instant;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    // Before anything else opens a descriptor.
+    let descriptors = descriptors::take();
+    start_log();
+    let lived = descriptors.and_then(|descriptors| {
+        init::prepare_cgroups();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("start the runtime")?;
+        let lived = runtime.block_on(life::live(started, descriptors));
+        // A push may still compress a layer on a thread of its own; nobody waits for it any more.
+        runtime.shutdown_background();
+        lived
+    });
+    match lived {
+        Ok(life::End::Clean) => ExitCode::SUCCESS,
+        Ok(life::End::Crashed) => ExitCode::FAILURE,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the guest cannot go on");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .with_env_var("SLIPWAY_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .compact()
+        .with_ansi(false)
+        .with_target(false)
+        .with_env_filter(filter)
+        // The console has a bound, and a line that does not fit must not end PID 1 by a panic.
+        .log_internal_errors(false)
+        .with_writer(std::io::stderr)
+        .init();
+}

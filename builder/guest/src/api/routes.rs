@@ -1,0 +1,91 @@
+//! The table of the guest API ([`slipway_core::guest_api`]): which request calls what.
+//!
+//! It must not know how anything is done.
+
+use super::answer::{Body, Refusal, json};
+use crate::garbage::Reason;
+use crate::guest::Guest;
+use crate::limits;
+use crate::phase::Phase;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
+use serde_json::json as value;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+type Answered = Result<Response<Body>, Refusal>;
+
+/// Answers one request.
+pub(super) async fn answer(
+    guest: Arc<Guest>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let answered = route(guest, request).await;
+    Ok(answered.unwrap_or_else(|refusal| {
+        tracing::info!(%method, path, %refusal, "request was refused");
+        refusal.into_answer()
+    }))
+}
+
+async fn route(guest: Arc<Guest>, request: Request<Incoming>) -> Answered {
+    let path = request.uri().path().to_owned();
+    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    match (request.method(), parts.as_slice()) {
+        (&Method::GET, ["v1", "status"]) => status(&guest, request.uri().query()).await,
+        (&Method::POST, ["v1", "end"]) => end(&guest).await,
+        (&Method::POST, ["v1", "collect"]) => collect(&guest).await,
+        (method, _) => Err(Refusal::Unknown {
+            method: method.to_string(),
+            path,
+        }),
+    }
+}
+
+async fn status(guest: &Guest, query: Option<&str>) -> Answered {
+    if let Some(wait_ms) = number(query, "wait_ready_ms")? {
+        let wait = Duration::from_millis(wait_ms).min(limits::READY_WAIT_MAX);
+        guest
+            .books
+            .wait_phase(wait, |phase| phase != Phase::Starting)
+            .await;
+    }
+    Ok(json(StatusCode::OK, &guest.status().await))
+}
+
+async fn end(guest: &Guest) -> Answered {
+    // Counted now, not a second ago: a container may just have begun.
+    crate::watcher::look(guest).await;
+    match guest.books.end_if_idle() {
+        Ok(()) => Ok(json(StatusCode::ACCEPTED, &value!({}))),
+        Err(activity) => Ok(json(StatusCode::CONFLICT, &activity)),
+    }
+}
+
+async fn collect(guest: &Guest) -> Answered {
+    if guest.books.phase() != Phase::Ready {
+        return Err(Refusal::Unavailable("dockerd is not ready".to_owned()));
+    }
+    guest.collect(Reason::Routine).await;
+    let disk = guest
+        .disk()
+        .ok_or_else(|| Refusal::Failed("the cache volume could not be measured".to_owned()))?;
+    Ok(json(StatusCode::OK, &disk))
+}
+
+/// The whole number that the query gives for `name`.
+fn number(query: Option<&str>, name: &str) -> Result<Option<u64>, Refusal> {
+    let pairs = query.unwrap_or_default().split('&');
+    let Some(text) = pairs
+        .filter_map(|pair| pair.split_once('='))
+        .find_map(|(key, text)| (key == name).then_some(text))
+    else {
+        return Ok(None);
+    };
+    text.parse()
+        .map(Some)
+        .map_err(|_| Refusal::Malformed(format!("'{name}' is not a whole number")))
+}

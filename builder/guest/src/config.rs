@@ -1,0 +1,184 @@
+//! Settings of the engine: what the image brings (`daemon.json`), what the host says (`guest.json`), and what the
+//! guest itself needs, merged into one file that dockerd and containerd read.
+//!
+//! It must not know how the daemons are started.
+
+use crate::limits;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+/// What the host says about registries.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct GuestConfig {
+    /// Registries without TLS, as `HOST:PORT`.
+    pub(crate) insecure_registries: Vec<String>,
+    /// Mirrors of Docker Hub, as URLs.
+    pub(crate) registry_mirrors: Vec<String>,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The host's file is not what it should be.
+    #[error("read guest.json")]
+    Guest(#[source] serde_json::Error),
+    /// The image's file is not JSON.
+    #[error("read daemon.json")]
+    Engine(#[source] serde_json::Error),
+    /// A value of the image's file is of the wrong kind.
+    #[error("'{key}' in daemon.json is not {wanted}")]
+    Kind {
+        /// Which.
+        key: &'static str,
+        /// What it should be.
+        wanted: &'static str,
+    },
+}
+
+/// The settings of the host; an empty text gives the defaults.
+pub(crate) fn parse_guest(text: &str) -> Result<GuestConfig, ConfigError> {
+    if text.trim().is_empty() {
+        return Ok(GuestConfig::default());
+    }
+    serde_json::from_str(text).map_err(ConfigError::Guest)
+}
+
+/// dockerd's settings: the image's own, with the host's registries added, and with what the guest needs where the
+/// image does not say otherwise.
+///
+/// dockerd by itself keeps BuildKit's cache to a tenth of the disk, which throws away most of what a builder is kept
+/// for; here the disk is the cache's own.
+pub(crate) fn engine_config(
+    image: &str,
+    host: &GuestConfig,
+    volume_bytes: u64,
+) -> Result<String, ConfigError> {
+    let mut config: Map<String, Value> = if image.trim().is_empty() {
+        Map::new()
+    } else {
+        serde_json::from_str(image).map_err(ConfigError::Engine)?
+    };
+    extend(
+        &mut config,
+        "insecure-registries",
+        &host.insecure_registries,
+    )?;
+    extend(&mut config, "registry-mirrors", &host.registry_mirrors)?;
+    config
+        .entry("shutdown-timeout")
+        .or_insert_with(|| json!(limits::CONTAINER_STOP_WAIT_S));
+    let keep_bytes = volume_bytes / 100 * limits::CACHE_KEEP_PERCENT;
+    config.entry("builder").or_insert_with(
+        || json!({"gc": {"enabled": true, "defaultKeepStorage": format!("{keep_bytes}")}}),
+    );
+    Ok(Value::Object(config).to_string())
+}
+
+fn extend(
+    config: &mut Map<String, Value>,
+    key: &'static str,
+    more: &[String],
+) -> Result<(), ConfigError> {
+    if more.is_empty() {
+        return Ok(());
+    }
+    let list = config.entry(key).or_insert_with(|| json!([]));
+    let list = list.as_array_mut().ok_or(ConfigError::Kind {
+        key,
+        wanted: "a list",
+    })?;
+    for item in more {
+        let item = Value::String(item.clone());
+        if !list.contains(&item) {
+            list.push(item);
+        }
+    }
+    Ok(())
+}
+
+/// containerd's settings. Everything it keeps goes below `state_dir`, which does not outlive the machine: with
+/// dockerd's own image store it holds the tasks that run and nothing else, so a crash leaves nothing stale behind.
+pub(crate) fn containerd_config(state_dir: &str, socket: &str) -> String {
+    let disabled = [
+        "io.containerd.grpc.v1.cri",
+        "io.containerd.nri.v1.nri",
+        "io.containerd.internal.v1.opt",
+        "io.containerd.internal.v1.tracing",
+        "io.containerd.tracing.processor.v1.otlp",
+        "io.containerd.snapshotter.v1.aufs",
+        "io.containerd.snapshotter.v1.blockfile",
+        "io.containerd.snapshotter.v1.btrfs",
+        "io.containerd.snapshotter.v1.devmapper",
+        "io.containerd.snapshotter.v1.zfs",
+    ];
+    // JSON strings without escapes are TOML strings too; the paths are ours and have none.
+    format!(
+        "version = 2\nroot = {root}\nstate = {state}\ndisabled_plugins = {disabled}\n[grpc]\naddress = {socket}\n",
+        root = json!(format!("{state_dir}/root")),
+        state = json!(format!("{state_dir}/state")),
+        disabled = json!(disabled),
+        socket = json!(socket),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_registries_are_added_to_the_images() {
+        let host = parse_guest(
+            r#"{"insecure_registries": ["a:1", "b:2"], "registry_mirrors": ["http://m:3"]}"#,
+        )
+        .expect("valid");
+        let config = engine_config(
+            r#"{"insecure-registries": ["a:1"], "debug": true}"#,
+            &host,
+            1000,
+        )
+        .expect("valid");
+        let config: Value = serde_json::from_str(&config).expect("JSON");
+        assert_eq!(
+            config,
+            json!({
+                "insecure-registries": ["a:1", "b:2"],
+                "registry-mirrors": ["http://m:3"],
+                "debug": true,
+                "shutdown-timeout": 10,
+                "builder": {"gc": {"enabled": true, "defaultKeepStorage": "600"}},
+            })
+        );
+    }
+
+    #[test]
+    fn what_the_image_says_stays() {
+        let image = r#"{"shutdown-timeout": 3, "builder": {"gc": {"enabled": false}}}"#;
+        let config = engine_config(image, &GuestConfig::default(), 1000).expect("valid");
+        assert_eq!(
+            serde_json::from_str::<Value>(&config).expect("JSON"),
+            serde_json::from_str::<Value>(image).expect("JSON")
+        );
+    }
+
+    #[test]
+    fn bad_settings_are_told_by_their_file() {
+        for (guest, image, want) in [
+            ("{", "", "read guest.json"),
+            (r#"{"unknown": 1}"#, "", "read guest.json"),
+            ("", "[]", "read daemon.json"),
+            (
+                r#"{"registry_mirrors": ["x"]}"#,
+                r#"{"registry-mirrors": "x"}"#,
+                "'registry-mirrors' in daemon.json is not a list",
+            ),
+        ] {
+            let got = parse_guest(guest).and_then(|host| engine_config(image, &host, 0));
+            assert_eq!(got.expect_err("bad").to_string(), want);
+        }
+        assert_eq!(
+            parse_guest(" \n").expect("absent is fine"),
+            GuestConfig::default()
+        );
+    }
+}

@@ -1,0 +1,64 @@
+//! What the parts of the guest share.
+//!
+//! It must not know who calls it.
+
+use crate::books::Books;
+use crate::builds::Builds;
+use crate::docker::Docker;
+use crate::engine::{DATA_ROOT, ENGINE_SOCKET};
+use crate::garbage::{Collector, Reason};
+use crate::{disk, watcher};
+use slipway_core::guest_api::{DiskUse, GuestStatus};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The guest.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    /// What is in flight.
+    pub(crate) books: Books,
+    /// dockerd.
+    pub(crate) docker: Docker,
+    /// Builds that wait, run, or ended not long ago.
+    pub(crate) builds: Builds,
+    collector: Collector,
+}
+
+impl Guest {
+    /// A guest whose engine was just started.
+    pub(crate) fn new(books: Books) -> Arc<Guest> {
+        Arc::new(Guest {
+            docker: Docker::at(Path::new(ENGINE_SOCKET)),
+            builds: Builds::default(),
+            collector: Collector::default(),
+            books,
+        })
+    }
+
+    /// Space on the cache volume; none if it cannot be told, which is logged.
+    pub(crate) fn disk(&self) -> Option<DiskUse> {
+        disk::measure(Path::new(DATA_ROOT))
+            .inspect_err(|error| tracing::warn!(%error, "the cache volume was not measured"))
+            .ok()
+    }
+
+    /// Collects garbage down to the low-water mark; waits while a collection runs already.
+    pub(crate) async fn collect(&self, reason: Reason) {
+        self.collector
+            .collect(&self.docker, &self.books, reason)
+            .await;
+    }
+
+    /// How the guest does, with containers counted now.
+    pub(crate) async fn status(&self) -> GuestStatus {
+        watcher::look(self).await;
+        let ledger = self.books.read();
+        GuestStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: ledger.phase() == crate::phase::Phase::Ready,
+            activity: ledger.activity(self.books.now_ms()),
+            disk: self.disk().unwrap_or_default(),
+            ready_after_ms: ledger.ready_after_ms(),
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! The duties of PID 1: children are reaped, cgroups are laid out, everything left is killed at the end.
+//!
+//! It must not know what the children are for.
+
+mod cgroup;
+mod children;
+
+pub(crate) use cgroup::prepare as prepare_cgroups;
+pub(crate) use children::{Child, Children, Exit};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Kills every other process of the machine, so that none writes to the cache volume any more. Does nothing unless
+/// this is PID 1: anywhere else it would reach the wrong processes.
+pub(crate) fn kill_all() {
+    if Pid::this() != Pid::from_raw(1) {
+        return;
+    }
+    match kill(Pid::from_raw(-1), Signal::SIGKILL) {
+        // ESRCH: nobody is left, which is the usual case.
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+        Err(error) => tracing::warn!(%error, "processes that are left could not be killed"),
+    }
+}

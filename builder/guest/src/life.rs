@@ -1,0 +1,153 @@
+//! The life of the machine, from the start of the daemons to the end record: one loop over everything that can move it.
+//!
+//! It must not know how any of it is done.
+
+use crate::books::Books;
+use crate::descriptors::Descriptors;
+use crate::engine::{DATA_ROOT, ENGINE_SOCKET, Ended, Engine};
+use crate::guest::Guest;
+use crate::init::{self, Children};
+use crate::phase::{Event, Phase};
+use crate::{api, limits, watcher};
+use anyhow::{Context as _, Result};
+use std::fs::File;
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Everything ended well, and the record says so.
+    Clean,
+    /// A daemon crashed; there is no record.
+    Crashed,
+}
+
+/// Starts everything and lives until the end. Fails if it cannot begin.
+pub(crate) async fn live(started: Instant, descriptors: Descriptors) -> Result<End> {
+    let children = Children::reap().context("listen for the end of children")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut engine = Engine::start(&children, &descriptors)?;
+    let Descriptors {
+        engine: engine_socket,
+        guest: guest_socket,
+        record,
+    } = descriptors;
+    // dockerd has its own copy; ours would keep the socket open after dockerd is gone.
+    drop(engine_socket);
+
+    let books = Books::new(started);
+    let guest = Guest::new(books.clone());
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    tasks.spawn(api::serve(
+        guest_socket,
+        guest.clone(),
+        stop.clone(),
+        tasks.clone(),
+    )?);
+    tasks.spawn(watcher::watch(guest.clone(), stop.clone()));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
+
+    let phase = until_end(&books, &guest, &mut engine, &mut terminate).await;
+    stop.cancel();
+    tasks.close();
+    guest.builds.end_all();
+    match phase {
+        Phase::Ending => {
+            let drained = tokio::time::timeout(limits::DRAIN_WAIT_MAX, tasks.wait());
+            let (manner, _drained) = tokio::join!(engine.stop(), drained);
+            match books.on(Event::EngineEnded(manner)) {
+                Phase::Ended => {
+                    finish(record)?;
+                    Ok(End::Clean)
+                }
+                Phase::Starting | Phase::Ready | Phase::Ending | Phase::Crashed => {
+                    engine.log_last_output();
+                    Ok(End::Crashed)
+                }
+            }
+        }
+        Phase::Starting | Phase::Ready | Phase::Ended | Phase::Crashed => {
+            // Let the pipes be read to their ends before the last words are shown.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            engine.log_last_output();
+            init::kill_all();
+            Ok(End::Crashed)
+        }
+    }
+}
+
+/// Moves the machine on until it is no longer to run; gives the phase then.
+async fn until_end(
+    books: &Books,
+    guest: &Guest,
+    engine: &mut Engine,
+    terminate: &mut Signal,
+) -> Phase {
+    let answered = answer(guest);
+    tokio::pin!(answered);
+    let mut starting = true;
+    loop {
+        let asked = books.wait_phase(Duration::MAX, |phase| phase == Phase::Ending);
+        // Each branch only waits; what it gave up is taken up again in the next round.
+        let event = tokio::select! {
+            ended = engine.ended() => match ended {
+                Ended::Dockerd(manner) => {
+                    tracing::error!(?manner, "dockerd ended by itself");
+                    Event::EngineEnded(manner)
+                }
+                Ended::Containerd => {
+                    tracing::error!("containerd ended by itself");
+                    Event::ContainerdEnded
+                }
+            },
+            event = &mut answered, if starting => {
+                starting = false;
+                event
+            }
+            _ = terminate.recv() => Event::EndAsked,
+            phase = asked => return phase,
+        };
+        match books.on(event) {
+            Phase::Starting | Phase::Ready => {}
+            phase @ (Phase::Ending | Phase::Ended | Phase::Crashed) => return phase,
+        }
+    }
+}
+
+/// Waits for dockerd's first answer.
+async fn answer(guest: &Guest) -> Event {
+    let pinged = async {
+        // Until its socket is there the connection is refused; from then on the request waits in the backlog.
+        while guest
+            .docker
+            .ping(limits::ENGINE_START_WAIT_MAX)
+            .await
+            .is_err()
+        {
+            tokio::time::sleep(limits::START_RETRY_PERIOD).await;
+        }
+    };
+    match tokio::time::timeout(limits::ENGINE_START_WAIT_MAX, pinged).await {
+        Ok(()) => Event::Answered,
+        Err(_elapsed) => {
+            tracing::error!(socket = ENGINE_SOCKET, "dockerd did not answer in time");
+            Event::StartTimedOut
+        }
+    }
+}
+
+/// The last acts of a clean end: nobody writes any more, everything is on the disk, the record says so.
+fn finish(mut record: File) -> Result<()> {
+    init::kill_all();
+    let root = File::open(DATA_ROOT).context("open the cache volume")?;
+    nix::unistd::syncfs(&root).context("write the cache volume out")?;
+    record
+        .write_all(b"end 0\n")
+        .context("write the end record")?;
+    Ok(())
+}

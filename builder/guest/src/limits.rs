@@ -1,0 +1,97 @@
+//! Every bound of this crate, and what happens at it. It must not know what is bounded in other processes:
+//! those bounds are in [`slipway_core::limits`].
+
+use slipway_core::limits::{
+    BUILD_EVENTS_BYTES_MAX, BUILD_LOG_CHUNK_BYTES_MAX, MACHINE_READY_WAIT_MAX, MACHINE_STOP_GRACE,
+};
+use std::time::Duration;
+
+/// Time between two attempts to connect while dockerd or containerd starts.
+pub(crate) const START_RETRY_PERIOD: Duration = Duration::from_millis(2);
+/// How long dockerd may take to answer its first ping. Then the machine ends as crashed.
+pub(crate) const ENGINE_START_WAIT_MAX: Duration = Duration::from_secs(55);
+/// How long dockerd lets a container's own end take before it kills it, in whole seconds.
+pub(crate) const CONTAINER_STOP_WAIT_S: u64 = 10;
+/// How long dockerd may take to end after SIGTERM. Then it is killed, and the end is not a clean one.
+pub(crate) const ENGINE_STOP_WAIT_MAX: Duration = Duration::from_secs(20);
+/// How long containerd may take to end after SIGTERM. Then it is killed; it keeps nothing that outlives the machine.
+pub(crate) const CONTAINERD_STOP_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How long builds and answers in flight get to end once the machine ends. Then they are dropped.
+pub(crate) const DRAIN_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Lines of one daemon's output that are passed on in a [`OUTPUT_WINDOW`]; further ones are counted and dropped.
+pub(crate) const OUTPUT_LINES_MAX: u32 = 40;
+/// See [`OUTPUT_LINES_MAX`].
+pub(crate) const OUTPUT_WINDOW: Duration = Duration::from_secs(60);
+/// Last lines of one daemon's output that are kept, and shown when it crashes; older ones are dropped.
+pub(crate) const OUTPUT_LINES_KEPT: usize = 40;
+/// Longest line of a daemon's output; the rest of it is dropped.
+pub(crate) const OUTPUT_LINE_BYTES_MAX: usize = 1000;
+
+/// Connections to the guest API at once; further ones wait in the socket's backlog.
+pub(crate) const CONNECTIONS_MAX: usize = 256;
+/// Largest request body of the guest API, in bytes. Beyond it the answer is 413.
+pub(crate) const REQUEST_BODY_BYTES_MAX: usize = 1 << 20;
+/// How long a request's head and body may take. Then the connection is closed.
+pub(crate) const REQUEST_READ_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Longest that a status request may wait for ready; more is cut to it.
+pub(crate) const READY_WAIT_MAX: Duration = MACHINE_READY_WAIT_MAX;
+/// Bytes of a build's events in one piece of an answer (one event more at most).
+pub(crate) const EVENTS_PIECE_BYTES: usize = 64 << 10;
+
+/// Largest answer taken from dockerd, in bytes. Beyond it the request fails.
+pub(crate) const ENGINE_ANSWER_BYTES_MAX: usize = 16 << 20;
+/// How long dockerd may take over an ordinary request. Then the request fails.
+pub(crate) const ENGINE_REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long dockerd may take over one prune. Then the collection goes on with its next step.
+pub(crate) const PRUNE_WAIT_MAX: Duration = Duration::from_secs(300);
+
+/// How often containers and disk are looked at.
+pub(crate) const WATCH_PERIOD: Duration = Duration::from_secs(1);
+/// Least time between two collections that nobody asked for.
+pub(crate) const COLLECT_PERIOD: Duration = Duration::from_secs(60);
+/// Percent of the volume in use from which garbage is collected when the machine is idle.
+pub(crate) const HIGH_WATER_PERCENT: u64 = 80;
+/// Percent of the volume that must be free (to an ordinary user); with less, garbage is collected too.
+pub(crate) const FREE_PERCENT_MIN: u64 = 10;
+/// Percent of the volume in use down to which garbage is collected.
+pub(crate) const LOW_WATER_PERCENT: u64 = 60;
+/// Percent of the volume that BuildKit's own policy lets its cache grow to after each build.
+pub(crate) const CACHE_KEEP_PERCENT: u64 = 60;
+
+/// Times a build is tried again after a collection, when the disk was full.
+pub(crate) const NO_SPACE_RETRIES: u32 = 1;
+/// How long a build waits for its session to appear. Then it fails.
+pub(crate) const SESSION_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Events between the solve and the build's record; the solve waits when it is full.
+pub(crate) const EVENTS_QUEUED_MAX: usize = 64;
+/// How long an ended build is remembered.
+pub(crate) const BUILD_KEPT_FOR: Duration = Duration::from_secs(15 * 60);
+/// Ended builds that are remembered; the oldest is forgotten for one more.
+pub(crate) const BUILDS_KEPT_MAX: usize = 64;
+/// Bytes of events of all ended builds that are remembered; the oldest builds are forgotten beyond it.
+pub(crate) const BUILDS_KEPT_BYTES_MAX: usize = 64 << 20;
+/// Part of [`BUILD_EVENTS_BYTES_MAX`] that logs and progress may not take, so that steps and the end are always told.
+pub(crate) const EVENTS_RESERVE_BYTES: usize = 1 << 20;
+/// Least time between two progress events of one item, unless it is done.
+pub(crate) const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+/// Items whose progress is followed for one build; further ones are told when they are done only.
+pub(crate) const PROGRESS_ITEMS_MAX: usize = 4096;
+/// Bytes of a log event's text, before it is written as JSON. A longer one becomes several.
+pub(crate) const LOG_TEXT_BYTES_MAX: usize = BUILD_LOG_CHUNK_BYTES_MAX / 2;
+/// Longest error message or hint kept of a build, in bytes; the end is kept.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 8 << 10;
+
+/// Pushes of `POST /v1/push` at once; one more is answered with 503.
+pub(crate) const PUSHES_MAX: u32 = 16;
+/// Progress lines of a push that wait for their reader; then ones that only tell bytes are dropped.
+pub(crate) const PUSH_LINES_QUEUED_MAX: usize = 256;
+
+const _: () = assert!(ENGINE_START_WAIT_MAX.as_secs() < MACHINE_READY_WAIT_MAX.as_secs());
+const _: () = assert!(CONTAINER_STOP_WAIT_S < ENGINE_STOP_WAIT_MAX.as_secs());
+const _: () = assert!(
+    ENGINE_STOP_WAIT_MAX.as_secs() + CONTAINERD_STOP_WAIT_MAX.as_secs() + DRAIN_WAIT_MAX.as_secs()
+        < MACHINE_STOP_GRACE.as_secs()
+);
+const _: () = assert!(LOW_WATER_PERCENT < HIGH_WATER_PERCENT);
+const _: () = assert!(HIGH_WATER_PERCENT + FREE_PERCENT_MIN <= 100);
+const _: () = assert!(EVENTS_RESERVE_BYTES * 2 < BUILD_EVENTS_BYTES_MAX);
