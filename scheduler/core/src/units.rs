@@ -58,7 +58,7 @@ impl fmt::Display for ByteSize {
         while unit + 1 < UNITS.len() && self.0 >> (10 * (unit + 1)) > 0 {
             unit += 1;
         }
-        let tenths = u128::from(self.0) * 10 >> (10 * unit);
+        let tenths = (u128::from(self.0) * 10) >> (10 * unit);
         match (unit, tenths % 10) {
             (0, _) => write!(f, "{} B", self.0),
             (_, 0) => write!(f, "{} {}", tenths / 10, UNITS[unit]),

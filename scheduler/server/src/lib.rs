@@ -2,6 +2,7 @@
 //!
 //! Must not know: how machines or volumes are made.
 
+pub mod builds;
 pub mod farm;
 pub mod guest_client;
 pub mod host_client;

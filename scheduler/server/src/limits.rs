@@ -38,3 +38,5 @@ const _: () = assert!(WAKE_WAIT_MAX.as_secs() > MACHINE_READY_WAIT_MAX.as_secs()
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > END_WAIT_MAX.as_secs());
 const _: () =
     assert!(HOST_WATCH_WAIT.as_secs() < slipway_core::limits::HOST_API_WATCH_WAIT_MAX.as_secs());
+/// A build whose builder does not run is given up after this: long enough for a host to tell of it after a restart.
+pub const BUILD_GONE_WAIT: Duration = Duration::from_secs(5);
