@@ -269,6 +269,19 @@ impl Farm {
         self.0.destroy(&link, org, volume).await
     }
 
+    /// Bytes taken on disk by the volumes on the hosts of an org's builders; a host that does not answer is left out.
+    pub async fn volume_use(&self, org: &OrgId) -> HashMap<VolumeId, u64> {
+        let hosts: std::collections::HashSet<_> =
+            self.builders(org).into_iter().map(|builder| builder.host).collect();
+        let mut used = HashMap::new();
+        for link in hosts.iter().filter_map(|host| self.0.link(host)) {
+            if let Ok(volumes) = link.client.volumes().await {
+                used.extend(volumes.into_iter().map(|volume| (volume.volume, volume.used_bytes)));
+            }
+        }
+        used
+    }
+
     /// Takes over what was changed of an org's settings. Call it after the store's `update_org`.
     pub fn org_changed(&self, org: &Org) {
         let builders = self

@@ -15,6 +15,7 @@ mod view;
 pub use caller::Caller;
 
 use crate::auth::Authenticator;
+use crate::bounds::{GRAPHQL_COMPLEXITY_MAX, GRAPHQL_DEPTH_MAX};
 use crate::builds::BuildService;
 use crate::ca::Authority;
 use crate::farm::Farm;
@@ -29,10 +30,6 @@ use slipway_store::Store;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Deepest nesting of a request.
-pub const DEPTH_MAX: usize = 10;
-/// Most fields a request may ask for.
-pub const COMPLEXITY_MAX: usize = 300;
 
 /// What a new org gets.
 #[derive(Debug, Clone)]
@@ -77,9 +74,27 @@ impl Services {
         org: &OrgId,
         image: &str,
     ) -> std::result::Result<Option<RegistryCredential>, Problem> {
-        crate::seal::stored_credential(self.store.as_ref(), &self.sealer, org, image)
-            .await
-            .map_err(|error| Problem::internal("the stored credential could not be read", &error))
+        let registry = registry_of(image);
+        let Some(stored) = self.store.credential_for(org, registry).await? else {
+            return Ok(None);
+        };
+        let opened = self.sealer.open_sealed(org, &stored.registry, &stored.sealed);
+        let clear = opened.map_err(|error| unreadable(&error))?;
+        let password = String::from_utf8(clear).map_err(|error| unreadable(&error))?;
+        let (registry, username) = (stored.registry, stored.username);
+        Ok(Some(RegistryCredential { registry, username, password }))
+    }
+}
+
+fn unreadable(error: &(dyn std::error::Error + 'static)) -> Problem {
+    Problem::internal("the stored credential could not be read", error)
+}
+
+/// The registry part of an image's name, as Docker reads it: what is before the first slash, if it can be a host.
+fn registry_of(image: &str) -> &str {
+    match image.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
+        Some(_) | None => "docker.io",
     }
 }
 
@@ -124,8 +139,8 @@ pub fn sdl() -> String {
 fn builder() -> async_graphql::SchemaBuilder<query::Query, mutation::Mutation, subscription::SubscriptionRoot>
 {
     Schema::build(query::Query, mutation::Mutation, subscription::SubscriptionRoot)
-        .limit_depth(DEPTH_MAX)
-        .limit_complexity(COMPLEXITY_MAX)
+        .limit_depth(GRAPHQL_DEPTH_MAX)
+        .limit_complexity(GRAPHQL_COMPLEXITY_MAX)
 }
 
 fn services<'a>(context: &Context<'a>) -> Result<&'a Services> {

@@ -221,7 +221,7 @@ impl Mutation {
         let org = caller.org(services, input.org.as_deref()).await?;
         let sealed = services
             .sealer
-            .seal(&org.id, &input.registry, &input.password)
+            .seal(&org.id, &input.registry, input.password.as_bytes())
             .map_err(|error| Problem::internal("the credential could not be sealed", &error))?;
         let credential = SealedCredential {
             id: CredentialId::from_entropy(entropy()?),
