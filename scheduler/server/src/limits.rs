@@ -33,10 +33,14 @@ pub const SUBSCRIBER_CHANGES_MAX: usize = 256;
 pub const EVENT_BATCH_MAX: usize = 256;
 /// A build whose builder cannot be asked (its host is silent) is given up after this.
 pub const BUILD_SILENCE_MAX: Duration = Duration::from_secs(600);
+/// A placement is tried so often when the pool it chose has filled up meanwhile; then the caller is told.
+pub const PLACEMENT_TRIES_MAX: usize = 3;
+/// A connection gives up when it has seen so many generations crash.
+pub const CRASHES_SEEN_MAX: u32 = 6;
+/// A build whose builder does not run is given up after this: long enough for a host to tell of it after a restart.
+pub const BUILD_GONE_WAIT: Duration = Duration::from_secs(5);
 
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > MACHINE_READY_WAIT_MAX.as_secs());
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > END_WAIT_MAX.as_secs());
 const _: () =
     assert!(HOST_WATCH_WAIT.as_secs() < slipway_core::limits::HOST_API_WATCH_WAIT_MAX.as_secs());
-/// A build whose builder does not run is given up after this: long enough for a host to tell of it after a restart.
-pub const BUILD_GONE_WAIT: Duration = Duration::from_secs(5);

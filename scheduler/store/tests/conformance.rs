@@ -738,13 +738,7 @@ async fn one_org_cannot_reach_anothers_rows_by_any_verb() {
     let (victim, thief) = (org(s, "victim").await, org(s, "thief").await);
     let h = host(s, "h", 100).await;
     let machine = builder(s, &victim, &h).await;
-    let own = match s
-        .ensure_builder(&thief.id, &new_builder(&h, "local", 10))
-        .await
-    {
-        Ok(Ensured::Created(own)) => own,
-        other => panic!("{other:?}"),
-    };
+    let own = builder(s, &thief, &h).await;
     assert_ne!(own.id, machine.id);
     let made = build(s, &victim, &machine).await;
     s.append_build_events(&victim.id, &made.id, &[event(1)])
@@ -759,20 +753,45 @@ async fn one_org_cannot_reach_anothers_rows_by_any_verb() {
         created_at: Timestamp(3),
     };
     s.put_credential(&credential).await.expect("recorded");
-    let before = (
-        s.all_machines().await.expect("listed"),
-        s.volumes(&victim.id).await.expect("listed"),
-        s.build(&victim.id, &made.id).await.expect("there"),
-    );
+    let all = || async {
+        (
+            s.all_machines().await.expect("listed"),
+            s.volumes(&victim.id).await.expect("listed"),
+            s.build(&victim.id, &made.id).await.expect("there"),
+            s.credentials(&victim.id).await.expect("listed"),
+        )
+    };
+    let before = all().await;
+    steal_machines(s, &thief.id, &machine).await;
+    steal_builds(s, &thief.id, &made).await;
+    for (app, on) in [(&machine.app, &own.id), (&own.app, &machine.id)] {
+        let new = NewBuild {
+            id: BuildId::from_entropy(entropy()),
+            app: app.clone(),
+            machine: on.clone(),
+            spec: spec(),
+            at: Timestamp(99),
+        };
+        is_missing(s.create_build(&thief.id, &new).await, What::App);
+    }
+    let found = s.credential_for(&thief.id, "registry.example").await;
+    assert_eq!(found.expect("read"), None);
+    let gone = s.delete_credential(&thief.id, &credential.id).await;
+    is_missing(gone, What::Credential);
+    assert_eq!(s.credentials(&thief.id).await.expect("read"), vec![]);
+    assert_eq!(before, all().await);
+}
 
-    let (t, at) = (&thief.id, Timestamp(99));
+/// Tries every verb on machines, apps and volumes with ids of a victim.
+async fn steal_machines(s: &SqliteStore, t: &OrgId, machine: &Machine) {
+    let at = Timestamp(99);
     is_missing(s.app(t, &machine.app).await, What::App);
     is_missing(s.delete_app(t, &machine.app).await, What::App);
     is_missing(s.machine(t, &machine.id).await, What::Machine);
     is_missing(s.volume(t, &machine.volume).await, What::Volume);
+    let condemned = VolumeState::Condemned;
     is_missing(
-        s.set_volume_state(t, &machine.volume, VolumeState::Condemned)
-            .await,
+        s.set_volume_state(t, &machine.volume, condemned).await,
         What::Volume,
     );
     s.forget_volume(t, &machine.volume)
@@ -798,6 +817,11 @@ async fn one_org_cannot_reach_anothers_rows_by_any_verb() {
         s.replace_volume(t, &machine.id, old, aside, &new, at).await,
         What::Machine,
     );
+}
+
+/// Tries every verb on builds with the id of a victim's.
+async fn steal_builds(s: &SqliteStore, t: &OrgId, made: &Build) {
+    let at = Timestamp(99);
     is_missing(s.build(t, &made.id).await, What::Build);
     is_missing(s.build_events(t, &made.id, 0).await, What::Build);
     is_missing(
@@ -812,35 +836,10 @@ async fn one_org_cannot_reach_anothers_rows_by_any_verb() {
     s.mark_build_running(t, &made.id)
         .await
         .expect("nothing to mark");
-    for (app, on) in [(&machine.app, &own.id), (&own.app, &machine.id)] {
-        let new = NewBuild {
-            id: BuildId::from_entropy(entropy()),
-            app: app.clone(),
-            machine: on.clone(),
-            spec: spec(),
-            at,
-        };
-        is_missing(s.create_build(t, &new).await, What::App);
-    }
-    assert_eq!(
-        s.credential_for(t, "registry.example").await.expect("read"),
-        None
-    );
-    is_missing(
-        s.delete_credential(t, &credential.id).await,
-        What::Credential,
-    );
-    assert_eq!(s.credentials(t).await.expect("read"), vec![]);
-    let all = BuildFilter {
+    let filter = BuildFilter {
+        before: Some(made.id.clone()),
         limit: 10,
-        ..BuildFilter::default()
+        app: None,
     };
-    assert_eq!(s.builds(t, &all).await.expect("read"), vec![]);
-
-    let after = (
-        s.all_machines().await.expect("listed"),
-        s.volumes(&victim.id).await.expect("listed"),
-        s.build(&victim.id, &made.id).await.expect("there"),
-    );
-    assert_eq!(before, after);
+    assert_eq!(s.builds(t, &filter).await.expect("read"), vec![]);
 }

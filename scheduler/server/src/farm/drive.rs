@@ -7,26 +7,23 @@
 
 use super::Shared;
 use super::builder::{Builder, now};
-use super::error::FarmError;
 use super::host::chain;
-use crate::guest_client::{EndAnswer, GuestClient, GuestError};
+use super::ready::await_ready;
+use super::reap::ask_to_end;
+use super::volume::{ensure_volume, replace_volume, reset};
 use crate::host_client::HostClientError;
-use crate::limits::{CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, READY_ASK_WAIT};
 use slipway_core::generation::Generation;
-use slipway_core::host_api::{EndpointPort, HostErrorCode, MachineRunState, MachineSpec};
-use slipway_core::id::VolumeId;
-use slipway_core::idle::{self, Idle};
-use slipway_core::limits::{BUILDER_IDLE_MIN, MACHINE_STOP_GRACE};
+use slipway_core::host_api::{HostErrorCode, MachineRunState, MachineSpec};
 use slipway_core::machine::{MachineEvent, MachineState};
 use slipway_core::planner::{Action, Observed, Plan, RETRY_WAIT, Step, plan};
 use slipway_core::quota::BUILDER_PIDS_MAX;
 use slipway_core::time::Timestamp;
-use slipway_store::{ErrorKind, Intent, StoreError, VolumeState};
+use slipway_store::{MachineRecord, StoreError};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A step was not done, and is not to be tried again before the hold is over.
-struct Held;
+pub(super) struct Held;
 
 /// Drives a builder until the control plane ends.
 pub(super) async fn drive(shared: Arc<Shared>, builder: Arc<Builder>) {
@@ -122,7 +119,7 @@ async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), 
 }
 
 /// Nothing more is tried on the host for a while.
-fn hold(builder: &Builder, error: Option<String>) {
+pub(super) fn hold(builder: &Builder, error: Option<String>) {
     builder.change(|inner| {
         inner.hold_until = now().after(RETRY_WAIT);
         if error.is_some() {
@@ -131,7 +128,7 @@ fn hold(builder: &Builder, error: Option<String>) {
     });
 }
 
-fn held(builder: &Builder, error: &dyn std::error::Error) -> Held {
+pub(super) fn held(builder: &Builder, error: &dyn std::error::Error) -> Held {
     let why = chain(error);
     tracing::warn!(org = %builder.key.org, why, "step not done; tried again later");
     hold(builder, Some(why));
@@ -153,28 +150,6 @@ async fn settle(builder: &Builder) {
         builder.observe();
     }
     builder.wake.notify_one();
-}
-
-async fn ensure_volume(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), Held> {
-    let size = builder.lock().machine.size.volume.0;
-    if let Err(error) = builder
-        .host
-        .client
-        .ensure_volume(step.volume.clone(), size)
-        .await
-    {
-        return Err(start_failed(builder, step.generation, &error));
-    }
-    let org = &builder.key.org;
-    if let Err(error) = shared
-        .store
-        .set_volume_state(org, &step.volume, VolumeState::Ready)
-        .await
-    {
-        return Err(held(builder, &error));
-    }
-    builder.lock().volume_ready = true;
-    Ok(())
 }
 
 async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), Held> {
@@ -233,7 +208,11 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
 }
 
 /// Records a failed start, and whether the volume is to blame.
-fn start_failed(builder: &Builder, generation: Generation, error: &HostClientError) -> Held {
+pub(super) fn start_failed(
+    builder: &Builder,
+    generation: Generation,
+    error: &HostClientError,
+) -> Held {
     let why = match error {
         HostClientError::Refused(refusal) => refusal.message.clone(),
         HostClientError::Unreachable { .. }
@@ -307,241 +286,6 @@ async fn stop(builder: &Builder, step: &Step, grace: Duration) -> Result<(), Hel
     }
 }
 
-/// The reaper. Nothing is ended unless nothing is connected (looked at under the lock, in the same moment in which
-/// connections begin to wait) and the guest itself agrees; a request that comes meanwhile waits and wakes it anew.
-async fn ask_to_end(
-    shared: &Shared,
-    builder: &Builder,
-    generation: Generation,
-) -> Result<(), Held> {
-    let idle_time = match shared.store.org(&builder.key.org).await {
-        Ok(org) => org.idle,
-        Err(error) => return Err(held_asking(builder, &error)),
-    };
-    builder.lock().idle = idle_time;
-    let asked = ask_guest(builder, generation).await;
-    let (mut guest, status) = match asked {
-        Ok(answer) => answer,
-        Err(error) => return Err(held_asking(builder, &error)),
-    };
-    if let Idle::NotBefore(at) = idle::guest(now(), &status.activity, idle_time) {
-        builder.change(|inner| inner.ask_not_before = at);
-        return Ok(());
-    }
-    let ending = builder.change(|inner| {
-        let due = inner.is_due(now())
-            && inner.machine.intent == Intent::Wanted
-            && inner.machine.state == MachineState::Running { generation };
-        if due {
-            inner.machine.intent = Intent::Stopped;
-            let _ = inner.learn(MachineEvent::EndAsked {
-                generation,
-                at: now(),
-            });
-        }
-        due
-    });
-    if !ending {
-        return Ok(());
-    }
-    match guest.end().await {
-        Ok(EndAnswer::Ending) => {
-            tracing::info!(org = %builder.key.org, %generation, "builder ends itself: idle");
-        }
-        Ok(EndAnswer::Busy(activity)) => {
-            tracing::info!(org = %builder.key.org, ?activity, "builder refuses to end: busy");
-            builder.change(|inner| {
-                inner.machine.intent = Intent::Wanted;
-                inner.ask_not_before = now().after(BUILDER_IDLE_MIN);
-                let _ = inner.learn(MachineEvent::EndRefused { generation });
-            });
-        }
-        Err(error) => {
-            // Whether it ends is not known, so nobody may use it any more. It was idle a moment ago.
-            tracing::warn!(org = %builder.key.org, why = chain(&error), "builder is made to end");
-            let machine = builder.lock().machine.id.clone();
-            let client = &builder.host.client;
-            if let Err(error) = client
-                .stop_machine(machine, generation, MACHINE_STOP_GRACE)
-                .await
-            {
-                tracing::warn!(why = chain(&error), "stop not sent; killed later");
-            }
-        }
-    }
-    Ok(())
-}
-
-fn held_asking(builder: &Builder, error: &dyn std::error::Error) -> Held {
-    tracing::warn!(org = %builder.key.org, why = chain(error), "guest not asked whether it is idle");
-    builder.change(|inner| inner.ask_not_before = now().after(RETRY_WAIT));
-    Held
-}
-
-async fn ask_guest(
-    builder: &Builder,
-    generation: Generation,
-) -> Result<(GuestClient, slipway_core::guest_api::GuestStatus), FarmError> {
-    let machine = builder.lock().machine.id.clone();
-    let client = &builder.host.client;
-    let stream = client
-        .open_endpoint(machine, generation, EndpointPort::Guest)
-        .await?;
-    let mut guest = GuestClient::new(stream).await?;
-    let status = guest.status(Duration::ZERO).await?;
-    Ok((guest, status))
-}
-
-/// Waits for dockerd of one generation to answer, and records it. Ends when that generation is over.
-async fn await_ready(builder: &Builder, generation: Generation) {
-    let mut pause = CONNECT_RETRY_MIN;
-    let mut changes = builder.changes();
-    loop {
-        changes.mark_unchanged();
-        let booting = matches!(
-            builder.lock().machine.state,
-            MachineState::Booting { generation: mine, .. } if mine == generation
-        );
-        if !booting {
-            return;
-        }
-        match ready(builder, generation).await {
-            Ok(true) => {
-                let _ = builder.learn(MachineEvent::GuestReady { generation });
-                return;
-            }
-            Ok(false) => {}
-            Err(error) => {
-                tracing::debug!(why = chain(&error), "guest not asked whether it is ready");
-                tokio::select! {
-                    _ = changes.changed() => {}
-                    () = tokio::time::sleep(pause) => {}
-                }
-                pause = CONNECT_RETRY_MAX.min(pause * 2);
-            }
-        }
-    }
-}
-
-async fn ready(builder: &Builder, generation: Generation) -> Result<bool, FarmError> {
-    let machine = builder.lock().machine.id.clone();
-    let client = &builder.host.client;
-    let stream = client
-        .open_endpoint(machine, generation, EndpointPort::Guest)
-        .await?;
-    let mut guest = GuestClient::new(stream).await?;
-    match guest.status(READY_ASK_WAIT).await {
-        Ok(status) => Ok(status.ready),
-        Err(GuestError::TimedOut(_)) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Gives the machine an empty volume: a new one, or the same one emptied if the pool has no room for two.
-async fn replace_volume(shared: &Shared, builder: &Builder, old: &VolumeId) -> Result<(), Held> {
-    let (org, machine, last_error) = {
-        let inner = builder.lock();
-        (
-            &builder.key.org,
-            inner.machine.id.clone(),
-            inner.last_error(),
-        )
-    };
-    let new = match super::entropy() {
-        Ok(entropy) => VolumeId::from_entropy(entropy),
-        Err(error) => return Err(held(builder, &error)),
-    };
-    let kept = shared
-        .store
-        .replace_volume(org, &machine, old, VolumeState::Aside, &new, now())
-        .await;
-    let (volume, notice) = match kept {
-        Ok(volume) => (
-            volume.id,
-            format!(
-                "the cache was replaced by an empty one, because the builder did not start \
-                     ({last_error}); the old one is kept as {old}"
-            ),
-        ),
-        Err(StoreError::PoolFull { .. }) => {
-            if let Err(error) = empty_volume(shared, builder, old).await {
-                return Err(held(builder, &error));
-            }
-            (
-                old.clone(),
-                format!(
-                    "the cache was emptied, because the builder did not start \
-                         ({last_error}), and there is no room to keep the old one"
-                ),
-            )
-        }
-        Err(error) => return Err(held(builder, &error)),
-    };
-    tracing::warn!(%org, %machine, %old, new = %volume, "cache replaced by an empty one");
-    builder.change(|inner| {
-        inner.machine.volume = volume;
-        inner.machine.volume_replaced = true;
-        inner.machine.failed_starts = 0;
-        inner.machine.notice = Some(notice);
-        inner.volume_ready = false;
-        inner.volume_damaged = false;
-        if let MachineState::Crashed { retry_at, .. } = &mut inner.machine.state {
-            *retry_at = now();
-        }
-    });
-    Ok(())
-}
-
-/// Destroys what is in a volume; the next start makes it anew.
-async fn empty_volume(
-    shared: &Shared,
-    builder: &Builder,
-    volume: &VolumeId,
-) -> Result<(), FarmError> {
-    let org = &builder.key.org;
-    shared
-        .store
-        .set_volume_state(org, volume, VolumeState::Planned)
-        .await?;
-    builder.lock().volume_ready = false;
-    builder.host.client.destroy_volume(volume.clone()).await?;
-    Ok(())
-}
-
-/// Empties the cache if somebody waits for that and nothing of the machine lives. Gives whether it did.
-async fn reset(shared: &Shared, builder: &Builder) -> bool {
-    let waiting = {
-        let mut inner = builder.lock();
-        let ended = inner.machine.state.live_generation().is_none();
-        let gone = inner.observed == Observed::Absent;
-        if ended && gone {
-            inner
-                .reset
-                .take()
-                .map(|w| (w, inner.machine.volume.clone()))
-        } else {
-            None
-        }
-    };
-    let Some((waiter, volume)) = waiting else {
-        return false;
-    };
-    let done = empty_volume(shared, builder, &volume).await;
-    let emptied = done.is_ok();
-    builder.change(|inner| {
-        if emptied {
-            inner.machine.failed_starts = 0;
-            inner.machine.volume_replaced = false;
-            inner.machine.last_error = None;
-            inner.machine.notice = None;
-            inner.volume_damaged = false;
-        }
-    });
-    // Whoever asked has gone: it is done all the same.
-    let _ = waiter.send(done);
-    true
-}
-
 impl Shared {
     /// Records what has changed of a machine since it was recorded last.
     pub(super) async fn persist(&self, builder: &Builder) -> Result<(), StoreError> {
@@ -567,7 +311,7 @@ impl Shared {
                 Ok(())
             }
             Err(error) => {
-                let kind: ErrorKind = error.kind();
+                let kind = error.kind();
                 tracing::error!(%machine, ?kind, why = chain(&error), "machine not recorded");
                 Err(error)
             }
@@ -576,7 +320,7 @@ impl Shared {
 }
 
 /// The same but for the time.
-fn same(a: &slipway_store::MachineRecord, b: &slipway_store::MachineRecord) -> bool {
+fn same(a: &MachineRecord, b: &MachineRecord) -> bool {
     a.generation == b.generation
         && a.intent == b.intent
         && a.state == b.state

@@ -8,11 +8,16 @@
 
 mod builder;
 mod drive;
+mod ensure;
 mod error;
 mod host;
+mod ready;
+mod reap;
 #[cfg(test)]
 mod tests;
 mod view;
+mod volume;
+mod wake;
 
 pub use builder::ActivityGuard;
 pub(crate) use builder::now;
@@ -22,20 +27,13 @@ pub(crate) use host::chain;
 pub use view::{BuilderKey, BuilderView, FarmEvent, NextEvent, Subscription};
 
 use crate::guest_client::GuestClient;
-use crate::limits::{
-    CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, HOST_FIRST_WORD_WAIT, SHUTDOWN_WAIT_MAX, STOP_WAIT_MAX,
-    WAKE_WAIT_MAX,
-};
-use builder::{Attempt, Builder};
+use crate::limits::{HOST_FIRST_WORD_WAIT, SHUTDOWN_WAIT_MAX, STOP_WAIT_MAX};
+use builder::Builder;
 use host::HostLink;
-use slipway_core::host_api::{EndpointPort, HostErrorCode};
-use slipway_core::id::{AppId, HostId, ID_ENTROPY_BYTES, MachineId, OrgId, VolumeId};
-use slipway_core::machine::MachineState;
-use slipway_core::placement::{HostLoad, PlacementRequest, place};
-use slipway_core::quota::{check_builder_size, check_one_more_builder};
-use slipway_core::units::ByteSize;
-use slipway_store::{Ensured, Intent, Machine, NewBuilder, Org, Store, StoreError, VolumeState};
-use std::collections::HashMap;
+use slipway_core::host_api::EndpointPort;
+use slipway_core::id::{HostId, ID_ENTROPY_BYTES, OrgId, VolumeId};
+use slipway_store::{Intent, Machine, Org, Store, StoreError, VolumeState};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -44,11 +42,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use view::Events;
-
-/// A placement is tried again so often when the pool it chose has filled up meanwhile.
-const PLACEMENT_TRIES: usize = 3;
-/// A connection gives up when it has seen so many generations crash.
-const CRASHES_SEEN_MAX: u32 = 6;
 
 /// What the farm is made of.
 #[derive(Debug, Clone)]
@@ -269,14 +262,23 @@ impl Farm {
         self.0.destroy(&link, org, volume).await
     }
 
-    /// Bytes taken on disk by the volumes on the hosts of an org's builders; a host that does not answer is left out.
+    /// Bytes taken on disk by an org's volumes. What cannot be learnt now (a host is silent) is left out.
     pub async fn volume_use(&self, org: &OrgId) -> HashMap<VolumeId, u64> {
-        let hosts: std::collections::HashSet<_> =
-            self.builders(org).into_iter().map(|builder| builder.host).collect();
         let mut used = HashMap::new();
-        for link in hosts.iter().filter_map(|host| self.0.link(host)) {
+        let volumes = match self.0.store.volumes(org).await {
+            Ok(volumes) => volumes,
+            Err(error) => {
+                tracing::warn!(%org, why = chain(&error), "volumes not listed");
+                return used;
+            }
+        };
+        // A host tells of all volumes it has; only the org's own may be told on.
+        let own: HashMap<_, _> = volumes.into_iter().map(|v| (v.id, v.host)).collect();
+        let hosts: HashSet<_> = own.values().collect();
+        for link in hosts.into_iter().filter_map(|host| self.0.link(host)) {
             if let Ok(volumes) = link.client.volumes().await {
-                used.extend(volumes.into_iter().map(|volume| (volume.volume, volume.used_bytes)));
+                let volumes = volumes.into_iter().filter(|v| own.contains_key(&v.volume));
+                used.extend(volumes.map(|v| (v.volume, v.used_bytes)));
             }
         }
         used
@@ -451,134 +453,6 @@ impl Shared {
         Ok(builder)
     }
 
-    async fn ensure(self: &Arc<Self>, key: &BuilderKey) -> Result<Arc<Builder>, FarmError> {
-        if let Some(builder) = self.builder(key) {
-            self.want(&builder).await?;
-            return Ok(builder);
-        }
-        let _making = self.making.lock().await;
-        if let Some(builder) = self.builder(key) {
-            self.want(&builder).await?;
-            return Ok(builder);
-        }
-        let org = self.store.org(&key.org).await?;
-        check_builder_size(&org.builder_size)?;
-        let have = self.store.builders(&key.org).await?.len();
-        check_one_more_builder(u32::try_from(have).unwrap_or(u32::MAX))?;
-        let mut full = None;
-        for _ in 0..PLACEMENT_TRIES {
-            match self.make(key, &org).await {
-                Err(FarmError::Store(error @ StoreError::PoolFull { .. })) => full = Some(error),
-                done => return done,
-            }
-        }
-        Err(full.map_or(FarmError::Closed, FarmError::Store))
-    }
-
-    /// Wants a builder that is there, and records it.
-    async fn want(&self, builder: &Builder) -> Result<(), FarmError> {
-        let wanted = {
-            let mut inner = builder.lock();
-            inner.quiet_since = now();
-            let recorded = inner.recorded.as_ref().map(|r| r.intent);
-            inner.machine.intent == Intent::Wanted && recorded == Some(Intent::Wanted)
-        };
-        if !wanted {
-            builder.change(|inner| inner.machine.intent = Intent::Wanted);
-            self.persist(builder).await?;
-        }
-        Ok(())
-    }
-
-    async fn make(
-        self: &Arc<Self>,
-        key: &BuilderKey,
-        org: &Org,
-    ) -> Result<Arc<Builder>, FarmError> {
-        let loads = self.loads().await?;
-        let request = PlacementRequest {
-            region: key.region.clone(),
-            arch: key.arch.clone(),
-            volume: org.builder_size.volume,
-            volume_host: None,
-        };
-        let new = NewBuilder {
-            region: key.region.clone(),
-            arch: key.arch.clone(),
-            host: place(&request, &loads)?,
-            size: org.builder_size,
-            app: AppId::from_entropy(entropy()?),
-            machine: MachineId::from_entropy(entropy()?),
-            volume: VolumeId::from_entropy(entropy()?),
-            at: now(),
-        };
-        let (Ensured::Created(machine) | Ensured::Existing(machine)) =
-            self.store.ensure_builder(&key.org, &new).await?;
-        tracing::info!(org = %key.org, machine = %machine.id, host = %machine.host, "builder placed");
-        self.drive(machine, org.idle).await
-    }
-
-    async fn loads(&self) -> Result<Vec<HostLoad>, FarmError> {
-        let hosts = self.store.hosts().await?;
-        let loads = hosts.into_iter().filter_map(|used| {
-            let link = self.link(&used.host.id).filter(|link| link.placeable)?;
-            let free = used
-                .host
-                .pool_capacity
-                .0
-                .saturating_sub(used.pool_promised.0);
-            let reachable = *link.reachable.borrow();
-            Some(HostLoad {
-                host: used.host.id,
-                region: used.host.region,
-                arch: used.host.arch,
-                reachable,
-                pool_free: ByteSize(free),
-                memory: used.host.memory,
-                memory_promised: used.memory_promised,
-            })
-        });
-        Ok(loads.collect())
-    }
-
-    /// A stream to a builder, when it takes one.
-    async fn open(&self, builder: &Builder, port: EndpointPort) -> Result<UnixStream, FarmError> {
-        let mut waiting: Option<Waiting> = None;
-        loop {
-            // Before looking, so that no change after the look is missed.
-            let mut changes = builder.changes();
-            match builder.attempt(port) {
-                Attempt::Open(generation) => {
-                    let machine = builder.lock().machine.id.clone();
-                    let client = &builder.host.client;
-                    match client.open_endpoint(machine, generation, port).await {
-                        Ok(stream) => return Ok(stream),
-                        Err(error) => {
-                            let lost = error.code() == Some(HostErrorCode::NotFound)
-                                || error.code() == Some(HostErrorCode::StaleGeneration);
-                            tracing::debug!(why = chain(&error), "endpoint not opened");
-                            // It ended just now: the list says so, sooner or later.
-                            if lost && builder.host.refresh().await.is_ok() {
-                                builder.observe();
-                            }
-                            waiting.get_or_insert_default().refused = true;
-                        }
-                    }
-                }
-                Attempt::Wait => {}
-                Attempt::WontStart(why) => return Err(FarmError::WontStart(why)),
-            }
-            let waiting = waiting.get_or_insert_default();
-            waiting.look(builder)?;
-            tokio::select! {
-                () = self.cancel.cancelled() => return Err(FarmError::Closed),
-                changed = waiting.pause(&mut changes) => if !changed {
-                    return Err(timed_out(builder, WAKE_WAIT_MAX));
-                }
-            }
-        }
-    }
-
     /// Destroys a condemned volume and forgets it.
     pub(super) async fn destroy(
         &self,
@@ -589,57 +463,6 @@ impl Shared {
         link.client.destroy_volume(volume.clone()).await?;
         self.store.forget_volume(org, volume).await?;
         Ok(())
-    }
-}
-
-/// A connection that waits for its builder.
-struct Waiting {
-    deadline: Instant,
-    retry: Duration,
-    /// The host has just refused a connection although the builder seems to run: do not count on a change.
-    refused: bool,
-    crashed: Option<MachineState>,
-    crashes: u32,
-}
-
-impl Default for Waiting {
-    fn default() -> Self {
-        Self {
-            deadline: Instant::now() + WAKE_WAIT_MAX,
-            retry: CONNECT_RETRY_MIN,
-            refused: false,
-            crashed: None,
-            crashes: 0,
-        }
-    }
-}
-
-impl Waiting {
-    /// Counts crashes; enough is enough.
-    fn look(&mut self, builder: &Builder) -> Result<(), FarmError> {
-        let inner = builder.lock();
-        let state = inner.machine.state;
-        if matches!(state, MachineState::Crashed { .. }) && self.crashed != Some(state) {
-            self.crashed = Some(state);
-            self.crashes += 1;
-        }
-        if self.crashes < CRASHES_SEEN_MAX {
-            Ok(())
-        } else {
-            Err(FarmError::WontStart(inner.last_error()))
-        }
-    }
-
-    /// Waits for a change. Gives whether there is time left.
-    async fn pause(&mut self, changes: &mut tokio::sync::watch::Receiver<u64>) -> bool {
-        let mut until = self.deadline;
-        if std::mem::take(&mut self.refused) {
-            until = until.min(Instant::now() + self.retry);
-            self.retry = CONNECT_RETRY_MAX.min(self.retry * 2);
-        }
-        // The sender lives as long as the builder; a timeout is only the end if it was the last.
-        let _ = timeout_at(until, changes.changed()).await;
-        Instant::now() < self.deadline
     }
 }
 

@@ -1,0 +1,55 @@
+//! Learning that a builder's dockerd answers.
+
+use super::builder::Builder;
+use super::error::FarmError;
+use super::host::chain;
+use crate::guest_client::{GuestClient, GuestError};
+use crate::limits::{CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, READY_ASK_WAIT};
+use slipway_core::generation::Generation;
+use slipway_core::host_api::EndpointPort;
+use slipway_core::machine::{MachineEvent, MachineState};
+
+/// Waits for dockerd of one generation to answer, and records it. Ends when that generation is over.
+pub(super) async fn await_ready(builder: &Builder, generation: Generation) {
+    let mut pause = CONNECT_RETRY_MIN;
+    let mut changes = builder.changes();
+    loop {
+        changes.mark_unchanged();
+        let booting = matches!(
+            builder.lock().machine.state,
+            MachineState::Booting { generation: mine, .. } if mine == generation
+        );
+        if !booting {
+            return;
+        }
+        match ready(builder, generation).await {
+            Ok(true) => {
+                let _ = builder.learn(MachineEvent::GuestReady { generation });
+                return;
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::debug!(why = chain(&error), "guest not asked whether it is ready");
+                tokio::select! {
+                    _ = changes.changed() => {}
+                    () = tokio::time::sleep(pause) => {}
+                }
+                pause = CONNECT_RETRY_MAX.min(pause * 2);
+            }
+        }
+    }
+}
+
+async fn ready(builder: &Builder, generation: Generation) -> Result<bool, FarmError> {
+    let machine = builder.lock().machine.id.clone();
+    let client = &builder.host.client;
+    let stream = client
+        .open_endpoint(machine, generation, EndpointPort::Guest)
+        .await?;
+    let mut guest = GuestClient::new(stream).await?;
+    match guest.status(READY_ASK_WAIT).await {
+        Ok(status) => Ok(status.ready),
+        Err(GuestError::TimedOut(_)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}

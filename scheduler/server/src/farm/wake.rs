@@ -1,0 +1,108 @@
+//! Connecting to a builder that may have to be woken first.
+//!
+//! Must not know: what wakes it (the driver does, from the intent set here).
+
+use super::builder::{Attempt, Builder};
+use super::host::chain;
+use super::{FarmError, Shared, timed_out};
+use crate::limits::{CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, CRASHES_SEEN_MAX, WAKE_WAIT_MAX};
+use slipway_core::host_api::{EndpointPort, HostErrorCode};
+use slipway_core::machine::MachineState;
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
+
+impl Shared {
+    /// A stream to a builder, when it takes one.
+    pub(super) async fn open(
+        &self,
+        builder: &Builder,
+        port: EndpointPort,
+    ) -> Result<UnixStream, FarmError> {
+        let mut waiting: Option<Waiting> = None;
+        loop {
+            // Before looking, so that no change after the look is missed.
+            let mut changes = builder.changes();
+            match builder.attempt(port) {
+                Attempt::Open(generation) => {
+                    let machine = builder.lock().machine.id.clone();
+                    let client = &builder.host.client;
+                    match client.open_endpoint(machine, generation, port).await {
+                        Ok(stream) => return Ok(stream),
+                        Err(error) => {
+                            let lost = error.code() == Some(HostErrorCode::NotFound)
+                                || error.code() == Some(HostErrorCode::StaleGeneration);
+                            tracing::debug!(why = chain(&error), "endpoint not opened");
+                            // It ended just now: the list says so, sooner or later.
+                            if lost && builder.host.refresh().await.is_ok() {
+                                builder.observe();
+                            }
+                            waiting.get_or_insert_default().refused = true;
+                        }
+                    }
+                }
+                Attempt::Wait => {}
+                Attempt::WontStart(why) => return Err(FarmError::WontStart(why)),
+            }
+            let waiting = waiting.get_or_insert_default();
+            waiting.look(builder)?;
+            tokio::select! {
+                () = self.cancel.cancelled() => return Err(FarmError::Closed),
+                changed = waiting.pause(&mut changes) => if !changed {
+                    return Err(timed_out(builder, WAKE_WAIT_MAX));
+                }
+            }
+        }
+    }
+}
+
+/// A connection that waits for its builder.
+struct Waiting {
+    deadline: Instant,
+    retry: Duration,
+    /// The host has just refused a connection although the builder seems to run: do not count on a change.
+    refused: bool,
+    crashed: Option<MachineState>,
+    crashes: u32,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self {
+            deadline: Instant::now() + WAKE_WAIT_MAX,
+            retry: CONNECT_RETRY_MIN,
+            refused: false,
+            crashed: None,
+            crashes: 0,
+        }
+    }
+}
+
+impl Waiting {
+    /// Counts crashes; enough is enough.
+    fn look(&mut self, builder: &Builder) -> Result<(), FarmError> {
+        let inner = builder.lock();
+        let state = inner.machine.state;
+        if matches!(state, MachineState::Crashed { .. }) && self.crashed != Some(state) {
+            self.crashed = Some(state);
+            self.crashes += 1;
+        }
+        if self.crashes < CRASHES_SEEN_MAX {
+            Ok(())
+        } else {
+            Err(FarmError::WontStart(inner.last_error()))
+        }
+    }
+
+    /// Waits for a change. Gives whether there is time left.
+    async fn pause(&mut self, changes: &mut tokio::sync::watch::Receiver<u64>) -> bool {
+        let mut until = self.deadline;
+        if std::mem::take(&mut self.refused) {
+            until = until.min(Instant::now() + self.retry);
+            self.retry = CONNECT_RETRY_MAX.min(self.retry * 2);
+        }
+        // The sender lives as long as the builder; a timeout is only the end if it was the last.
+        let _ = timeout_at(until, changes.changed()).await;
+        Instant::now() < self.deadline
+    }
+}
