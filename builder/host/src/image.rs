@@ -165,10 +165,11 @@ impl Images {
     }
 
     fn mount(&self, target: &Path) -> Result<(), ImageError> {
-        make_dir(target, 0o700).map_err(at("make", target))?;
-        if is_mount_point(target).map_err(at("examine", target))? {
+        // Looked at first: the directory of a mounted image is read-only.
+        if target.exists() && is_mount_point(target).map_err(at("examine", target))? {
             return Ok(());
         }
+        make_dir(target, 0o700).map_err(at("make", target))?;
         let mut command = Command::new("mount");
         command
             .args(["-t", "squashfs", "-o", "loop,ro,nodev"])

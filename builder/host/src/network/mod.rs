@@ -137,7 +137,8 @@ impl Network {
         let name = &self.interface;
         let mut batch = String::new();
         if !exists(name) {
-            batch += &format!("link add {name} type dummy\n");
+            // A bridge without ports, which every kernel that runs Docker has; a dummy device is a module some lack.
+            batch += &format!("link add {name} type bridge\n");
         }
         batch += &format!(
             "address replace {}/32 dev {name}\nlink set {name} up\n",
