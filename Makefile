@@ -1,0 +1,34 @@
+# Each target is the only command a newcomer needs: it does the set-up itself. Run as root on Debian 12 or 13.
+.PHONY: help setup build demo test bench lint schema docs
+
+# Cargo may just have been installed by the set-up, for this very shell.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+help: ## Show the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: ## Install what is missing, make the builder image (idempotent; asks for nothing)
+	@scripts/setup.sh
+
+build: setup ## Build everything
+	cargo build --workspace --locked
+
+demo: build ## Show the main job: build remotely, push, build again warm, idle end, wake
+	scripts/demo.sh
+
+test: lint build ## Prove everything
+	cargo nextest run --workspace --locked
+
+bench: setup ## Print the figures, each against the real alternative
+	cargo build --release --workspace --locked
+	target/release/slipway-loadtest bench
+
+lint: setup ## Formatting and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+schema: ## Write docs/schema.graphql anew
+	SLIPWAY_WRITE_SCHEMA=1 cargo test -p slipway-scheduler --test schema
+
+docs: ## Write docs/cli.md anew
+	cargo run -q -p slipway -- docs > docs/cli.md
