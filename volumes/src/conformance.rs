@@ -1,1 +1,348 @@
-//! What every volume driver must do, as a suite to run over one.
+//! What every volume driver must do, as a suite to run over a real one. Needs root, since it mounts.
+//!
+//! Each case gets a pool of its own, empty, and may open it any number of times: a driver keeps nothing that
+//! matters in memory.
+//!
+//! Must not know: any one driver.
+
+// A suite says what went wrong by panicking, as tests do.
+#![allow(
+    clippy::unwrap_used,
+    reason = "test support: a panic is the failed check"
+)]
+
+use crate::{VolumeDriver, VolumeError};
+use slipway_core::host_api::VolumeReport;
+use slipway_core::id::{MachineId, VolumeId};
+use slipway_core::units::ByteSize;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Capacity of the pools that the suite wants.
+pub const POOL_CAPACITY: ByteSize = ByteSize::mib(512);
+/// The size of its volumes: eight fit.
+const SIZE: ByteSize = ByteSize::mib(64);
+
+/// A driver, opened once more on the pool of the case at hand.
+pub type Open<'a> = &'a (dyn Fn() -> Box<dyn VolumeDriver> + Sync);
+
+/// One thing a driver must do.
+pub type Case = (&'static str, fn(Open<'_>));
+
+/// All of them. Run each over a new pool of [`POOL_CAPACITY`].
+pub const CASES: [Case; 10] = [
+    (
+        "ensure is idempotent and holds to the size",
+        ensure_is_idempotent,
+    ),
+    ("sizes out of range are refused", sizes_are_bounded),
+    (
+        "promises stay within the capacity, whoever races",
+        promises_stay_within_capacity,
+    ),
+    (
+        "an attached volume is mounted, and keeps its data",
+        attach_keeps_data,
+    ),
+    ("the size is a hard cap", size_is_a_hard_cap),
+    ("one holder at a time", one_holder_at_a_time),
+    ("of racing holders exactly one wins", racing_holders),
+    ("another opening adopts what is attached", adoption),
+    ("deleted data is given back", discard_gives_back),
+    (
+        "destroy frees the promise, and refuses what is attached",
+        destroy_frees,
+    ),
+];
+
+fn volume(n: u8) -> VolumeId {
+    VolumeId::from_entropy([n; 10])
+}
+
+fn machine(n: u8) -> MachineId {
+    MachineId::from_entropy([n; 10])
+}
+
+fn report(driver: &dyn VolumeDriver, id: &VolumeId) -> VolumeReport {
+    driver
+        .list()
+        .unwrap()
+        .into_iter()
+        .find(|r| r.volume == *id)
+        .unwrap()
+}
+
+/// Looks until `condition` holds.
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn sync_file_system(dir: &Path) {
+    let file = fs::File::open(dir).unwrap();
+    nix::unistd::syncfs(&file).unwrap();
+}
+
+/// Writes until the file system is full; gives the bytes that fit.
+fn fill(path: &Path) -> u64 {
+    let mut file = fs::File::create(path).unwrap();
+    let chunk = vec![0xa5; 1 << 20];
+    let mut written = 0;
+    let full = loop {
+        match file.write(&chunk) {
+            Ok(n) => written += n as u64,
+            Err(error) => break error,
+        }
+        assert!(written <= POOL_CAPACITY.0, "it never fills");
+    };
+    assert_eq!(
+        full.raw_os_error(),
+        Some(nix::errno::Errno::ENOSPC as i32),
+        "{full}"
+    );
+    written
+}
+
+fn ensure_is_idempotent(open: Open<'_>) {
+    let driver = open();
+    let first = driver.ensure(&volume(1), SIZE).unwrap();
+    assert_eq!((first.size_bytes, &first.attached_to), (SIZE.0, &None));
+    let again = driver.ensure(&volume(1), SIZE).unwrap();
+    assert_eq!(
+        (again.volume, again.size_bytes),
+        (first.volume, first.size_bytes)
+    );
+    match driver.ensure(&volume(1), ByteSize::mib(65)) {
+        Err(VolumeError::SizeDiffers { have, want, .. }) => {
+            assert_eq!((have, want), (SIZE, ByteSize::mib(65)));
+        }
+        other => panic!("{other:?}"),
+    }
+    // A size that no block divides.
+    let odd = ByteSize(SIZE.0 + 4097);
+    assert_eq!(driver.ensure(&volume(2), odd).unwrap().size_bytes, odd.0);
+    driver.attach(&volume(2), &machine(1)).unwrap();
+    driver.detach(&volume(2), &machine(1)).unwrap();
+    let ids: Vec<_> = driver
+        .list()
+        .unwrap()
+        .into_iter()
+        .map(|r| r.volume)
+        .collect();
+    assert_eq!(ids, [volume(1), volume(2)]);
+}
+
+fn sizes_are_bounded(open: Open<'_>) {
+    let driver = open();
+    for size in [
+        0,
+        1,
+        crate::limits::VOLUME_SIZE_MIN.0 - 1,
+        crate::limits::VOLUME_SIZE_MAX.0 + 1,
+        u64::MAX,
+    ] {
+        let refused = driver.ensure(&volume(1), ByteSize(size));
+        assert!(
+            matches!(refused, Err(VolumeError::InvalidSize { .. })),
+            "{size}: {refused:?}"
+        );
+    }
+    assert_eq!(driver.list().unwrap(), []);
+}
+
+fn promises_stay_within_capacity(open: Open<'_>) {
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let tasks: Vec<_> = (1..=12)
+            .map(|n| scope.spawn(move || open().ensure(&volume(n), SIZE)))
+            .collect();
+        tasks.into_iter().map(|task| task.join().unwrap()).collect()
+    });
+    let fits = POOL_CAPACITY.0 / SIZE.0;
+    assert_eq!(results.iter().filter(|r| r.is_ok()).count() as u64, fits);
+    for refused in results.iter().filter_map(|r| r.as_ref().err()) {
+        assert!(
+            matches!(refused, VolumeError::NoSpace { .. }),
+            "{refused:?}"
+        );
+    }
+    let pool = open().pool().unwrap();
+    assert_eq!(
+        (pool.capacity, pool.promised),
+        (POOL_CAPACITY, POOL_CAPACITY)
+    );
+    assert!(
+        !open().capabilities().thin || pool.used < POOL_CAPACITY,
+        "{pool:?}"
+    );
+}
+
+fn attach_keeps_data(open: Open<'_>) {
+    let driver = open();
+    driver.ensure(&volume(1), SIZE).unwrap();
+    let dir = driver.attach(&volume(1), &machine(1)).unwrap();
+    assert_eq!(
+        driver.attach(&volume(1), &machine(1)).unwrap(),
+        dir,
+        "again, for the same holder"
+    );
+    fs::write(dir.join("kept"), "contents").unwrap();
+    // What images have in them keeps its meaning; device nodes do not.
+    nix::sys::stat::mknod(
+        &dir.join("null"),
+        nix::sys::stat::SFlag::S_IFCHR,
+        nix::sys::stat::Mode::S_IRWXU,
+        nix::sys::stat::makedev(1, 3),
+    )
+    .unwrap();
+    let opened = fs::File::open(dir.join("null")).unwrap_err();
+    assert_eq!(opened.kind(), std::io::ErrorKind::PermissionDenied);
+    assert_eq!(report(&*driver, &volume(1)).attached_to, Some(machine(1)));
+    for _ in 0..2 {
+        driver.detach(&volume(1), &machine(1)).unwrap();
+        assert_eq!(report(&*driver, &volume(1)).attached_to, None);
+        assert!(!dir.join("kept").exists(), "it is still mounted");
+    }
+    let dir = driver.attach(&volume(1), &machine(2)).unwrap();
+    assert_eq!(fs::read_to_string(dir.join("kept")).unwrap(), "contents");
+    driver.detach(&volume(1), &machine(2)).unwrap();
+}
+
+fn size_is_a_hard_cap(open: Open<'_>) {
+    let driver = open();
+    driver.ensure(&volume(1), SIZE).unwrap();
+    let dir = driver.attach(&volume(1), &machine(1)).unwrap();
+    let written = fill(&dir.join("all"));
+    assert!(written < SIZE.0 && written > SIZE.0 / 2, "{written}");
+    sync_file_system(&dir);
+    assert!(report(&*driver, &volume(1)).used_bytes <= SIZE.0);
+    fs::remove_file(dir.join("all")).unwrap();
+    fs::write(dir.join("small"), "there is room again").unwrap();
+    driver.detach(&volume(1), &machine(1)).unwrap();
+}
+
+fn one_holder_at_a_time(open: Open<'_>) {
+    let driver = open();
+    driver.ensure(&volume(1), SIZE).unwrap();
+    let dir = driver.attach(&volume(1), &machine(1)).unwrap();
+    fs::write(dir.join("mine"), "1").unwrap();
+    for driver in [&driver, &open()] {
+        match driver.attach(&volume(1), &machine(2)) {
+            Err(VolumeError::InUse { holder, .. }) => assert_eq!(holder, Some(machine(1))),
+            other => panic!("{other:?}"),
+        }
+        // Somebody else's late detach takes nothing away.
+        driver.detach(&volume(1), &machine(2)).unwrap();
+        assert!(dir.join("mine").exists());
+    }
+    driver.detach(&volume(1), &machine(1)).unwrap();
+    let absent = driver.attach(&volume(9), &machine(1));
+    assert!(
+        matches!(absent, Err(VolumeError::NotFound { .. })),
+        "{absent:?}"
+    );
+    driver.detach(&volume(9), &machine(1)).unwrap();
+}
+
+fn racing_holders(open: Open<'_>) {
+    let driver = open();
+    driver.ensure(&volume(1), SIZE).unwrap();
+    for round in 0..4 {
+        let start = std::sync::Barrier::new(8);
+        let winners: Vec<_> = std::thread::scope(|scope| {
+            let tasks: Vec<_> = (1..=8)
+                .map(|n| {
+                    let start = &start;
+                    scope.spawn(move || {
+                        let driver = open();
+                        start.wait();
+                        (n, driver.attach(&volume(1), &machine(n)))
+                    })
+                })
+                .collect();
+            tasks.into_iter().map(|task| task.join().unwrap()).collect()
+        });
+        let (won, lost): (Vec<_>, Vec<_>) = winners.into_iter().partition(|(_, r)| r.is_ok());
+        assert_eq!(won.len(), 1, "round {round}: {won:?} {lost:?}");
+        let winner = machine(won[0].0);
+        for (_, refused) in lost {
+            match refused {
+                Err(VolumeError::InUse { holder, .. }) => assert_eq!(holder, Some(winner.clone())),
+                other => panic!("round {round}: {other:?}"),
+            }
+        }
+        driver.detach(&volume(1), &winner).unwrap();
+    }
+}
+
+fn adoption(open: Open<'_>) {
+    let first = open();
+    first.ensure(&volume(1), SIZE).unwrap();
+    let dir = first.attach(&volume(1), &machine(1)).unwrap();
+    fs::write(dir.join("kept"), "contents").unwrap();
+    drop(first);
+    let second = open();
+    assert_eq!(report(&*second, &volume(1)).attached_to, Some(machine(1)));
+    assert_eq!(second.attach(&volume(1), &machine(1)).unwrap(), dir);
+    assert_eq!(fs::read_to_string(dir.join("kept")).unwrap(), "contents");
+    second.detach(&volume(1), &machine(1)).unwrap();
+    assert_eq!(report(&*open(), &volume(1)).attached_to, None);
+}
+
+fn discard_gives_back(open: Open<'_>) {
+    let driver = open();
+    let capabilities = driver.capabilities();
+    driver.ensure(&volume(1), SIZE).unwrap();
+    let dir = driver.attach(&volume(1), &machine(1)).unwrap();
+    let used = || report(&*driver, &volume(1)).used_bytes;
+    let before = used();
+    if capabilities.thin {
+        assert!(before < SIZE.0 / 4, "a new volume takes {before} bytes");
+    }
+    fs::write(dir.join("big"), vec![1; 32 << 20]).unwrap();
+    sync_file_system(&dir);
+    let full = used();
+    assert!(full >= 32 << 20, "{full}");
+    fs::remove_file(dir.join("big")).unwrap();
+    sync_file_system(&dir);
+    if capabilities.discard {
+        wait_for("the blocks of the deleted file", || {
+            sync_file_system(&dir);
+            used() < full - (30 << 20)
+        });
+    }
+    driver.detach(&volume(1), &machine(1)).unwrap();
+}
+
+fn destroy_frees(open: Open<'_>) {
+    let driver = open();
+    driver.ensure(&volume(1), POOL_CAPACITY).unwrap();
+    let refused = driver.ensure(&volume(2), SIZE);
+    assert!(
+        matches!(refused, Err(VolumeError::NoSpace { .. })),
+        "{refused:?}"
+    );
+    let dir = driver.attach(&volume(1), &machine(1)).unwrap();
+    fs::write(dir.join("kept"), "contents").unwrap();
+    match open().destroy(&volume(1)) {
+        Err(VolumeError::InUse { holder, .. }) => assert_eq!(holder, Some(machine(1))),
+        other => panic!("{other:?}"),
+    }
+    assert!(dir.join("kept").exists());
+    driver.detach(&volume(1), &machine(1)).unwrap();
+    for _ in 0..2 {
+        driver.destroy(&volume(1)).unwrap();
+        assert_eq!(driver.list().unwrap(), []);
+        assert_eq!(driver.pool().unwrap().promised, ByteSize(0));
+    }
+    driver.ensure(&volume(2), SIZE).unwrap();
+    // The same id again is a new volume: nothing of the old one is there.
+    driver.ensure(&volume(1), SIZE).unwrap();
+    let dir = driver.attach(&volume(1), &machine(2)).unwrap();
+    assert!(!dir.join("kept").exists());
+    driver.detach(&volume(1), &machine(2)).unwrap();
+}

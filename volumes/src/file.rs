@@ -24,9 +24,9 @@ mod tests;
 
 use crate::driver::{Capabilities, Encryption, PoolReport, VolumeDriver};
 use crate::error::VolumeError;
-use crate::limits::{POOL_LOCK_WAIT_MAX, VOLUME_LOCK_WAIT_MAX};
+use crate::limits::{IMAGE_LOCK_WAIT_MAX, POLL_PAUSE, POOL_LOCK_WAIT_MAX, VOLUME_LOCK_WAIT_MAX};
 use crate::lock::{FileLock, Locked};
-use crate::loopdev;
+use crate::loopdev::{self, LoopDevice};
 use slipway_core::host_api::VolumeReport;
 use slipway_core::id::{MachineId, VolumeId};
 use slipway_core::units::ByteSize;
@@ -34,6 +34,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// A pool of volumes in a directory. Several of these, in one process or in several, may work on one pool.
 #[derive(Debug)]
@@ -121,15 +122,28 @@ impl FileDriver {
     /// Opens the image and takes its lock, which tells whether it is in use.
     fn open_image(&self, id: &VolumeId) -> Result<Image, VolumeError> {
         let path = self.layout.image(id);
-        let file = match OpenOptions::new().read(true).write(true).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Image::Absent),
-            Err(error) => return Err(VolumeError::io("open", &path)(error)),
-        };
-        match file.try_lock() {
-            Ok(()) => Ok(Image::Free(file)),
-            Err(TryLockError::WouldBlock) => Ok(Image::InUse),
-            Err(TryLockError::Error(error)) => Err(VolumeError::io("lock", &path)(error)),
+        let deadline = Instant::now() + IMAGE_LOCK_WAIT_MAX;
+        loop {
+            let file = match OpenOptions::new().read(true).write(true).open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Image::Absent),
+                Err(error) => return Err(VolumeError::io("open", &path)(error)),
+            };
+            match file.try_lock() {
+                Ok(()) => return Ok(Image::Free(file)),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => {
+                    return Err(VolumeError::io("lock", &path)(error));
+                }
+            }
+            // Without a device, the lock is with a copy of a descriptor: a program that is being started by another
+            // thread has all of ours until it runs.
+            let device =
+                LoopDevice::find(&path).map_err(VolumeError::io("find the device of", &path))?;
+            if device.is_some() || Instant::now() >= deadline {
+                return Ok(Image::InUse);
+            }
+            std::thread::sleep(POLL_PAUSE);
         }
     }
 }

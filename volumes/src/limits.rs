@@ -19,6 +19,9 @@ pub const UNMOUNT_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Longest wait in `detach`, after unmounting, for other mounts of the file system (a machine's own, or one that a
 /// starting machine's namespace still has) to go; then `Busy`, and it stays attached.
 pub const DEVICE_RELEASE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Longest wait for a locked image that has no loop device, which is so for a millisecond while a program is started;
+/// then it counts as in use.
+pub const IMAGE_LOCK_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Pause between two looks at something waited for.
 pub const POLL_PAUSE: Duration = Duration::from_millis(5);
 /// Longest `mkfs`; then it is killed and `ensure` fails with `Tool`.

@@ -41,9 +41,10 @@ pub(crate) fn run(
         .env("LC_ALL", "C");
     command.stdin(Stdio::null()).stdout(writer).stderr(clone);
     let mut child = command.spawn().map_err(|e| {
-        fail(match e.kind() {
-            io::ErrorKind::NotFound => "not installed (hint: apt-get install e2fsprogs)".to_owned(),
-            _ => format!("cannot be started: {e}"),
+        fail(if e.kind() == io::ErrorKind::NotFound {
+            "not installed (hint: apt-get install e2fsprogs)".to_owned()
+        } else {
+            format!("cannot be started: {e}")
         })
     })?;
     // The command holds our writing ends; the reader sees the end of the output only without them.

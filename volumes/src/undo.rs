@@ -2,10 +2,12 @@
 //!
 //! Must not know: what is undone.
 
+type Step<'a> = Box<dyn FnOnce() -> std::io::Result<()> + 'a>;
+
 /// Steps to take back when this is dropped before [`Undo::disarm`].
 #[derive(Default)]
 pub(crate) struct Undo<'a> {
-    steps: Vec<(&'static str, Box<dyn FnOnce() -> std::io::Result<()> + 'a>)>,
+    steps: Vec<(&'static str, Step<'a>)>,
 }
 
 impl<'a> Undo<'a> {

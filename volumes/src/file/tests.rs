@@ -1,1 +1,488 @@
+//! The `file` driver over real images, loop devices and mounts.
 
+use super::FileDriver;
+use super::steps::{Fault, Step};
+use crate::conformance::{CASES, POOL_CAPACITY};
+use crate::driver::{Encryption, VolumeDriver};
+use crate::error::VolumeError;
+use crate::{loopdev, mounts};
+use slipway_core::id::{MachineId, VolumeId};
+use slipway_core::units::ByteSize;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const SIZE: ByteSize = ByteSize::mib(64);
+/// Tells a process started by a test what to do: `POOL MACHINE STEP`.
+const CHILD_ENV: &str = "SLIPWAY_VOLUMES_TEST_CHILD";
+
+/// A pool for one test; whatever is attached at the end is let go.
+struct TestPool {
+    dir: tempfile::TempDir,
+}
+
+impl TestPool {
+    /// Gives nothing, and says why, without root, except in CI, where that is a failure.
+    fn new() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            assert!(
+                std::env::var("CI").as_deref() != Ok("true"),
+                "this test needs root, for loop devices and mounts"
+            );
+            eprintln!("skipped: needs root, for loop devices and mounts");
+            return None;
+        }
+        let dir = tempfile::Builder::new()
+            .prefix("slipway-volumes.")
+            .tempdir()
+            .unwrap();
+        Some(Self { dir })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().canonicalize().unwrap()
+    }
+
+    fn open(&self) -> FileDriver {
+        open(&self.path())
+    }
+
+    /// No device, no mount, and in `volumes/` exactly these files besides locks.
+    fn assert_world(&self, when: &str, files: &[String]) {
+        let pool = self.path();
+        let devices = loopdev::in_use().unwrap();
+        let leaked: Vec<_> = devices
+            .iter()
+            .filter(|(file, _)| file.starts_with(&pool))
+            .collect();
+        assert!(leaked.is_empty(), "{when}: {leaked:?}");
+        for entry in fs::read_dir(pool.join("mnt")).unwrap() {
+            let path = entry.unwrap().path();
+            assert!(
+                !mounts::is_mount_point(&path).unwrap(),
+                "{when}: {}",
+                path.display()
+            );
+        }
+        let mut names: Vec<_> = fs::read_dir(pool.join("volumes"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| !name.ends_with(".lock"))
+            .collect();
+        names.sort();
+        assert_eq!(names, files, "{when}");
+    }
+}
+
+impl Drop for TestPool {
+    fn drop(&mut self) {
+        let Ok(mounted) = fs::read_dir(self.path().join("mnt")) else {
+            return;
+        };
+        for entry in mounted.flatten() {
+            while mounts::unmount(&entry.path()).is_ok() {}
+        }
+    }
+}
+
+fn open(pool: &Path) -> FileDriver {
+    FileDriver::open(pool, Some(POOL_CAPACITY), Encryption::Off).unwrap()
+}
+
+fn volume() -> VolumeId {
+    VolumeId::from_entropy([1; 10])
+}
+
+fn machine(n: u8) -> MachineId {
+    MachineId::from_entropy([n; 10])
+}
+
+fn image_name() -> String {
+    format!("{}.img", volume())
+}
+
+fn marker_name() -> String {
+    format!("{}.attached", volume())
+}
+
+fn fail_at(driver: &FileDriver, step: Step, fault: Fault) {
+    *driver.steps.fault.lock().unwrap() = Some((step, fault));
+}
+
+/// Runs this very test once more in a process of its own, with a job.
+fn child(test: &str, job: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", &format!("file::tests::{test}"), "--nocapture"]);
+    command
+        .env(CHILD_ENV, job)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn conforms() {
+    for (name, case) in CASES {
+        let Some(pool) = TestPool::new() else { return };
+        eprintln!("case: {name}");
+        let path = pool.path();
+        case(&|| Box::new(open(&path)));
+    }
+}
+
+#[test]
+fn a_failed_step_leaves_nothing_behind() {
+    let Some(pool) = TestPool::new() else { return };
+    let driver = pool.open();
+    for step in Step::CREATE {
+        fail_at(&driver, step, Fault::Error);
+        let error = driver.ensure(&volume(), SIZE).unwrap_err();
+        assert!(error.to_string().contains("injected"), "{step:?}: {error}");
+        pool.assert_world(&format!("{step:?}"), &[]);
+        assert_eq!(driver.pool().unwrap().promised, ByteSize(0));
+    }
+    driver.ensure(&volume(), SIZE).unwrap();
+    for step in Step::ATTACH {
+        fail_at(&driver, step, Fault::Error);
+        let error = driver.attach(&volume(), &machine(1)).unwrap_err();
+        assert!(error.to_string().contains("injected"), "{step:?}: {error}");
+        pool.assert_world(&format!("{step:?}"), &[image_name()]);
+    }
+    for step in Step::DETACH {
+        driver.attach(&volume(), &machine(1)).unwrap();
+        fail_at(&driver, step, Fault::Error);
+        driver.detach(&volume(), &machine(1)).unwrap_err();
+        // Called again, it goes on from wherever it stopped; then anybody may have it.
+        driver.detach(&volume(), &machine(1)).unwrap();
+        driver.attach(&volume(), &machine(2)).unwrap();
+        driver.detach(&volume(), &machine(2)).unwrap();
+        pool.assert_world(&format!("{step:?}"), &[image_name()]);
+    }
+}
+
+#[test]
+fn a_process_that_dies_at_any_step_is_recovered_from() {
+    if let Ok(job) = std::env::var(CHILD_ENV) {
+        let (pool, step) = job.split_once(' ').unwrap();
+        let all = Step::CREATE
+            .into_iter()
+            .chain(Step::ATTACH)
+            .chain(Step::DETACH);
+        let step = all.into_iter().find(|s| format!("{s:?}") == step).unwrap();
+        let driver = open(Path::new(pool));
+        fail_at(&driver, step, Fault::Death);
+        driver.ensure(&volume(), SIZE).unwrap();
+        driver.attach(&volume(), &machine(1)).unwrap();
+        driver.detach(&volume(), &machine(1)).unwrap();
+        panic!("it should have died before");
+    }
+    for step in Step::CREATE
+        .into_iter()
+        .chain(Step::ATTACH)
+        .chain(Step::DETACH)
+    {
+        let Some(pool) = TestPool::new() else { return };
+        let job = format!("{} {step:?}", pool.path().display());
+        let output = child("a_process_that_dies_at_any_step_is_recovered_from", &job)
+            .output()
+            .unwrap();
+        assert_eq!(
+            output.status.code(),
+            None,
+            "{step:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+
+        let driver = pool.open();
+        assert!(
+            !pool
+                .path()
+                .join(format!("volumes/{}.img.tmp", volume()))
+                .exists(),
+            "{step:?}"
+        );
+        driver.ensure(&volume(), SIZE).unwrap();
+        let mounted = driver.list().unwrap()[0].attached_to.is_some();
+        assert_eq!(
+            mounted,
+            matches!(step, Step::FinishAttach | Step::Unmount),
+            "{step:?}"
+        );
+        if mounted {
+            let refused = driver.attach(&volume(), &machine(2));
+            assert!(
+                matches!(refused, Err(VolumeError::InUse { .. })),
+                "{step:?}: {refused:?}"
+            );
+        }
+        driver.detach(&volume(), &machine(1)).unwrap();
+        let dir = driver.attach(&volume(), &machine(2)).unwrap();
+        fs::write(dir.join("works"), "").unwrap();
+        driver.detach(&volume(), &machine(2)).unwrap();
+        pool.assert_world(&format!("{step:?}"), &[image_name()]);
+        driver.destroy(&volume()).unwrap();
+        pool.assert_world(&format!("{step:?}"), &[]);
+    }
+}
+
+#[test]
+fn of_two_processes_one_gets_the_volume_and_keeps_it_through_its_death() {
+    if let Ok(job) = std::env::var(CHILD_ENV) {
+        let (pool, n) = job.split_once(' ').unwrap();
+        let driver = open(Path::new(pool));
+        // Ready; then wait for the start that both get together, and end at once, detaching nothing.
+        eprintln!("READY");
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        let won = driver
+            .attach(&volume(), &machine(n.parse().unwrap()))
+            .is_ok();
+        nix::sys::signal::raise(if won {
+            nix::sys::signal::Signal::SIGKILL
+        } else {
+            nix::sys::signal::Signal::SIGTERM
+        })
+        .unwrap();
+    }
+    let Some(pool) = TestPool::new() else { return };
+    let driver = pool.open();
+    driver.ensure(&volume(), SIZE).unwrap();
+    for round in 0..3 {
+        let mut children: Vec<_> = (1..=2)
+            .map(|n| {
+                let job = format!("{} {n}", pool.path().display());
+                let test = "of_two_processes_one_gets_the_volume_and_keeps_it_through_its_death";
+                child(test, &job).stdin(Stdio::piped()).spawn().unwrap()
+            })
+            .collect();
+        for child in &mut children {
+            let mut words = std::io::BufReader::new(child.stderr.as_mut().unwrap());
+            let mut line = String::new();
+            while !line.ends_with("READY\n") {
+                assert!(
+                    std::io::BufRead::read_line(&mut words, &mut line).unwrap() > 0,
+                    "{line}"
+                );
+            }
+        }
+        for child in &mut children {
+            child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        }
+        let signals: Vec<_> = children
+            .iter_mut()
+            .map(|c| std::os::unix::process::ExitStatusExt::signal(&c.wait().unwrap()))
+            .collect();
+        let winner = match signals[..] {
+            [Some(9), Some(15)] => machine(1),
+            [Some(15), Some(9)] => machine(2),
+            _ => panic!("round {round}: {signals:?}"),
+        };
+        let driver = pool.open();
+        assert_eq!(driver.list().unwrap()[0].attached_to, Some(winner.clone()));
+        let refused = driver.attach(&volume(), &machine(3));
+        assert!(
+            matches!(refused, Err(VolumeError::InUse { .. })),
+            "{refused:?}"
+        );
+        driver.detach(&volume(), &winner).unwrap();
+    }
+}
+
+#[test]
+fn an_unclean_end_is_checked_and_repaired() {
+    let Some(pool) = TestPool::new() else { return };
+    let driver = pool.open();
+    driver.ensure(&volume(), SIZE).unwrap();
+    let image = pool.path().join("volumes").join(image_name());
+    let unclean = |n: u8| {
+        let dir = driver.attach(&volume(), &machine(n)).unwrap();
+        for i in 0..200 {
+            fs::write(dir.join(format!("file{i}")), vec![7; 8192]).unwrap();
+        }
+        mounts::unmount(&dir).unwrap();
+        // What a power cut leaves: a marker, and no mount.
+        assert_eq!(driver.list().unwrap()[0].attached_to, None);
+        assert!(pool.path().join("volumes").join(marker_name()).exists());
+    };
+    unclean(1);
+    // Late words of the one that had it change nothing: the check is still due.
+    driver.detach(&volume(), &machine(1)).unwrap();
+    assert!(pool.path().join("volumes").join(marker_name()).exists());
+    let dir = driver.attach(&volume(), &machine(2)).unwrap();
+    assert_eq!(fs::read(dir.join("file199")).unwrap().len(), 8192);
+    driver.detach(&volume(), &machine(2)).unwrap();
+
+    // Beyond what is safe to repair by itself: block bitmaps and directory blocks are gone.
+    unclean(3);
+    let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+    for block in 1..64_u64 {
+        file.write_all_at(&[0xff; 4096], block * 4096 * 3).unwrap();
+    }
+    drop(file);
+    let checked = Command::new("e2fsck")
+        .args(["-n", "-f"])
+        .arg(&image)
+        .output()
+        .unwrap();
+    assert_ne!(checked.status.code(), Some(0), "the test did no damage");
+    let dir = driver.attach(&volume(), &machine(4)).unwrap();
+    fs::write(dir.join("works"), "again").unwrap();
+    driver.detach(&volume(), &machine(4)).unwrap();
+    let checked = Command::new("e2fsck")
+        .args(["-n", "-f"])
+        .arg(&image)
+        .output()
+        .unwrap();
+    assert_eq!(
+        checked.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&checked.stdout)
+    );
+
+    // Beyond repair: nothing of it is left.
+    unclean(5);
+    let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+    file.write_all_at(&vec![0; usize::try_from(SIZE.0).unwrap()], 0)
+        .unwrap();
+    drop(file);
+    let damaged = driver.attach(&volume(), &machine(6));
+    assert!(
+        matches!(damaged, Err(VolumeError::Damaged { .. })),
+        "{damaged:?}"
+    );
+    pool.assert_world("damaged", &[marker_name(), image_name()]);
+    driver.destroy(&volume()).unwrap();
+    driver.ensure(&volume(), SIZE).unwrap();
+    driver.attach(&volume(), &machine(6)).unwrap();
+    driver.detach(&volume(), &machine(6)).unwrap();
+}
+
+#[test]
+fn open_files_delay_a_detach_and_do_not_lose_the_volume() {
+    let Some(pool) = TestPool::new() else { return };
+    let driver = pool.open();
+    driver.ensure(&volume(), SIZE).unwrap();
+    let dir = driver.attach(&volume(), &machine(1)).unwrap();
+    let held = fs::File::create(dir.join("held")).unwrap();
+    let busy = driver.detach(&volume(), &machine(1));
+    assert!(matches!(busy, Err(VolumeError::Busy { .. })), "{busy:?}");
+    assert_eq!(driver.list().unwrap()[0].attached_to, Some(machine(1)));
+    assert!(dir.join("held").exists());
+    drop(held);
+    driver.detach(&volume(), &machine(1)).unwrap();
+}
+
+/// A machine's own mount of the volume outlives ours: a second driver on the same blocks would destroy the data.
+#[test]
+fn another_mount_keeps_the_volume_attached() {
+    let Some(pool) = TestPool::new() else { return };
+    let driver = pool.open();
+    driver.ensure(&volume(), SIZE).unwrap();
+    let dir = driver.attach(&volume(), &machine(1)).unwrap();
+    let other = pool.path().join("mnt").join("elsewhere");
+    fs::create_dir(&other).unwrap();
+    let bind = nix::mount::MsFlags::MS_BIND;
+    nix::mount::mount(Some(&dir), &other, None::<&str>, bind, None::<&str>).unwrap();
+    let busy = driver.detach(&volume(), &machine(1));
+    assert!(matches!(busy, Err(VolumeError::Busy { .. })), "{busy:?}");
+    assert_eq!(driver.list().unwrap()[0].attached_to, Some(machine(1)));
+    let refused = driver.attach(&volume(), &machine(2));
+    assert!(
+        matches!(refused, Err(VolumeError::InUse { .. })),
+        "{refused:?}"
+    );
+    assert!(matches!(
+        driver.destroy(&volume()),
+        Err(VolumeError::InUse { .. })
+    ));
+    // Its own holder gets the same file system once more.
+    fs::write(other.join("seen"), "").unwrap();
+    let dir = pool.open().attach(&volume(), &machine(1)).unwrap();
+    assert!(dir.join("seen").exists());
+    mounts::unmount(&other).unwrap();
+    driver.detach(&volume(), &machine(1)).unwrap();
+    pool.assert_world("after", &[image_name()]);
+}
+
+#[test]
+fn leftovers_of_a_crash_are_cleared_and_nothing_else() {
+    let Some(pool) = TestPool::new() else { return };
+    let driver = pool.open();
+    driver.ensure(&volume(), SIZE).unwrap();
+    let volumes = pool.path().join("volumes");
+    let gone = VolumeId::from_entropy([9; 10]);
+    for name in [
+        format!("{gone}.img.tmp"),
+        format!("{gone}.attached"),
+        format!("{gone}.lock"),
+    ] {
+        fs::write(volumes.join(name), "").unwrap();
+    }
+    fs::write(volumes.join(marker_name()), "torn").unwrap();
+    fs::write(volumes.join("notes.txt"), "an operator's").unwrap();
+    let driver = pool.open();
+    pool.assert_world(
+        "reopened",
+        &["notes.txt".to_owned(), marker_name(), image_name()],
+    );
+    assert!(!volumes.join(format!("{gone}.lock")).exists());
+    driver.attach(&volume(), &machine(1)).unwrap();
+    driver.detach(&volume(), &machine(1)).unwrap();
+}
+
+#[test]
+fn only_root_can_enter() {
+    let Some(pool) = TestPool::new() else { return };
+    fs::create_dir(pool.path().join("mnt")).unwrap();
+    fs::set_permissions(pool.path().join("mnt"), fs::Permissions::from_mode(0o755)).unwrap();
+    let driver = pool.open();
+    driver.ensure(&volume(), SIZE).unwrap();
+    for (path, mode) in [
+        ("mnt", 0o700),
+        ("volumes", 0o700),
+        (&format!("volumes/{}", image_name()), 0o600),
+    ] {
+        let is = fs::metadata(pool.path().join(path))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777;
+        assert_eq!(is, mode, "{path}");
+    }
+}
+
+#[test]
+fn a_pool_that_must_encrypt_does_not_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = FileDriver::open(dir.path(), None, Encryption::Required).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("requires encryption") && text.contains("encryption = \"off\""),
+        "{text}"
+    );
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "it touched the pool"
+    );
+}
+
+#[test]
+fn the_default_capacity_is_what_can_be_kept() {
+    let Some(pool) = TestPool::new() else { return };
+    let driver = FileDriver::open(&pool.path(), None, Encryption::Off).unwrap();
+    let statistics = nix::sys::statvfs::statvfs(&pool.path()).unwrap();
+    let whole = statistics.blocks() * statistics.fragment_size();
+    let capacity = driver.pool().unwrap().capacity;
+    assert!(
+        capacity.0 > 0 && capacity.0 < whole / 100 * 91,
+        "{capacity}"
+    );
+    assert!(
+        driver
+            .ensure(&volume(), ByteSize(capacity.0 + (1 << 20)))
+            .is_err()
+    );
+}
