@@ -25,7 +25,7 @@ const NAME_LEN: usize = 24;
 
 /// Why there is nothing to boot.
 #[derive(Debug, thiserror::Error)]
-pub enum ImageError {
+pub(crate) enum ImageError {
     /// A file is missing or unreadable.
     #[error("{action} {}", path.display())]
     File {
@@ -54,8 +54,6 @@ fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError
 /// What a new machine boots.
 #[derive(Debug, Clone)]
 pub(crate) struct BootImage {
-    /// Content hash of the builder image.
-    pub(crate) hash: String,
     /// Directory with the image's files.
     pub(crate) base: PathBuf,
     /// Directory with the layer's files.
@@ -119,7 +117,7 @@ impl Images {
         let hash = self.hash()?;
         let base = self.base(&hash)?;
         let layer = self.layer(network)?;
-        Ok(BootImage { hash, base, layer })
+        Ok(BootImage { base, layer })
     }
 
     fn hash_of(&self, path: &Path) -> Result<String, ImageError> {

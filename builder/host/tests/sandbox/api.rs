@@ -1,0 +1,141 @@
+//! The socket: who may speak, and what nonsense gets.
+
+use crate::client::Client;
+use crate::harness::{Guest, Host};
+use slipway_core::host_api::{HostErrorCode, HostReply};
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+fn refusal(client: &mut Client) -> HostErrorCode {
+    match client.receive().unwrap().0 {
+        HostReply::Error(error) => error.code,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn nonsense_is_refused_and_the_daemon_goes_on() {
+    let Some(host) = Host::start(Guest::Idle) else {
+        return;
+    };
+    let mut client = host.client();
+    let info = client.info();
+    assert_eq!(info.drivers, ["sandbox"]);
+    assert_eq!(info.pool_capacity_bytes, 40 << 30);
+    assert_eq!(info.image.len(), 64);
+    for (json, code) in [
+        (
+            r#"{"version":2,"request":{"verb":"something_new"}}"#,
+            HostErrorCode::BadRequest,
+        ),
+        (
+            r#"{"version":1,"request":{"verb":"reboot"}}"#,
+            HostErrorCode::BadRequest,
+        ),
+        (
+            r#"{"version":1,"request":{"verb":"destroy_volume","volume":"../../etc"}}"#,
+            HostErrorCode::BadRequest,
+        ),
+        ("{", HostErrorCode::BadRequest),
+        ("", HostErrorCode::BadRequest),
+    ] {
+        client.send_json(json.as_bytes()).unwrap();
+        assert_eq!(refusal(&mut client), code, "{json}");
+    }
+    assert_eq!(client.info(), info, "the connection can still be used");
+    client.send_raw(&u32::MAX.to_be_bytes()).unwrap();
+    assert_eq!(refusal(&mut client), HostErrorCode::BadRequest);
+    assert!(
+        client.receive().is_err(),
+        "its place in the stream is lost, so it is closed"
+    );
+    assert_eq!(host.client().info(), info);
+}
+
+#[test]
+fn only_root_and_listed_users_may_speak() {
+    let nobody = 65534;
+    let Some(host) = Host::start_with(Guest::Idle, |settings, _| {
+        settings["allowed_uids"] = serde_json::json!([nobody])
+    }) else {
+        return;
+    };
+    let socket = host.dir.join("host.sock");
+    let found = std::fs::metadata(&socket).unwrap();
+    assert_eq!((found.mode() & 0o7777, found.uid()), (0o660, 0));
+    std::fs::set_permissions(
+        &host.dir,
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    // `uid 65533` may not even open it; as a member of the socket's group it may, and is then refused by its id.
+    let ask = |uid: &str, gid: &str| {
+        let request = r#"{"version":1,"request":{"verb":"info"}}"#;
+        let script = format!(
+            "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => '{}') or exit 9; $s->print(pack('N', {}) . '{request}'); $s->flush; sysread($s, my $h, 4); sysread($s, my $b, 65536); print $b",
+            socket.display(),
+            request.len()
+        );
+        let output = Command::new("setpriv")
+            .args([
+                "--reuid",
+                uid,
+                "--regid",
+                gid,
+                "--clear-groups",
+                "perl",
+                "-e",
+                &script,
+            ])
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    assert_eq!(ask("65533", "65533").0, Some(9));
+    assert!(ask("65533", "0").1.contains("denied"));
+    assert!(ask("65534", "0").1.contains(r#""reply":"info""#));
+}
+
+#[test]
+fn a_second_daemon_on_the_same_state_is_refused() {
+    let Some(host) = Host::start(Guest::Idle) else {
+        return;
+    };
+    let settings = serde_json::from_value(host.settings.clone()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let error = runtime
+        .block_on(slipway_host::run(settings, std::future::pending()))
+        .unwrap_err();
+    assert!(
+        matches!(error, slipway_host::HostRunError::AlreadyRunning { .. }),
+        "{error}"
+    );
+    host.client().info();
+}
+
+#[test]
+fn no_more_than_so_many_connections() {
+    let Some(host) = Host::start(Guest::Idle) else {
+        return;
+    };
+    let mut clients: Vec<_> = (0..slipway_host::limits::CONNECTIONS_MAX)
+        .map(|_| host.client())
+        .collect();
+    clients.iter_mut().for_each(|client| drop(client.info()));
+    let mut over = host.client();
+    let _ = over.send_json(b"{}");
+    assert!(over.receive().is_err(), "one more is closed unanswered");
+    drop(clients);
+    crate::harness::wait_for("places to be free again", || {
+        let mut client = host.client();
+        let request = br#"{"version":1,"request":{"verb":"info"}}"#;
+        client.send_json(request).ok()?;
+        client.receive().ok()
+    });
+}

@@ -1,0 +1,396 @@
+//! A host daemon of a test's own: its directories, addresses, ids and names are nobody else's, and nothing of it is left.
+
+use crate::client::Client;
+use nix::fcntl::{Flock, FlockArg};
+use slipway_core::generation::Generation;
+use slipway_core::host_api::{MachineRunState, MachineSpec};
+use slipway_core::id::{MachineId, VolumeId};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+pub(crate) const WAIT: Duration = Duration::from_secs(60);
+const SETTINGS: &str = "SLIPWAY_HOST_TEST_SETTINGS";
+const IMAGE: &str = "/var/cache/slipway/image/base.squashfs";
+const PLACES: u8 = 200;
+
+#[derive(Clone, Copy)]
+pub(crate) enum Guest {
+    /// dockerd on the docker endpoint.
+    Docker,
+    /// Nothing; starts and ends at once.
+    Idle,
+}
+
+pub(crate) struct Host {
+    pub(crate) dir: PathBuf,
+    /// Third number of its `10.222.N.0/24`, and what its names end in.
+    pub(crate) place: u8,
+    pub(crate) settings: serde_json::Value,
+    daemon: Option<Child>,
+    _place: Flock<File>,
+}
+
+/// What the daemon process of a test does. Called by a test of that name, which otherwise returns at once.
+pub(crate) fn daemon_main() {
+    let Ok(settings) = std::env::var(SETTINGS) else {
+        return;
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .init();
+    let settings = serde_json::from_str(&fs::read_to_string(settings).unwrap()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let ended = runtime.block_on(async {
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+        slipway_host::run(settings, async move {
+            terminate.recv().await;
+        })
+        .await
+    });
+    if let Err(error) = ended {
+        panic!("{error:?}");
+    }
+}
+
+/// Whether what these tests need is here. In CI it must be.
+fn missing() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("not root".to_owned());
+    }
+    if !Path::new(IMAGE).exists() {
+        return Some(format!("{IMAGE} is not built"));
+    }
+    ["runc", "nft", "ip", "nsenter"]
+        .into_iter()
+        .find(|program| Command::new(program).arg("--version").output().is_err())
+        .map(|program| format!("{program} is not installed"))
+}
+
+impl Host {
+    /// A running daemon, or nothing if this computer cannot have one (the reason is printed).
+    pub(crate) fn start(guest: Guest) -> Option<Self> {
+        Self::start_with(guest, |_, _| {})
+    }
+
+    pub(crate) fn start_with(
+        guest: Guest,
+        change: impl FnOnce(&mut serde_json::Value, u8),
+    ) -> Option<Self> {
+        if let Some(reason) = missing() {
+            assert!(
+                std::env::var("CI").as_deref() != Ok("true"),
+                "CI must run this test, but: {reason}"
+            );
+            println!("skipped: {reason}");
+            return None;
+        }
+        let (place, lock) = take_place();
+        let dir = PathBuf::from(format!("/tmp/slipway-host-test-{place}"));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        let guest_binary = dir.join("guest");
+        let script = match guest {
+            Guest::Docker => include_str!("guest-docker.sh"),
+            Guest::Idle => include_str!("guest-idle.sh"),
+        };
+        fs::write(&guest_binary, script).unwrap();
+        let mut settings = serde_json::json!({
+            "state_dir": dir.join("state"),
+            "run_dir": dir.join("run"),
+            "socket": dir.join("host.sock"),
+            "pool_dir": dir.join("pool"),
+            "pool_capacity": "40GiB",
+            "image_base": IMAGE,
+            "guest_binary": guest_binary,
+            "machines_max": 8,
+            "id_base": (1u32 << 29) + u32::from(place) * 8 * 65536,
+            "machine_cidr": format!("10.222.{place}.0/24"),
+            "interface": format!("slt{place}"),
+            "veth_prefix": format!("slt{place}-"),
+            "nft_table": format!("slipway-test-{place}"),
+            "cgroup_parent": format!("slipway-test-{place}"),
+        });
+        change(&mut settings, place);
+        let mut host = Self {
+            dir,
+            place,
+            settings,
+            daemon: None,
+            _place: lock,
+        };
+        host.start_daemon();
+        Some(host)
+    }
+
+    pub(crate) fn start_daemon(&mut self) {
+        let path = self.dir.join("settings.json");
+        fs::write(&path, self.settings.to_string()).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("daemon.log"))
+            .unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "daemon_of_a_test", "--nocapture"])
+            .env(SETTINGS, path);
+        command
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .process_group(0);
+        self.daemon = Some(command.spawn().unwrap());
+        let socket = self.dir.join("host.sock");
+        wait_for("the daemon's socket", || {
+            let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none(), "the daemon ended: {}", self.log());
+            Client::connect(&socket).ok()
+        });
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().unwrap();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&self.dir.join("host.sock")).unwrap()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("daemon.log")).unwrap_or_default()
+    }
+
+    pub(crate) fn spec(&self, number: u8, generation: u64) -> MachineSpec {
+        MachineSpec {
+            machine: MachineId::from_entropy([number; 10]),
+            generation: Generation(generation),
+            volume: VolumeId::from_entropy([number; 10]),
+            cpu_millis: 2000,
+            memory_bytes: 2 << 30,
+            pids_max: 2000,
+        }
+    }
+
+    /// A running machine with a volume of its own.
+    pub(crate) fn machine(&self, client: &mut Client, number: u8) -> MachineSpec {
+        let spec = self.spec(number, 1);
+        client.ensure_volume(&spec.volume, 4 << 30);
+        let report = client
+            .ensure(&spec)
+            .unwrap_or_else(|code| panic!("{code:?}: {}", self.log()));
+        assert_eq!(report.state, MachineRunState::Running);
+        spec
+    }
+
+    pub(crate) fn address(&self, slot: u8) -> String {
+        format!("10.222.{}.{}", self.place, slot + 2)
+    }
+
+    pub(crate) fn gateway(&self) -> String {
+        format!("10.222.{}.1", self.place)
+    }
+
+    /// Runs a shell command inside, as the machine's root and with all its rights.
+    pub(crate) fn inside(&self, machine: &MachineId, script: &str) -> Output {
+        let mut command = Command::new("runc");
+        command
+            .arg("--root")
+            .arg(self.dir.join("run/runc"))
+            .arg("exec")
+            .arg(machine.as_str());
+        command.args(["bash", "-c", script]).output().unwrap()
+    }
+
+    pub(crate) fn pid(&self, machine: &MachineId) -> i32 {
+        let path = self
+            .dir
+            .join("state/machines")
+            .join(machine.as_str())
+            .join("record.json");
+        let record: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        i32::try_from(record["phase"]["process"]["pid"].as_i64().unwrap()).unwrap()
+    }
+
+    /// Waits until nothing is left of ended machines but their records.
+    pub(crate) fn wait_cleared(&self) {
+        let deadline = Instant::now() + WAIT;
+        loop {
+            let left = self.leftovers();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "left over: {left:#?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What there is of machines outside the records; empty when all is cleared away.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let run = self.dir.join("run/machines");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let below = format!("{}/", run.display());
+        found.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(&below))
+                .map(|line| format!("mount {line}")),
+        );
+        let pool = mounts
+            .lines()
+            .filter(|line| line.contains(&format!("{}/pool", self.dir.display())));
+        found.extend(pool.map(|line| format!("volume {line}")));
+        let list = |dir: &Path| {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            entries
+                .map(|entry| entry.path().display().to_string())
+                .collect::<Vec<_>>()
+        };
+        found.extend(list(&run));
+        found.extend(list(&self.dir.join("run/runc")));
+        let veth = format!("/sys/class/net/slt{}-", self.place);
+        found.extend(
+            list(Path::new("/sys/class/net"))
+                .into_iter()
+                .filter(|path| path.starts_with(&veth)),
+        );
+        for top in list(Path::new("/sys/fs/cgroup")) {
+            let parent = Path::new(&top).join(format!("slipway-test-{}", self.place));
+            found.extend(
+                list(&parent)
+                    .into_iter()
+                    .filter(|path| path.contains("mch_")),
+            );
+        }
+        let loops = Command::new("losetup")
+            .args(["-l", "-n", "-O", "BACK-FILE"])
+            .output()
+            .unwrap();
+        let pool = self.dir.join("pool").display().to_string();
+        found.extend(
+            String::from_utf8_lossy(&loops.stdout)
+                .lines()
+                .filter(|l| l.contains(&pool))
+                .map(str::to_owned),
+        );
+        found
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("the daemon's log:\n{}", self.log());
+        }
+        if let Ok(mut client) = Client::connect(&self.dir.join("host.sock")) {
+            for report in client.watch(0, Duration::ZERO).1 {
+                if report.state == MachineRunState::Running {
+                    let _ = client.stop(&report.machine, u64::MAX, Duration::ZERO);
+                    client.wait_exit(&report.machine, WAIT);
+                }
+            }
+        }
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        let name = format!("slt{}", self.place);
+        let _ = Command::new("nft")
+            .args([
+                "delete",
+                "table",
+                "inet",
+                &format!("slipway-test-{}", self.place),
+            ])
+            .output();
+        let _ = Command::new("ip").args(["link", "delete", &name]).output();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = format!("{}/", self.dir.display());
+        let targets: Vec<_> = mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .collect();
+        for target in targets
+            .into_iter()
+            .rev()
+            .filter(|target| target.starts_with(&own))
+        {
+            let _ = nix::mount::umount(target);
+        }
+        for top in fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let _ = fs::remove_dir(top.path().join(format!("slipway-test-{}", self.place)));
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A place that no other test, of this process or another, has.
+fn take_place() -> (u8, Flock<File>) {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    let dir = Path::new("/tmp/slipway-host-test-places");
+    fs::create_dir_all(dir).unwrap();
+    loop {
+        let place = NEXT.fetch_add(1, Ordering::Relaxed) % PLACES;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(dir.join(place.to_string()))
+            .unwrap();
+        if let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            return (place, lock);
+        }
+    }
+}
+
+/// Asks until there is an answer, at most [`WAIT`].
+pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + WAIT;
+    loop {
+        if let Some(found) = condition() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited too long for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// An HTTP/1.1 request on a stream that is closed after it: status and the raw rest.
+pub(crate) fn http(
+    mut stream: impl std::io::Write + Read,
+    head: &str,
+    body: &[u8],
+) -> (u16, String) {
+    let request = format!(
+        "{head} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/x-tar\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    stream.write_all(body).unwrap();
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).unwrap();
+    let reply = String::from_utf8_lossy(&reply).into_owned();
+    let status = reply
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .unwrap_or(0);
+    (status, reply)
+}
