@@ -93,6 +93,9 @@ pub enum SolveError {
     },
 }
 
+/// Longest command shown in the message of a failed step, in characters.
+const COMMAND_CHARS_MAX: usize = 200;
+
 impl SolveError {
     /// The caller can mend it by changing what they sent; trying again unchanged is of no use.
     pub fn is_user_fault(&self) -> bool {
@@ -178,7 +181,7 @@ fn classify(code: Code, message: String) -> SolveError {
     if code == Code::Cancelled || message == "context canceled" || has(": context canceled") {
         return SolveError::Cancelled;
     }
-    if let Some(exit_code) = exit_code(&message) {
+    if let Some((message, exit_code)) = step_failure(&message) {
         return SolveError::StepFailed { message, exit_code };
     }
     if let Some(reason) = message.split_once(crate::filesync::READ_FAILURE) {
@@ -206,6 +209,7 @@ fn classify(code: Code, message: String) -> SolveError {
     }
     if code == Code::InvalidArgument
         || has("invalid reference format")
+        || has("failed to parse target platform")
         || has("unknown operating system or architecture")
     {
         return SolveError::InvalidRequest { message };
@@ -300,25 +304,35 @@ fn registry_out_of_reach(message: &str) -> bool {
     .any(|part| message.contains(part))
 }
 
-/// `process "..." did not complete successfully: exit code: 3` (sometimes followed by more, as in `137: out of memory`).
-fn exit_code(message: &str) -> Option<i32> {
-    let (_, rest) = message.split_once("did not complete successfully: exit code: ")?;
-    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().ok()
+/// `process "..." did not complete successfully: exit code: 3`, sometimes with more around it. A long command is cut:
+/// the whole of it stands in the Dockerfile.
+fn step_failure(message: &str) -> Option<(String, i32)> {
+    let (head, end) = message.split_once("did not complete successfully: exit code: ")?;
+    let exit_code = leading_number(end)?;
+    let head = match head.char_indices().nth(COMMAND_CHARS_MAX) {
+        Some((cut, _)) => format!("{}...\" ", &head[..cut]),
+        None => head.to_owned(),
+    };
+    Some((
+        format!("{head}did not complete successfully: exit code: {end}"),
+        exit_code,
+    ))
+}
+
+fn leading_number<N: std::str::FromStr>(text: &str) -> Option<N> {
+    let digits = text
+        .find(|char: char| !char.is_ascii_digit())
+        .unwrap_or(text.len());
+    text[..digits].parse().ok()
 }
 
 fn line_of(message: &str) -> Option<u32> {
-    let at = ["on line ", "line "]
-        .iter()
-        .find_map(|part| message.split_once(part))?
-        .1;
-    let digits: String = at.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().ok()
+    leading_number(message.split_once("line ")?.1)
 }
 
 /// Drops the wrapping that each layer of BuildKit and gRPC adds, and bounds the length.
 fn trimmed(message: &str) -> String {
-    const NOISE: [&str; 8] = [
+    const NOISE: [&str; 12] = [
         "failed to solve: ",
         "failed to solve with frontend dockerfile.v0: ",
         "failed to solve with frontend gateway.v0: ",
@@ -327,6 +341,10 @@ fn trimmed(message: &str) -> String {
         "rpc error: code = Unknown desc = ",
         "rpc error: code = NotFound desc = ",
         "rpc error: code = InvalidArgument desc = ",
+        "InvalidArgument: ",
+        "FailedPrecondition: ",
+        "NotFound: ",
+        "Unknown: ",
     ];
     let mut rest = message.trim();
     while let Some(shorter) = NOISE.iter().find_map(|noise| rest.strip_prefix(noise)) {

@@ -10,6 +10,7 @@ use slipway_buildkit::{
 };
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -61,6 +62,7 @@ impl Dockerd {
             .tempdir()
             .unwrap();
         let base = dir.path();
+        std::fs::set_permissions(base, PermissionsExt::from_mode(0o755)).unwrap();
         for sub in ["root", "data", "sock", "work"] {
             std::fs::create_dir(base.join(sub)).unwrap();
         }
@@ -79,23 +81,26 @@ impl Dockerd {
                 "start",
             ])
             .arg(base)
+            .arg(program("docker-registry").unwrap_or_default())
             .stdin(Stdio::piped())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
             .unwrap();
         let hold = child.stdin.take();
-        let dockerd = Dockerd { child, hold, dir };
+        let mut dockerd = Dockerd { child, hold, dir };
         dockerd.wait_ready();
         dockerd.import_base();
         dockerd
     }
 
-    fn wait_ready(&self) {
+    fn wait_ready(&mut self) {
         let deadline = Instant::now() + READY_WAIT_MAX;
         while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
-            let log =
-                || std::fs::read_to_string(self.dir.path().join("dockerd.log")).unwrap_or_default();
+            let log = self.dir.path().join("dockerd.log");
+            let log = || std::fs::read_to_string(&log).unwrap_or_default();
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "dockerd ended, {ended:?}:\n{}", log());
             assert!(
                 Instant::now() < deadline,
                 "dockerd did not get ready:\n{}",
@@ -109,18 +114,8 @@ impl Dockerd {
         let base = self.work_dir("base");
         std::fs::create_dir_all(base.join("bin")).unwrap();
         std::fs::create_dir_all(base.join("tmp")).unwrap();
-        let busybox =
-            std::env::var("SLIPWAY_TEST_BUSYBOX").unwrap_or_else(|_| "busybox".to_owned());
-        let which = Command::new("sh")
-            .args(["-c", &format!("command -v {busybox}")])
-            .output()
-            .unwrap();
-        let found = String::from_utf8(which.stdout).unwrap();
-        assert!(
-            !found.trim().is_empty(),
-            "a static busybox must be installed (package busybox-static)"
-        );
-        std::fs::copy(found.trim(), base.join("bin/busybox")).unwrap();
+        let busybox = program("busybox").expect("busybox-static must be installed");
+        std::fs::copy(busybox, base.join("bin/busybox")).unwrap();
         for applet in [
             "sh", "ls", "cat", "sleep", "stat", "find", "dd", "test", "mkdir", "true",
         ] {
@@ -196,7 +191,7 @@ impl Drop for Dockerd {
 
 /// The first process of the namespaces: it makes the mounts, starts dockerd, and ends (and all with it) with its input.
 const START: &str = r#"
-base=$1; root=$base/root
+base=$1; registry=$2; root=$base/root
 mount --make-rprivate /
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
@@ -204,7 +199,18 @@ mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/run"
 for dir in data sock work; do mount --bind "$base/$dir" "$root/$dir"; done
-chroot "$root" ip link set lo up 2>/dev/null || true
+ip link set lo up
+if [ -n "$registry" ]; then
+    mkdir "$base/registry"
+    printf 'test:%s\n' '$2b$04$f5CkZ78cnnbYnNGBGASOG.0sv5Hpd9gENveIS0EfShM6JiDyyFlBu' >"$base/registry/users"
+    cat >"$base/registry/config.yml" <<EOF
+version: 0.1
+storage: {filesystem: {rootdirectory: $base/registry/data}}
+http: {addr: "127.0.0.1:5000"}
+auth: {htpasswd: {realm: test, path: $base/registry/users}}
+EOF
+    "$registry" serve "$base/registry/config.yml" </dev/null >"$base/registry/log" 2>&1 &
+fi
 chroot "$root" dockerd -H unix:///sock/docker.sock --data-root /data --exec-root /run/docker \
     --pidfile /run/docker.pid --bridge=none --iptables=false --ip6tables=false </dev/null &
 cat >/dev/null
@@ -220,6 +226,14 @@ mount --rbind /dev "$root/dev"
 mount -t proc proc "$root/proc"
 exec chroot "$root" env HOME=/root DOCKER_HOST="unix://$base/sock/docker.sock" docker "$@"
 "#;
+
+/// Where a program is.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|program| program.is_file())
+}
 
 fn run(command: &mut Command) {
     let status = command.status().unwrap();
@@ -241,7 +255,6 @@ pub(crate) struct Built {
     pub(crate) result: Result<SolveResult, SolveError>,
     pub(crate) events: Vec<SolveEvent>,
     pub(crate) stats: SessionStats,
-    pub(crate) took: Duration,
 }
 
 impl Build {
@@ -289,7 +302,6 @@ impl Build {
             .unwrap();
         let served = tokio::spawn(session.serve(stream));
 
-        let began = Instant::now();
         let (sender, mut receiver) = tokio::sync::mpsc::channel(16);
         let collected = tokio::spawn(async move {
             let mut events = Vec::new();
@@ -301,14 +313,12 @@ impl Build {
         let client = connect(dockerd).await;
         let request = self.request(&id);
         let result = client.solve(request, sender).await;
-        let took = began.elapsed();
         let events = collected.await.unwrap();
         served.abort();
         Built {
             result,
             events,
             stats: stats.snapshot(),
-            took,
         }
     }
 

@@ -1,0 +1,114 @@
+//! Builds that end before they are done.
+
+use crate::common::{BASE, Build, Dockerd, connect, dockerd, new_id, write_files};
+use slipway_buildkit::{SolveError, SolveEvent, dial_docker_session};
+use std::time::{Duration, Instant};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// A context whose build goes on for long, once it has said `running`.
+fn long_build(dockerd: &Dockerd, mark: &str) -> Build {
+    let context = dockerd.work_dir("long");
+    let dockerfile = format!("FROM {BASE}\nRUN echo {mark} running; sleep 300\nCOPY late /\n");
+    write_files(&context, &[("Dockerfile", &dockerfile), ("late", "x")]);
+    Build::new(dockerd, &context)
+}
+
+async fn serve(build: &Build, dockerd: &Dockerd, id: &str) -> tokio::task::JoinHandle<()> {
+    let (session, _) = build.session(id);
+    let stream = UnixStream::connect(dockerd.socket()).await.unwrap();
+    let stream = dial_docker_session(stream, &session.headers())
+        .await
+        .unwrap();
+    tokio::spawn(async move {
+        session.serve(stream).await.unwrap();
+    })
+}
+
+async fn until_running(events: &mut mpsc::Receiver<SolveEvent>) {
+    let running = async {
+        loop {
+            match events.recv().await.expect("the build must run") {
+                SolveEvent::Log { bytes, .. }
+                    if String::from_utf8_lossy(&bytes).contains("running") =>
+                {
+                    return;
+                }
+                _other => {}
+            }
+        }
+    };
+    tokio::time::timeout(WAIT_MAX, running)
+        .await
+        .expect("the step must begin");
+}
+
+/// Command lines of processes that sleep, seen from the host.
+fn sleepers() -> usize {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let command =
+        |entry: std::fs::DirEntry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+    processes
+        .filter(|_| true)
+        .map(command)
+        .filter(|line| line == b"sleep\x00300\x00")
+        .count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_solve_is_cancelled_at_the_builder() {
+    let Some(dockerd) = dockerd() else { return };
+    let build = long_build(&dockerd, "cancel");
+    let id = new_id();
+    let served = serve(&build, &dockerd, &id).await;
+    let client = connect(&dockerd).await;
+    let (sender, mut events) = mpsc::channel(16);
+    let request = build.request(&id);
+    let solving = tokio::spawn(async move { client.solve(request, sender).await });
+    until_running(&mut events).await;
+    assert!(sleepers() > 0);
+    solving.abort();
+    let deadline = Instant::now() + WAIT_MAX;
+    while sleepers() > 0 {
+        assert!(Instant::now() < deadline, "the step must be killed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    served.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_solve_without_its_session_says_so() {
+    let Some(dockerd) = dockerd() else { return };
+    let build = long_build(&dockerd, "none");
+    let client = connect(&dockerd).await;
+    let (sender, _events) = mpsc::channel(16);
+    let error = client
+        .solve(build.request(&new_id()), sender)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, SolveError::SessionLost { .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_lost_midway_is_told() {
+    let Some(dockerd) = dockerd() else { return };
+    let context = dockerd.work_dir("lost");
+    // The second stage asks for the context only after the first has waited for long enough.
+    let dockerfile = format!(
+        "FROM {BASE}\nRUN --mount=type=secret,id=x echo running; sleep 3\nRUN --mount=type=secret,id=y,required true\n"
+    );
+    write_files(&context, &[("Dockerfile", &dockerfile)]);
+    let build = Build::new(&dockerd, &context);
+    let id = new_id();
+    let served = serve(&build, &dockerd, &id).await;
+    let client = connect(&dockerd).await;
+    let (sender, mut events) = mpsc::channel(64);
+    let request = build.request(&id);
+    let solving = tokio::spawn(async move { client.solve(request, sender).await });
+    until_running(&mut events).await;
+    served.abort();
+    let error = solving.await.unwrap().unwrap_err();
+    assert!(matches!(error, SolveError::SessionLost { .. }), "{error:?}");
+}

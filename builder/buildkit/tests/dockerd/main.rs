@@ -1,0 +1,7 @@
+//! Both halves of the crate against a real dockerd. One binary, so that all tests share one dockerd.
+
+mod builds;
+mod common;
+mod ends;
+mod registry;
+mod same_as_docker;
