@@ -1,1 +1,33 @@
+//! Pushes a built image from the place where its layers lie to an OCI registry.
+//!
+//! Owns the layer sources (dockerd's overlay2 store today), compression, the upload and its proof. Knows nothing of
+//! Slipway: no orgs, builds or machines. One push is [`push`]; `slipway-push` is the same thing for a shell.
+//!
+//! ```text
+//! layer directory + tar-split ─▶ read, sha256 (diffID) ─▶ compress 1 MiB members in parallel ─▶ sha256 (digest) ─▶ upload
+//! ```
+//!
+//! Every arrow is a bounded queue, so a slow registry slows the reading down and memory stays flat. The manifest is sent
+//! only when each layer was read whole, hashed to the diffID that the config names, and stored by the registry.
 
+mod compress;
+mod digest;
+mod error;
+mod index;
+pub mod limits;
+mod options;
+mod pipeline;
+mod push;
+mod registry;
+mod source;
+mod target;
+
+pub use compress::Codec;
+pub use digest::{Digest, DigestError};
+pub use error::{Blame, ProtocolFault, PushError, Said};
+pub use index::IndexError;
+pub use options::PushOptions;
+pub use push::{Progress, PushState, Pushed, PushedLayer, push};
+pub use registry::challenge::ChallengeError;
+pub use source::{DockerStore, ImageSource, LayerReader, LayerSource, SourceError};
+pub use target::{Credential, Target, TargetError};

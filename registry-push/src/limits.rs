@@ -1,0 +1,105 @@
+//! Every bound of this crate, with what happens at it.
+//!
+//! Knows numbers only.
+
+use std::time::Duration;
+
+/// Uncompressed bytes of one gzip member. Members are compressed apart from each other, so this is the grain of
+/// parallel work. It is part of the digest: changing it changes every compressed layer ([`crate::Codec::id`]).
+pub const MEMBER_BYTES: usize = 1 << 20;
+
+/// Members of one layer that are in compression or wait to be sent, beyond the number of threads. At the limit the reader waits.
+pub const MEMBERS_AHEAD: usize = 2;
+
+/// Layers of one push that are read, compressed and sent at the same time. The others wait.
+pub const LAYERS_AT_ONCE: usize = 2;
+
+/// Compression threads of one push, whatever the machine has. More would need more buffers than the memory bound allows.
+pub const THREADS_MAX: usize = 8;
+
+/// Compressed bytes of one layer kept in memory after they were handed to the network, so that a broken upload goes on
+/// from the registry's offset. If the registry lost more than this, the layer is read and compressed again.
+pub const REPLAY_BYTES: usize = 6 << 20;
+
+/// Bytes handed to the connection at once. Small enough that a slow link shows progress well within [`IDLE_TIMEOUT`].
+pub const FRAME_BYTES: usize = 64 << 10;
+
+/// Blobs asked about at the same time. The others wait.
+pub const CHECKS_AT_ONCE: usize = 8;
+
+/// Memory above the process's base that one push may take; the sum of the buffers is asserted below and the whole is tested.
+pub const MEMORY_BYTES: usize = 64 << 20;
+
+const _: () = assert!(
+    LAYERS_AT_ONCE * (REPLAY_BYTES + 2 * MEMBER_BYTES * (THREADS_MAX + MEMBERS_AHEAD + 2)) <= MEMORY_BYTES,
+    "the buffers of one push must fit its memory bound"
+);
+
+/// One connection attempt, TLS included. After it the attempt counts as failed and is retried.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// No byte taken by the registry for this long while one is offered: the connection counts as broken.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// From the last byte sent to the head of the answer, for requests that move no blob. Then the attempt counts as failed.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The same for the request that closes an upload: the registry may have to move or hash the whole blob first.
+pub const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Body of an answer that is read: error documents and tokens. The rest is dropped with the connection.
+pub const ANSWER_BODY_BYTES: usize = 256 << 10;
+
+/// Time for the body of an answer. Then it counts as read as far as it came.
+pub const ANSWER_BODY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Attempts at one request, and at one stretch of an upload in which the registry took nothing new. Then the push fails.
+pub const ATTEMPTS: u32 = 6;
+
+/// First wait between attempts; doubled each time up to [`BACKOFF_MAX`], with half of it random.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+
+/// Longest wait of our own choosing between attempts.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// Longest `Retry-After` that is obeyed. A registry that asks for more gets the push failed with its own words.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
+/// Redirects followed for one request. Then it fails as a registry fault.
+pub const REDIRECTS: u32 = 5;
+
+/// Times one layer is read again from its start because the registry lost more than [`REPLAY_BYTES`]. Then the push fails.
+pub const REREADS: u32 = 3;
+
+/// A token is renewed when it has less than this left.
+pub const TOKEN_SLACK: Duration = Duration::from_secs(20);
+
+/// Lifetime of a token whose server names none (the token specification says 60 s).
+pub const TOKEN_LIFETIME: Duration = Duration::from_secs(60);
+
+/// Bytes of one tar-split line; longer ones are refused. A line holds at most one PAX header or a file name in base64.
+pub const TAR_SPLIT_LINE_BYTES: u64 = 16 << 20;
+
+/// Bytes of `repositories.json`; a larger one is refused.
+pub const REPOSITORIES_BYTES: u64 = 64 << 20;
+
+/// Bytes of an image config; registries refuse configs far smaller than this.
+pub const CONFIG_BYTES: u64 = 8 << 20;
+
+/// Layers of one image (Docker itself stops at 128). More are refused.
+pub const LAYERS: usize = 512;
+
+/// Bytes of one small file of the layer store (cache-id, size). More is refused.
+pub const SMALL_FILE_BYTES: u64 = 4 << 10;
+
+/// Records of the digest index; at the limit the oldest half is dropped and the file written anew.
+pub const INDEX_RECORDS: usize = 20_000;
+
+/// Bytes of the digest index; a longer file is taken as broken and started anew.
+pub const INDEX_BYTES: u64 = 32 << 20;
+
+/// Repositories remembered for one blob. The oldest is forgotten.
+pub const INDEX_PLACES: usize = 4;
+
+/// Repositories tried as the origin of a mount for one blob. Then it is uploaded.
+pub const MOUNTS_TRIED: usize = 2;

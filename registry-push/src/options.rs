@@ -1,0 +1,58 @@
+//! What a caller may choose about a push.
+//!
+//! Holds values only; each use of them is elsewhere.
+
+use crate::compress::Codec;
+use crate::target::{host_name, is_loopback};
+use std::path::PathBuf;
+
+/// Choices for [`crate::push`]. `Default` is right for a registry with TLS.
+#[derive(Debug, Clone)]
+pub struct PushOptions {
+    /// Registries (`host` or `host:port`) spoken to over plain http. Loopback hosts always are, as with Docker.
+    pub insecure_http: Vec<String>,
+    /// Certificates (PEM) trusted beside the system's own.
+    pub extra_roots_pem: Vec<Vec<u8>>,
+    /// How layers are compressed.
+    pub codec: Codec,
+    /// Compression threads of this push; 0 takes the number of processors. At most [`crate::limits::THREADS_MAX`].
+    pub threads: usize,
+    /// File that remembers which compressed blob a layer became and where it was pushed to, best kept beside the layers.
+    /// Without it every layer is read and compressed each time.
+    pub index: Option<PathBuf>,
+    /// Repositories of the same registry that may hold the layers already, such as the image's base: a mount is tried from them.
+    pub mount_from: Vec<String>,
+}
+
+impl Default for PushOptions {
+    fn default() -> PushOptions {
+        PushOptions {
+            insecure_http: Vec::new(),
+            extra_roots_pem: Vec::new(),
+            codec: Codec::default(),
+            threads: 0,
+            index: None,
+            mount_from: Vec::new(),
+        }
+    }
+}
+
+impl PushOptions {
+    /// Whether this host is spoken to in clear.
+    pub(crate) fn is_plain(&self, host: &str) -> bool {
+        is_loopback(host)
+            || self
+                .insecure_http
+                .iter()
+                .any(|named| named.eq_ignore_ascii_case(host) || named.eq_ignore_ascii_case(host_name(host)))
+    }
+
+    /// Threads to compress with.
+    pub(crate) fn threads(&self) -> usize {
+        let wanted = match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            n => n,
+        };
+        wanted.clamp(1, crate::limits::THREADS_MAX)
+    }
+}

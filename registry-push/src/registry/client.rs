@@ -1,0 +1,361 @@
+//! One registry, one repository: requests with authentication, redirects, retries and time bounds.
+//!
+//! Knows nothing of blobs' contents. The streamed part of an upload goes through [`Registry::begin`], everything else through
+//! [`Registry::request`].
+
+use super::auth::Auth;
+use super::retry::{Attempts, is_transient, retry_after};
+use crate::digest::Digest;
+use crate::error::{ProtocolFault, PushError, Said};
+use crate::limits::{ANSWER_BODY_BYTES, ANSWER_BODY_TIMEOUT, ANSWER_TIMEOUT, CONNECT_TIMEOUT, REDIRECTS};
+use crate::options::PushOptions;
+use crate::target::{Credential, Target};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use reqwest::Url;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// Re-authentications of one request: one for the first challenge, one for a token that ended early.
+const REAUTHENTICATIONS: u32 = 2;
+
+/// A repository at a registry.
+pub(crate) struct Registry {
+    pub(super) host: String,
+    pub(super) repository: String,
+    pub(super) credential: Option<Credential>,
+    base: Url,
+    options: PushOptions,
+    auth: Auth,
+    clear: reqwest::Client,
+    /// Made when first needed, so that a push in clear works without any root certificate.
+    secure: OnceLock<reqwest::Client>,
+}
+
+/// A whole answer; the body is cut at [`ANSWER_BODY_BYTES`].
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+    /// Where it came from, after redirects.
+    pub(crate) url: Url,
+}
+
+/// What to ask.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask<'a> {
+    /// For messages: `layer sha256:…`, `the manifest`.
+    pub(crate) item: &'a str,
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) body: Bytes,
+    /// Other repository that the token must cover.
+    pub(crate) mount_from: Option<&'a str>,
+    /// Bound from the request to its answer.
+    pub(crate) within: Duration,
+}
+
+impl<'a> Ask<'a> {
+    /// A request without body.
+    pub(crate) fn new(item: &'a str, method: Method, url: Url) -> Ask<'a> {
+        let headers = Vec::new();
+        Ask { item, method, url, headers, body: Bytes::new(), mount_from: None, within: ANSWER_TIMEOUT }
+    }
+
+    /// With a header.
+    pub(crate) fn header(mut self, name: HeaderName, value: &'static str) -> Ask<'a> {
+        self.headers.push((name, HeaderValue::from_static(value)));
+        self
+    }
+}
+
+impl Registry {
+    /// Prepares for a push; opens no connection yet.
+    pub(crate) fn new(target: &Target, credential: Option<&Credential>, options: &PushOptions) -> Result<Registry, PushError> {
+        let host = target.api_host().to_string();
+        let scheme = if options.is_plain(&host) { "http" } else { "https" };
+        let protocol = |fault| PushError::Protocol { host: host.clone(), item: "its name".to_string(), fault };
+        let base = Url::parse(&format!("{scheme}://{host}/v2/{}/", target.repository()))
+            .map_err(|_| protocol(ProtocolFault::Location))?;
+        let clear = client_builder()
+            .tls_certs_only([])
+            .build()
+            .map_err(|source| PushError::Client { host: host.clone(), source })?;
+        Ok(Registry {
+            host,
+            repository: target.repository().to_string(),
+            credential: credential.cloned(),
+            base,
+            options: options.clone(),
+            auth: Auth::default(),
+            clear,
+            secure: OnceLock::new(),
+        })
+    }
+
+    /// Host and port of the API.
+    pub(crate) fn name(&self) -> &str {
+        &self.host
+    }
+
+    /// The repository pushed to.
+    pub(crate) fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// `/v2/<repository>/<path>`. The path is made of digests and tags, which need no escaping.
+    pub(crate) fn url(&self, path: &str) -> Url {
+        // The base was parsed; joining a plain relative path to it cannot fail.
+        self.base.join(path).unwrap_or_else(|_| self.base.clone())
+    }
+
+    /// The client for a URL.
+    pub(super) fn http(&self, url: &Url) -> Result<&reqwest::Client, PushError> {
+        if url.scheme() == "http" {
+            return Ok(&self.clear);
+        }
+        if let Some(client) = self.secure.get() {
+            return Ok(client);
+        }
+        let failed = |source| PushError::Client { host: self.host.clone(), source };
+        let mut builder = client_builder();
+        for pem in &self.options.extra_roots_pem {
+            builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem).map_err(failed)?);
+        }
+        let client = builder.build().map_err(failed)?;
+        Ok(self.secure.get_or_init(|| client))
+    }
+
+    /// Whether this host may be spoken to in clear.
+    pub(super) fn may_be_plain(&self, url: &Url) -> bool {
+        let host = url.host_str().unwrap_or_default();
+        let with_port = url.port().map_or_else(|| host.to_string(), |port| format!("{host}:{port}"));
+        self.options.is_plain(&with_port)
+    }
+
+    /// Resolves a `Location` against the request it answers. Going from TLS to clear is refused.
+    pub(crate) fn location(&self, item: &str, from: &Url, headers: &HeaderMap) -> Result<Url, PushError> {
+        let text = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
+        let url = text
+            .and_then(|text| from.join(text).ok())
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            .ok_or_else(|| self.protocol(item, ProtocolFault::Location))?;
+        if url.scheme() == "http" && self.base.scheme() == "https" {
+            // A registry behind a TLS proxy often writes its own scheme wrongly; with the same host, TLS is what was meant.
+            let mut secured = url.clone();
+            let is_same_host = url.host() == self.base.host() && secured.set_scheme("https").is_ok();
+            if is_same_host && secured.origin() == self.base.origin() {
+                return Ok(secured);
+            }
+            if !self.may_be_plain(&url) {
+                return Err(self.protocol(item, ProtocolFault::Downgrade));
+            }
+        }
+        Ok(url)
+    }
+
+    /// Sends a request until it has an answer that no retry would better: any status but 401 and the transient ones.
+    pub(crate) async fn request(&self, ask: Ask<'_>) -> Result<Answer, PushError> {
+        let mut attempts = Attempts::default();
+        loop {
+            let (error, wait) = match self.authenticated(&ask).await {
+                Ok(answer) if is_transient(answer.status) => {
+                    let wait = attempts.failed(retry_after(&answer.headers));
+                    (self.failed(ask.item, &answer, attempts.made()), wait)
+                }
+                Ok(answer) => return Ok(answer),
+                Err(error @ (PushError::Broken { .. } | PushError::TimedOut { .. } | PushError::Unreachable { .. })) => {
+                    let wait = if is_hopeless(&error) { None } else { attempts.failed(None) };
+                    (error.with_attempts(attempts.made()), wait)
+                }
+                Err(error) => return Err(error),
+            };
+            let Some(wait) = wait else { return Err(error) };
+            tracing::debug!(item = ask.item, %error, wait_ms = wait.as_millis(), "request will be repeated");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// One request with redirects and the answer to challenges.
+    async fn authenticated(&self, ask: &Ask<'_>) -> Result<Answer, PushError> {
+        let mut url = ask.url.clone();
+        let (mut redirects, mut refusals) = (0, 0);
+        loop {
+            let (request, shown) = self.begin(&ask.method, &url, ask.mount_from).await?;
+            let mut request = request.headers(ask.headers.iter().cloned().collect());
+            if !ask.body.is_empty() || matches!(ask.method, Method::PUT | Method::POST) {
+                request = request.header(header::CONTENT_LENGTH, ask.body.len()).body(ask.body.clone());
+            }
+            let response = match tokio::time::timeout(ask.within, request.send()).await {
+                Err(_) => return Err(self.timed_out(ask.item, ask.within)),
+                Ok(Err(source)) => return Err(self.transport(ask.item, 1, source)),
+                Ok(Ok(response)) => response,
+            };
+            let answer = read_answer(response).await;
+            match answer.status {
+                StatusCode::UNAUTHORIZED if self.is_own(&url) => {
+                    refusals += 1;
+                    if refusals > REAUTHENTICATIONS {
+                        return Err(self.unauthorized(Said::from_body(&answer.body)));
+                    }
+                    self.refused(&answer, shown.as_ref()).await?;
+                }
+                status if status.is_redirection() && answer.headers.contains_key(header::LOCATION) => {
+                    redirects += 1;
+                    if redirects > REDIRECTS {
+                        return Err(self.protocol(ask.item, ProtocolFault::Redirects));
+                    }
+                    url = self.location(ask.item, &url, &answer.headers)?;
+                }
+                _ => return Ok(answer),
+            }
+        }
+    }
+
+    /// A request with the credential in it if, and only if, it goes to the registry itself. Also the credential shown.
+    pub(super) async fn begin(
+        &self,
+        method: &Method,
+        url: &Url,
+        mount_from: Option<&str>,
+    ) -> Result<(reqwest::RequestBuilder, Option<HeaderValue>), PushError> {
+        let mut request = self.http(url)?.request(method.clone(), url.clone());
+        let mut shown = None;
+        if self.is_own(url) {
+            shown = self.auth.header(self, mount_from).await?;
+            if let Some(value) = &shown {
+                request = request.header(header::AUTHORIZATION, value.clone());
+            }
+        }
+        Ok((request, shown))
+    }
+
+    /// Takes in a 401, so that the next request shows what was asked for; fails when that was shown already.
+    pub(super) async fn refused(&self, answer: &Answer, shown: Option<&HeaderValue>) -> Result<(), PushError> {
+        self.auth.refused(self, &answer.headers, shown, Said::from_body(&answer.body)).await
+    }
+
+    /// Same scheme, host and port as the registry.
+    pub(super) fn is_own(&self, url: &Url) -> bool {
+        url.origin() == self.base.origin()
+    }
+
+    /// Size of a blob at the registry; `None` when it does not have it.
+    pub(crate) async fn blob_size(&self, item: &str, digest: &Digest) -> Result<Option<Option<u64>>, PushError> {
+        let ask = Ask::new(item, Method::HEAD, self.url(&format!("blobs/{digest}")));
+        let is_redirected = |answer: &Answer| !self.is_own(&answer.url);
+        let answer = self.request(ask).await?;
+        match answer.status {
+            StatusCode::OK => {
+                let length = answer.headers.get(header::CONTENT_LENGTH);
+                Ok(Some(length.and_then(|value| value.to_str().ok()?.parse().ok())))
+            }
+            StatusCode::NOT_FOUND => Ok(None),
+            // A store that signs only GET: the registry knew the blob, or it would not have sent us there.
+            StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED if is_redirected(&answer) => Ok(Some(None)),
+            _ => Err(self.failed(item, &answer, 1)),
+        }
+    }
+}
+
+fn client_builder() -> reqwest::ClientBuilder {
+    // reqwest takes the process's TLS provider; a caller that has chosen one keeps it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .http1_only()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(Duration::from_secs(15))
+        .tcp_nodelay(true)
+        .user_agent(concat!("slipway-push/", env!("CARGO_PKG_VERSION")))
+}
+
+/// Reads the body as far as its bounds allow; a body that breaks off or has no end is taken as far as it came.
+pub(super) async fn read_answer(mut response: reqwest::Response) -> Answer {
+    let (status, headers, url) = (response.status(), response.headers().clone(), response.url().clone());
+    let mut body = Vec::new();
+    let read = async {
+        while let Ok(Some(chunk)) = response.chunk().await {
+            let room = ANSWER_BODY_BYTES - body.len();
+            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            if body.len() == ANSWER_BODY_BYTES {
+                break;
+            }
+        }
+    };
+    // What came before the deadline stays in `body`.
+    let _ = tokio::time::timeout(ANSWER_BODY_TIMEOUT, read).await;
+    Answer { status, headers, body, url }
+}
+
+/// A failure to connect that no retry mends: a name that does not exist, a certificate that is not trusted.
+fn is_hopeless(error: &PushError) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(this) = cause {
+        if this.downcast_ref::<rustls::Error>().is_some() {
+            return true;
+        }
+        // io::Error hides a wrapped error from `source`, giving the source of that one instead.
+        let wrapped = this.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if wrapped.is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some()) {
+            return true;
+        }
+        cause = this.source();
+    }
+    false
+}
+
+// === failures ===
+
+impl Registry {
+    pub(crate) fn protocol(&self, item: &str, fault: ProtocolFault) -> PushError {
+        PushError::Protocol { host: self.host.clone(), item: item.to_string(), fault }
+    }
+
+    pub(super) fn timed_out(&self, item: &str, after: Duration) -> PushError {
+        PushError::TimedOut { host: self.host.clone(), item: item.to_string(), after }
+    }
+
+    pub(super) fn unauthorized(&self, said: Said) -> PushError {
+        PushError::Unauthorized { host: self.host.clone(), anonymous: self.credential.is_none(), said }
+    }
+
+    /// A request that got no answer. URLs are taken out: they may be signed.
+    pub(super) fn transport(&self, item: &str, attempts: u32, source: reqwest::Error) -> PushError {
+        let (host, source) = (self.host.clone(), source.without_url());
+        if source.is_connect() {
+            return PushError::Unreachable { host, source };
+        }
+        PushError::Broken { host, item: item.to_string(), attempts, source }
+    }
+
+    /// The error that a final answer stands for.
+    pub(crate) fn failed(&self, item: &str, answer: &Answer, attempts: u32) -> PushError {
+        let said = Said::from_body(&answer.body);
+        let (host, item, repository) = (self.host.clone(), item.to_string(), self.repository.clone());
+        match answer.status {
+            StatusCode::UNAUTHORIZED => self.unauthorized(said),
+            StatusCode::INSUFFICIENT_STORAGE => PushError::Quota { host, repository, said },
+            status if status.is_client_error() && said.mentions("quota") => PushError::Quota { host, repository, said },
+            StatusCode::FORBIDDEN => PushError::Forbidden { host, repository, said },
+            StatusCode::NOT_FOUND => PushError::NotFound { host, repository, said },
+            StatusCode::PAYLOAD_TOO_LARGE => PushError::TooLarge { host, item, said },
+            StatusCode::TOO_MANY_REQUESTS => PushError::RateLimited { host, attempts, said },
+            status if status.is_server_error() => PushError::RegistryFailed { host, item, status, attempts, said },
+            status if status.is_client_error() => PushError::Rejected { host, item, status, said },
+            status => PushError::Protocol { host, item, fault: ProtocolFault::Status(status) },
+        }
+    }
+}
+
+impl PushError {
+    fn with_attempts(self, made: u32) -> PushError {
+        match self {
+            PushError::Broken { host, item, source, .. } => PushError::Broken { host, item, attempts: made, source },
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Everything that is said to a registry.
+//!
+//! Knows the distribution API, its authentication and its failures; nothing of images' insides or of layers at rest.
+//! Redirects are followed by hand, because the credential must stay with the registry's own host.
+
+mod auth;
+pub(crate) mod challenge;
+mod client;
+mod retry;
+mod upload;
+
+pub(crate) use client::{Answer, Ask, Registry};
+pub(crate) use upload::{Feed, check_digest, upload_blob, upload_bytes};

@@ -1,0 +1,431 @@
+//! Sends one blob: open an upload, stream into it, close it with the digest (distribution-spec, "Pushing a blob in chunks").
+//!
+//! The stream is one `PATCH` without a length, as Docker's own push does, since size and digest are known only at its end.
+//! When it breaks, the registry is asked how much it has, and the stream goes on from there: from memory if it is still there,
+//! else by reading the layer again, which gives the same bytes. What ends the push and what is tried again: [`Step`].
+
+use super::client::{Answer, Ask, Registry, read_answer};
+use super::retry::{Attempts, is_transient, retry_after};
+use crate::digest::Digest;
+use crate::error::{ProtocolFault, PushError};
+use crate::limits::{COMMIT_TIMEOUT, FRAME_BYTES, IDLE_TIMEOUT, REDIRECTS, REPLAY_BYTES, REREADS};
+use crate::pipeline::{Compressors, Piece, Summary};
+use crate::source::{LayerSource, SourceError};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use reqwest::Url;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+// === Feed ===
+
+/// The compressed bytes of a layer, by offset, with the last of them kept for another try.
+pub(crate) struct Feed<'a> {
+    compressors: &'a Compressors,
+    source: Arc<dyn LayerSource>,
+    pieces: mpsc::Receiver<Result<Piece, SourceError>>,
+    kept: VecDeque<Bytes>,
+    kept_from: u64,
+    kept_to: u64,
+    raw: u64,
+    raw_most: u64,
+    end: Option<Summary>,
+    on_raw: &'a (dyn Fn(u64) + Send + Sync),
+}
+
+impl<'a> Feed<'a> {
+    /// Starts reading the layer. `on_raw` hears of each new total of uncompressed bytes under way.
+    pub(crate) fn new(
+        compressors: &'a Compressors,
+        source: Arc<dyn LayerSource>,
+        on_raw: &'a (dyn Fn(u64) + Send + Sync),
+    ) -> Feed<'a> {
+        let pieces = compressors.layer(source.clone());
+        let (kept, raw_most) = (VecDeque::new(), 0);
+        Feed { compressors, source, pieces, kept, kept_from: 0, kept_to: 0, raw: 0, raw_most, end: None, on_raw }
+    }
+
+    fn restart(&mut self) {
+        self.pieces = self.compressors.layer(self.source.clone());
+        self.kept.clear();
+        (self.kept_from, self.kept_to, self.raw, self.end) = (0, 0, 0, None);
+    }
+
+    /// At most [`FRAME_BYTES`] from an offset on; `None` at the end. Cancel safe. Needs `kept_from <= offset`.
+    async fn frame(&mut self, offset: u64) -> Result<Option<Bytes>, PushError> {
+        loop {
+            if offset < self.kept_to {
+                return Ok(self.from_memory(offset));
+            }
+            if self.end.is_some() {
+                return Ok(None);
+            }
+            match self.pieces.recv().await {
+                Some(Ok(Piece::Data { bytes, raw })) => {
+                    self.kept_to += bytes.len() as u64;
+                    self.kept.push_back(bytes);
+                    self.raw += raw;
+                    self.trim();
+                    if self.raw > self.raw_most {
+                        self.raw_most = self.raw;
+                        (self.on_raw)(self.raw);
+                    }
+                }
+                Some(Ok(Piece::End(summary))) => self.end = Some(summary),
+                Some(Err(error)) => return Err(error.into()),
+                None => return Err(PushError::Pipeline { layer: self.source.diff_id().clone() }),
+            }
+        }
+    }
+
+    fn from_memory(&self, offset: u64) -> Option<Bytes> {
+        let mut start = self.kept_from;
+        for piece in &self.kept {
+            let end = start + piece.len() as u64;
+            if offset < end {
+                let skip = usize::try_from(offset.saturating_sub(start)).ok()?;
+                return Some(piece.slice(skip..piece.len().min(skip + FRAME_BYTES)));
+            }
+            start = end;
+        }
+        None
+    }
+
+    /// Forgets the oldest pieces beyond the bound; the newest always stays.
+    fn trim(&mut self) {
+        while self.kept.len() > 1 && self.kept_to - self.kept_from > REPLAY_BYTES as u64 {
+            let oldest = self.kept.pop_front().map_or(0, |piece| piece.len() as u64);
+            self.kept_from += oldest;
+        }
+    }
+}
+
+// === the upload ===
+
+/// One upload of one layer.
+struct Upload<'a, 'f> {
+    registry: &'a Registry,
+    item: &'a str,
+    feed: &'a mut Feed<'f>,
+    url: Url,
+    /// Bytes that the registry is known to have.
+    stored: u64,
+    sent: u64,
+    attempts: Attempts,
+    redirects: u32,
+    rereads: u32,
+}
+
+/// What follows an answer or a break.
+enum Step {
+    /// Everything is there; close the upload.
+    Commit(Summary),
+    /// Ask how much is there, after a wait, then go on.
+    Resume { error: PushError, wait: Option<Duration> },
+    /// Send on from what the registry has.
+    GoOn,
+    /// The upload is gone; open another.
+    Reopen(PushError),
+}
+
+/// How one stream ended.
+enum Pass {
+    Answered(Answer, Option<HeaderValue>),
+    Broke(PushError),
+}
+
+/// Sends a layer. `opened` is the upload that a refused mount has left open. Gives what the layer became and the bytes handed to the network.
+pub(crate) async fn upload_blob(
+    registry: &Registry,
+    item: &str,
+    feed: &mut Feed<'_>,
+    opened: Option<Url>,
+) -> Result<(Summary, u64), PushError> {
+    let url = match opened {
+        Some(url) => url,
+        None => open(registry, item).await?,
+    };
+    let (attempts, redirects, rereads) = (Attempts::default(), 0, 0);
+    let mut upload = Upload { registry, item, feed, url, stored: 0, sent: 0, attempts, redirects, rereads };
+    let mut step = Step::GoOn;
+    loop {
+        step = match step {
+            Step::GoOn => upload.stream().await?,
+            Step::Resume { error, wait } => upload.resume(error, wait).await?,
+            Step::Reopen(error) => upload.reopen(error).await?,
+            Step::Commit(summary) => match upload.commit(&summary).await? {
+                None => return Ok((summary, upload.sent)),
+                Some(step) => step,
+            },
+        };
+    }
+}
+
+impl Upload<'_, '_> {
+    async fn stream(&mut self) -> Result<Step, PushError> {
+        let mut position = self.stored;
+        let pass = self.pass(&mut position).await?;
+        let (answer, shown) = match pass {
+            Pass::Broke(error) => return Ok(Step::Resume { error, wait: None }),
+            Pass::Answered(answer, shown) => (answer, shown),
+        };
+        let registry = self.registry;
+        let failed = || registry.failed(self.item, &answer, self.attempts.made() + 1);
+        match answer.status {
+            status if status.is_success() => self.taken(&answer, position),
+            StatusCode::UNAUTHORIZED if registry.is_own(&self.url) => {
+                registry.refused(&answer, shown.as_ref()).await?;
+                Ok(Step::Resume { error: failed(), wait: None })
+            }
+            status if status.is_redirection() && answer.headers.contains_key(header::LOCATION) => {
+                self.redirects += 1;
+                if self.redirects > REDIRECTS {
+                    return Err(registry.protocol(self.item, ProtocolFault::Redirects));
+                }
+                self.url = registry.location(self.item, &self.url, &answer.headers)?;
+                self.rewind()
+            }
+            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(Step::Reopen(failed())),
+            StatusCode::RANGE_NOT_SATISFIABLE => Ok(Step::Resume { error: failed(), wait: None }),
+            status if is_transient(status) => {
+                Ok(Step::Resume { error: failed(), wait: retry_after(&answer.headers) })
+            }
+            _ => Err(failed()),
+        }
+    }
+
+    /// Streams from `position` until the end of the layer, an answer, or a break.
+    async fn pass(&mut self, position: &mut u64) -> Result<Pass, PushError> {
+        let (request, shown) = self.registry.begin(&Method::PATCH, &self.url, None).await?;
+        let (frames, body) = mpsc::channel::<Result<Bytes, std::io::Error>>(1);
+        let body = reqwest::Body::wrap_stream(ReceiverStream::new(body));
+        let mut response = std::pin::pin!(request.header(header::CONTENT_TYPE, OCTETS).body(body).send());
+        let answered = loop {
+            let frame = tokio::select! {
+                biased;
+                answer = &mut response => break Some(answer),
+                frame = self.feed.frame(*position) => frame?,
+            };
+            let Some(frame) = frame else { break None };
+            let length = frame.len() as u64;
+            let taken = tokio::select! {
+                biased;
+                answer = &mut response => break Some(answer),
+                taken = tokio::time::timeout(IDLE_TIMEOUT, frames.send(Ok(frame))) => taken,
+            };
+            match taken {
+                Ok(Ok(())) => {
+                    *position += length;
+                    self.sent += length;
+                }
+                // The connection has dropped the body; its answer or error is about to come.
+                Ok(Err(_)) => break None,
+                Err(_) => return Ok(Pass::Broke(self.registry.timed_out(self.item, IDLE_TIMEOUT))),
+            }
+        };
+        drop(frames);
+        let answered = match answered {
+            Some(answered) => answered,
+            None => match tokio::time::timeout(COMMIT_TIMEOUT, response).await {
+                Ok(answered) => answered,
+                Err(_) => return Ok(Pass::Broke(self.registry.timed_out(self.item, COMMIT_TIMEOUT))),
+            },
+        };
+        Ok(match answered {
+            Ok(response) => Pass::Answered(read_answer(response).await, shown),
+            Err(source) => Pass::Broke(self.registry.transport(self.item, self.attempts.made() + 1, source)),
+        })
+    }
+
+    /// The registry took a stream: all of it, or the part that its `Range` names.
+    fn taken(&mut self, answer: &Answer, position: u64) -> Result<Step, PushError> {
+        self.url = self.registry.location(self.item, &answer.url, &answer.headers)?;
+        let stored = stored_bytes(&answer.headers).unwrap_or(position);
+        self.check_offset(stored, position)?;
+        if let Some(summary) = self.feed.end.clone().filter(|summary| summary.size == stored) {
+            self.stored = stored;
+            return Ok(Step::Commit(summary));
+        }
+        if stored > self.stored {
+            self.attempts.progressed();
+        } else {
+            let error = self.registry.protocol(self.item, ProtocolFault::Offset { claimed: stored, sent: position });
+            return Ok(Step::Resume { error, wait: None });
+        }
+        self.stored = stored;
+        self.rewind()
+    }
+
+    fn check_offset(&self, claimed: u64, sent: u64) -> Result<(), PushError> {
+        if claimed > sent {
+            return Err(self.registry.protocol(self.item, ProtocolFault::Offset { claimed, sent }));
+        }
+        Ok(())
+    }
+
+    /// Makes the feed able to give what the registry needs next, by reading the layer again if need be.
+    fn rewind(&mut self) -> Result<Step, PushError> {
+        if self.stored < self.feed.kept_from {
+            self.rereads += 1;
+            if self.rereads > REREADS {
+                return Err(self.registry.protocol(self.item, ProtocolFault::LostUpload));
+            }
+            tracing::debug!(item = self.item, stored = self.stored, "layer is read again");
+            self.feed.restart();
+        }
+        Ok(Step::GoOn)
+    }
+
+    /// Waits, then asks the registry how much it has.
+    async fn resume(&mut self, error: PushError, wait: Option<Duration>) -> Result<Step, PushError> {
+        let Some(wait) = self.attempts.failed(wait) else { return Err(error) };
+        tracing::debug!(item = self.item, %error, wait_ms = wait.as_millis(), "upload will go on");
+        tokio::time::sleep(wait).await;
+        let answer = self.registry.request(Ask::new(self.item, Method::GET, self.url.clone())).await?;
+        if !answer.status.is_success() {
+            // Gone, or a registry that cannot say: start over.
+            return Ok(Step::Reopen(error));
+        }
+        let Some(stored) = stored_bytes(&answer.headers) else { return Ok(Step::Reopen(error)) };
+        if answer.headers.contains_key(header::LOCATION) {
+            self.url = self.registry.location(self.item, &answer.url, &answer.headers)?;
+        }
+        let most = self.feed.kept_to.max(self.stored);
+        self.check_offset(stored, most)?;
+        if stored > self.stored {
+            self.attempts.progressed();
+        }
+        self.stored = stored;
+        if let Some(summary) = self.feed.end.clone().filter(|summary| summary.size == stored) {
+            return Ok(Step::Commit(summary));
+        }
+        self.rewind()
+    }
+
+    async fn reopen(&mut self, error: PushError) -> Result<Step, PushError> {
+        // An answer that ended the upload was counted nowhere yet; a resume that failed was, so this may count twice. Both are bounded.
+        let Some(wait) = self.attempts.failed(None) else { return Err(error) };
+        tokio::time::sleep(wait).await;
+        self.url = open(self.registry, self.item).await?;
+        self.stored = 0;
+        self.rewind()
+    }
+
+    /// Closes the upload. `None` when the blob is stored.
+    async fn commit(&mut self, summary: &Summary) -> Result<Option<Step>, PushError> {
+        let mut url = self.url.clone();
+        url.query_pairs_mut().append_pair("digest", summary.digest.as_str());
+        let mut ask = Ask::new(self.item, Method::PUT, url);
+        ask.within = COMMIT_TIMEOUT;
+        let answer = self.registry.request(ask).await?;
+        if answer.status.is_success() {
+            check_digest(self.registry, self.item, &answer, &summary.digest)?;
+            return Ok(None);
+        }
+        // An earlier try whose answer was lost may have stored it.
+        let is_gone = matches!(answer.status, StatusCode::NOT_FOUND | StatusCode::GONE);
+        if is_gone && self.registry.blob_size(self.item, &summary.digest).await?.is_some() {
+            return Ok(None);
+        }
+        let error = self.registry.failed(self.item, &answer, 1);
+        // 400 is how registries say that the digest does not fit: bytes were lost on the way. 416: some are missing.
+        let may_pass = is_gone || matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::RANGE_NOT_SATISFIABLE);
+        if may_pass { Ok(Some(Step::Reopen(error))) } else { Err(error) }
+    }
+}
+
+/// Opens an upload.
+async fn open(registry: &Registry, item: &str) -> Result<Url, PushError> {
+    let ask = Ask::new(item, Method::POST, registry.url("blobs/uploads/"));
+    let answer = registry.request(ask).await?;
+    if answer.status != StatusCode::ACCEPTED {
+        return Err(registry.failed(item, &answer, 1));
+    }
+    registry.location(item, &answer.url, &answer.headers)
+}
+
+/// Sends a small blob whole; gives the bytes handed to the network.
+pub(crate) async fn upload_bytes(registry: &Registry, item: &str, blob: Bytes, digest: &Digest) -> Result<u64, PushError> {
+    let mut sessions = Attempts::default();
+    loop {
+        let mut url = open(registry, item).await?;
+        url.query_pairs_mut().append_pair("digest", digest.as_str());
+        let mut ask = Ask::new(item, Method::PUT, url);
+        ask.headers.push((header::CONTENT_TYPE, OCTETS));
+        ask.body = blob.clone();
+        ask.within = COMMIT_TIMEOUT;
+        let answer = registry.request(ask).await?;
+        if answer.status.is_success() {
+            check_digest(registry, item, &answer, digest)?;
+            return Ok(blob.len() as u64);
+        }
+        let error = registry.failed(item, &answer, 1);
+        // A try whose answer was lost may have stored it, or left a part of it in this upload.
+        let may_pass = matches!(
+            answer.status,
+            StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::BAD_REQUEST | StatusCode::RANGE_NOT_SATISFIABLE
+        );
+        if !may_pass {
+            return Err(error);
+        }
+        if registry.blob_size(item, digest).await?.is_some() {
+            return Ok(blob.len() as u64);
+        }
+        let Some(wait) = sessions.failed(None) else { return Err(error) };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// A registry that names another digest than ours has stored something else.
+pub(crate) fn check_digest(registry: &Registry, item: &str, answer: &Answer, expected: &Digest) -> Result<(), PushError> {
+    let named = answer.headers.get("docker-content-digest").and_then(|value| value.to_str().ok());
+    match named {
+        Some(found) if found.starts_with("sha256:") && found != expected.as_str() => {
+            let (found, expected) = (found.chars().take(100).collect(), expected.clone());
+            Err(registry.protocol(item, ProtocolFault::Digest { found, expected }))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Bytes an upload has by its `Range: 0-<last>` (distribution-spec). `0-0` is written for none; for one byte it would be the same,
+/// but no gzip member has one byte.
+fn stored_bytes(headers: &HeaderMap) -> Option<u64> {
+    let text = headers.get(header::RANGE)?.to_str().ok()?;
+    let (from, last) = text.trim().trim_start_matches("bytes=").split_once('-')?;
+    let (from, last): (u64, u64) = (from.parse().ok()?, last.parse().ok()?);
+    match (from, last) {
+        (0, 0) => Some(0),
+        (0, last) => last.checked_add(1),
+        (_, _) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_registries() {
+        for (text, expected) in [
+            ("0-0", Some(0)),
+            ("0-99", Some(100)),
+            ("bytes=0-99", Some(100)),
+            ("5-99", None),
+            ("0-18446744073709551615", None),
+            ("0-", None),
+            ("", None),
+            ("x", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RANGE, HeaderValue::from_static(text));
+            assert_eq!(stored_bytes(&headers), expected, "{text}");
+        }
+        assert_eq!(stored_bytes(&HeaderMap::new()), None);
+    }
+}

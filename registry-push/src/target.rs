@@ -1,0 +1,157 @@
+//! Where an image goes, and with whose credential.
+//!
+//! Knows the grammar of references (by oci-distribution) and which hosts are loopback; opens no connection.
+
+use crate::digest::Digest;
+use oci_distribution::Reference;
+use std::fmt;
+
+/// `host[:port]/repository:tag`, parsed and normalised as Docker does (`name` is `docker.io/library/name:latest`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    registry: String,
+    repository: String,
+    tag: String,
+}
+
+/// The text is no reference that can be pushed to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// Not `host/repository:tag`.
+    #[error("{text:?} is not an image reference: {reason}")]
+    Malformed {
+        /// What was given.
+        text: String,
+        /// What the grammar says.
+        reason: String,
+    },
+    /// A push writes a tag; a digest cannot be chosen.
+    #[error("{text:?} names a digest; a push needs a tag, such as host/repository:tag")]
+    Digest {
+        /// What was given.
+        text: String,
+    },
+}
+
+impl Target {
+    /// Parses a reference. The tag is `latest` when there is none.
+    pub fn parse(text: &str) -> Result<Target, TargetError> {
+        let shown = || text.chars().take(300).collect::<String>();
+        let reference: Reference = text.parse().map_err(|error: oci_distribution::ParseError| {
+            TargetError::Malformed { text: shown(), reason: error.to_string() }
+        })?;
+        if reference.digest().is_some() {
+            return Err(TargetError::Digest { text: shown() });
+        }
+        Ok(Target {
+            registry: reference.registry().to_string(),
+            repository: reference.repository().to_string(),
+            tag: reference.tag().unwrap_or("latest").to_string(),
+        })
+    }
+
+    /// Registry as the user wrote it, with its port if any.
+    pub fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    /// Repository inside the registry.
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// Tag to write.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// Host and port that serve the registry's API. Docker Hub's differs from its name.
+    pub fn api_host(&self) -> &str {
+        if self.registry == "docker.io" { "registry-1.docker.io" } else { &self.registry }
+    }
+
+    /// `host/repository@digest`, by which the pushed image can be named for ever.
+    pub fn pinned(&self, digest: &Digest) -> String {
+        format!("{}/{}@{digest}", self.registry, self.repository)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}:{}", self.registry, self.repository, self.tag)
+    }
+}
+
+/// Whether a host is this machine, to which Docker speaks plain http without being told to.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let name = host_name(host);
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// `host` of `host:port`, without the brackets of an IPv6 address.
+pub(crate) fn host_name(host: &str) -> &str {
+    if let Some(rest) = host.strip_prefix('[') {
+        return rest.split_once(']').map_or(rest, |(name, _)| name);
+    }
+    host.rsplit_once(':').map_or(host, |(name, _)| name)
+}
+
+/// User name and password or token for a registry. Never printed.
+#[derive(Clone)]
+pub struct Credential {
+    /// As for `docker login -u`.
+    pub username: String,
+    /// Password or access token.
+    pub password: String,
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credential(redacted)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_normalised_like_dockers() {
+        for (text, expected) in [
+            ("127.0.0.1:5000/app", "127.0.0.1:5000/app:latest"),
+            ("localhost:5000/a/b:v1", "localhost:5000/a/b:v1"),
+            ("registry.example.test/a/b.c_d:V1", "registry.example.test/a/b.c_d:V1"),
+            ("debian", "docker.io/library/debian:latest"),
+            ("someone/app:1", "docker.io/someone/app:1"),
+        ] {
+            assert_eq!(Target::parse(text).map(|t| t.to_string()).as_deref(), Ok(expected));
+        }
+        assert_eq!(Target::parse("debian").expect("parses").api_host(), "registry-1.docker.io");
+    }
+
+    #[test]
+    fn what_is_no_reference_is_refused() {
+        for text in ["", "UPPER/case", "host/a//b", "host/a:b:c", "host/../x", "a b", "host/a?x=1", "host/a#b", "h/\u{e9}"] {
+            assert!(Target::parse(text).is_err(), "{text:?}");
+        }
+        let digest = format!("host:1/a@{}", Digest::of(b""));
+        assert!(matches!(Target::parse(&digest), Err(TargetError::Digest { .. })));
+    }
+
+    #[test]
+    fn loopback_is_by_address_not_by_prefix() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.9.9.9", "[::1]:5000"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["127.0.0.1.example.test", "localhost.example.test:5000", "10.0.0.1", "[::2]:1"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_credential_is_never_shown() {
+        let credential = Credential { username: "someone".into(), password: "hunter2".into() };
+        assert_eq!(format!("{credential:?}"), "Credential(redacted)");
+    }
+}
