@@ -1,1 +1,367 @@
+//! The session as a builder sees it: called through the published definitions, over a stream in memory.
 
+use super::*;
+use bollard_buildkit_proto::fsutil::types::packet::PacketType;
+use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
+use bollard_buildkit_proto::health as health_proto;
+use bollard_buildkit_proto::moby::buildkit::secrets::v1 as secrets_proto;
+use bollard_buildkit_proto::moby::filesync::v1 as filesync_proto;
+use filesync_proto::file_sync_client::FileSyncClient;
+use hyper::client::conn::http2::{SendRequest, handshake};
+use std::path::Path;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::AsciiMetadataKey;
+use tonic::{Code, Status};
+
+#[derive(Clone)]
+struct Wire(SendRequest<Body>);
+
+impl tower::Service<Request<Body>> for Wire {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future =
+        std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, hyper::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}
+
+async fn served(root: &Path) -> (Wire, StatsHandle) {
+    let stats = StatsHandle::default();
+    let session = Session::new(SessionOptions {
+        id: "id".into(),
+        name: "name".into(),
+        shared_key: "key".into(),
+        locals: vec![LocalDir {
+            name: "context".into(),
+            root: root.to_owned(),
+        }],
+        secrets: BTreeMap::from([("known".to_owned(), SecretSource::Bytes(b"hidden".to_vec()))]),
+        credentials: vec![RegistryLogin {
+            registry: "r".into(),
+            username: "u".into(),
+            secret: "hidden".into(),
+        }],
+        stats: stats.clone(),
+    });
+    assert!(!format!("{session:?}").contains("hidden"));
+    let (near, far) = tokio::io::duplex(1 << 20);
+    tokio::spawn(session.serve(near));
+    let (sender, driver) = handshake(TokioExecutor::new(), TokioIo::new(far))
+        .await
+        .unwrap();
+    tokio::spawn(driver);
+    (Wire(sender), stats)
+}
+
+const ORIGIN: &str = "http://session";
+
+struct Sync {
+    packets: tonic::Streaming<Packet>,
+    requests: mpsc::Sender<Packet>,
+}
+
+async fn sync(wire: &Wire, metadata: &[(&str, &str)]) -> Result<Sync, Status> {
+    let (requests, receiver) = mpsc::channel(1024);
+    let mut request = tonic::Request::new(ReceiverStream::new(receiver));
+    for (key, value) in metadata {
+        let key = AsciiMetadataKey::from_bytes(key.as_bytes()).unwrap();
+        request.metadata_mut().append(key, value.parse().unwrap());
+    }
+    let mut client = FileSyncClient::with_origin(wire.clone(), ORIGIN.parse().unwrap());
+    let packets = client.diff_copy(request).await?.into_inner();
+    Ok(Sync { packets, requests })
+}
+
+impl Sync {
+    async fn stats(&mut self) -> Vec<Stat> {
+        let mut stats = Vec::new();
+        while let Some(stat) = self.packets.message().await.unwrap().unwrap().stat {
+            stats.push(stat);
+        }
+        stats
+    }
+
+    async fn ask(&self, kind: PacketType, id: u32) {
+        self.requests
+            .send(Packet {
+                r#type: kind.into(),
+                id,
+                ..Default::default()
+            })
+            .await
+            .unwrap();
+    }
+
+    /// All files of these numbers, by number.
+    async fn contents(&mut self, ids: &[u32]) -> BTreeMap<u32, Vec<u8>> {
+        let mut contents = BTreeMap::new();
+        let mut open = ids.len();
+        while open > 0 {
+            let packet = self.packets.message().await.unwrap().unwrap();
+            assert_eq!(packet.r#type(), PacketType::PacketData, "{packet:?}");
+            contents
+                .entry(packet.id)
+                .or_insert_with(Vec::new)
+                .extend_from_slice(&packet.data);
+            open -= usize::from(packet.data.is_empty());
+        }
+        contents
+    }
+
+    async fn finish(mut self) {
+        self.ask(PacketType::PacketFin, 0).await;
+        let echo = self.packets.message().await.unwrap().unwrap();
+        assert_eq!(echo.r#type(), PacketType::PacketFin);
+        assert_eq!(self.packets.message().await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn files_arrive_whole_and_in_any_number() {
+    let root = tempfile::tempdir().unwrap();
+    let sizes = [0, 1, 65_535, 65_536, 65_537, 1_000_000];
+    for number in 0..300_usize {
+        let content = vec![u8::try_from(number % 251).unwrap(); sizes[number % sizes.len()]];
+        std::fs::write(root.path().join(format!("{number:03}")), content).unwrap();
+    }
+    let (wire, stats) = served(root.path()).await;
+    let mut sync = sync(&wire, &[("dir-name", "context")]).await.unwrap();
+    let announced = sync.stats().await;
+    assert_eq!(announced.len(), 300);
+    let ids: Vec<u32> = (0..300).collect();
+    for id in &ids {
+        sync.ask(PacketType::PacketReq, *id).await;
+    }
+    let contents = sync.contents(&ids).await;
+    for (id, stat) in announced.iter().enumerate() {
+        let content = &contents[&u32::try_from(id).unwrap()];
+        assert_eq!(
+            content,
+            &std::fs::read(root.path().join(&stat.path)).unwrap()
+        );
+    }
+    sync.finish().await;
+    let total = contents.values().map(|content| content.len() as u64).sum();
+    let expected = SessionStats {
+        syncs: 1,
+        entries: 300,
+        files: 300,
+        bytes: total,
+        changed: 0,
+    };
+    assert_eq!(stats.snapshot(), expected);
+}
+
+#[tokio::test]
+async fn a_file_that_shrank_or_grew_is_sent_as_it_is_now_and_counted() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::write(root.path().join("a"), vec![1; 300_000]).unwrap();
+    std::fs::write(root.path().join("b"), vec![2; 10]).unwrap();
+    let (wire, stats) = served(root.path()).await;
+    let mut sync = sync(&wire, &[("dir-name", "context")]).await.unwrap();
+    assert_eq!(sync.stats().await.len(), 2);
+    std::fs::write(root.path().join("a"), "short").unwrap();
+    std::fs::write(root.path().join("b"), vec![2; 200_000]).unwrap();
+    sync.ask(PacketType::PacketReq, 0).await;
+    sync.ask(PacketType::PacketReq, 1).await;
+    let contents = sync.contents(&[0, 1]).await;
+    assert_eq!(
+        (contents[&0].as_slice(), contents[&1].len()),
+        (&b"short"[..], 200_000)
+    );
+    sync.finish().await;
+    assert_eq!(stats.snapshot().changed, 2);
+}
+
+/// The failure that a sync ends with, told twice: as a packet and as the call's status.
+async fn failure(mut sync: Sync) -> String {
+    let packet = loop {
+        let packet = sync.packets.message().await.unwrap().unwrap();
+        if packet.r#type() == PacketType::PacketErr {
+            break packet;
+        }
+    };
+    let told = String::from_utf8(packet.data).unwrap();
+    let status = sync.packets.message().await.unwrap_err();
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::FailedPrecondition, told.as_str())
+    );
+    told
+}
+
+#[tokio::test]
+async fn a_file_that_went_away_or_became_a_link_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["gone", "link"] {
+        std::fs::write(root.path().join(name), "x").unwrap();
+    }
+    let (wire, _) = served(root.path()).await;
+    for (id, name) in [(0, "gone"), (1, "link")] {
+        let mut sync = sync(&wire, &[("dir-name", "context")]).await.unwrap();
+        assert_eq!(sync.stats().await[id as usize].path, name);
+        std::fs::remove_file(root.path().join(name)).unwrap();
+        if name == "link" {
+            std::os::unix::fs::symlink("/etc/passwd", root.path().join(name)).unwrap();
+        }
+        sync.ask(PacketType::PacketReq, id).await;
+        let told = failure(sync).await;
+        assert!(
+            told.starts_with(&format!("read build context: open {name}: ")),
+            "{told}"
+        );
+        std::fs::write(root.path().join("gone"), "x").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_offered_cannot_be_asked_for() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir(root.path().join("a")).unwrap();
+    std::fs::write(root.path().join("a/b"), "x").unwrap();
+    let (wire, _) = served(root.path()).await;
+    // A directory, a number that does not exist, and a file that was given already.
+    for ids in [&[0][..], &[7], &[u32::MAX], &[1, 1]] {
+        let mut sync = sync(&wire, &[("dir-name", "context")]).await.unwrap();
+        sync.stats().await;
+        for id in ids {
+            sync.ask(PacketType::PacketReq, *id).await;
+        }
+        let status = loop {
+            match sync.packets.message().await {
+                Ok(packet) => assert_eq!(packet.unwrap().r#type(), PacketType::PacketData),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!(status.code(), Code::InvalidArgument, "{ids:?}: {status:?}");
+    }
+    for dir in ["", "elsewhere", "../context", "/"] {
+        let refused = sync(&wire, &[("dir-name", dir)]).await.err().unwrap();
+        assert_eq!(refused.code(), Code::NotFound, "{dir}");
+    }
+    let bad = [("dir-name", "context"), ("exclude-patterns", "[")];
+    assert_eq!(
+        sync(&wire, &bad).await.err().unwrap().code(),
+        Code::InvalidArgument
+    );
+}
+
+#[tokio::test]
+async fn a_receiver_that_goes_away_ends_the_sync() {
+    let root = tempfile::tempdir().unwrap();
+    for number in 0..5_000 {
+        std::fs::write(root.path().join(number.to_string()), "x").unwrap();
+    }
+    let (wire, stats) = served(root.path()).await;
+    // More than may run at once, one after the other: each must give its place back.
+    for _ in 0..limits::SYNCS_RUNNING_MAX * 2 {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut begun = loop {
+            match sync(&wire, &[("dir-name", "context")]).await {
+                Ok(begun) => break begun,
+                Err(status) => assert_eq!(status.code(), Code::ResourceExhausted),
+            }
+            assert!(Instant::now() < deadline, "places are not given back");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        begun.packets.message().await.unwrap();
+    }
+    assert_eq!(stats.snapshot().syncs, 2 * limits::SYNCS_RUNNING_MAX as u64);
+}
+
+#[tokio::test]
+async fn the_other_services_answer() {
+    let root = tempfile::tempdir().unwrap();
+    let (wire, _) = served(root.path()).await;
+    let origin = || ORIGIN.parse::<http::Uri>().unwrap();
+
+    let mut health = health_proto::health_client::HealthClient::with_origin(wire.clone(), origin());
+    let check = health
+        .check(health_proto::HealthCheckRequest::default())
+        .await
+        .unwrap();
+    assert_eq!(check.get_ref().status, 1);
+
+    let mut secrets =
+        secrets_proto::secrets_client::SecretsClient::with_origin(wire.clone(), origin());
+    let wish = |id: &str| secrets_proto::GetSecretRequest {
+        id: id.to_owned(),
+        ..Default::default()
+    };
+    assert_eq!(
+        secrets
+            .get_secret(wish("known"))
+            .await
+            .unwrap()
+            .get_ref()
+            .data,
+        b"hidden"
+    );
+    assert_eq!(
+        secrets.get_secret(wish("other")).await.unwrap_err().code(),
+        Code::NotFound
+    );
+
+    let mut auth = filesync_proto::auth_client::AuthClient::with_origin(wire.clone(), origin());
+    let host = |host: &str| filesync_proto::CredentialsRequest {
+        host: host.to_owned(),
+    };
+    assert_eq!(
+        auth.credentials(host("r"))
+            .await
+            .unwrap()
+            .get_ref()
+            .username,
+        "u"
+    );
+    assert_eq!(
+        auth.credentials(host("s"))
+            .await
+            .unwrap()
+            .get_ref()
+            .username,
+        ""
+    );
+    let token = auth
+        .get_token_authority(filesync_proto::GetTokenAuthorityRequest::default())
+        .await;
+    assert_eq!(token.unwrap_err().code(), Code::Unavailable);
+
+    let mut send = filesync_proto::file_send_client::FileSendClient::with_origin(wire, origin());
+    let unserved = send.diff_copy(tokio_stream::empty()).await;
+    assert_eq!(unserved.unwrap_err().code(), Code::Unimplemented);
+}
+
+#[test]
+fn the_headers_announce_one_method_each() {
+    let session = Session::new(SessionOptions {
+        id: "the-id".into(),
+        name: String::new(),
+        shared_key: "key".into(),
+        locals: vec![],
+        secrets: BTreeMap::new(),
+        credentials: vec![],
+        stats: StatsHandle::default(),
+    });
+    let headers = session.headers();
+    assert_eq!(
+        headers[0],
+        (
+            "X-Docker-Expose-Session-Uuid".to_owned(),
+            "the-id".to_owned()
+        )
+    );
+    let methods = headers
+        .iter()
+        .filter(|(name, _)| name.ends_with("-Grpc-Method"));
+    assert_eq!(methods.count(), METHODS.len());
+}
