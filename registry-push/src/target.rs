@@ -43,6 +43,11 @@ impl Target {
         if reference.digest().is_some() {
             return Err(TargetError::Digest { text: shown() });
         }
+        // A first part such as `UPPER` is not taken as a host, and then is no repository either.
+        if reference.repository().bytes().any(|byte| byte.is_ascii_uppercase()) {
+            let reason = "a repository is written in lower case".to_string();
+            return Err(TargetError::Malformed { text: shown(), reason });
+        }
         Ok(Target {
             registry: reference.registry().to_string(),
             repository: reference.repository().to_string(),
