@@ -315,7 +315,21 @@ fn discard_gives_back(open: Open<'_>) {
             used() < full - (30 << 20)
         });
     }
+    // Also what is deleted in the last moment, in many pieces.
+    for n in 0..2000 {
+        fs::write(dir.join(n.to_string()), [1; 16 << 10]).unwrap();
+    }
+    sync_file_system(&dir);
+    let full = used();
+    for n in (0..2000).step_by(2) {
+        fs::remove_file(dir.join(n.to_string())).unwrap();
+    }
     driver.detach(&volume(1), &machine(1)).unwrap();
+    assert!(
+        !capabilities.discard || used() < full - (14 << 20),
+        "{} of {full}",
+        used()
+    );
 }
 
 fn destroy_frees(open: Open<'_>) {

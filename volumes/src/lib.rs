@@ -17,6 +17,7 @@ mod loopdev;
 mod marker;
 mod mounts;
 mod tool;
+mod trim;
 mod undo;
 
 #[cfg(any(test, feature = "conformance"))]

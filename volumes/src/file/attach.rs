@@ -9,7 +9,7 @@ use crate::limits::{DEVICE_RELEASE_WAIT_MAX, FSCK_DURATION_MAX, POLL_PAUSE, UNMO
 use crate::loopdev::LoopDevice;
 use crate::marker::Marker;
 use crate::undo::Undo;
-use crate::{mounts, tool};
+use crate::{mounts, tool, trim};
 use nix::errno::Errno;
 use slipway_core::id::{MachineId, VolumeId};
 use std::fs::File;
@@ -134,6 +134,7 @@ impl FileDriver {
             Image::InUse => {}
         }
         self.steps.enter(Step::Unmount)?;
+        self.give_back(id);
         self.unmount(id)?;
         self.steps.enter(Step::AwaitRelease)?;
         self.await_release(id)?;
@@ -141,6 +142,19 @@ impl FileDriver {
         Marker::remove(&marker)?;
         tracing::info!(volume = %id, %holder, "volume detached");
         Ok(())
+    }
+
+    /// Gives freed blocks back to the pool. Mounted with `discard`, the file system does so by itself, but drops what
+    /// it has not come to yet when it is unmounted.
+    fn give_back(&self, id: &VolumeId) {
+        let mount_point = self.layout.mount_point(id);
+        // Otherwise it would be the pool's own file system.
+        if !self.discard || !mounts::is_mount_point(&mount_point).unwrap_or(false) {
+            return;
+        }
+        if let Err(error) = trim::trim(&mount_point) {
+            tracing::warn!(volume = %id, %error, "freed blocks not given back");
+        }
     }
 
     /// Unmounts, as often as it is mounted here, and waits for open files to be closed.

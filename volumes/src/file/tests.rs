@@ -359,6 +359,39 @@ fn an_unclean_end_is_checked_and_repaired() {
     driver.detach(&volume(), &machine(6)).unwrap();
 }
 
+/// A program that another thread starts has a copy of our locked descriptors for a moment.
+#[test]
+fn programs_being_started_do_not_count_as_holders() {
+    let Some(pool) = TestPool::new() else { return };
+    let driver = pool.open();
+    driver.ensure(&volume(), SIZE).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    Command::new("true").status().unwrap();
+                }
+            });
+        }
+        let results: Vec<_> = (0..400)
+            .map(|_| {
+                fail_at(&driver, Step::MakeDevice, Fault::Error);
+                driver
+                    .attach(&volume(), &machine(1))
+                    .unwrap_err()
+                    .to_string()
+            })
+            .collect();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let other: Vec<_> = results
+            .iter()
+            .filter(|text| !text.contains("injected"))
+            .collect();
+        assert!(other.is_empty(), "{other:?}");
+    });
+}
+
 #[test]
 fn open_files_delay_a_detach_and_do_not_lose_the_volume() {
     let Some(pool) = TestPool::new() else { return };
