@@ -23,6 +23,8 @@ mod record;
 mod sandbox;
 mod server;
 pub mod settings;
+#[cfg(test)]
+mod snapshot;
 mod sys;
 mod undo;
 mod wire;
@@ -43,7 +45,7 @@ use slipway_volumes::{Encryption, FileDriver, VolumeDriver, VolumeError};
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -74,6 +76,12 @@ pub enum HostRunError {
         /// What the system said.
         #[source]
         source: io::Error,
+    },
+    /// A machine's root could not get to its own root file system.
+    #[error("{} must let everybody pass (hint: chmod o+x, or set run_dir elsewhere)", path.display())]
+    Unsearchable {
+        /// Which directory above `run_dir`.
+        path: PathBuf,
     },
     /// The pool of volumes cannot be opened.
     #[error("open the pool")]
@@ -161,6 +169,7 @@ fn prepare(settings: &HostSettings) -> Result<(Flock<File>, server::Service), Ho
     make_dir(&settings.state_dir, 0o700).map_err(at("make", &settings.state_dir))?;
     make_dir(&settings.run_dir, 0o755).map_err(at("make", &settings.run_dir))?;
     let lock = lock(&settings.state_dir)?;
+    check_searchable(&settings.run_dir)?;
     let encryption = match settings.encryption {
         EncryptionSetting::Off => Encryption::Off,
         EncryptionSetting::Required => Encryption::Required,
@@ -196,6 +205,22 @@ fn prepare(settings: &HostSettings) -> Result<(Flock<File>, server::Service), Ho
         allowed_uids: settings.allowed_uids.clone(),
     };
     Ok((lock, service))
+}
+
+/// The runtime finds a machine's root file system with the rights of the machine's root, who is nobody on the host.
+fn check_searchable(run_dir: &Path) -> Result<(), HostRunError> {
+    for dir in run_dir.ancestors() {
+        let mode = fs::metadata(dir)
+            .map_err(at("examine", dir))?
+            .permissions()
+            .mode();
+        if mode & 0o001 == 0 {
+            return Err(HostRunError::Unsearchable {
+                path: dir.to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Held for as long as the daemon lives; the kernel gives it back however it ends.

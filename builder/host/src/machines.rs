@@ -285,9 +285,18 @@ impl Machines {
                 kill.abort();
             }
         });
-        // First the fact, for clearing removes what it is known from.
-        self.put(spec, Phase::Ended { slot, clean })?;
-        self.clear(spec, slot)?;
+        // First the fact, for clearing removes what it is known from. Callers are told only when nothing is left, so that
+        // whoever hears of the end can have the volume.
+        let ended = Record {
+            spec: spec.clone(),
+            phase: Phase::Ended { slot, clean },
+        };
+        self.records.write(&ended)?;
+        if let Err(error) = self.clear(spec, slot) {
+            self.with_entry(&spec.machine, |entry| entry.record = Some(ended));
+            self.changed();
+            return Err(error);
+        }
         self.put(spec, Phase::Exited { clean })?;
         tracing::info!(machine = %spec.machine, generation = %spec.generation, clean, "ended");
         Ok(())

@@ -4,7 +4,7 @@
 
 use crate::files::remove_all;
 use crate::image::Images;
-use crate::limits::{CONNECTIONS_MAX, REQUEST_WAIT_MAX, SHUTDOWN_WAIT_MAX};
+use crate::limits::{CONNECTIONS_MAX, FRAME_WAIT_MAX, REQUEST_WAIT_MAX, SHUTDOWN_WAIT_MAX};
 use crate::machines::{Machines, VerbError};
 use crate::settings::HostSettings;
 use crate::wire::{self, FrameError};
@@ -121,7 +121,8 @@ async fn connection(mut stream: UnixStream, service: &Arc<Service>, stop: &Cance
         tracing::warn!(?uid, "refused a peer");
         let message =
             "this user may not speak to the host daemon (hint: allowed_uids in its settings)";
-        // It may have gone already.
+        // Its request is read first: to close on unread bytes would lose the answer. It may have gone already.
+        let _ = tokio::time::timeout(FRAME_WAIT_MAX, wire::read(&mut stream)).await;
         let _ = send(&mut stream, &refusal(HostErrorCode::Denied, message)).await;
         return;
     }

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 pub struct HostSettings {
     /// What must survive a reboot: machine records, sockets, layers. Mode 0700. `/var/lib/slipway/host`.
     pub state_dir: PathBuf,
-    /// What must not: mounts, runc's state. `/run/slipway`.
+    /// What must not: mounts, runc's state. Everybody must be able to pass through the directories above it. `/run/slipway`.
     pub run_dir: PathBuf,
     /// The host API's socket. `/run/slipway/host.sock`.
     pub socket: PathBuf,

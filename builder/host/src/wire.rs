@@ -32,19 +32,19 @@ pub(crate) enum FrameError {
 /// Reads a frame's bytes. Waits for its first byte without end, for the rest [`FRAME_WAIT_MAX`].
 ///
 /// # Errors
-/// [`FrameError`]. Dropping the future in the middle loses the stream's place.
+/// [`FrameError`]. Dropping the future before the first byte is fine; after it, the stream's place is lost.
 pub(crate) async fn read(stream: &mut UnixStream) -> Result<Vec<u8>, FrameError> {
-    stream.readable().await?;
-    timeout(FRAME_WAIT_MAX, read_begun(stream))
+    let mut first = [0];
+    if stream.read(&mut first).await? == 0 {
+        return Err(FrameError::Closed);
+    }
+    timeout(FRAME_WAIT_MAX, read_rest(stream, first[0]))
         .await
         .map_err(|_| FrameError::TooSlow)?
 }
 
-async fn read_begun(stream: &mut UnixStream) -> Result<Vec<u8>, FrameError> {
-    let mut length = [0; 4];
-    if stream.read(&mut length[..1]).await? == 0 {
-        return Err(FrameError::Closed);
-    }
+async fn read_rest(stream: &mut UnixStream, first: u8) -> Result<Vec<u8>, FrameError> {
+    let mut length = [first, 0, 0, 0];
     stream.read_exact(&mut length[1..]).await?;
     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
     if length > HOST_API_FRAME_BYTES_MAX {
@@ -116,6 +116,19 @@ mod tests {
         ));
         drop(a);
         assert!(matches!(read(&mut b).await, Err(FrameError::Closed)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_stream_is_waited_for() {
+        let (mut a, mut b) = UnixStream::pair().unwrap();
+        write(&mut a, b"1", None).await.unwrap();
+        assert_eq!(read(&mut b).await.unwrap(), b"1");
+        let late = async {
+            tokio::time::sleep(FRAME_WAIT_MAX * 5).await;
+            write(&mut a, b"2", None).await.unwrap();
+        };
+        let (frame, ()) = tokio::join!(read(&mut b), late);
+        assert_eq!(frame.unwrap(), b"2");
     }
 
     #[tokio::test(start_paused = true)]

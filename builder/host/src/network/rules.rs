@@ -163,8 +163,10 @@ mod tests {
             "10.255.255.53:53/udp".parse().unwrap(),
         ];
         let denied = ["198.51.100.0/24".parse().unwrap()];
-        let expected = include_str!("rules.snapshot.nft");
-        assert_eq!(text(&example(&allowed, &denied)), expected);
+        crate::snapshot::check(
+            "network/rules.snapshot.nft",
+            &text(&example(&allowed, &denied)),
+        );
     }
 
     #[test]

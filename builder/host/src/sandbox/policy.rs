@@ -85,8 +85,14 @@ const MASKED: [&str; 9] = [
 /// the host's root, which the machine's root is not.
 const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger"];
 
-/// Families of sockets that stay closed: AF_ALG (kernel crypto) and AF_VSOCK (reaches the hypervisor, in no namespace).
-const CLOSED_FAMILIES: [u32; 2] = [38, 40];
+/// Families of sockets that stay open, as conditions on `socket(2)`'s first argument: all but AF_ALG (38, kernel crypto)
+/// and AF_VSOCK (40, reaches the hypervisor and is in no namespace). Each is a rule of its own, because runc joins
+/// conditions on the same argument by "or".
+const OPEN_FAMILIES: [(u32, &str); 3] = [
+    (38, "SCMP_CMP_LT"),
+    (39, "SCMP_CMP_EQ"),
+    (40, "SCMP_CMP_GT"),
+];
 /// `personality(2)` values in use: queries, Linux, no address randomisation, 32 bit, and their sums.
 const PERSONALITIES: [u64; 6] = [0, 0x8, 0x0004_0000, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
@@ -121,11 +127,12 @@ pub(super) fn seccomp() -> Result<Value, InvalidSeccompFile> {
         .flat_map(|group| group.names)
         .collect();
     let mut rules = vec![json!({ "names": names, "action": "SCMP_ACT_ALLOW" })];
-    let open: Vec<Value> = CLOSED_FAMILIES
-        .iter()
-        .map(|family| json!({ "index": 0, "value": family, "op": "SCMP_CMP_NE" }))
-        .collect();
-    rules.push(json!({ "names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": open }));
+    for (family, op) in OPEN_FAMILIES {
+        rules.push(json!({
+            "names": ["socket"], "action": "SCMP_ACT_ALLOW",
+            "args": [{ "index": 0, "value": family, "op": op }],
+        }));
+    }
     for value in PERSONALITIES {
         rules.push(json!({
             "names": ["personality"], "action": "SCMP_ACT_ALLOW",

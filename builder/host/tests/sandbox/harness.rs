@@ -224,19 +224,6 @@ impl Host {
         i32::try_from(record["phase"]["process"]["pid"].as_i64().unwrap()).unwrap()
     }
 
-    /// Waits until nothing is left of ended machines but their records.
-    pub(crate) fn wait_cleared(&self) {
-        let deadline = Instant::now() + WAIT;
-        loop {
-            let left = self.leftovers();
-            if left.is_empty() {
-                return;
-            }
-            assert!(Instant::now() < deadline, "left over: {left:#?}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
     /// What there is of machines outside the records; empty when all is cleared away.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let mut found = Vec::new();

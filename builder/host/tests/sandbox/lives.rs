@@ -26,7 +26,7 @@ fn ensure_is_idempotent_and_older_generations_are_refused() {
     assert_eq!(client.ensure(&spec).unwrap().generation, Generation(5));
     assert_ne!(host.pid(&spec.machine), first);
     assert!(
-        !Path::new(&format!("/proc/{first}")).exists(),
+        !Path::new(&format!("/proc/{first}/exe")).exists(),
         "the older one is dead"
     );
 
@@ -71,7 +71,7 @@ fn ensure_is_idempotent_and_older_generations_are_refused() {
         HostErrorCode::StaleGeneration,
         "forgotten, but not its fence"
     );
-    host.wait_cleared();
+    assert_eq!(host.leftovers(), Vec::<String>::new());
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_volume_has_one_machine_at_most() {
         !client.wait_exit(&first.machine, WAIT),
         "killed is not clean"
     );
-    host.wait_cleared();
+    assert_eq!(host.leftovers(), Vec::<String>::new());
     client.ensure(&second).unwrap();
     assert_eq!(
         client.volumes()[0].attached_to,
@@ -131,7 +131,7 @@ fn what_a_machine_wrote_to_its_volume_is_there_again() {
     assert!(written.status.success(), "{written:?}");
     client.stop(&spec.machine, 1, WAIT).unwrap();
     client.wait_exit(&spec.machine, WAIT);
-    host.wait_cleared();
+    assert_eq!(host.leftovers(), Vec::<String>::new());
     host.machine(&mut client, 2);
     spec.generation = Generation(2);
     client.ensure(&spec).unwrap();
@@ -190,7 +190,7 @@ fn a_killed_daemon_adopts_what_runs_and_sees_what_ended_meanwhile() {
     // An adopted machine's end is seen too, and its place can be had again.
     client.stop(&specs[0].machine, 1, WAIT).unwrap();
     assert!(client.wait_exit(&specs[0].machine, WAIT));
-    host.wait_cleared();
+    assert_eq!(host.leftovers(), Vec::<String>::new());
     host.machine(&mut client, 4);
 }
 
