@@ -24,9 +24,9 @@ die() {
 declare -A repository=([debian]=debian:trixie [busybox]=busybox:latest [python]=python:3 [node]=node:22
 	[rust]=rust:1 [gcc]=gcc:14)
 # Debian packages besides minbase.
-declare -A include=([debian]='' [python]=ca-certificates,python3,python3-pip,python3-venv
-	[node]=ca-certificates,nodejs,npm [rust]=ca-certificates,cargo,rustc,gcc,libc6-dev
-	[gcc]=ca-certificates,gcc,libc6-dev,make)
+declare -A include=([debian]='' [python]='ca-certificates,python3,python3-pip,python3-venv'
+	[node]='ca-certificates,nodejs,npm' [rust]='ca-certificates,cargo,rustc,gcc,libc6-dev'
+	[gcc]='ca-certificates,gcc,libc6-dev,make')
 declare -A command=([debian]=bash [busybox]=sh [python]=python3 [node]=node [rust]=bash [gcc]=bash)
 
 (($# >= 2)) || die "usage: base-images.sh OUT_DIR REGISTRY [NAME...]"
@@ -48,6 +48,7 @@ trap '[[ -z $scratch ]] || rm -rf --one-file-system -- "$scratch"' EXIT
 
 # Removes from the root directory $1 what differs between builds and build machines; for mmdebstrap below.
 clean_hook() {
+	# shellcheck disable=SC2016 # mmdebstrap's shell expands it
 	printf '%s' 'cd "$1" && : >etc/machine-id && : >etc/resolv.conf && echo localhost >etc/hostname &&
 		rm -rf var/lib/apt/lists/* var/cache/apt/* var/cache/debconf/*-old var/cache/ldconfig/* var/lib/dpkg/*-old \
 			var/log/* etc/passwd- etc/group- etc/shadow- etc/gshadow- etc/subuid- etc/subgid- etc/.pwd.lock &&
@@ -56,6 +57,7 @@ clean_hook() {
 
 # What the public image of that name does besides installing packages.
 habit_hook() {
+	# shellcheck disable=SC2016 # mmdebstrap's shell expands it
 	case $1 in
 	# pip may install into the system, since the system is the image.
 	python) printf '%s' 'rm -f "$1"/usr/lib/python3*/EXTERNALLY-MANAGED && ln -s /usr/bin/python3 "$1/usr/local/bin/python"' ;;

@@ -1,0 +1,127 @@
+#!/bin/bash
+# Makes a Debian 12 or 13 machine ready to build, run and test Slipway: packages, the Rust toolchain, cargo-nextest, and the
+# builder's root image. Idempotent; asks for nothing; says nothing where nothing is to do.
+#
+# Needs root (or sudo without a password) and a package mirror. Nothing it installs is left running.
+set -euo pipefail
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive
+
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+began=$SECONDS did=0
+say() { printf 'setup: %s\n' "$*"; }
+die() {
+	printf 'setup: %s\n' "$*" >&2
+	exit 1
+}
+# Says $1, runs the rest, and shows its output only if it fails.
+run() {
+	local what=$1 log at=$SECONDS
+	shift
+	say "$what"
+	did=1
+	log=$(mktemp)
+	if ! "$@" >"$log" 2>&1; then
+		tail -n 40 -- "$log" >&2
+		rm -f -- "$log"
+		die "failed: $* (its last lines are above)"
+	fi
+	rm -f -- "$log"
+	((SECONDS - at < 2)) || say "  done in $((SECONDS - at)) s"
+}
+
+root=()
+if [[ $(id -u) != 0 ]]; then
+	sudo -n true 2>/dev/null || die "must be run as root (hint: sudo make setup)"
+	root=(sudo -n "--preserve-env=DEBIAN_FRONTEND,SLIPWAY_MIRROR")
+fi
+[[ -e /etc/debian_version && -n $(type -P apt-get) ]] ||
+	die "this is not Debian; Slipway's setup knows Debian 12 and 13"
+
+# --- packages
+packages=(
+	# to build
+	gcc libc6-dev pkg-config make git curl ca-certificates
+	# the builder's image, and base images for the demo and the tests
+	mmdebstrap squashfs-tools skopeo busybox-static
+	# what the host daemon calls
+	runc nftables iproute2 e2fsprogs util-linux
+	# the demo and the tests
+	docker-registry jq python3 python3-venv
+)
+is_installed() { [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
+missing=()
+for package in "${packages[@]}"; do
+	is_installed "$package" || missing+=("$package")
+done
+
+# Installs packages without starting the services that come with them.
+install_packages() {
+	local policy=/usr/sbin/policy-rc.d made=0 status=0
+	if [[ ! -e $policy ]]; then
+		printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee "$policy" >/dev/null
+		"${root[@]}" chmod 0755 "$policy"
+		made=1
+	fi
+	"${root[@]}" apt-get install -y -q --no-install-recommends "$@" || status=$?
+	((!made)) || "${root[@]}" rm -f "$policy"
+	return "$status"
+}
+
+if ((${#missing[@]})); then
+	run "package lists" "${root[@]}" apt-get update -q
+	run "packages: ${missing[*]}" install_packages "${missing[@]}"
+	# The registry's service would also start at the next boot; one that was there before is not ours to touch.
+	if [[ " ${missing[*]} " == *" docker-registry "* && -n $(type -P systemctl) ]]; then
+		"${root[@]}" systemctl disable --quiet docker-registry.service >/dev/null 2>&1 || true
+	fi
+fi
+
+# --- Rust
+cargo_home=${CARGO_HOME:-$HOME/.cargo}
+export PATH=$cargo_home/bin:$PATH
+has_package() { apt-cache show --no-all-versions "$1" >/dev/null 2>&1; }
+
+install_rustup() {
+	local script
+	script=$(mktemp)
+	curl --proto '=https' --tlsv1.2 -fsSL https://static.rust-lang.org/rustup/rustup-init.sh -o "$script"
+	sh "$script" -y --no-modify-path --profile minimal --default-toolchain none
+	rm -f -- "$script"
+}
+
+if [[ -z $(type -P cargo) && -z $(type -P rustup) ]]; then
+	if has_package rustup; then
+		run "rustup (Debian's package)" install_packages rustup
+	else
+		run "rustup (the official installer)" install_rustup
+	fi
+fi
+if [[ -n $(type -P rustup) ]]; then
+	channel=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' rust-toolchain.toml)
+	if ! rustup run "$channel" cargo clippy --version >/dev/null 2>&1 ||
+		! rustup run "$channel" rustfmt --version >/dev/null 2>&1; then
+		run "Rust $channel, as rust-toolchain.toml has it" \
+			rustup toolchain install "$channel" --profile minimal --component rustfmt,clippy
+	fi
+fi
+cargo --version >/dev/null 2>&1 || die "cargo does not work (hint: run 'cargo --version' here and see)"
+
+if ! cargo nextest --version >/dev/null 2>&1; then
+	if has_package cargo-nextest; then
+		run "cargo-nextest (Debian's package)" install_packages cargo-nextest
+	else
+		run "cargo-nextest (compiled, some minutes)" cargo install --locked --quiet cargo-nextest
+	fi
+fi
+
+# --- the builder's root image
+cache=${SLIPWAY_CACHE:-/var/cache/slipway}
+link=$(readlink "$cache/image/base.squashfs" 2>/dev/null || true)
+at=$SECONDS
+"${root[@]}" builder/image/build.sh "$cache/image" >/dev/null
+if [[ $(readlink "$cache/image/base.squashfs") != "$link" ]]; then
+	say "builder image: $cache/image/base.squashfs ($((SECONDS - at)) s)"
+	did=1
+fi
+
+((!did)) || say "ready after $((SECONDS - began)) s"
