@@ -421,27 +421,27 @@ impl Inner {
         live: &Live,
         reader: &mut Follower,
     ) -> Result<BuildOutcome, Lost> {
-        let guest = self
-            .farm
-            .guest_if_running(key)
-            .await
-            .map_err(|error| match error {
-                FarmError::NotRunning => {
-                    Lost::Machine("the builder ended during the build".to_owned())
-                }
-                other => Lost::Contact(chain(&other)),
-            })?;
-        let events =
-            guest
-                .events(&build.id, reader.last_seq)
-                .await
-                .map_err(|error| match error {
-                    GuestError::Refused {
-                        status: StatusCode::NOT_FOUND,
-                        ..
-                    } => Lost::Build("the builder was started anew during the build".to_owned()),
-                    other => Lost::Contact(chain(&other)),
-                })?;
+        let guest = match self.farm.guest_if_running(key).await {
+            Ok(guest) => guest,
+            Err(FarmError::NotRunning) => {
+                return Err(Lost::Machine(
+                    "the builder ended during the build".to_owned(),
+                ));
+            }
+            Err(error) => return Err(Lost::Contact(chain(&error))),
+        };
+        let events = match guest.events(&build.id, reader.last_seq).await {
+            Ok(events) => events,
+            Err(GuestError::Refused {
+                status: StatusCode::NOT_FOUND,
+                ..
+            }) => {
+                return Err(Lost::Build(
+                    "the builder was started anew during the build".to_owned(),
+                ));
+            }
+            Err(error) => return Err(Lost::Contact(chain(&error))),
+        };
         (reader.heard, reader.missing_since) = (Instant::now(), None);
         let mut batches = std::pin::pin!(events.ready_chunks(EVENT_BATCH_MAX));
         while let Some(batch) = batches.next().await {

@@ -167,7 +167,10 @@ impl Builder {
             {
                 return Attempt::Open(generation);
             }
-            MachineState::Crashed { .. } if inner.machine.volume_replaced => {
+            // Not even the new volume has helped.
+            MachineState::Crashed { .. }
+                if inner.machine.volume_replaced && inner.machine.failed_starts > 0 =>
+            {
                 return Attempt::WontStart(inner.last_error());
             }
             MachineState::Stopped | MachineState::Ending { .. } | MachineState::Crashed { .. } => {
@@ -201,6 +204,14 @@ impl Builder {
             inner.observed = observed;
             drop(inner);
             self.wake.notify_one();
+        }
+    }
+
+    /// Asks the host anew, and takes what it says.
+    pub(super) async fn look_again(&self) {
+        // A host that does not answer says so by its watch.
+        if self.host.refresh().await.is_ok() {
+            self.observe();
         }
     }
 

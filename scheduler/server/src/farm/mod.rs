@@ -13,8 +13,6 @@ mod error;
 mod host;
 mod ready;
 mod reap;
-#[cfg(test)]
-mod tests;
 mod view;
 mod volume;
 mod wake;
@@ -160,12 +158,17 @@ impl Farm {
         let builder = self.0.known(key)?;
         let generation = builder.running().ok_or(FarmError::NotRunning)?;
         let machine = builder.view().machine;
-        let client = &builder.host.client;
-        match client
+        let opened = builder
+            .host
+            .client
             .open_endpoint(machine, generation, EndpointPort::Guest)
-            .await
-        {
+            .await;
+        match opened {
             Ok(stream) => Ok(GuestClient::new(stream).await?),
+            Err(error) if wake::has_ended(&error) => {
+                builder.look_again().await;
+                Err(FarmError::NotRunning)
+            }
             Err(error) => Err(error.into()),
         }
     }

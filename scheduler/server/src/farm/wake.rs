@@ -5,6 +5,7 @@
 use super::builder::{Attempt, Builder};
 use super::host::chain;
 use super::{FarmError, Shared, timed_out};
+use crate::host_client::HostClientError;
 use crate::limits::{CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, CRASHES_SEEN_MAX, WAKE_WAIT_MAX};
 use slipway_core::host_api::{EndpointPort, HostErrorCode};
 use slipway_core::machine::MachineState;
@@ -30,12 +31,9 @@ impl Shared {
                     match client.open_endpoint(machine, generation, port).await {
                         Ok(stream) => return Ok(stream),
                         Err(error) => {
-                            let lost = error.code() == Some(HostErrorCode::NotFound)
-                                || error.code() == Some(HostErrorCode::StaleGeneration);
                             tracing::debug!(why = chain(&error), "endpoint not opened");
-                            // It ended just now: the list says so, sooner or later.
-                            if lost && builder.host.refresh().await.is_ok() {
-                                builder.observe();
+                            if has_ended(&error) {
+                                builder.look_again().await;
                             }
                             waiting.get_or_insert_default().refused = true;
                         }
@@ -54,6 +52,14 @@ impl Shared {
             }
         }
     }
+}
+
+/// A host refuses a connection like this when the machine ended just now.
+pub(super) fn has_ended(error: &HostClientError) -> bool {
+    matches!(
+        error.code(),
+        Some(HostErrorCode::NotFound | HostErrorCode::StaleGeneration)
+    )
 }
 
 /// A connection that waits for its builder.

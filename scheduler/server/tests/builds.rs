@@ -1,0 +1,216 @@
+//! Builds against a test guest: no event lost, none twice, through the deaths of everybody but the guest.
+
+mod common;
+
+use common::{Bed, eventually};
+use futures_util::StreamExt;
+use slipway_core::build::{BuildEvent, BuildOutcome, BuildSpec, Fault, NumberedEvent};
+use slipway_core::id::{AppId, BuildId};
+use slipway_scheduler::builds::{BuildError, BuildRequest, BuildService};
+use slipway_scheduler::farm::{BuilderKey, FarmEvent, NextEvent};
+use slipway_store::{Build, BuildState, ErrorKind, Store};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const SHORT: Duration = slipway_core::limits::BUILDER_IDLE_MIN;
+
+fn request() -> BuildRequest {
+    BuildRequest {
+        session: "a session".into(),
+        spec: BuildSpec {
+            image: "app".into(),
+            push: false,
+            frontend_attrs: BTreeMap::new(),
+        },
+        credential: None,
+    }
+}
+
+fn said(n: usize) -> BuildEvent {
+    BuildEvent::Warning {
+        message: n.to_string(),
+    }
+}
+
+fn done() -> BuildOutcome {
+    BuildOutcome::Succeeded {
+        image_id: "sha256:1".into(),
+        digest: None,
+        size_bytes: 1,
+        build_ms: 2,
+        push_ms: 3,
+    }
+}
+
+async fn begin(bed: &Bed, builds: &BuildService, key: &BuilderKey) -> Build {
+    let app = bed.farm.ensure_builder(key).await.expect("ensured").app;
+    builds
+        .start_build(key, &app, request())
+        .await
+        .expect("started")
+}
+
+async fn ended(bed: &Bed, build: &Build) -> Build {
+    eventually("the build ends", || async {
+        let build = bed.store.build(&build.org, &build.id).await.expect("there");
+        build.ended_at.is_some().then_some(build)
+    })
+    .await
+}
+
+async fn all(builds: &BuildService, build: &Build, after: u64) -> Vec<NumberedEvent> {
+    let stream = builds
+        .events(&build.org, &build.id, after)
+        .await
+        .expect("a stream");
+    stream.map(|event| event.expect("an event")).collect().await
+}
+
+fn numbers(events: &[NumberedEvent]) -> Vec<u64> {
+    events.iter().map(|event| event.seq).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_see_every_event_once_whenever_they_come() {
+    let bed = Bed::start().await;
+    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let key = bed.org(SHORT).await;
+    let mut changes = bed.farm.subscribe(&key.org);
+    let build = begin(&bed, &builds, &key).await;
+    assert_eq!(build.state, BuildState::Running);
+    let guest = bed.world.guest().expect("a guest");
+    assert_eq!(guest.builds(), vec![build.id.clone()]);
+
+    let mut readers = tokio::task::JoinSet::new();
+    for n in 0..2000 {
+        guest.tell(&build.id, said(n));
+        if n % 100 == 0 {
+            let (builds, build) = (builds.clone(), build.clone());
+            readers.spawn(async move { all(&builds, &build, n as u64 / 2).await });
+            tokio::task::yield_now().await;
+        }
+    }
+    guest.tell(&build.id, BuildEvent::Ended(done()));
+    let mut n = 0;
+    while let Some(events) = readers.join_next().await {
+        let events = events.expect("no panic");
+        let first = events[0].seq;
+        assert_eq!(numbers(&events), (first..=2001).collect::<Vec<_>>());
+        n += 1;
+    }
+    assert_eq!(n, 20);
+    let build = ended(&bed, &build).await;
+    assert_eq!(
+        (build.state, build.outcome.clone()),
+        (BuildState::Succeeded, Some(done()))
+    );
+    assert_eq!(
+        numbers(&all(&builds, &build, 1990).await),
+        (1991..=2001).collect::<Vec<_>>()
+    );
+    let mut seen = Vec::new();
+    while seen.last() != Some(&BuildState::Succeeded) {
+        if let NextEvent::Event(FarmEvent::Build(build)) = changes.next().await {
+            seen.push(build.state);
+        }
+    }
+    assert_eq!(seen, [BuildState::Running, BuildState::Succeeded]);
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_survives_the_control_plane_and_the_host_daemon() {
+    let mut bed = Bed::start().await;
+    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let key = bed.org(SHORT).await;
+    let build = begin(&bed, &builds, &key).await;
+    let guest = bed.world.guest().expect("a guest");
+    for n in 0..10 {
+        guest.tell(&build.id, said(n));
+    }
+    eventually("some are recorded", || async {
+        let build = bed.store.build(&build.org, &build.id).await.expect("there");
+        (build.last_seq > 0).then_some(())
+    })
+    .await;
+    bed.kill_daemon().await;
+    for n in 10..20 {
+        guest.tell(&build.id, said(n));
+    }
+    bed.stop_farm().await;
+    for n in 20..30 {
+        guest.tell(&build.id, said(n));
+    }
+    bed.restart_farm().await;
+    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    bed.start_daemon();
+    guest.tell(&build.id, BuildEvent::Ended(done()));
+    assert_eq!(
+        numbers(&all(&builds, &build, 0).await),
+        (1..=31).collect::<Vec<_>>()
+    );
+    assert_eq!(ended(&bed, &build).await.state, BuildState::Succeeded);
+    assert_eq!(bed.world.starts(), 1, "the machine was restarted");
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_keeps_its_builder_and_its_builder_takes_it_along() {
+    let bed = Bed::start().await;
+    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let key = bed.org(SHORT).await;
+    let build = begin(&bed, &builds, &key).await;
+    assert_eq!(bed.farm.builder(&key).expect("there").in_flight, 1);
+    bed.world.crash_all();
+    let build = ended(&bed, &build).await;
+    match build.outcome {
+        Some(BuildOutcome::Failed {
+            fault: Fault::System,
+            hint: Some(_),
+            ..
+        }) => {}
+        other => panic!("{other:?}"),
+    }
+    let events = all(&builds, &build, 0).await;
+    assert!(matches!(
+        events.last().map(|e| &e.event),
+        Some(BuildEvent::Ended(BuildOutcome::Failed { .. }))
+    ));
+    eventually("the guard is dropped", || async {
+        (bed.farm.builder(&key).expect("there").in_flight == 0).then_some(())
+    })
+    .await;
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancels_and_refuses_strangers() {
+    let bed = Bed::start().await;
+    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let (key, thief) = (bed.org(SHORT).await, bed.org(SHORT).await);
+    let build = begin(&bed, &builds, &key).await;
+    for wrong in [
+        builds.cancel(&thief.org, &build.id).await.err(),
+        builds.events(&thief.org, &build.id, 0).await.err(),
+    ] {
+        match wrong {
+            Some(BuildError::Store(error)) => assert_eq!(error.kind(), ErrorKind::NotFound),
+            other => panic!("{other:?}"),
+        }
+    }
+    builds.cancel(&key.org, &build.id).await.expect("cancelled");
+    assert_eq!(ended(&bed, &build).await.state, BuildState::Cancelled);
+    builds
+        .cancel(&key.org, &build.id)
+        .await
+        .expect("cancelled twice");
+    let nobody = builds
+        .start_build(&key, &AppId::from_entropy([9; 10]), request())
+        .await;
+    assert_eq!(nobody.expect_err("no such app").fault(), Fault::User);
+    let unknown = builds
+        .cancel(&key.org, &BuildId::from_entropy([9; 10]))
+        .await;
+    assert_eq!(unknown.expect_err("no such build").fault(), Fault::User);
+    bed.end().await;
+}

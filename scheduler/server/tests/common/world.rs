@@ -1,0 +1,307 @@
+//! What the test host has: volumes, machines, and what was done wrong to them.
+
+use super::guest::TestGuest;
+use slipway_core::generation::Generation;
+use slipway_core::host_api::{
+    EndpointPort, HostError, HostErrorCode, HostInfo, HostReply, HostRequest, MachineReport,
+    MachineRunState, MachineSpec, VolumeReport,
+};
+use slipway_core::id::{MachineId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::watch;
+
+pub struct Machine {
+    pub generation: Generation,
+    pub volume: VolumeId,
+    pub state: MachineRunState,
+    pub guest: Arc<TestGuest>,
+}
+
+#[derive(Default)]
+pub struct Inner {
+    pub machines: BTreeMap<MachineId, Machine>,
+    pub volumes: BTreeSet<VolumeId>,
+    pub damaged: BTreeSet<VolumeId>,
+    /// What the next starts answer.
+    pub refuse_starts: VecDeque<HostErrorCode>,
+    /// Machines are ready only when told so.
+    pub hold_ready: bool,
+    /// How long a start takes.
+    pub start_pause: Duration,
+    /// Newest generation seen of each machine.
+    seen: BTreeMap<MachineId, Generation>,
+    /// Every generation that was started.
+    pub started: Vec<(MachineId, Generation)>,
+    violations: Vec<String>,
+}
+
+pub struct World {
+    inner: Mutex<Inner>,
+    revision: watch::Sender<u64>,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            inner: Mutex::default(),
+            revision: watch::Sender::new(1),
+        }
+    }
+}
+
+fn refuse(code: HostErrorCode) -> HostError {
+    HostError {
+        code,
+        message: format!("test: {code:?}"),
+    }
+}
+
+impl World {
+    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no test thread has panicked")
+    }
+
+    pub fn violations(&self) -> Vec<String> {
+        self.lock().violations.clone()
+    }
+
+    pub fn violate(&self, what: String) {
+        self.lock().violations.push(what);
+    }
+
+    pub fn starts(&self) -> usize {
+        self.lock().started.len()
+    }
+
+    /// The guest of the one machine that there is.
+    pub fn guest(&self) -> Option<Arc<TestGuest>> {
+        let inner = self.lock();
+        assert!(inner.machines.len() < 2, "more than one machine");
+        inner.machines.values().next().map(|m| Arc::clone(&m.guest))
+    }
+
+    pub(super) fn new_life(&self) {
+        self.revision.send_replace(1);
+    }
+
+    pub(super) fn changed(&self) {
+        self.revision.send_modify(|n| *n += 1);
+    }
+
+    pub(super) fn start_pause(&self) -> Duration {
+        self.lock().start_pause
+    }
+
+    /// The machine of this generation ends, from inside or by force.
+    pub fn end_machine(&self, id: &MachineId, generation: Generation, clean: bool) {
+        {
+            let mut inner = self.lock();
+            let Some(machine) = inner.machines.get_mut(id) else {
+                return;
+            };
+            if machine.generation != generation || machine.state != MachineRunState::Running {
+                return;
+            }
+            machine.state = MachineRunState::Exited { clean };
+            machine.guest.die();
+        }
+        self.changed();
+    }
+
+    /// Every machine that runs crashes.
+    pub fn crash_all(&self) {
+        let all: Vec<_> = self
+            .lock()
+            .machines
+            .iter()
+            .map(|(id, m)| (id.clone(), m.generation))
+            .collect();
+        for (id, generation) in all {
+            self.end_machine(&id, generation, false);
+        }
+    }
+
+    pub(super) async fn watch(&self, after: u64, wait: Duration) -> HostReply {
+        let mut revision = self.revision.subscribe();
+        let _ = tokio::time::timeout(wait, revision.wait_for(|now| *now > after)).await;
+        let inner = self.lock();
+        let machines = inner
+            .machines
+            .iter()
+            .map(|(id, m)| MachineReport {
+                machine: id.clone(),
+                generation: m.generation,
+                volume: m.volume.clone(),
+                state: m.state,
+            })
+            .collect();
+        // Read under the lock: the list is at least as new as the revision.
+        HostReply::Machines {
+            revision: *self.revision.borrow(),
+            machines,
+        }
+    }
+
+    pub(super) fn open(
+        &self,
+        id: &MachineId,
+        generation: Generation,
+        port: EndpointPort,
+    ) -> Result<std::os::unix::net::UnixStream, HostError> {
+        let inner = self.lock();
+        let machine = inner
+            .machines
+            .get(id)
+            .ok_or_else(|| refuse(HostErrorCode::NotFound))?;
+        if machine.generation != generation {
+            return Err(refuse(HostErrorCode::StaleGeneration));
+        }
+        if machine.state != MachineRunState::Running {
+            return Err(refuse(HostErrorCode::NotFound));
+        }
+        Ok(machine.guest.open(port))
+    }
+
+    pub(super) fn ensure_machine(self: &Arc<Self>, spec: &MachineSpec) -> HostReply {
+        let reply = self.start_machine(spec);
+        self.changed();
+        reply.map_or_else(HostReply::Error, HostReply::Machine)
+    }
+
+    fn start_machine(self: &Arc<Self>, spec: &MachineSpec) -> Result<MachineReport, HostError> {
+        let mut inner = self.lock();
+        let seen = inner.seen.entry(spec.machine.clone()).or_default();
+        if spec.generation < *seen {
+            return Err(refuse(HostErrorCode::StaleGeneration));
+        }
+        *seen = spec.generation;
+        if let Some(code) = inner.refuse_starts.pop_front() {
+            return Err(refuse(code));
+        }
+        if !inner.volumes.contains(&spec.volume) {
+            return Err(refuse(HostErrorCode::NotFound));
+        }
+        if inner.damaged.contains(&spec.volume) {
+            return Err(refuse(HostErrorCode::VolumeDamaged));
+        }
+        if let Some(held) = inner.machines.iter().find(|(_, m)| m.volume == spec.volume) {
+            let what = format!(
+                "{} generation {} for a held volume",
+                held.0, spec.generation
+            );
+            inner.violations.push(what);
+            return Err(refuse(HostErrorCode::Busy));
+        }
+        inner.started.push((spec.machine.clone(), spec.generation));
+        let guest = TestGuest::new(
+            Arc::clone(self),
+            spec.machine.clone(),
+            spec.generation,
+            !inner.hold_ready,
+        );
+        let machine = Machine {
+            generation: spec.generation,
+            volume: spec.volume.clone(),
+            state: MachineRunState::Running,
+            guest,
+        };
+        inner.machines.insert(spec.machine.clone(), machine);
+        Ok(MachineReport {
+            machine: spec.machine.clone(),
+            generation: spec.generation,
+            volume: spec.volume.clone(),
+            state: MachineRunState::Running,
+        })
+    }
+
+    pub(super) fn answer(self: &Arc<Self>, request: HostRequest) -> HostReply {
+        match request {
+            HostRequest::Info => HostReply::Info(HostInfo {
+                version: "test".into(),
+                arch: "amd64".into(),
+                drivers: vec!["test".into()],
+                cpu_millis: 4000,
+                memory_bytes: 64 << 30,
+                pool_capacity_bytes: 200 << 30,
+                pool_promised_bytes: 0,
+                pool_used_bytes: 0,
+                image: "test".into(),
+            }),
+            HostRequest::EnsureVolume { volume, size_bytes } => {
+                self.lock().volumes.insert(volume.clone());
+                let (used_bytes, attached_to) = (0, None);
+                HostReply::Volume(VolumeReport {
+                    volume,
+                    size_bytes,
+                    used_bytes,
+                    attached_to,
+                })
+            }
+            HostRequest::DestroyVolume { volume } => self.destroy_volume(&volume),
+            HostRequest::ListVolumes => HostReply::Volumes { volumes: vec![] },
+            HostRequest::StopMachine {
+                machine,
+                generation,
+                ..
+            } => self.stop(&machine, generation),
+            HostRequest::RemoveMachine {
+                machine,
+                generation,
+            } => self.remove(&machine, generation),
+            HostRequest::EnsureMachine(_)
+            | HostRequest::WatchMachines { .. }
+            | HostRequest::OpenEndpoint { .. } => panic!("answered elsewhere"),
+        }
+    }
+
+    fn destroy_volume(&self, volume: &VolumeId) -> HostReply {
+        let mut inner = self.lock();
+        if inner.machines.values().any(|m| m.volume == *volume) {
+            inner
+                .violations
+                .push(format!("{volume} destroyed while attached"));
+            return HostReply::Error(refuse(HostErrorCode::Busy));
+        }
+        inner.volumes.remove(volume);
+        inner.damaged.remove(volume);
+        HostReply::Done
+    }
+
+    fn stop(self: &Arc<Self>, id: &MachineId, generation: Generation) -> HostReply {
+        let report = match self.lock().machines.get(id) {
+            Some(m) if m.generation == generation => MachineReport {
+                machine: id.clone(),
+                generation,
+                volume: m.volume.clone(),
+                state: m.state,
+            },
+            Some(_) => return HostReply::Error(refuse(HostErrorCode::StaleGeneration)),
+            None => return HostReply::Error(refuse(HostErrorCode::NotFound)),
+        };
+        let (world, id) = (Arc::clone(self), id.clone());
+        tokio::spawn(async move { world.end_machine(&id, generation, true) });
+        HostReply::Machine(report)
+    }
+
+    fn remove(&self, id: &MachineId, generation: Generation) -> HostReply {
+        {
+            let mut inner = self.lock();
+            match inner.machines.get(id) {
+                None => return HostReply::Done,
+                Some(m) if m.generation != generation => {
+                    return HostReply::Error(refuse(HostErrorCode::StaleGeneration));
+                }
+                Some(m) if m.state == MachineRunState::Running => {
+                    inner.violations.push(format!("{id} removed while it runs"));
+                    return HostReply::Error(refuse(HostErrorCode::Busy));
+                }
+                Some(_) => {}
+            }
+            inner.machines.remove(id);
+        }
+        self.changed();
+        HostReply::Done
+    }
+}
