@@ -1,6 +1,7 @@
 //! GraphQL over HTTP POST: one request, one answer, and what its errors mean for the exit code.
 
-use super::{EventStream, ServerAddress, Transport, http as wire};
+use super::http::{self as wire, Answer, Connections};
+use super::{EventStream, ServerAddress, Transport};
 use crate::exit::{Failure, FailureKind, Outcome};
 use crate::limits::{API_ANSWER_BYTES_MAX, API_WAIT_MAX};
 use crate::settings::{Access, Token};
@@ -28,6 +29,7 @@ pub(crate) struct ApiClient {
     transport: Transport,
     address: ServerAddress,
     token: Token,
+    connections: Connections,
 }
 
 /// A refusal of the API, with its machine-readable code.
@@ -64,6 +66,7 @@ impl ApiClient {
             transport: Transport::new(access.ca_pem.as_deref())?,
             address: ServerAddress::parse(&access.server)?,
             token: access.token.clone(),
+            connections: Connections::default(),
         })
     }
 
@@ -105,9 +108,8 @@ impl ApiClient {
         wait: Duration,
     ) -> Result<T, ApiError> {
         let request = self.request(query, &variables, "application/json")?;
-        let answer = wire::send(&self.transport, &self.address, request, wait).await?;
-        let status = answer.status();
-        let body = wire::read_body(answer.into_body(), wait).await?;
+        let answer = self.send(request, wait).await?;
+        let (status, body) = self.connections.read(answer, wait).await?;
         match serde_json::from_slice::<Value>(&body) {
             Ok(value) if value.get("data").is_some() || value.get("errors").is_some() => {
                 interpret(value, query.field)
@@ -128,17 +130,17 @@ impl ApiClient {
         variables: Value,
     ) -> Result<EventStream, ApiError> {
         let request = self.request(query, &variables, "text/event-stream")?;
-        let answer = wire::send(&self.transport, &self.address, request, API_WAIT_MAX).await?;
-        let status = answer.status();
+        let answer = self.send(request, API_WAIT_MAX).await?;
         let is_stream = answer
+            .response
             .headers()
             .get(header::CONTENT_TYPE)
             .and_then(|value| value.to_str().ok())
             .is_some_and(|value| value.starts_with("text/event-stream"));
-        if status == StatusCode::OK && is_stream {
-            return Ok(EventStream::new(answer.into_body(), query.field));
+        if answer.response.status() == StatusCode::OK && is_stream {
+            return Ok(EventStream::new(answer.response.into_body(), query.field));
         }
-        let body = wire::read_body(answer.into_body(), API_WAIT_MAX).await?;
+        let (status, body) = self.connections.read(answer, API_WAIT_MAX).await?;
         match serde_json::from_slice::<Value>(&body) {
             Ok(value) if value.get("errors").is_some() => {
                 Err(interpret::<Value>(value, query.field)
@@ -147,6 +149,12 @@ impl ApiClient {
             }
             Ok(_) | Err(_) => Err(wire::refused(status, &body).into()),
         }
+    }
+
+    async fn send(&self, request: http::Request<Full<Bytes>>, wait: Duration) -> Outcome<Answer> {
+        self.connections
+            .send(&self.transport, &self.address, request, wait)
+            .await
     }
 
     fn request(

@@ -1,4 +1,4 @@
-//! One HTTP/1.1 request on a connection of its own, and what becomes of the connection.
+//! HTTP/1.1 requests, and what becomes of their connections.
 
 use super::tls::Stream;
 use super::{ServerAddress, Transport};
@@ -10,37 +10,111 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// What is sent as `User-Agent`.
 const USER_AGENT: &str = concat!("slipway/", env!("CARGO_PKG_VERSION"));
 
-/// Sends `request` on a new connection and waits for the head of the answer, at most `wait`.
-///
-/// # Errors
-/// The network's fault.
-pub(super) async fn send(
-    transport: &Transport,
-    address: &ServerAddress,
-    request: Request<Full<Bytes>>,
-    wait: Duration,
-) -> Outcome<Response<Incoming>> {
-    let broken = |error: hyper::Error| {
-        Failure::system_caused(format_args!("the connection to {address} broke"), &error)
-    };
-    let io: TokioIo<Box<dyn Stream>> = transport.connect(address).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
-        .await
-        .map_err(broken)?;
-    // Ends with the connection, which ends with the last of the answer's body or of the upgraded stream.
-    tokio::spawn(connection.with_upgrades());
-    match tokio::time::timeout(wait, sender.send_request(request)).await {
-        Ok(answer) => answer.map_err(broken),
-        Err(_elapsed) => Err(Failure::system(format!(
-            "{address} did not answer within {} s",
-            wait.as_secs()
-        ))),
+/// The sending half of a connection that can carry one request at a time.
+type Sender = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
+
+/// Connections to one address. A request takes the one that is idle, if there is one, and else makes its own; so a
+/// command's requests go over one connection, and a stream that goes on keeps none from others.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Connections {
+    idle: Arc<Mutex<Option<Sender>>>,
+}
+
+/// An answer whose body is still to be read, and the connection it comes by.
+pub(super) struct Answer {
+    /// Head and body.
+    pub(super) response: Response<Incoming>,
+    sender: Sender,
+}
+
+impl Connections {
+    /// Sends `request` and waits for the head of the answer, at most `wait`.
+    ///
+    /// # Errors
+    /// The network's fault.
+    pub(super) async fn send(
+        &self,
+        transport: &Transport,
+        address: &ServerAddress,
+        mut request: Request<Full<Bytes>>,
+        wait: Duration,
+    ) -> Outcome<Answer> {
+        let idle = self.slot().take();
+        if let Some(mut sender) = idle.filter(Sender::is_ready) {
+            match within(wait, address, sender.try_send_request(request)).await? {
+                Ok(response) => return Ok(Answer { response, sender }),
+                // The server has closed it meanwhile: what comes back was never sent.
+                Err(mut failed) => match failed.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(broken(address, failed.error())),
+                },
+            }
+        }
+        let mut sender = open(transport, address).await?;
+        let response = within(wait, address, sender.send_request(request))
+            .await?
+            .map_err(|error| broken(address, &error))?;
+        Ok(Answer { response, sender })
     }
+
+    /// Reads the body of an answer whole, and keeps the connection for the next request.
+    ///
+    /// # Errors
+    /// The network's fault, or an answer over the limit.
+    pub(super) async fn read(
+        &self,
+        answer: Answer,
+        wait: Duration,
+    ) -> Outcome<(StatusCode, Bytes)> {
+        let status = answer.response.status();
+        let body = read_body(answer.response.into_body(), wait).await?;
+        if !answer.sender.is_closed() {
+            *self.slot() = Some(answer.sender);
+        }
+        Ok((status, body))
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Sender>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn open(transport: &Transport, address: &ServerAddress) -> Outcome<Sender> {
+    let io: TokioIo<Box<dyn Stream>> = transport.connect(address).await?;
+    let (sender, connection) = hyper::client::conn::http1::handshake(io)
+        .await
+        .map_err(|error| broken(address, &error))?;
+    // Ends with the connection, which ends with its last sender, or with the upgraded stream. An error there is told
+    // by the request that meets it.
+    tokio::spawn(async move {
+        let _ = connection.with_upgrades().await;
+    });
+    Ok(sender)
+}
+
+fn broken(address: &ServerAddress, error: &hyper::Error) -> Failure {
+    Failure::system_caused(format_args!("the connection to {address} broke"), error)
+}
+
+async fn within<T>(
+    wait: Duration,
+    address: &ServerAddress,
+    answer: impl Future<Output = T>,
+) -> Outcome<T> {
+    tokio::time::timeout(wait, answer)
+        .await
+        .map_err(|_elapsed| {
+            Failure::system(format!(
+                "{address} did not answer within {} s",
+                wait.as_secs()
+            ))
+        })
 }
 
 /// The start of a request: address, agent, token.
@@ -67,7 +141,7 @@ pub(super) fn unsendable(error: &http::Error) -> Failure {
 ///
 /// # Errors
 /// The network's fault, or an answer over the limit.
-pub(super) async fn read_body(body: Incoming, wait: Duration) -> Outcome<Bytes> {
+async fn read_body(body: Incoming, wait: Duration) -> Outcome<Bytes> {
     let limited = Limited::new(body, API_ANSWER_BYTES_MAX);
     match tokio::time::timeout(wait, limited.collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
@@ -101,7 +175,10 @@ pub(crate) async fn open_upgraded(
     let request = builder
         .body(Full::default())
         .map_err(|error| unsendable(&error))?;
-    let answer = send(transport, address, request, wait).await?;
+    let mut sender = open(transport, address).await?;
+    let answer = within(wait, address, sender.send_request(request))
+        .await?
+        .map_err(|error| broken(address, &error))?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         let status = answer.status();
         let body = read_body(answer.into_body(), wait).await?;

@@ -6,6 +6,8 @@ mod address;
 mod graphql;
 mod http;
 pub(crate) mod queries;
+mod requests;
+pub(crate) mod shapes;
 mod sse;
 mod tls;
 

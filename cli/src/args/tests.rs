@@ -7,9 +7,11 @@ fn deploy(line: &str) -> Result<DeployArgs, clap::Error> {
     let words = ["slipway", "deploy"]
         .into_iter()
         .chain(line.split_whitespace());
-    Cli::try_parse_from(words).map(|cli| match cli.command {
-        Command::Deploy(args) => *args,
-        other => panic!("parsed as {other:?}"),
+    Cli::try_parse_from(words).map(|cli| {
+        let Command::Deploy(args) = cli.command else {
+            panic!("not deploy")
+        };
+        *args
     })
 }
 

@@ -1,10 +1,14 @@
 //! `slipway builders`.
 
 use super::context::Caller;
-use crate::api::queries::{self, Builder};
+use super::orgs::cpus;
+use crate::api::queries;
+use crate::api::shapes::Builder;
 use crate::args::{BuilderChoice, BuildersVerb};
+use crate::deploy::seconds;
 use crate::exit::{Failure, Outcome};
 use crate::printer::{Printer, stdin_is_terminal};
+use slipway_core::units::ByteSize;
 
 /// Does what the verb says.
 ///
@@ -20,7 +24,7 @@ pub(crate) async fn run(verb: BuildersVerb, caller: &Caller, printer: Printer) -
             let org = queries::org_or_own(&client, org.org.as_deref()).await?;
             let builders = queries::builders(&client, &org).await?;
             printer.list(
-                ["BUILDER", "REGION", "ARCH", "STATE"],
+                ["BUILDER", "REGION", "ARCH", "STATE", "CACHE"],
                 &builders,
                 |builder| {
                     [
@@ -28,6 +32,7 @@ pub(crate) async fn run(verb: BuildersVerb, caller: &Caller, printer: Printer) -
                         builder.region.clone(),
                         builder.arch.clone(),
                         builder.state.to_lowercase(),
+                        cache(builder),
                     ]
                 },
             );
@@ -99,13 +104,26 @@ fn confirmed(org: &str) -> Outcome<bool> {
         .map_err(|error| Failure::user_caused("read the answer", &error))
 }
 
+fn cache(builder: &Builder) -> String {
+    let size = ByteSize(builder.volume_bytes);
+    match builder.volume_used_bytes {
+        Some(used) => format!("{} of {size}", ByteSize(used)),
+        None => size.to_string(),
+    }
+}
+
 fn show(builder: &Builder, printer: Printer) {
     let mut fields = vec![
         ("builder", builder.id.clone()),
         ("region", builder.region.clone()),
         ("arch", builder.arch.clone()),
         ("state", builder.state.to_lowercase()),
+        ("cpus", cpus(builder.cpu_millis)),
+        ("memory", ByteSize(builder.memory_bytes).to_string()),
+        ("cache", cache(builder)),
+        ("connections", builder.connections.to_string()),
     ];
+    fields.extend(builder.idle_ms.map(|ms| ("idle", seconds(ms))));
     fields.extend(builder.last_error.clone().map(|error| ("error", error)));
     fields.extend(builder.notice.clone().map(|notice| ("notice", notice)));
     printer.record(builder, &fields);

@@ -1,12 +1,13 @@
 //! `slipway builds`.
 
 use super::context::Caller;
-use crate::api::ApiClient;
-use crate::api::queries::{self, Build};
+use crate::api::queries;
+use crate::api::shapes::Build;
 use crate::args::BuildsVerb;
-use crate::deploy::show_log;
+use crate::deploy::{seconds, show_log};
 use crate::exit::Outcome;
 use crate::printer::Printer;
+use slipway_core::units::ByteSize;
 
 /// Does what the verb says.
 ///
@@ -33,7 +34,7 @@ pub(crate) async fn run(verb: BuildsVerb, caller: &Caller, printer: Printer) -> 
             );
         }
         BuildsVerb::Show { id } => show(&queries::build(&client, &id).await?, printer),
-        BuildsVerb::Logs { id } => logs(&client, &id, printer).await?,
+        BuildsVerb::Logs { id } => show_log(&client, &id, printer).await?,
         BuildsVerb::Cancel { id } => {
             let build = queries::cancel_build(&client, &id).await?;
             printer.note(&format!(
@@ -47,18 +48,26 @@ pub(crate) async fn run(verb: BuildsVerb, caller: &Caller, printer: Printer) -> 
 }
 
 fn show(build: &Build, printer: Printer) {
-    printer.record(
-        build,
-        &[
-            ("build", build.id.clone()),
-            ("app", build.app.clone()),
-            ("image", build.image.clone()),
-            ("state", build.state.to_lowercase()),
-            ("created", build.created_at.clone()),
-        ],
+    let mut fields = vec![
+        ("build", build.id.clone()),
+        ("app", build.app.clone()),
+        ("image", build.image.clone()),
+        ("state", build.state.to_lowercase()),
+        ("created", build.created_at.clone()),
+    ];
+    let mut more = |name, value: Option<String>| fields.extend(value.map(|value| (name, value)));
+    more("ended", build.ended_at.clone());
+    more("digest", build.digest.clone());
+    more(
+        "size",
+        build.size_bytes.map(|size| ByteSize(size).to_string()),
     );
-}
-
-async fn logs(client: &ApiClient, id: &str, printer: Printer) -> Outcome<()> {
-    show_log(client, id, printer).await
+    more("build time", build.build_ms.map(seconds));
+    more(
+        "push time",
+        build.push_ms.filter(|_| build.push).map(seconds),
+    );
+    more("error", build.error.clone());
+    more("hint", build.hint.clone());
+    printer.record(build, &fields);
 }

@@ -1,7 +1,8 @@
 //! `slipway orgs`.
 
 use super::context::Caller;
-use crate::api::queries::{self, Org, OrgChange};
+use crate::api::queries;
+use crate::api::shapes::{Org, OrgChange};
 use crate::args::{OrgSettings, OrgsVerb};
 use crate::exit::{Failure, Outcome};
 use crate::printer::Printer;

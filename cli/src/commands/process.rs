@@ -7,32 +7,14 @@ use crate::args::{HostArgs, HostVerb, LogFormat, ProcessArgs};
 use crate::exit::{Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::read_small;
-use pending as slipway_host;
-use pending as slipway_scheduler;
-use pending::{HostSettings, ServeSettings};
 use serde::de::DeserializeOwned;
+use slipway_host::{HostRunError, HostSettings};
+use slipway_scheduler::{ServeError, ServeSettings};
 use std::path::Path;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use toml::{Table, Value};
 use tracing_subscriber::EnvFilter;
-
-/// Stands in for the crates that have no `run` yet.
-mod pending {
-    use tokio_util::sync::CancellationToken;
-    pub(super) type HostSettings = toml::Table;
-    pub(super) type ServeSettings = toml::Table;
-    pub(super) async fn run(
-        _: toml::Table,
-        shutdown: CancellationToken,
-    ) -> Result<(), std::io::Error> {
-        shutdown.cancelled().await;
-        Ok(())
-    }
-    pub(super) async fn purge(_: toml::Table) -> Result<(), std::io::Error> {
-        Ok(())
-    }
-}
 
 /// Environment variables `SLIPWAY_SERVE_<SETTING>` go before the file of `slipway serve`.
 const SERVE_PREFIX: &str = "SLIPWAY_SERVE_";
@@ -47,34 +29,64 @@ pub(crate) fn serve(args: &ProcessArgs) -> Outcome<()> {
     let settings: ServeSettings = load(args, SERVE_PREFIX)?;
     init_log(args)?;
     block_on(async {
-        slipway_scheduler::run(settings, shutdown_on_signal()?)
+        slipway_scheduler::run(settings, shutdown_on_signal()?.cancelled_owned())
             .await
-            .map_err(|error| Failure::system_caused("the control plane ended", &error))
+            .map_err(|error| explain_serve(&error))
     })
+}
+
+fn explain_serve(error: &ServeError) -> Failure {
+    const ACTION: &str = "the control plane cannot run";
+    match error {
+        ServeError::Settings(_) | ServeError::AdminToken => {
+            Failure::user_caused(ACTION, error).hint("correct the settings file")
+        }
+        ServeError::Listen { .. } => Failure::user_caused(ACTION, error)
+            .hint("is it running already? the listen_ settings choose other addresses"),
+        ServeError::DataDir { .. } => Failure::user_caused(ACTION, error)
+            .hint("data_dir must be a directory that this user can write"),
+        ServeError::File(_)
+        | ServeError::Store(_)
+        | ServeError::Authority(_)
+        | ServeError::Seal(_)
+        | ServeError::Tls(_)
+        | ServeError::Farm(_)
+        | ServeError::Builds(_) => Failure::system_caused(ACTION, error),
+    }
 }
 
 /// Runs the host daemon until a signal ends it, or removes all it made.
 ///
 /// # Errors
 /// The caller's fault: settings. Ours: it did not start, or broke.
-pub(crate) fn host(args: &HostArgs, printer: Printer) -> Outcome<()> {
+pub(crate) fn host(args: &HostArgs, _printer: Printer) -> Outcome<()> {
     let settings: HostSettings = load(&args.process, HOST_PREFIX)?;
     init_log(&args.process)?;
     match args.verb {
         None => block_on(async {
-            slipway_host::run(settings, shutdown_on_signal()?)
+            slipway_host::run(settings, shutdown_on_signal()?.cancelled_owned())
                 .await
-                .map_err(|error| Failure::system_caused("the host daemon ended", &error))
+                .map_err(|error| explain_host(&error))
         }),
-        Some(HostVerb::Purge) => {
-            block_on(async {
-                slipway_host::purge(settings)
-                    .await
-                    .map_err(|error| Failure::system_caused("purge this host", &error))
-            })?;
-            printer.note("all machines, volumes and networks of this host are gone");
-            Ok(())
-        }
+        Some(HostVerb::Purge) => Err(Failure::system("purge is not there yet")
+            .hint("end the daemon and its machines, then remove its directories")),
+    }
+}
+
+fn explain_host(error: &HostRunError) -> Failure {
+    const ACTION: &str = "the host daemon cannot run";
+    let is_the_callers = matches!(
+        error,
+        HostRunError::NotRoot
+            | HostRunError::Settings(_)
+            | HostRunError::AlreadyRunning { .. }
+            | HostRunError::Unsearchable { .. }
+            | HostRunError::Image(_)
+    );
+    if is_the_callers {
+        Failure::user_caused(ACTION, error)
+    } else {
+        Failure::system_caused(ACTION, error)
     }
 }
 

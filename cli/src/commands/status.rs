@@ -1,7 +1,8 @@
 //! `slipway status`.
 
 use super::context::Caller;
-use crate::api::queries::{self, Builder, ServerInfo};
+use crate::api::queries;
+use crate::api::shapes::{Builder, ServerInfo};
 use crate::exit::Outcome;
 use crate::printer::Printer;
 use serde::Serialize;

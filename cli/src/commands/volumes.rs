@@ -17,13 +17,22 @@ pub(crate) async fn run(verb: VolumesVerb, caller: &Caller, printer: Printer) ->
         VolumesVerb::List { org } => {
             let org = queries::org_or_own(&client, org.org.as_deref()).await?;
             let volumes = queries::volumes(&client, &org).await?;
-            printer.list(["VOLUME", "STATE", "SIZE"], &volumes, |volume| {
-                [
-                    volume.id.clone(),
-                    volume.state.to_lowercase(),
-                    ByteSize(volume.size_bytes).to_string(),
-                ]
-            });
+            printer.list(
+                ["VOLUME", "STATE", "REGION", "SIZE", "USED", "BUILDER"],
+                &volumes,
+                |volume| {
+                    [
+                        volume.id.clone(),
+                        volume.state.to_lowercase(),
+                        volume.region.clone(),
+                        ByteSize(volume.size_bytes).to_string(),
+                        volume
+                            .used_bytes
+                            .map_or_else(|| "?".to_owned(), |used| ByteSize(used).to_string()),
+                        volume.attached_to.clone().unwrap_or_default(),
+                    ]
+                },
+            );
         }
     }
     Ok(())

@@ -21,6 +21,7 @@ use crate::exit::{Failure, FailureKind, Outcome};
 use crate::printer::{Format, Printer};
 use plan::{Place, Plan};
 use progress::View;
+pub(crate) use progress::seconds;
 use serde::Serialize;
 use summary::Summary;
 

@@ -186,7 +186,7 @@ fn the_tree_is_bounded_and_shows_what_runs() {
     for height in [1, 3, 10, 200] {
         let lines = tree::lines(&script.board, "building", 5000, Room { width: 60, height });
         assert!(
-            lines.len() <= height.saturating_sub(2).max(2).min(25),
+            lines.len() <= height.saturating_sub(2).clamp(2, 25),
             "{height}: {}",
             lines.len()
         );

@@ -1,0 +1,79 @@
+//! Every request this client makes, word for word. A test holds each text against docs/schema.graphql, so that client
+//! and server cannot drift apart unseen.
+
+use super::graphql::Query;
+
+macro_rules! queries {
+    ($($name:ident = $field:literal: $text:expr;)*) => {
+        $(pub(super) const $name: Query = Query { text: $text, field: $field };)*
+        /// All of them, for the test.
+        #[cfg(test)]
+        pub(super) const ALL: &[(&str, Query)] = &[$((stringify!($name), $name)),*];
+    };
+}
+
+macro_rules! org {
+    () => {
+        "id slug name idleMs defaultRegion defaultArch cpuMillis memoryBytes volumeBytes"
+    };
+}
+macro_rules! app {
+    () => {
+        "id name role billable createdAt"
+    };
+}
+macro_rules! builder {
+    () => {
+        "id region arch state cpuMillis memoryBytes volumeBytes connections lastError notice"
+    };
+}
+macro_rules! build {
+    () => {
+        "id app image state push createdAt endedAt digest sizeBytes buildMs pushMs error hint"
+    };
+}
+macro_rules! token {
+    () => {
+        "id name role createdAt expiresAt lastUsedAt revokedAt"
+    };
+}
+macro_rules! volume {
+    () => {
+        "id state region sizeBytes usedBytes attachedTo createdAt"
+    };
+}
+macro_rules! credential {
+    () => {
+        "id registry username createdAt"
+    };
+}
+
+queries! {
+    VIEWER = "viewer": concat!("query { viewer { token { ", token!(), " } org { ", org!(), " } server { version docker buildkit } } }");
+    ORGS = "orgs": concat!("query { orgs { ", org!(), " } }");
+    CREATE_ORG = "createOrg": concat!("mutation($input: CreateOrgInput!) { createOrg(input: $input) { ", org!(), " } }");
+    UPDATE_ORG = "updateOrg": concat!("mutation($input: UpdateOrgInput!) { updateOrg(input: $input) { ", org!(), " } }");
+    APPS = "apps": concat!("query($org: String) { apps(org: $org) { ", app!(), " } }");
+    CREATE_APP = "createApp": concat!("mutation($input: CreateAppInput!) { createApp(input: $input) { ", app!(), " } }");
+    TOKENS = "tokens": concat!("query($org: String) { tokens(org: $org) { ", token!(), " } }");
+    CREATE_TOKEN = "createToken": concat!("mutation($input: CreateTokenInput!) { createToken(input: $input) { secret token { ", token!(), " } } }");
+    REVOKE_TOKEN = "revokeToken": concat!("mutation($id: ID!) { revokeToken(id: $id) { ", token!(), " } }");
+    BUILDERS = "builders": concat!("query($org: String) { builders(org: $org) { ", builder!(), " volumeUsedBytes idleMs } }");
+    ENSURE_BUILDER = "ensureBuilder": concat!("mutation($input: BuilderInput!) { ensureBuilder(input: $input) { ", builder!(), " } }");
+    STOP_BUILDER = "stopBuilder": concat!("mutation($input: BuilderInput!) { stopBuilder(input: $input) { ", builder!(), " } }");
+    RESET_CACHE = "resetBuilderCache": concat!("mutation($input: BuilderInput!) { resetBuilderCache(input: $input) { ", builder!(), " } }");
+    BUILDS = "builds": concat!("query($org: String, $app: String, $limit: Int) { builds(org: $org, app: $app, limit: $limit) { ", build!(), " } }");
+    BUILD = "build": concat!("query($id: ID!) { build(id: $id) { ", build!(), " } }");
+    START_BUILD = "startBuild": concat!("mutation($input: StartBuildInput!) { startBuild(input: $input) { ", build!(), " } }");
+    CANCEL_BUILD = "cancelBuild": concat!("mutation($id: ID!) { cancelBuild(id: $id) { ", build!(), " } }");
+    BUILD_EVENTS = "buildEvents": "subscription($id: ID!, $after: Int) { buildEvents(id: $id, after: $after) }";
+    VOLUMES = "volumes": concat!("query($org: String) { volumes(org: $org) { ", volume!(), " } }");
+    CREDENTIALS = "registryCredentials": concat!("query($org: String) { registryCredentials(org: $org) { ", credential!(), " } }");
+    SET_CREDENTIAL = "setRegistryCredential": concat!("mutation($input: SetRegistryCredentialInput!) { setRegistryCredential(input: $input) { ", credential!(), " } }");
+    REMOVE_CREDENTIAL = "removeRegistryCredential": "mutation($org: String, $registry: String!) { removeRegistryCredential(org: $org, registry: $registry) }";
+    ISSUE_CERTIFICATE = "issueClientCertificate": "mutation($input: IssueClientCertificateInput!) { issueClientCertificate(input: $input) { ca cert key } }";
+}
+
+#[cfg(test)]
+#[path = "requests_tests.rs"]
+mod tests;

@@ -1,0 +1,265 @@
+//! The shapes of what the API takes and gives.
+
+use serde::{Deserialize, Serialize};
+use slipway_core::build::RegistryCredential;
+use std::collections::BTreeMap;
+
+/// An org.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Org {
+    /// Id.
+    pub(crate) id: String,
+    /// Name.
+    pub(crate) slug: String,
+    /// Name for people.
+    pub(crate) name: String,
+    /// Builders end after this long without activity.
+    pub(crate) idle_ms: u64,
+    /// Region of new builders.
+    pub(crate) default_region: String,
+    /// Architecture of new builders.
+    pub(crate) default_arch: String,
+    /// Processors of a builder, in thousandths.
+    pub(crate) cpu_millis: u32,
+    /// Memory of a builder.
+    pub(crate) memory_bytes: u64,
+    /// Size of a builder's cache volume.
+    pub(crate) volume_bytes: u64,
+}
+
+/// An app.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct App {
+    /// Id.
+    pub(crate) id: String,
+    /// Name, unique within its org.
+    pub(crate) name: String,
+    /// The user's own, or the one that holds the builders.
+    pub(crate) role: String,
+    /// It is charged for.
+    pub(crate) billable: bool,
+    /// When it was made.
+    pub(crate) created_at: String,
+}
+
+/// A token, without its secret.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct TokenInfo {
+    /// Id.
+    pub(crate) id: String,
+    /// What it is for.
+    pub(crate) name: String,
+    /// What it may do.
+    pub(crate) role: String,
+    /// When it was made.
+    pub(crate) created_at: String,
+    /// Not good from then on.
+    pub(crate) expires_at: Option<String>,
+    /// When it was last used.
+    pub(crate) last_used_at: Option<String>,
+    /// Not good since then.
+    pub(crate) revoked_at: Option<String>,
+}
+
+/// A builder.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Builder {
+    /// Id of the machine.
+    pub(crate) id: String,
+    /// Region.
+    pub(crate) region: String,
+    /// Architecture.
+    pub(crate) arch: String,
+    /// What it does now.
+    pub(crate) state: String,
+    /// Processors, in thousandths.
+    pub(crate) cpu_millis: u32,
+    /// Memory.
+    pub(crate) memory_bytes: u64,
+    /// Size of its cache volume.
+    pub(crate) volume_bytes: u64,
+    /// Connections through the gateways now.
+    pub(crate) connections: u32,
+    /// Bytes in use on its cache volume, where it was asked for and the builder runs.
+    #[serde(default)]
+    pub(crate) volume_used_bytes: Option<u64>,
+    /// For how long nothing was in flight inside, where it was asked for and the builder runs.
+    #[serde(default)]
+    pub(crate) idle_ms: Option<u64>,
+    /// Why it last failed.
+    pub(crate) last_error: Option<String>,
+    /// What its owner should know, such as a cache that was replaced.
+    pub(crate) notice: Option<String>,
+}
+
+/// A build.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Build {
+    /// Id.
+    pub(crate) id: String,
+    /// Name of the app.
+    pub(crate) app: String,
+    /// Full name with tag.
+    pub(crate) image: String,
+    /// What it does now.
+    pub(crate) state: String,
+    /// It is pushed when built.
+    pub(crate) push: bool,
+    /// When it was asked for.
+    pub(crate) created_at: String,
+    /// When it ended.
+    pub(crate) ended_at: Option<String>,
+    /// Digest of the pushed manifest.
+    pub(crate) digest: Option<String>,
+    /// Sum of the image's layers, uncompressed.
+    pub(crate) size_bytes: Option<u64>,
+    /// Solving and exporting.
+    pub(crate) build_ms: Option<u64>,
+    /// Pushing.
+    pub(crate) push_ms: Option<u64>,
+    /// Why it failed.
+    pub(crate) error: Option<String>,
+    /// What to do about that.
+    pub(crate) hint: Option<String>,
+}
+
+/// A volume.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Volume {
+    /// Id.
+    pub(crate) id: String,
+    /// What is known of it.
+    pub(crate) state: String,
+    /// Region.
+    pub(crate) region: String,
+    /// Hard cap.
+    pub(crate) size_bytes: u64,
+    /// Bytes taken on the host's disk; absent if the host does not answer.
+    pub(crate) used_bytes: Option<u64>,
+    /// Id of the builder that has it.
+    pub(crate) attached_to: Option<String>,
+    /// When it was made.
+    pub(crate) created_at: String,
+}
+
+/// A registry credential, without its password.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Credential {
+    /// Id.
+    pub(crate) id: String,
+    /// Registry host.
+    pub(crate) registry: String,
+    /// User name.
+    pub(crate) username: String,
+    /// When it was stored.
+    pub(crate) created_at: String,
+}
+
+/// What the server is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ServerInfo {
+    /// Its version.
+    pub(crate) version: String,
+    /// Address of the Docker gateway.
+    pub(crate) docker: String,
+    /// Address of the BuildKit gateway.
+    pub(crate) buildkit: String,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Viewer {
+    /// The token of the request.
+    pub(crate) token: TokenInfo,
+    /// The org it is good for; absent for the installation's administrator.
+    pub(crate) org: Option<Org>,
+    /// What answers.
+    pub(crate) server: ServerInfo,
+}
+
+impl Viewer {
+    /// For people.
+    pub(crate) fn describe(&self) -> String {
+        match &self.org {
+            Some(org) => format!("{} of org {}", self.token.name, org.slug),
+            None => format!("{}, the administrator", self.token.name),
+        }
+    }
+}
+
+/// What may be changed of an org; `None` leaves it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct OrgChange {
+    /// Idle time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) idle_ms: Option<u64>,
+    /// Processors of a builder, in thousandths.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cpu_millis: Option<u32>,
+    /// Memory of a builder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory_bytes: Option<u64>,
+    /// Size of a builder's cache volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) volume_bytes: Option<u64>,
+}
+
+impl OrgChange {
+    /// Nothing changes.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A token with its secret, which is told only once.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct NewToken {
+    /// The secret.
+    pub(crate) secret: String,
+    /// The token.
+    pub(crate) token: TokenInfo,
+}
+
+/// A client certificate.
+#[derive(Deserialize)]
+pub(crate) struct Certificate {
+    /// Authority, PEM.
+    pub(crate) ca: String,
+    /// Certificate, PEM.
+    pub(crate) cert: String,
+    /// Key, PEM.
+    pub(crate) key: String,
+}
+
+/// A build to start.
+#[derive(Debug, Clone)]
+pub(crate) struct NewBuild<'a> {
+    /// Org.
+    pub(crate) org: &'a str,
+    /// App.
+    pub(crate) app: &'a str,
+    /// Full name of the image.
+    pub(crate) image: &'a str,
+    /// Push it when built.
+    pub(crate) push: bool,
+    /// BuildKit's frontend attributes.
+    pub(crate) frontend_attrs: &'a BTreeMap<String, String>,
+    /// Id of the session that is open at the builder.
+    pub(crate) session: &'a str,
+    /// For the push alone.
+    pub(crate) credential: Option<&'a RegistryCredential>,
+    /// Region of the builder.
+    pub(crate) region: Option<&'a str>,
+    /// Architecture of the builder.
+    pub(crate) arch: Option<&'a str>,
+}

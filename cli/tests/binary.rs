@@ -1,0 +1,285 @@
+//! The binary as people meet it: exit codes, where output goes, and what errors say. No server is needed for these.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+struct Home {
+    dir: tempfile::TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().expect("a temporary directory"),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_slipway"));
+        command
+            .args(arguments)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", self.path())
+            .current_dir(self.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("the binary starts")
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path().join(name), text).expect("a file of the test");
+    }
+
+    /// Demands an exit code, that stdout stays empty, and what stderr says.
+    #[track_caller]
+    fn refused(&self, arguments: &[&str], code: i32, says: &[&str]) {
+        let output = self.run(arguments);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+        assert!(output.stdout.is_empty(), "{arguments:?}: talk on stdout");
+        for part in says {
+            assert!(
+                text.contains(part),
+                "{arguments:?}: does not say '{part}': {text}"
+            );
+        }
+        assert!(text.starts_with("error: "), "{arguments:?}: {text}");
+    }
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn help_and_version_are_data() {
+    let home = Home::new();
+    for (arguments, says) in [
+        (&["--help"][..], "Commands:"),
+        (&["-V"], env!("CARGO_PKG_VERSION")),
+        (&["version"], env!("CARGO_PKG_VERSION")),
+        (&["deploy", "--help"], "--remote-only"),
+        (&["completions", "bash"], "complete -F"),
+        (&["completions", "zsh"], "#compdef slipway"),
+        (&["completions", "fish"], "complete -c slipway"),
+    ] {
+        let output = home.run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(
+            stdout(&output).contains(says),
+            "{arguments:?}: {}",
+            stdout(&output)
+        );
+        assert!(
+            output.stderr.is_empty(),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn what_is_mistyped_ends_with_1() {
+    let home = Home::new();
+    home.refused(&["depoly"], 1, &["unrecognized subcommand", "deploy"]);
+    home.refused(
+        &["deploy", "--remot-only"],
+        1,
+        &["unexpected argument", "--remote-only"],
+    );
+    home.refused(
+        &["deploy", "--local-only", "--remote-only"],
+        1,
+        &["cannot be used with"],
+    );
+    home.refused(
+        &["orgs", "update", "--cpus", "0"],
+        1,
+        &["not a number of processors"],
+    );
+    home.refused(&["serve"], 1, &["--config"]);
+}
+
+#[test]
+fn what_is_wrong_on_this_computer_is_told_before_the_network() {
+    let home = Home::new();
+    home.refused(
+        &["deploy", "--app", "a", "--image", "r/a"],
+        1,
+        &["there is no Dockerfile in", "hint: "],
+    );
+    home.refused(
+        &["deploy", "nowhere"],
+        1,
+        &["there is no directory nowhere"],
+    );
+    home.write("Dockerfile", "FROM scratch\n");
+    home.refused(
+        &["deploy"],
+        1,
+        &["no app is named", "hint: ", "slipway init"],
+    );
+    home.refused(
+        &["deploy", "--app", "a"],
+        1,
+        &["no registry to push to", "hint: ", "--build-only"],
+    );
+    home.refused(&["deploy", "Dockerfile"], 1, &["is not a directory"]);
+    home.write("slipway.toml", "app = 'a'\nimagee = 'x'\n");
+    home.refused(
+        &["deploy"],
+        1,
+        &["slipway.toml:2: unknown field `imagee`", "hint: "],
+    );
+    home.write("slipway.toml", "app = 'a'\nregistry = 'r.example'\n");
+    home.refused(
+        &["deploy", "--remote-only"],
+        1,
+        &["not logged in", "hint: run `slipway login"],
+    );
+    home.refused(
+        &["deploy", "--local-only"],
+        1,
+        &["no Docker answers at", "hint: "],
+    );
+    home.refused(&["builders", "list"], 1, &["not logged in"]);
+}
+
+#[test]
+fn an_unreachable_server_is_ours_and_an_untrusted_one_is_not() {
+    let home = Home::new();
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let server = format!("http://127.0.0.1:{port}");
+    let login = |arguments: &[&str]| {
+        let mut command = home.command(arguments);
+        command.env("SLIPWAY_TOKEN", "secret-token");
+        command.output().unwrap()
+    };
+    let output = login(&["login", "--server", &server, "--ca", "/etc/hostname"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("has no certificate in it"));
+    for address in ["builds.example", "http://builds.example:1"] {
+        let output = login(&["login", "--server", address]);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains("is not the address of a server"));
+    }
+    let output = login(&["login", "--server", &server]);
+    let text = stderr(&output);
+    // Without any authority on the system it is the caller's, before the address is tried.
+    if !text.contains("certificate authorities") {
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(
+            text.contains("cannot reach") && text.contains("hint: "),
+            "{text}"
+        );
+    }
+    assert!(!text.contains("secret-token"));
+    assert!(!home.path().join(".config/slipway/config.toml").exists());
+}
+
+#[test]
+fn a_login_without_a_token_is_told_how() {
+    let home = Home::new();
+    home.refused(
+        &["login", "--server", "https://127.0.0.1:1"],
+        1,
+        &["no token was given", "--token-stdin"],
+    );
+    home.refused(
+        &["login", "--server", "https://127.0.0.1:1", "--token-stdin"],
+        1,
+        &["the token is empty"],
+    );
+    home.refused(&["login"], 1, &["which server?", "hint: "]);
+}
+
+#[test]
+fn init_writes_a_file_that_deploy_reads() {
+    let home = Home::new();
+    home.write("Dockerfile", "FROM scratch\n");
+    let output = home.run(&["init", "--app", "shop", "--registry", "r.example/team"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).trim().ends_with("slipway.toml"));
+    home.refused(&["init"], 1, &["is there already", "--force"]);
+    home.refused(&["deploy", "--remote-only"], 1, &["not logged in"]);
+}
+
+#[test]
+fn json_errors_are_the_last_line() {
+    let home = Home::new();
+    let output = home.run(&["deploy", "--app", "a", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = stdout(&output);
+    let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(last["type"], "error");
+    assert_eq!(last["exit_code"], 1);
+    assert!(
+        last["message"].as_str().unwrap().contains("Dockerfile"),
+        "{last}"
+    );
+}
+
+#[test]
+fn settings_of_the_processes_are_checked() {
+    let home = Home::new();
+    for process in ["serve", "host"] {
+        home.refused(&[process, "--config", "none.toml"], 1, &["none.toml"]);
+        home.write("bad.toml", "no_such_setting = 1\n");
+        home.refused(
+            &[process, "--config", "bad.toml"],
+            1,
+            &["bad.toml", "no_such_setting"],
+        );
+        home.write("syntax.toml", "a = \n");
+        home.refused(&[process, "--config", "syntax.toml"], 1, &["syntax.toml"]);
+    }
+}
+
+/// Somebody pipes help through `head`: the program ends, without a panic.
+#[test]
+fn a_closed_pipe_is_no_panic() {
+    let home = Home::new();
+    let mut child = home
+        .command(&["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
+}
+
+#[test]
+fn help_is_quick() {
+    let home = Home::new();
+    let best = (0..10)
+        .map(|_| {
+            let begun = Instant::now();
+            assert!(home.run(&["--help"]).status.success());
+            begun.elapsed()
+        })
+        .min()
+        .unwrap();
+    // The figure for people is 10 ms; the bound leaves room for a busy machine and an unoptimised build.
+    assert!(best < Duration::from_millis(200), "{best:?}");
+    println!("best of 10: {best:?}");
+}
