@@ -49,7 +49,9 @@ impl Codec {
     /// A compressor of this kind, to be used again and again by one thread.
     pub(crate) fn compressor(&self) -> MemberCompressor {
         let level = CompressionLvl::new(i32::from(self.level())).unwrap_or_default();
-        MemberCompressor { inner: Compressor::new(level) }
+        MemberCompressor {
+            inner: Compressor::new(level),
+        }
     }
 }
 
@@ -78,12 +80,19 @@ mod tests {
 
     #[test]
     fn members_concatenate_to_the_input() {
-        let input: Vec<u8> = (0..3_000_000_u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+        let input: Vec<u8> = (0..3_000_000_u32)
+            .flat_map(|n| (n / 7).to_le_bytes())
+            .collect();
         for level in [0, 1, 6, 12, 200] {
             let mut compressor = Codec::Gzip { level }.compressor();
-            let packed: Vec<u8> = input.chunks(MEMBER_BYTES).flat_map(|chunk| compressor.member(chunk)).collect();
+            let packed: Vec<u8> = input
+                .chunks(MEMBER_BYTES)
+                .flat_map(|chunk| compressor.member(chunk))
+                .collect();
             let mut unpacked = Vec::new();
-            MultiGzDecoder::new(&packed[..]).read_to_end(&mut unpacked).expect("gunzip");
+            MultiGzDecoder::new(&packed[..])
+                .read_to_end(&mut unpacked)
+                .expect("gunzip");
             assert!(unpacked == input, "level {level}");
         }
     }
@@ -92,7 +101,9 @@ mod tests {
     fn an_empty_member_is_valid() {
         let packed = Codec::default().compressor().member(&[]);
         let mut unpacked = Vec::new();
-        MultiGzDecoder::new(&packed[..]).read_to_end(&mut unpacked).expect("gunzip");
+        MultiGzDecoder::new(&packed[..])
+            .read_to_end(&mut unpacked)
+            .expect("gunzip");
         assert!(unpacked.is_empty() && !packed.is_empty());
     }
 }

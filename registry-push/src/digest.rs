@@ -77,7 +77,14 @@ mod tests {
             "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
         );
         assert_eq!(Digest::parse(good.as_str()), Ok(good.clone()));
-        for bad in ["", "sha256:", &good.as_str()[..70], &good.as_str().to_uppercase(), "sha512:ab", "sha256:../../x"] {
+        for bad in [
+            "",
+            "sha256:",
+            &good.as_str()[..70],
+            &good.as_str().to_uppercase(),
+            "sha512:ab",
+            "sha256:../../x",
+        ] {
             assert!(Digest::parse(bad).is_err(), "{bad}");
         }
     }

@@ -193,7 +193,11 @@ pub enum PushError {
 }
 
 fn credential(anonymous: &bool) -> &'static str {
-    if *anonymous { "a push without a credential" } else { "the credential" }
+    if *anonymous {
+        "a push without a credential"
+    } else {
+        "the credential"
+    }
 }
 
 /// How an answer broke the specification.
@@ -246,9 +250,14 @@ impl Said {
         let text = match parsed.and_then(|document| document.first()) {
             Some(text) => text,
             None if body.first() == Some(&b'<') => return Said::default(),
-            None => String::from_utf8_lossy(body.get(..body.len().min(400)).unwrap_or_default()).into_owned(),
+            None => String::from_utf8_lossy(body.get(..body.len().min(400)).unwrap_or_default())
+                .into_owned(),
         };
-        let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
+        let line: String = text
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(300)
+            .collect();
         Said(line.trim().to_string())
     }
 
@@ -264,7 +273,11 @@ impl Said {
 
 impl std::fmt::Display for Said {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_empty() { Ok(()) } else { write!(f, ": {}", self.0) }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            write!(f, ": {}", self.0)
+        }
     }
 }
 
@@ -287,9 +300,10 @@ struct ErrorEntry {
 impl ErrorDocument {
     fn first(self) -> Option<String> {
         match self.errors.into_iter().next() {
-            Some(ErrorEntry { code: Some(code), message: Some(message) }) => {
-                Some(format!("{}: {message}", code.to_ascii_lowercase()))
-            }
+            Some(ErrorEntry {
+                code: Some(code),
+                message: Some(message),
+            }) => Some(format!("{}: {message}", code.to_ascii_lowercase())),
             Some(ErrorEntry { code, message }) => message.or(code),
             None => self.details,
         }
@@ -313,7 +327,9 @@ impl PushError {
             | PushError::Protocol { .. }
             | PushError::Challenge { .. }
             | PushError::Incomplete { .. } => Blame::Registry,
-            PushError::Unreachable { .. } | PushError::Broken { .. } | PushError::TimedOut { .. } => Blame::Network,
+            PushError::Unreachable { .. }
+            | PushError::Broken { .. }
+            | PushError::TimedOut { .. } => Blame::Network,
         }
     }
 
@@ -321,31 +337,43 @@ impl PushError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             PushError::Source(source) => source.hint(),
-            PushError::Client { .. } => Some("install the ca-certificates package where the push runs"),
-            PushError::Pipeline { .. } => None,
-            PushError::Unauthorized { anonymous: true, .. } => Some("add a credential for this registry"),
-            PushError::Unauthorized { anonymous: false, .. } => {
-                Some("check the user name and password, and whether the token has expired")
+            PushError::Client { .. } => {
+                Some("install the ca-certificates package where the push runs")
             }
-            PushError::Forbidden { .. } => Some("give the credential the right to write to this repository"),
-            PushError::NotFound { .. } => Some("check the repository's name; some registries want it created first"),
+            PushError::Pipeline { .. } => None,
+            PushError::Unauthorized {
+                anonymous: true, ..
+            } => Some("add a credential for this registry"),
+            PushError::Unauthorized {
+                anonymous: false, ..
+            } => Some("check the user name and password, and whether the token has expired"),
+            PushError::Forbidden { .. } => {
+                Some("give the credential the right to write to this repository")
+            }
+            PushError::NotFound { .. } => {
+                Some("check the repository's name; some registries want it created first")
+            }
             PushError::TooLarge { .. } => {
                 Some("split the layer, or raise the body limit of the proxy before the registry")
             }
             PushError::Quota { .. } => Some("delete old images or raise the registry's quota"),
             PushError::Rejected { .. } => None,
             PushError::RateLimited { .. } => Some("wait and push again"),
-            PushError::RegistryFailed { .. } => Some("push again later; what was uploaded is kept by the registry"),
-            PushError::Unreachable { .. } => {
-                Some("check the host and port; a registry without TLS must be named as a plain http registry")
+            PushError::RegistryFailed { .. } => {
+                Some("push again later; what was uploaded is kept by the registry")
             }
+            PushError::Unreachable { .. } => Some(
+                "check the host and port; a registry without TLS must be named as a plain http registry",
+            ),
             PushError::Broken { .. } | PushError::TimedOut { .. } => {
                 Some("push again; layers that arrived are not sent twice")
             }
             PushError::Protocol { .. } | PushError::Challenge { .. } => {
                 Some("check that the host is a registry of the Docker v2 or OCI distribution API")
             }
-            PushError::Incomplete { .. } => Some("push again; the registry may be collecting garbage"),
+            PushError::Incomplete { .. } => {
+                Some("push again; the registry may be collecting garbage")
+            }
         }
     }
 }
@@ -357,7 +385,10 @@ mod tests {
     #[test]
     fn a_registrys_words_are_cut_and_cleaned() {
         for (body, expected) in [
-            (r#"{"errors":[{"code":"DENIED","message":"quota exceeded"}]}"#, "denied: quota exceeded"),
+            (
+                r#"{"errors":[{"code":"DENIED","message":"quota exceeded"}]}"#,
+                "denied: quota exceeded",
+            ),
             (r#"{"errors":[{"code":"DENIED"}]}"#, "DENIED"),
             (r#"{"errors":[]}"#, "{\"errors\":[]}"),
             (r#"{"details":"incorrect username"}"#, "incorrect username"),

@@ -63,14 +63,19 @@ pub(crate) struct Index {
 impl Index {
     /// Reads the file; one that is absent, or too long to be ours, is an empty index. Blocks.
     pub(crate) fn open(path: &Path) -> Result<Index, IndexError> {
-        let mut index = Index { path: Some(path.to_path_buf()), ..Index::default() };
+        let mut index = Index {
+            path: Some(path.to_path_buf()),
+            ..Index::default()
+        };
         let file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(index),
             Err(source) => return Err(io("open", path)(source)),
         };
         let mut text = Vec::new();
-        file.take(INDEX_BYTES + 1).read_to_end(&mut text).map_err(io("read", path))?;
+        file.take(INDEX_BYTES + 1)
+            .read_to_end(&mut text)
+            .map_err(io("read", path))?;
         if text.len() as u64 > INDEX_BYTES {
             tracing::warn!(path = %path.display(), "digest index too long, started anew");
             return Ok(index);
@@ -105,7 +110,9 @@ impl Index {
         let mut lines = Vec::new();
         for (diff_id, known) in found {
             let is_known = self.blob(&diff_id, codec) == Some(&known)
-                && self.places(&known.digest, registry).any(|place| place == repository);
+                && self
+                    .places(&known.digest, registry)
+                    .any(|place| place == repository);
             if is_known {
                 continue;
             }
@@ -120,18 +127,35 @@ impl Index {
             lines.extend(line(&record));
             self.take(record);
         }
-        let Some(path) = self.path.clone() else { return Ok(()) };
+        let Some(path) = self.path.clone() else {
+            return Ok(());
+        };
         if lines.is_empty() {
             return Ok(());
         }
-        if self.records.len() > INDEX_RECORDS { self.rewrite(&path) } else { append(&path, &lines) }
+        if self.records.len() > INDEX_RECORDS {
+            self.rewrite(&path)
+        } else {
+            append(&path, &lines)
+        }
     }
 
     fn take(&mut self, record: Record) {
-        let (Ok(diff_id), Ok(digest)) = (Digest::parse(&record.diff_id), Digest::parse(&record.digest)) else { return };
-        let known = Known { digest: digest.clone(), size: record.size };
+        let (Ok(diff_id), Ok(digest)) = (
+            Digest::parse(&record.diff_id),
+            Digest::parse(&record.digest),
+        ) else {
+            return;
+        };
+        let known = Known {
+            digest: digest.clone(),
+            size: record.size,
+        };
         self.blobs.insert((diff_id, record.codec.clone()), known);
-        let places = self.places.entry((digest, record.registry.clone())).or_default();
+        let places = self
+            .places
+            .entry((digest, record.registry.clone()))
+            .or_default();
         places.retain(|place| place != &record.repository);
         places.push(record.repository.clone());
         if places.len() > INDEX_PLACES {
@@ -152,14 +176,20 @@ impl Index {
         }
         let new = path.with_extension(format!("new-{}", std::process::id()));
         let mut file = File::create(&new).map_err(io("create", &new))?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(io("write", &new))?;
+        file.write_all(&text)
+            .and_then(|()| file.sync_all())
+            .map_err(io("write", &new))?;
         std::fs::rename(&new, path).map_err(io("replace", path))
     }
 }
 
 /// One write of whole lines at the end of the file. A line torn by a crash is closed by a line feed first.
 fn append(path: &Path, lines: &[u8]) -> Result<(), IndexError> {
-    let file = OpenOptions::new().append(true).create(true).open(path).map_err(io("open", path))?;
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .map_err(io("open", path))?;
     flock(&file, FlockOperation::LockExclusive).map_err(|errno| io("lock", path)(errno.into()))?;
     let mut text = Vec::with_capacity(lines.len() + 1);
     text.push(b'\n');
@@ -169,7 +199,9 @@ fn append(path: &Path, lines: &[u8]) -> Result<(), IndexError> {
 
 fn line(record: &Record) -> Vec<u8> {
     // A record of strings and a number always has a JSON form.
-    let Ok(json) = serde_json::to_string(record) else { return Vec::new() };
+    let Ok(json) = serde_json::to_string(record) else {
+        return Vec::new();
+    };
     format!("{{\"sum\":\"{}\",\"record\":{json}}}\n", sum(&json)).into_bytes()
 }
 
@@ -185,7 +217,11 @@ fn sum(json: &str) -> String {
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> IndexError {
     let path = path.to_path_buf();
-    move |source| IndexError::Io { action, path, source }
+    move |source| IndexError::Io {
+        action,
+        path,
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -193,7 +229,10 @@ mod tests {
     use super::*;
 
     fn known(text: &str) -> Known {
-        Known { digest: Digest::of(text.as_bytes()), size: text.len() as u64 }
+        Known {
+            digest: Digest::of(text.as_bytes()),
+            size: text.len() as u64,
+        }
     }
 
     #[test]
@@ -203,12 +242,24 @@ mod tests {
         let layer = Digest::of(b"layer");
         let mut index = Index::open(&path).expect("opens");
         for repository in ["a", "b", "a", "c"] {
-            index.add([(layer.clone(), known("blob"))], "gzip", "host:1", repository).expect("adds");
+            index
+                .add(
+                    [(layer.clone(), known("blob"))],
+                    "gzip",
+                    "host:1",
+                    repository,
+                )
+                .expect("adds");
         }
         let again = Index::open(&path).expect("opens");
         assert_eq!(again.blob(&layer, "gzip"), Some(&known("blob")));
         assert_eq!(again.blob(&layer, "zstd"), None);
-        assert_eq!(again.places(&known("blob").digest, "host:1").collect::<Vec<_>>(), ["c", "b", "a"]);
+        assert_eq!(
+            again
+                .places(&known("blob").digest, "host:1")
+                .collect::<Vec<_>>(),
+            ["c", "b", "a"]
+        );
         assert_eq!(again.places(&known("blob").digest, "host:2").count(), 0);
     }
 
@@ -218,20 +269,39 @@ mod tests {
         let path = base.path().join("index");
         let (first, second) = (Digest::of(b"1"), Digest::of(b"2"));
         let mut index = Index::open(&path).expect("opens");
-        index.add([(first.clone(), known("one"))], "gzip", "h", "r").expect("adds");
-        index.add([(second.clone(), known("two"))], "gzip", "h", "r").expect("adds");
+        index
+            .add([(first.clone(), known("one"))], "gzip", "h", "r")
+            .expect("adds");
+        index
+            .add([(second.clone(), known("two"))], "gzip", "h", "r")
+            .expect("adds");
         let whole = std::fs::read(&path).expect("reads");
         for position in 0..whole.len() {
             let mut broken = whole.clone();
-            if position % 2 == 0 { broken.truncate(position) } else { broken[position] ^= 1 }
+            if position % 2 == 0 {
+                broken.truncate(position)
+            } else {
+                broken[position] ^= 1
+            }
             std::fs::write(&path, broken).expect("writes");
             let mut found = Index::open(&path).expect("opens");
             for (layer, right) in [(&first, known("one")), (&second, known("two"))] {
-                assert!(found.blob(layer, "gzip").is_none_or(|known| known == &right), "byte {position}");
+                assert!(
+                    found
+                        .blob(layer, "gzip")
+                        .is_none_or(|known| known == &right),
+                    "byte {position}"
+                );
             }
-            found.add([(Digest::of(b"3"), known("three"))], "gzip", "h", "r").expect("adds");
+            found
+                .add([(Digest::of(b"3"), known("three"))], "gzip", "h", "r")
+                .expect("adds");
             let after = Index::open(&path).expect("opens");
-            assert_eq!(after.blob(&Digest::of(b"3"), "gzip"), Some(&known("three")), "byte {position}");
+            assert_eq!(
+                after.blob(&Digest::of(b"3"), "gzip"),
+                Some(&known("three")),
+                "byte {position}"
+            );
         }
     }
 
@@ -243,7 +313,15 @@ mod tests {
         let many = (0..=INDEX_RECORDS).map(|n| (Digest::of(&n.to_le_bytes()), known("blob")));
         index.add(many, "gzip", "h", "r").expect("adds");
         let again = Index::open(&path).expect("opens");
-        assert!(again.records.len() <= INDEX_RECORDS / 2 + 1, "{}", again.records.len());
-        assert!(again.blob(&Digest::of(&INDEX_RECORDS.to_le_bytes()), "gzip").is_some());
+        assert!(
+            again.records.len() <= INDEX_RECORDS / 2 + 1,
+            "{}",
+            again.records.len()
+        );
+        assert!(
+            again
+                .blob(&Digest::of(&INDEX_RECORDS.to_le_bytes()), "gzip")
+                .is_some()
+        );
     }
 }

@@ -31,7 +31,8 @@ pub const CHECKS_AT_ONCE: usize = 8;
 pub const MEMORY_BYTES: usize = 64 << 20;
 
 const _: () = assert!(
-    LAYERS_AT_ONCE * (REPLAY_BYTES + 2 * MEMBER_BYTES * (THREADS_MAX + MEMBERS_AHEAD + 2)) <= MEMORY_BYTES,
+    LAYERS_AT_ONCE * (REPLAY_BYTES + 2 * MEMBER_BYTES * (THREADS_MAX + MEMBERS_AHEAD + 2))
+        <= MEMORY_BYTES,
     "the buffers of one push must fit its memory bound"
 );
 

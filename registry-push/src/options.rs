@@ -7,7 +7,7 @@ use crate::target::{host_name, is_loopback};
 use std::path::PathBuf;
 
 /// Choices for [`crate::push`]. `Default` is right for a registry with TLS.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct PushOptions {
     /// Registries (`host` or `host:port`) spoken to over plain http. Loopback hosts always are, as with Docker.
     pub insecure_http: Vec<String>,
@@ -24,27 +24,13 @@ pub struct PushOptions {
     pub mount_from: Vec<String>,
 }
 
-impl Default for PushOptions {
-    fn default() -> PushOptions {
-        PushOptions {
-            insecure_http: Vec::new(),
-            extra_roots_pem: Vec::new(),
-            codec: Codec::default(),
-            threads: 0,
-            index: None,
-            mount_from: Vec::new(),
-        }
-    }
-}
-
 impl PushOptions {
     /// Whether this host is spoken to in clear.
     pub(crate) fn is_plain(&self, host: &str) -> bool {
         is_loopback(host)
-            || self
-                .insecure_http
-                .iter()
-                .any(|named| named.eq_ignore_ascii_case(host) || named.eq_ignore_ascii_case(host_name(host)))
+            || self.insecure_http.iter().any(|named| {
+                named.eq_ignore_ascii_case(host) || named.eq_ignore_ascii_case(host_name(host))
+            })
     }
 
     /// Threads to compress with.

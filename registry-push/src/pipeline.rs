@@ -39,7 +39,10 @@ struct Job {
 }
 
 enum Ticket {
-    Member { output: oneshot::Receiver<Vec<u8>>, raw: u64 },
+    Member {
+        output: oneshot::Receiver<Vec<u8>>,
+        raw: u64,
+    },
     End(Result<(), SourceError>),
 }
 
@@ -72,7 +75,10 @@ impl Compressors {
     }
 
     /// Reads a layer from its start. Dropping the receiver ends the reading.
-    pub(crate) fn layer(&self, source: Arc<dyn LayerSource>) -> mpsc::Receiver<Result<Piece, SourceError>> {
+    pub(crate) fn layer(
+        &self,
+        source: Arc<dyn LayerSource>,
+    ) -> mpsc::Receiver<Result<Piece, SourceError>> {
         let (tickets, queue) = mpsc::channel(self.threads + MEMBERS_AHEAD);
         let (pieces, output) = mpsc::channel(1);
         let jobs = self.jobs.clone();
@@ -110,7 +116,12 @@ fn read_layer(
             let (output, member) = oneshot::channel();
             let raw = input.len() as u64;
             // The ticket first: it waits when too much is under way, before more memory is taken by the queue of jobs.
-            tickets.blocking_send(Ticket::Member { output: member, raw }).ok()?;
+            tickets
+                .blocking_send(Ticket::Member {
+                    output: member,
+                    raw,
+                })
+                .ok()?;
             jobs.send(Job { input, output }).ok()?;
         }
         is_first = false;
@@ -120,7 +131,10 @@ fn read_layer(
     }
     let found = Digest::finish(hasher);
     if &found != source.diff_id() {
-        return Some(Err(SourceError::DiffId { expected: source.diff_id().clone(), found }));
+        return Some(Err(SourceError::DiffId {
+            expected: source.diff_id().clone(),
+            found,
+        }));
     }
     Some(Ok(()))
 }
@@ -147,15 +161,24 @@ fn collect(mut tickets: mpsc::Receiver<Ticket>, pieces: &mpsc::Sender<Result<Pie
         let piece = match ticket {
             Ticket::Member { output, raw } => {
                 // No output means that the compression threads are gone: the receiver sees an early end.
-                let Ok(bytes) = output.blocking_recv() else { return };
+                let Ok(bytes) = output.blocking_recv() else {
+                    return;
+                };
                 hasher.update(&bytes);
                 size += bytes.len() as u64;
                 raw_size += raw;
-                Ok(Piece::Data { bytes: Bytes::from(bytes), raw })
+                Ok(Piece::Data {
+                    bytes: Bytes::from(bytes),
+                    raw,
+                })
             }
             Ticket::End(Ok(())) => {
                 let digest = Digest::finish(std::mem::take(&mut hasher));
-                Ok(Piece::End(Summary { digest, size, raw_size }))
+                Ok(Piece::End(Summary {
+                    digest,
+                    size,
+                    raw_size,
+                }))
             }
             Ticket::End(Err(error)) => Err(error),
         };

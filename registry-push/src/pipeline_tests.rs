@@ -15,7 +15,11 @@ struct Made {
 
 impl Made {
     fn new(bytes: Vec<u8>) -> Made {
-        Made { diff_id: Digest::of(&bytes), bytes: Arc::new(bytes), read: Arc::default() }
+        Made {
+            diff_id: Digest::of(&bytes),
+            bytes: Arc::new(bytes),
+            read: Arc::default(),
+        }
     }
 }
 
@@ -40,7 +44,11 @@ impl LayerSource for Made {
         None
     }
     fn open(&self) -> Result<Box<dyn LayerReader>, SourceError> {
-        Ok(Box::new(MadeReader(self.bytes.clone(), 0, self.read.clone())))
+        Ok(Box::new(MadeReader(
+            self.bytes.clone(),
+            0,
+            self.read.clone(),
+        )))
     }
 }
 
@@ -67,15 +75,27 @@ async fn run(layer: Made, threads: usize) -> Result<(Vec<u8>, Summary), SourceEr
 
 #[tokio::test]
 async fn the_same_bytes_whatever_the_number_of_threads() {
-    for length in [0, 1, MEMBER_BYTES - 1, MEMBER_BYTES, MEMBER_BYTES + 1, 5 * MEMBER_BYTES + 77] {
+    for length in [
+        0,
+        1,
+        MEMBER_BYTES - 1,
+        MEMBER_BYTES,
+        MEMBER_BYTES + 1,
+        5 * MEMBER_BYTES + 77,
+    ] {
         let input = noise(length);
         let (one, summary) = run(Made::new(input.clone()), 1).await.expect("runs");
         let (many, same) = run(Made::new(input.clone()), 7).await.expect("runs");
         assert!(one == many && summary == same, "length {length}");
         assert_eq!(summary.digest, Digest::of(&one));
-        assert_eq!((summary.size, summary.raw_size), (one.len() as u64, length as u64));
+        assert_eq!(
+            (summary.size, summary.raw_size),
+            (one.len() as u64, length as u64)
+        );
         let mut unpacked = Vec::new();
-        MultiGzDecoder::new(&one[..]).read_to_end(&mut unpacked).expect("gunzip");
+        MultiGzDecoder::new(&one[..])
+            .read_to_end(&mut unpacked)
+            .expect("gunzip");
         assert!(unpacked == input, "length {length}");
     }
 }
@@ -85,7 +105,10 @@ async fn a_layer_that_is_not_the_one_named_has_no_end() {
     let mut layer = Made::new(noise(2 * MEMBER_BYTES));
     layer.diff_id = Digest::of(b"another");
     let found = run(layer, 2).await;
-    assert!(matches!(found, Err(SourceError::DiffId { .. })), "{found:?}");
+    assert!(
+        matches!(found, Err(SourceError::DiffId { .. })),
+        "{found:?}"
+    );
 }
 
 #[tokio::test]

@@ -104,12 +104,23 @@ pub async fn push(
     };
     let pushed = Box::pin(run.image(&image, target, &index)).await?;
     let found = pushed.layers.iter().map(|layer| {
-        (layer.diff_id.clone(), Known { digest: layer.digest.clone(), size: layer.size_bytes })
+        (
+            layer.diff_id.clone(),
+            Known {
+                digest: layer.digest.clone(),
+                size: layer.size_bytes,
+            },
+        )
     });
     let found: Vec<_> = found.collect();
-    let (codec, host, repository) = (run.codec_id, target.registry().to_string(), target.repository().to_string());
+    let (codec, host, repository) = (
+        run.codec_id,
+        target.registry().to_string(),
+        target.repository().to_string(),
+    );
     // The push is complete, whatever becomes of the index.
-    let written = tokio::task::spawn_blocking(move || index.add(found, &codec, &host, &repository)).await;
+    let written =
+        tokio::task::spawn_blocking(move || index.add(found, &codec, &host, &repository)).await;
     if let Ok(Err(error)) = written {
         tracing::warn!(%error, "digest index not written");
     }
@@ -117,7 +128,9 @@ pub async fn push(
 }
 
 async fn open_index(options: &PushOptions) -> Index {
-    let Some(path) = options.index.clone() else { return Index::default() };
+    let Some(path) = options.index.clone() else {
+        return Index::default();
+    };
     match tokio::task::spawn_blocking(move || Index::open(&path)).await {
         Ok(Ok(index)) => index,
         Ok(Err(error)) => {
@@ -146,22 +159,43 @@ struct Done {
 }
 
 impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
-    async fn image(&self, image: &ImageSource, target: &Target, index: &Index) -> Result<Pushed, PushError> {
+    async fn image(
+        &self,
+        image: &ImageSource,
+        target: &Target,
+        index: &Index,
+    ) -> Result<Pushed, PushError> {
         // A diffID that occurs twice is one blob and is sent once.
         let mut different: Vec<&Arc<dyn LayerSource>> = Vec::new();
         for layer in &image.layers {
-            if !different.iter().any(|other| other.diff_id() == layer.diff_id()) {
+            if !different
+                .iter()
+                .any(|other| other.diff_id() == layer.diff_id())
+            {
                 different.push(layer);
-                self.tell(layer.diff_id().as_str(), PushState::Waiting, 0, layer.size_hint().unwrap_or(0));
+                self.tell(
+                    layer.diff_id().as_str(),
+                    PushState::Waiting,
+                    0,
+                    layer.size_hint().unwrap_or(0),
+                );
             }
         }
         let config = Bytes::copy_from_slice(&image.config);
         let config_id = image.id();
         // The first request alone learns how to authenticate; the others then go with the credential at once.
-        let has_config = self.registry.blob_size("the config", &config_id).await?.is_some();
-        let mut sent = 0;
+        let has_config = self
+            .registry
+            .blob_size("the config", &config_id)
+            .await?
+            .is_some();
         if has_config {
-            self.tell("config", PushState::Exists, config.len() as u64, config.len() as u64);
+            self.tell(
+                "config",
+                PushState::Exists,
+                config.len() as u64,
+                config.len() as u64,
+            );
         }
         let asked: HashMap<&Digest, bool> = stream::iter(&different)
             .map(|layer| self.is_there(layer, index))
@@ -169,47 +203,85 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             .try_collect()
             .await?;
         let done: HashMap<&Digest, Done> = stream::iter(&different)
-            .map(|layer| self.layer(layer, index, asked.get(layer.diff_id()).copied().unwrap_or(false)))
+            .map(|layer| {
+                let is_there = asked.get(layer.diff_id()).copied().unwrap_or(false);
+                self.layer(layer, index, is_there)
+            })
             .buffer_unordered(LAYERS_AT_ONCE)
             .try_collect()
             .await?;
+        let mut config_sent = 0;
         if !has_config {
             self.tell("config", PushState::Pushing, 0, config.len() as u64);
-            sent += upload_bytes(self.registry, "the config", config.clone(), &config_id).await?;
-            self.tell("config", PushState::Pushed, config.len() as u64, config.len() as u64);
+            config_sent =
+                upload_bytes(self.registry, "the config", config.clone(), &config_id).await?;
+            self.tell(
+                "config",
+                PushState::Pushed,
+                config.len() as u64,
+                config.len() as u64,
+            );
         }
-        let blobs: Vec<(&Digest, u64)> = different
-            .iter()
-            .filter_map(|layer| done.get(layer.diff_id()))
+        let blobs: Vec<(&Digest, u64)> = done
+            .values()
             .map(|done| (&done.known.digest, done.known.size))
             .chain([(&config_id, config.len() as u64)])
             .collect();
-        let layers: Vec<PushedLayer> = image.layers.iter().filter_map(|layer| pushed_layer(layer, &done)).collect();
+        let layers: Vec<PushedLayer> = image
+            .layers
+            .iter()
+            .filter_map(|layer| pushed_layer(layer, &done))
+            .collect();
         let manifest = manifest(&config_id, config.len(), &layers, self.options.codec);
-        let digest = Digest::of(&manifest);
-        let nothing_new = has_config && done.values().all(|done| done.state == PushState::Exists);
-        if nothing_new && self.tag_is(target, &digest).await? {
-            // Every blob answered by digest a moment ago, and the tag already names this manifest.
-            self.tell("manifest", PushState::Exists, manifest.len() as u64, manifest.len() as u64);
-        } else {
-            self.put_manifest(target, &manifest, &digest).await?;
-            sent += manifest.len() as u64;
-            self.verify(&blobs, &digest, manifest.len() as u64).await?;
-            self.tell("manifest", PushState::Pushed, manifest.len() as u64, manifest.len() as u64);
-        }
+        let is_known = has_config && done.values().all(|done| done.state == PushState::Exists);
+        let (digest, manifest_sent) = self.finish(target, &manifest, &blobs, is_known).await?;
         let size_bytes = manifest.len() as u64 + blobs.iter().map(|(_, size)| size).sum::<u64>();
-        let sent_bytes = sent + done.values().map(|done| done.sent).sum::<u64>();
-        Ok(Pushed { digest, manifest_bytes: manifest, size_bytes, layers, sent_bytes })
+        let sent_bytes =
+            config_sent + manifest_sent + done.values().map(|done| done.sent).sum::<u64>();
+        Ok(Pushed {
+            digest,
+            manifest_bytes: manifest,
+            size_bytes,
+            layers,
+            sent_bytes,
+        })
+    }
+
+    /// Writes the tag and proves the whole; gives the manifest's digest and the bytes sent. When every blob answered by digest a
+    /// moment ago (`is_known`) and the tag already names this manifest, there is nothing to write or prove.
+    async fn finish(
+        &self,
+        target: &Target,
+        manifest: &[u8],
+        blobs: &[(&Digest, u64)],
+        is_known: bool,
+    ) -> Result<(Digest, u64), PushError> {
+        let (digest, length) = (Digest::of(manifest), manifest.len() as u64);
+        if is_known && self.tag_is(target, &digest).await? {
+            self.tell("manifest", PushState::Exists, length, length);
+            return Ok((digest, 0));
+        }
+        self.put_manifest(target, manifest, &digest).await?;
+        self.verify(blobs, &digest, length).await?;
+        self.tell("manifest", PushState::Pushed, length, length);
+        Ok((digest, length))
     }
 
     /// Whether the repository has the blob that this layer is known to become.
-    async fn is_there<'l>(&self, layer: &'l Arc<dyn LayerSource>, index: &Index) -> Result<(&'l Digest, bool), PushError> {
+    async fn is_there<'l>(
+        &self,
+        layer: &'l Arc<dyn LayerSource>,
+        index: &Index,
+    ) -> Result<(&'l Digest, bool), PushError> {
         let Some(known) = index.blob(layer.diff_id(), &self.codec_id) else {
             return Ok((layer.diff_id(), false));
         };
         let item = format!("layer {}", layer.diff_id());
         let size = self.registry.blob_size(&item, &known.digest).await?;
-        Ok((layer.diff_id(), size.is_some_and(|size| size.is_none_or(|size| size == known.size))))
+        Ok((
+            layer.diff_id(),
+            size.is_some_and(|size| size.is_none_or(|size| size == known.size)),
+        ))
     }
 
     async fn layer<'l>(
@@ -223,7 +295,14 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         let known = index.blob(diff_id, &self.codec_id);
         if let (true, Some(known)) = (is_there, known) {
             self.tell(name, PushState::Exists, total, total);
-            return Ok((diff_id, Done { known: known.clone(), state: PushState::Exists, sent: 0 }));
+            return Ok((
+                diff_id,
+                Done {
+                    known: known.clone(),
+                    state: PushState::Exists,
+                    sent: 0,
+                },
+            ));
         }
         let item = format!("layer {diff_id}");
         let mut opened = None;
@@ -231,7 +310,14 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             match self.mount(&item, known, index).await? {
                 Mount::Mounted => {
                     self.tell(name, PushState::Mounted, total, total);
-                    return Ok((diff_id, Done { known: known.clone(), state: PushState::Mounted, sent: 0 }));
+                    return Ok((
+                        diff_id,
+                        Done {
+                            known: known.clone(),
+                            state: PushState::Mounted,
+                            sent: 0,
+                        },
+                    ));
                 }
                 Mount::Opened(url) => opened = Some(url),
                 Mount::Nothing => {}
@@ -243,10 +329,21 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             .get_or_init(|| Compressors::start(self.options.codec, self.options.threads()));
         let on_raw = |raw: u64| self.tell(name, PushState::Pushing, raw, total.max(raw));
         let mut feed = Feed::new(compressors, layer.clone(), &on_raw);
-        let (summary, sent) = Box::pin(upload_blob(self.registry, &item, &mut feed, opened)).await?;
+        let (summary, sent) =
+            Box::pin(upload_blob(self.registry, &item, &mut feed, opened)).await?;
         self.tell(name, PushState::Pushed, summary.raw_size, summary.raw_size);
-        let known = Known { digest: summary.digest, size: summary.size };
-        Ok((diff_id, Done { known, state: PushState::Pushed, sent }))
+        let known = Known {
+            digest: summary.digest,
+            size: summary.size,
+        };
+        Ok((
+            diff_id,
+            Done {
+                known,
+                state: PushState::Pushed,
+                sent,
+            },
+        ))
     }
 
     /// Asks the registry to take a blob over from another of its repositories. A registry that will not is no failure.
@@ -263,17 +360,25 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         let mut opened = Mount::Nothing;
         for origin in origins {
             let mut url = self.registry.url("blobs/uploads/");
-            url.query_pairs_mut().append_pair("mount", known.digest.as_str()).append_pair("from", origin);
+            url.query_pairs_mut()
+                .append_pair("mount", known.digest.as_str())
+                .append_pair("from", origin);
             let mut ask = Ask::new(item, Method::POST, url);
             ask.mount_from = Some(origin);
             match self.registry.request(ask).await {
                 Ok(answer) if answer.status == StatusCode::CREATED => return Ok(Mount::Mounted),
                 Ok(answer) if answer.status == StatusCode::ACCEPTED => {
-                    opened = Mount::Opened(self.registry.location(item, &answer.url, &answer.headers)?);
+                    opened = Mount::Opened(self.registry.location(
+                        item,
+                        &answer.url,
+                        &answer.headers,
+                    )?);
                 }
                 Ok(answer) => tracing::debug!(item, origin, status = %answer.status, "not mounted"),
                 // The token server may refuse a token for the other repository; the plain one still serves.
-                Err(error @ PushError::Unauthorized { .. }) => tracing::debug!(item, origin, %error, "not mounted"),
+                Err(error @ PushError::Unauthorized { .. }) => {
+                    tracing::debug!(item, origin, %error, "not mounted")
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -287,12 +392,20 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         Ok(answer.status == StatusCode::OK && named_digest(&answer) == Some(digest.as_str()))
     }
 
-    async fn put_manifest(&self, target: &Target, manifest: &[u8], digest: &Digest) -> Result<(), PushError> {
+    async fn put_manifest(
+        &self,
+        target: &Target,
+        manifest: &[u8],
+        digest: &Digest,
+    ) -> Result<(), PushError> {
         let item = "the manifest";
         self.tell("manifest", PushState::Pushing, 0, manifest.len() as u64);
         let url = self.registry.url(&format!("manifests/{}", target.tag()));
         let mut ask = Ask::new(item, Method::PUT, url);
-        ask.headers.push((header::CONTENT_TYPE, HeaderValue::from_static(MANIFEST_TYPE)));
+        ask.headers.push((
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(MANIFEST_TYPE),
+        ));
         ask.body = Bytes::copy_from_slice(manifest);
         let answer = self.registry.request(ask).await?;
         if !answer.status.is_success() {
@@ -302,13 +415,25 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
     }
 
     /// Asks for the manifest and every blob by digest.
-    async fn verify(&self, blobs: &[(&Digest, u64)], digest: &Digest, length: u64) -> Result<(), PushError> {
-        let missing = |item: String, found: String| PushError::Incomplete { host: self.registry.name().to_string(), item, found };
+    async fn verify(
+        &self,
+        blobs: &[(&Digest, u64)],
+        digest: &Digest,
+        length: u64,
+    ) -> Result<(), PushError> {
+        let missing = |item: String, found: String| PushError::Incomplete {
+            host: self.registry.name().to_string(),
+            item,
+            found,
+        };
         let url = self.registry.url(&format!("manifests/{digest}"));
         let ask = Ask::new("the manifest", Method::HEAD, url).header(header::ACCEPT, MANIFEST_TYPE);
         let answer = self.registry.request(ask).await?;
         let is_same = named_digest(&answer).is_none_or(|found| found == digest.as_str());
-        let size = answer.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let size = answer
+            .headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if answer.status != StatusCode::OK || !is_same || size.is_some_and(|size| size != length) {
             let found = format!("status {} and another manifest or none", answer.status);
             return Err(missing(format!("manifest {digest}"), found));
@@ -317,7 +442,9 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             let item = format!("blob {blob}");
             match self.registry.blob_size(&item, blob).await? {
                 None => Err(missing(item, "nothing".to_string())),
-                Some(Some(found)) if found != *size => Err(missing(item, format!("{found} bytes instead of {size}"))),
+                Some(Some(found)) if found != *size => {
+                    Err(missing(item, format!("{found} bytes instead of {size}")))
+                }
                 Some(_) => Ok(()),
             }
         });
@@ -325,7 +452,12 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
     }
 
     fn tell(&self, item: &str, state: PushState, current: u64, total: u64) {
-        (self.progress)(Progress { item: item.to_string(), state, current, total });
+        (self.progress)(Progress {
+            item: item.to_string(),
+            state,
+            current,
+            total,
+        });
     }
 }
 
@@ -338,10 +470,16 @@ enum Mount {
 }
 
 fn named_digest(answer: &Answer) -> Option<&str> {
-    answer.headers.get("docker-content-digest").and_then(|value| value.to_str().ok())
+    answer
+        .headers
+        .get("docker-content-digest")
+        .and_then(|value| value.to_str().ok())
 }
 
-fn pushed_layer(layer: &Arc<dyn LayerSource>, done: &HashMap<&Digest, Done>) -> Option<PushedLayer> {
+fn pushed_layer(
+    layer: &Arc<dyn LayerSource>,
+    done: &HashMap<&Digest, Done>,
+) -> Option<PushedLayer> {
     let done = done.get(layer.diff_id())?;
     Some(PushedLayer {
         diff_id: layer.diff_id().clone(),
@@ -354,11 +492,11 @@ fn pushed_layer(layer: &Arc<dyn LayerSource>, done: &HashMap<&Digest, Done>) -> 
 
 /// A schema 2 manifest (distribution, docs/spec/manifest-v2-2), always the same bytes for the same image.
 fn manifest(config: &Digest, config_size: usize, layers: &[PushedLayer], codec: Codec) -> Vec<u8> {
-    let descriptor = |media_type: &str, size: u64, digest: &Digest| {
-        serde_json::json!({ "mediaType": media_type, "size": size, "digest": digest.as_str() })
-    };
-    let layers: Vec<_> =
-        layers.iter().map(|layer| descriptor(codec.media_type(), layer.size_bytes, &layer.digest)).collect();
+    let descriptor = |media_type: &str, size: u64, digest: &Digest| serde_json::json!({ "mediaType": media_type, "size": size, "digest": digest.as_str() });
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|layer| descriptor(codec.media_type(), layer.size_bytes, &layer.digest))
+        .collect();
     let manifest = serde_json::json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST_TYPE,

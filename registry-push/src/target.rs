@@ -37,16 +37,26 @@ impl Target {
     /// Parses a reference. The tag is `latest` when there is none.
     pub fn parse(text: &str) -> Result<Target, TargetError> {
         let shown = || text.chars().take(300).collect::<String>();
-        let reference: Reference = text.parse().map_err(|error: oci_distribution::ParseError| {
-            TargetError::Malformed { text: shown(), reason: error.to_string() }
-        })?;
+        let reference: Reference = text.parse().map_err(
+            |error: oci_distribution::ParseError| TargetError::Malformed {
+                text: shown(),
+                reason: error.to_string(),
+            },
+        )?;
         if reference.digest().is_some() {
             return Err(TargetError::Digest { text: shown() });
         }
         // A first part such as `UPPER` is not taken as a host, and then is no repository either.
-        if reference.repository().bytes().any(|byte| byte.is_ascii_uppercase()) {
+        if reference
+            .repository()
+            .bytes()
+            .any(|byte| byte.is_ascii_uppercase())
+        {
             let reason = "a repository is written in lower case".to_string();
-            return Err(TargetError::Malformed { text: shown(), reason });
+            return Err(TargetError::Malformed {
+                text: shown(),
+                reason,
+            });
         }
         Ok(Target {
             registry: reference.registry().to_string(),
@@ -72,7 +82,11 @@ impl Target {
 
     /// Host and port that serve the registry's API. Docker Hub's differs from its name.
     pub fn api_host(&self) -> &str {
-        if self.registry == "docker.io" { "registry-1.docker.io" } else { &self.registry }
+        if self.registry == "docker.io" {
+            "registry-1.docker.io"
+        } else {
+            &self.registry
+        }
     }
 
     /// `host/repository@digest`, by which the pushed image can be named for ever.
@@ -91,7 +105,9 @@ impl fmt::Display for Target {
 pub(crate) fn is_loopback(host: &str) -> bool {
     let name = host_name(host);
     name.eq_ignore_ascii_case("localhost")
-        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        || name
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 /// `host` of `host:port`, without the brackets of an IPv6 address.
@@ -126,37 +142,73 @@ mod tests {
         for (text, expected) in [
             ("127.0.0.1:5000/app", "127.0.0.1:5000/app:latest"),
             ("localhost:5000/a/b:v1", "localhost:5000/a/b:v1"),
-            ("registry.example.test/a/b.c_d:V1", "registry.example.test/a/b.c_d:V1"),
+            (
+                "registry.example.test/a/b.c_d:V1",
+                "registry.example.test/a/b.c_d:V1",
+            ),
             ("debian", "docker.io/library/debian:latest"),
             ("someone/app:1", "docker.io/someone/app:1"),
         ] {
-            assert_eq!(Target::parse(text).map(|t| t.to_string()).as_deref(), Ok(expected));
+            assert_eq!(
+                Target::parse(text).map(|t| t.to_string()).as_deref(),
+                Ok(expected)
+            );
         }
-        assert_eq!(Target::parse("debian").expect("parses").api_host(), "registry-1.docker.io");
+        assert_eq!(
+            Target::parse("debian").expect("parses").api_host(),
+            "registry-1.docker.io"
+        );
     }
 
     #[test]
     fn what_is_no_reference_is_refused() {
-        for text in ["", "UPPER/case", "host/a//b", "host/a:b:c", "host/../x", "a b", "host/a?x=1", "host/a#b", "h/\u{e9}"] {
+        for text in [
+            "",
+            "UPPER/case",
+            "host/a//b",
+            "host/a:b:c",
+            "host/../x",
+            "a b",
+            "host/a?x=1",
+            "host/a#b",
+            "h/\u{e9}",
+        ] {
             assert!(Target::parse(text).is_err(), "{text:?}");
         }
         let digest = format!("host:1/a@{}", Digest::of(b""));
-        assert!(matches!(Target::parse(&digest), Err(TargetError::Digest { .. })));
+        assert!(matches!(
+            Target::parse(&digest),
+            Err(TargetError::Digest { .. })
+        ));
     }
 
     #[test]
     fn loopback_is_by_address_not_by_prefix() {
-        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.9.9.9", "[::1]:5000"] {
+        for host in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:5000",
+            "127.9.9.9",
+            "[::1]:5000",
+        ] {
             assert!(is_loopback(host), "{host}");
         }
-        for host in ["127.0.0.1.example.test", "localhost.example.test:5000", "10.0.0.1", "[::2]:1"] {
+        for host in [
+            "127.0.0.1.example.test",
+            "localhost.example.test:5000",
+            "10.0.0.1",
+            "[::2]:1",
+        ] {
             assert!(!is_loopback(host), "{host}");
         }
     }
 
     #[test]
     fn a_credential_is_never_shown() {
-        let credential = Credential { username: "someone".into(), password: "hunter2".into() };
+        let credential = Credential {
+            username: "someone".into(),
+            password: "hunter2".into(),
+        };
         assert_eq!(format!("{credential:?}"), "Credential(redacted)");
     }
 }

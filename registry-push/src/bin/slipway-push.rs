@@ -6,7 +6,8 @@
 use anyhow::Context as _;
 use clap::Parser;
 use slipway_registry_push::{
-    Blame, Codec, Credential, DockerStore, Progress, PushError, PushOptions, PushState, Pushed, SourceError, Target, push,
+    Blame, Codec, Credential, DockerStore, Progress, PushError, PushOptions, PushState, Pushed,
+    SourceError, Target, push,
 };
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -80,7 +81,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let credential = credential()?;
     let mut options = PushOptions {
         insecure_http: arguments.insecure_http.clone(),
-        codec: Codec::Gzip { level: arguments.level },
+        codec: Codec::Gzip {
+            level: arguments.level,
+        },
         threads: arguments.threads,
         index: arguments.index.clone(),
         mount_from: arguments.mount_from.clone(),
@@ -91,10 +94,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         options.extra_roots_pem.push(pem);
     }
     let image = DockerStore::open(&arguments.docker_root)?.image(&arguments.image)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     let show = |progress: Progress| {
         // Byte counts are for displays that can redraw; lines tell the turns only.
-        let is_turn = progress.state != PushState::Waiting && !(progress.state == PushState::Pushing && progress.current > 0);
+        let is_turn = progress.state != PushState::Waiting
+            && !(progress.state == PushState::Pushing && progress.current > 0);
         if !arguments.quiet && is_turn {
             eprintln!("{} {}", short(&progress.item), word(progress.state));
         }
@@ -110,7 +117,10 @@ fn credential() -> anyhow::Result<Option<Credential>> {
         Err(std::env::VarError::NotPresent) => Ok(None),
         Err(std::env::VarError::NotUnicode(_)) => anyhow::bail!("{name} is not UTF-8"),
     };
-    match (read("SLIPWAY_PUSH_USERNAME")?, read("SLIPWAY_PUSH_PASSWORD")?) {
+    match (
+        read("SLIPWAY_PUSH_USERNAME")?,
+        read("SLIPWAY_PUSH_PASSWORD")?,
+    ) {
         (Some(username), Some(password)) => Ok(Some(Credential { username, password })),
         (None, None) => Ok(None),
         (Some(_), None) | (None, Some(_)) => {
@@ -152,5 +162,7 @@ fn word(state: PushState) -> &'static str {
 }
 
 fn short(item: &str) -> &str {
-    item.strip_prefix("sha256:").and_then(|hex| hex.get(..12)).unwrap_or(item)
+    item.strip_prefix("sha256:")
+        .and_then(|hex| hex.get(..12))
+        .unwrap_or(item)
 }

@@ -47,14 +47,22 @@ struct TokenAnswer {
 
 impl Auth {
     /// The header to send, if the registry has asked for one. Renews a token that is about to end.
-    pub(crate) async fn header(&self, registry: &Registry, mount_from: Option<&str>) -> Result<Option<HeaderValue>, PushError> {
+    pub(crate) async fn header(
+        &self,
+        registry: &Registry,
+        mount_from: Option<&str>,
+    ) -> Result<Option<HeaderValue>, PushError> {
         let mut state = self.state.lock().await;
         match state.challenge.clone() {
             None => Ok(None),
             Some(Challenge::Basic) => Ok(registry.credential.as_ref().map(basic)),
             Some(Challenge::Bearer { realm, service }) => {
                 let key = mount_from.map(str::to_string);
-                if let Some(token) = state.tokens.get(&key).filter(|token| token.renew_at > Instant::now()) {
+                if let Some(token) = state
+                    .tokens
+                    .get(&key)
+                    .filter(|token| token.renew_at > Instant::now())
+                {
                     return Ok(Some(token.header.clone()));
                 }
                 let token = fetch(registry, &realm, service.as_deref(), mount_from).await?;
@@ -73,13 +81,20 @@ impl Auth {
         shown: Option<&HeaderValue>,
         said: Said,
     ) -> Result<(), PushError> {
-        let values = headers.get_all(header::WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        let challenge = choose(values)
-            .map_err(|source| PushError::Challenge { host: registry.host.clone(), source })?;
+        let values = headers
+            .get_all(header::WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|value| value.to_str().ok());
+        let challenge = choose(values).map_err(|source| PushError::Challenge {
+            host: registry.host.clone(),
+            source,
+        })?;
         let mut state = self.state.lock().await;
         let refused = || Err(registry.unauthorized(said));
         match &challenge {
-            Challenge::Basic if shown.is_some() || registry.credential.is_none() => return refused(),
+            Challenge::Basic if shown.is_some() || registry.credential.is_none() => {
+                return refused();
+            }
             Challenge::Basic => {}
             Challenge::Bearer { .. } => {
                 // Another request may have fetched a newer token since; then only the old one was refused.
@@ -105,18 +120,35 @@ fn sensitive(text: &str) -> Option<HeaderValue> {
 }
 
 /// Asks the token server (distribution, docs/spec/auth/token).
-async fn fetch(registry: &Registry, realm: &str, service: Option<&str>, mount_from: Option<&str>) -> Result<Token, PushError> {
-    let challenge = |source: ChallengeError| PushError::Challenge { host: registry.host.clone(), source };
-    let mut url = Url::parse(realm).map_err(|_| challenge(ChallengeError::Realm(realm.to_string())))?;
+async fn fetch(
+    registry: &Registry,
+    realm: &str,
+    service: Option<&str>,
+    mount_from: Option<&str>,
+) -> Result<Token, PushError> {
+    let challenge = |source: ChallengeError| PushError::Challenge {
+        host: registry.host.clone(),
+        source,
+    };
+    let mut url =
+        Url::parse(realm).map_err(|_| challenge(ChallengeError::Realm(realm.to_string())))?;
     if url.scheme() != "https" && registry.credential.is_some() && !registry.may_be_plain(&url) {
         return Err(challenge(ChallengeError::Clear(realm.to_string())));
     }
     {
         let mut query = url.query_pairs_mut();
         query.extend_pairs(service.map(|service| ("service", service)));
-        query.append_pair("scope", &format!("repository:{}:pull,push", registry.repository));
+        query.append_pair(
+            "scope",
+            &format!("repository:{}:pull,push", registry.repository),
+        );
         query.extend_pairs(mount_from.map(|from| ("scope", format!("repository:{from}:pull"))));
-        query.extend_pairs(registry.credential.as_ref().map(|credential| ("account", credential.username.as_str())));
+        query.extend_pairs(
+            registry
+                .credential
+                .as_ref()
+                .map(|credential| ("account", credential.username.as_str())),
+        );
     }
     let mut attempts = Attempts::default();
     loop {
@@ -126,10 +158,16 @@ async fn fetch(registry: &Registry, realm: &str, service: Option<&str>, mount_fr
         }
         let sent = tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await;
         let (error, wait) = match sent {
-            Err(_) => (registry.timed_out("the token", ANSWER_TIMEOUT), attempts.failed(None)),
+            Err(_) => (
+                registry.timed_out("the token", ANSWER_TIMEOUT),
+                attempts.failed(None),
+            ),
             Ok(Err(source)) => {
                 let wait = attempts.failed(None);
-                (registry.transport("the token", attempts.made(), source), wait)
+                (
+                    registry.transport("the token", attempts.made(), source),
+                    wait,
+                )
             }
             Ok(Ok(response)) => {
                 let answer = read_answer(response).await;
@@ -156,10 +194,20 @@ async fn fetch(registry: &Registry, realm: &str, service: Option<&str>, mount_fr
 fn token(registry: &Registry, body: &[u8]) -> Result<Token, PushError> {
     let fault = || registry.protocol("the token", ProtocolFault::Token);
     let answer: TokenAnswer = serde_json::from_slice(body).map_err(|_| fault())?;
-    let text = answer.token.or(answer.access_token).filter(|text| !text.is_empty()).ok_or_else(fault)?;
+    let text = answer
+        .token
+        .or(answer.access_token)
+        .filter(|text| !text.is_empty())
+        .ok_or_else(fault)?;
     let header = sensitive(&format!("Bearer {text}")).ok_or_else(fault)?;
-    let lifetime = answer.expires_in.map_or(TOKEN_LIFETIME, Duration::from_secs).min(Duration::from_secs(86_400));
+    let lifetime = answer
+        .expires_in
+        .map_or(TOKEN_LIFETIME, Duration::from_secs)
+        .min(Duration::from_secs(86_400));
     // A short-lived token is used for most of its life rather than renewed at every request.
     let slack = TOKEN_SLACK.min(lifetime / 4);
-    Ok(Token { header, renew_at: Instant::now() + lifetime.saturating_sub(slack) })
+    Ok(Token {
+        header,
+        renew_at: Instant::now() + lifetime.saturating_sub(slack),
+    })
 }

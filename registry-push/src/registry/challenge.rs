@@ -38,7 +38,9 @@ pub enum ChallengeError {
 const HEADER_CHARS_MAX: usize = 8 << 10;
 
 /// Picks the challenge to follow among the values of all `WWW-Authenticate` headers; Bearer before Basic.
-pub(crate) fn choose<'a>(headers: impl IntoIterator<Item = &'a str>) -> Result<Challenge, ChallengeError> {
+pub(crate) fn choose<'a>(
+    headers: impl IntoIterator<Item = &'a str>,
+) -> Result<Challenge, ChallengeError> {
     let mut basic = None;
     let mut unknown = None;
     for header in headers {
@@ -48,7 +50,10 @@ pub(crate) fn choose<'a>(headers: impl IntoIterator<Item = &'a str>) -> Result<C
                 if !(realm.starts_with("https://") || realm.starts_with("http://")) {
                     return Err(ChallengeError::Realm(realm));
                 }
-                return Ok(Challenge::Bearer { realm, service: params.get("service").cloned() });
+                return Ok(Challenge::Bearer {
+                    realm,
+                    service: params.get("service").cloned(),
+                });
             } else if scheme.eq_ignore_ascii_case("basic") {
                 basic = Some(Challenge::Basic);
             } else {
@@ -66,7 +71,9 @@ pub(crate) fn choose<'a>(headers: impl IntoIterator<Item = &'a str>) -> Result<C
 /// Schemes with their parameters, keys in lower case. What cannot be read ends the list.
 fn parse(header: &str) -> Vec<(String, HashMap<String, String>)> {
     let mut found: Vec<(String, HashMap<String, String>)> = Vec::new();
-    let mut rest = header.get(..header.len().min(HEADER_CHARS_MAX)).unwrap_or_default();
+    let mut rest = header
+        .get(..header.len().min(HEADER_CHARS_MAX))
+        .unwrap_or_default();
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);
         let end = rest.find(|c: char| !is_token(c)).unwrap_or(rest.len());
@@ -78,8 +85,12 @@ fn parse(header: &str) -> Vec<(String, HashMap<String, String>)> {
         match after.strip_prefix('=') {
             // `name=value` belongs to the scheme before it.
             Some(value) => {
-                let Some((_, params)) = found.last_mut() else { return found };
-                let Some((value, after)) = parameter(value.trim_start_matches([' ', '\t'])) else { return found };
+                let Some((_, params)) = found.last_mut() else {
+                    return found;
+                };
+                let Some((value, after)) = parameter(value.trim_start_matches([' ', '\t'])) else {
+                    return found;
+                };
                 params.insert(name.to_ascii_lowercase(), value);
                 rest = after;
             }
@@ -121,13 +132,25 @@ mod tests {
     #[test]
     fn the_challenges_of_real_registries() {
         let bearer = |realm: &str, service: &str| {
-            Ok(Challenge::Bearer { realm: realm.to_string(), service: Some(service.to_string()) })
+            Ok(Challenge::Bearer {
+                realm: realm.to_string(),
+                service: Some(service.to_string()),
+            })
         };
         let hub = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io""#;
-        assert_eq!(choose([hub]), bearer("https://auth.docker.io/token", "registry.docker.io"));
+        assert_eq!(
+            choose([hub]),
+            bearer("https://auth.docker.io/token", "registry.docker.io")
+        );
         let scoped = r#"bearer realm = "https://a.test/t?x=1,2" , service="a \"b\"",scope="repository:a/b:pull,push",error="invalid_token""#;
-        assert_eq!(choose([scoped]), bearer("https://a.test/t?x=1,2", "a \"b\""));
-        assert_eq!(choose([r#"Basic realm="Registry Realm""#]), Ok(Challenge::Basic));
+        assert_eq!(
+            choose([scoped]),
+            bearer("https://a.test/t?x=1,2", "a \"b\"")
+        );
+        assert_eq!(
+            choose([r#"Basic realm="Registry Realm""#]),
+            Ok(Challenge::Basic)
+        );
         let both = r#"Basic realm="x", Bearer realm="https://a.test",service=s"#;
         assert_eq!(choose([both]), bearer("https://a.test", "s"));
         assert_eq!(choose(["Negotiate", "Basic realm=x"]), Ok(Challenge::Basic));
@@ -137,9 +160,23 @@ mod tests {
     fn what_cannot_be_followed_is_said() {
         assert_eq!(choose([]), Err(ChallengeError::Missing));
         assert_eq!(choose([""]), Err(ChallengeError::Missing));
-        assert_eq!(choose(["Negotiate abc"]), Err(ChallengeError::Unknown("Negotiate".into())));
-        for realm in ["", r#"realm="file:///etc/passwd""#, r#"realm="unclosed"#, "service=x"] {
-            assert!(matches!(choose([&*format!("Bearer {realm}")]), Err(ChallengeError::Realm(_))), "{realm}");
+        assert_eq!(
+            choose(["Negotiate abc"]),
+            Err(ChallengeError::Unknown("Negotiate".into()))
+        );
+        for realm in [
+            "",
+            r#"realm="file:///etc/passwd""#,
+            r#"realm="unclosed"#,
+            "service=x",
+        ] {
+            assert!(
+                matches!(
+                    choose([&*format!("Bearer {realm}")]),
+                    Err(ChallengeError::Realm(_))
+                ),
+                "{realm}"
+            );
         }
     }
 

@@ -7,7 +7,9 @@ use super::auth::Auth;
 use super::retry::{Attempts, is_transient, retry_after};
 use crate::digest::Digest;
 use crate::error::{ProtocolFault, PushError, Said};
-use crate::limits::{ANSWER_BODY_BYTES, ANSWER_BODY_TIMEOUT, ANSWER_TIMEOUT, CONNECT_TIMEOUT, REDIRECTS};
+use crate::limits::{
+    ANSWER_BODY_BYTES, ANSWER_BODY_TIMEOUT, ANSWER_TIMEOUT, CONNECT_TIMEOUT, REDIRECTS,
+};
 use crate::options::PushOptions;
 use crate::target::{Credential, Target};
 use bytes::Bytes;
@@ -61,7 +63,15 @@ impl<'a> Ask<'a> {
     /// A request without body.
     pub(crate) fn new(item: &'a str, method: Method, url: Url) -> Ask<'a> {
         let headers = Vec::new();
-        Ask { item, method, url, headers, body: Bytes::new(), mount_from: None, within: ANSWER_TIMEOUT }
+        Ask {
+            item,
+            method,
+            url,
+            headers,
+            body: Bytes::new(),
+            mount_from: None,
+            within: ANSWER_TIMEOUT,
+        }
     }
 
     /// With a header.
@@ -73,16 +83,31 @@ impl<'a> Ask<'a> {
 
 impl Registry {
     /// Prepares for a push; opens no connection yet.
-    pub(crate) fn new(target: &Target, credential: Option<&Credential>, options: &PushOptions) -> Result<Registry, PushError> {
+    pub(crate) fn new(
+        target: &Target,
+        credential: Option<&Credential>,
+        options: &PushOptions,
+    ) -> Result<Registry, PushError> {
         let host = target.api_host().to_string();
-        let scheme = if options.is_plain(&host) { "http" } else { "https" };
-        let protocol = |fault| PushError::Protocol { host: host.clone(), item: "its name".to_string(), fault };
+        let scheme = if options.is_plain(&host) {
+            "http"
+        } else {
+            "https"
+        };
+        let protocol = |fault| PushError::Protocol {
+            host: host.clone(),
+            item: "its name".to_string(),
+            fault,
+        };
         let base = Url::parse(&format!("{scheme}://{host}/v2/{}/", target.repository()))
             .map_err(|_| protocol(ProtocolFault::Location))?;
         let clear = client_builder()
             .tls_certs_only([])
             .build()
-            .map_err(|source| PushError::Client { host: host.clone(), source })?;
+            .map_err(|source| PushError::Client {
+                host: host.clone(),
+                source,
+            })?;
         Ok(Registry {
             host,
             repository: target.repository().to_string(),
@@ -119,10 +144,14 @@ impl Registry {
         if let Some(client) = self.secure.get() {
             return Ok(client);
         }
-        let failed = |source| PushError::Client { host: self.host.clone(), source };
+        let failed = |source| PushError::Client {
+            host: self.host.clone(),
+            source,
+        };
         let mut builder = client_builder();
         for pem in &self.options.extra_roots_pem {
-            builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem).map_err(failed)?);
+            builder = builder
+                .tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem).map_err(failed)?);
         }
         let client = builder.build().map_err(failed)?;
         Ok(self.secure.get_or_init(|| client))
@@ -131,13 +160,22 @@ impl Registry {
     /// Whether this host may be spoken to in clear.
     pub(super) fn may_be_plain(&self, url: &Url) -> bool {
         let host = url.host_str().unwrap_or_default();
-        let with_port = url.port().map_or_else(|| host.to_string(), |port| format!("{host}:{port}"));
+        let with_port = url
+            .port()
+            .map_or_else(|| host.to_string(), |port| format!("{host}:{port}"));
         self.options.is_plain(&with_port)
     }
 
     /// Resolves a `Location` against the request it answers. Going from TLS to clear is refused.
-    pub(crate) fn location(&self, item: &str, from: &Url, headers: &HeaderMap) -> Result<Url, PushError> {
-        let text = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
+    pub(crate) fn location(
+        &self,
+        item: &str,
+        from: &Url,
+        headers: &HeaderMap,
+    ) -> Result<Url, PushError> {
+        let text = headers
+            .get(header::LOCATION)
+            .and_then(|value| value.to_str().ok());
         let url = text
             .and_then(|text| from.join(text).ok())
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
@@ -145,7 +183,8 @@ impl Registry {
         if url.scheme() == "http" && self.base.scheme() == "https" {
             // A registry behind a TLS proxy often writes its own scheme wrongly; with the same host, TLS is what was meant.
             let mut secured = url.clone();
-            let is_same_host = url.host() == self.base.host() && secured.set_scheme("https").is_ok();
+            let is_same_host =
+                url.host() == self.base.host() && secured.set_scheme("https").is_ok();
             if is_same_host && secured.origin() == self.base.origin() {
                 return Ok(secured);
             }
@@ -166,8 +205,16 @@ impl Registry {
                     (self.failed(ask.item, &answer, attempts.made()), wait)
                 }
                 Ok(answer) => return Ok(answer),
-                Err(error @ (PushError::Broken { .. } | PushError::TimedOut { .. } | PushError::Unreachable { .. })) => {
-                    let wait = if is_hopeless(&error) { None } else { attempts.failed(None) };
+                Err(
+                    error @ (PushError::Broken { .. }
+                    | PushError::TimedOut { .. }
+                    | PushError::Unreachable { .. }),
+                ) => {
+                    let wait = if is_hopeless(&error) {
+                        None
+                    } else {
+                        attempts.failed(None)
+                    };
                     (error.with_attempts(attempts.made()), wait)
                 }
                 Err(error) => return Err(error),
@@ -186,7 +233,9 @@ impl Registry {
             let (request, shown) = self.begin(&ask.method, &url, ask.mount_from).await?;
             let mut request = request.headers(ask.headers.iter().cloned().collect());
             if !ask.body.is_empty() || matches!(ask.method, Method::PUT | Method::POST) {
-                request = request.header(header::CONTENT_LENGTH, ask.body.len()).body(ask.body.clone());
+                request = request
+                    .header(header::CONTENT_LENGTH, ask.body.len())
+                    .body(ask.body.clone());
             }
             let response = match tokio::time::timeout(ask.within, request.send()).await {
                 Err(_) => return Err(self.timed_out(ask.item, ask.within)),
@@ -202,7 +251,9 @@ impl Registry {
                     }
                     self.refused(&answer, shown.as_ref()).await?;
                 }
-                status if status.is_redirection() && answer.headers.contains_key(header::LOCATION) => {
+                status
+                    if status.is_redirection() && answer.headers.contains_key(header::LOCATION) =>
+                {
                     redirects += 1;
                     if redirects > REDIRECTS {
                         return Err(self.protocol(ask.item, ProtocolFault::Redirects));
@@ -233,8 +284,14 @@ impl Registry {
     }
 
     /// Takes in a 401, so that the next request shows what was asked for; fails when that was shown already.
-    pub(super) async fn refused(&self, answer: &Answer, shown: Option<&HeaderValue>) -> Result<(), PushError> {
-        self.auth.refused(self, &answer.headers, shown, Said::from_body(&answer.body)).await
+    pub(super) async fn refused(
+        &self,
+        answer: &Answer,
+        shown: Option<&HeaderValue>,
+    ) -> Result<(), PushError> {
+        self.auth
+            .refused(self, &answer.headers, shown, Said::from_body(&answer.body))
+            .await
     }
 
     /// Same scheme, host and port as the registry.
@@ -243,18 +300,26 @@ impl Registry {
     }
 
     /// Size of a blob at the registry; `None` when it does not have it.
-    pub(crate) async fn blob_size(&self, item: &str, digest: &Digest) -> Result<Option<Option<u64>>, PushError> {
+    pub(crate) async fn blob_size(
+        &self,
+        item: &str,
+        digest: &Digest,
+    ) -> Result<Option<Option<u64>>, PushError> {
         let ask = Ask::new(item, Method::HEAD, self.url(&format!("blobs/{digest}")));
         let is_redirected = |answer: &Answer| !self.is_own(&answer.url);
         let answer = self.request(ask).await?;
         match answer.status {
             StatusCode::OK => {
                 let length = answer.headers.get(header::CONTENT_LENGTH);
-                Ok(Some(length.and_then(|value| value.to_str().ok()?.parse().ok())))
+                Ok(Some(
+                    length.and_then(|value| value.to_str().ok()?.parse().ok()),
+                ))
             }
             StatusCode::NOT_FOUND => Ok(None),
             // A store that signs only GET: the registry knew the blob, or it would not have sent us there.
-            StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED if is_redirected(&answer) => Ok(Some(None)),
+            StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED if is_redirected(&answer) => {
+                Ok(Some(None))
+            }
             _ => Err(self.failed(item, &answer, 1)),
         }
     }
@@ -275,7 +340,11 @@ fn client_builder() -> reqwest::ClientBuilder {
 
 /// Reads the body as far as its bounds allow; a body that breaks off or has no end is taken as far as it came.
 pub(super) async fn read_answer(mut response: reqwest::Response) -> Answer {
-    let (status, headers, url) = (response.status(), response.headers().clone(), response.url().clone());
+    let (status, headers, url) = (
+        response.status(),
+        response.headers().clone(),
+        response.url().clone(),
+    );
     let mut body = Vec::new();
     let read = async {
         while let Ok(Some(chunk)) = response.chunk().await {
@@ -288,7 +357,12 @@ pub(super) async fn read_answer(mut response: reqwest::Response) -> Answer {
     };
     // What came before the deadline stays in `body`.
     let _ = tokio::time::timeout(ANSWER_BODY_TIMEOUT, read).await;
-    Answer { status, headers, body, url }
+    Answer {
+        status,
+        headers,
+        body,
+        url,
+    }
 }
 
 /// A failure to connect that no retry mends: a name that does not exist, a certificate that is not trusted.
@@ -299,7 +373,9 @@ fn is_hopeless(error: &PushError) -> bool {
             return true;
         }
         // io::Error hides a wrapped error from `source`, giving the source of that one instead.
-        let wrapped = this.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let wrapped = this
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
         if wrapped.is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some()) {
             return true;
         }
@@ -312,15 +388,27 @@ fn is_hopeless(error: &PushError) -> bool {
 
 impl Registry {
     pub(crate) fn protocol(&self, item: &str, fault: ProtocolFault) -> PushError {
-        PushError::Protocol { host: self.host.clone(), item: item.to_string(), fault }
+        PushError::Protocol {
+            host: self.host.clone(),
+            item: item.to_string(),
+            fault,
+        }
     }
 
     pub(super) fn timed_out(&self, item: &str, after: Duration) -> PushError {
-        PushError::TimedOut { host: self.host.clone(), item: item.to_string(), after }
+        PushError::TimedOut {
+            host: self.host.clone(),
+            item: item.to_string(),
+            after,
+        }
     }
 
     pub(super) fn unauthorized(&self, said: Said) -> PushError {
-        PushError::Unauthorized { host: self.host.clone(), anonymous: self.credential.is_none(), said }
+        PushError::Unauthorized {
+            host: self.host.clone(),
+            anonymous: self.credential.is_none(),
+            said,
+        }
     }
 
     /// A request that got no answer. URLs are taken out: they may be signed.
@@ -329,33 +417,74 @@ impl Registry {
         if source.is_connect() {
             return PushError::Unreachable { host, source };
         }
-        PushError::Broken { host, item: item.to_string(), attempts, source }
+        PushError::Broken {
+            host,
+            item: item.to_string(),
+            attempts,
+            source,
+        }
     }
 
     /// The error that a final answer stands for.
     pub(crate) fn failed(&self, item: &str, answer: &Answer, attempts: u32) -> PushError {
         let said = Said::from_body(&answer.body);
-        let (host, item, repository) = (self.host.clone(), item.to_string(), self.repository.clone());
+        let (host, item, repository) =
+            (self.host.clone(), item.to_string(), self.repository.clone());
         match answer.status {
             StatusCode::UNAUTHORIZED => self.unauthorized(said),
-            StatusCode::INSUFFICIENT_STORAGE => PushError::Quota { host, repository, said },
-            status if status.is_client_error() && said.mentions("quota") => PushError::Quota { host, repository, said },
-            StatusCode::FORBIDDEN => PushError::Forbidden { host, repository, said },
-            StatusCode::NOT_FOUND => PushError::NotFound { host, repository, said },
+            StatusCode::INSUFFICIENT_STORAGE => PushError::Quota {
+                host,
+                repository,
+                said,
+            },
+            status if status.is_client_error() && said.mentions("quota") => PushError::Quota {
+                host,
+                repository,
+                said,
+            },
+            StatusCode::FORBIDDEN => PushError::Forbidden {
+                host,
+                repository,
+                said,
+            },
+            StatusCode::NOT_FOUND => PushError::NotFound {
+                host,
+                repository,
+                said,
+            },
             StatusCode::PAYLOAD_TOO_LARGE => PushError::TooLarge { host, item, said },
-            StatusCode::TOO_MANY_REQUESTS => PushError::RateLimited { host, attempts, said },
-            status if status.is_server_error() => PushError::RegistryFailed { host, item, status, attempts, said },
-            status if status.is_client_error() => PushError::Rejected { host, item, status, said },
-            status => PushError::Protocol { host, item, fault: ProtocolFault::Status(status) },
+            StatusCode::TOO_MANY_REQUESTS => PushError::RateLimited {
+                host,
+                attempts,
+                said,
+            },
+            status if status.is_server_error() => PushError::RegistryFailed {
+                host,
+                item,
+                status,
+                attempts,
+                said,
+            },
+            status if status.is_client_error() => PushError::Rejected {
+                host,
+                item,
+                status,
+                said,
+            },
+            status => PushError::Protocol {
+                host,
+                item,
+                fault: ProtocolFault::Status(status),
+            },
         }
     }
 }
 
 impl PushError {
-    fn with_attempts(self, made: u32) -> PushError {
-        match self {
-            PushError::Broken { host, item, source, .. } => PushError::Broken { host, item, attempts: made, source },
-            other => other,
+    fn with_attempts(mut self, made: u32) -> PushError {
+        if let PushError::Broken { attempts, .. } = &mut self {
+            *attempts = made;
         }
+        self
     }
 }

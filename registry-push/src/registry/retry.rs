@@ -11,7 +11,10 @@ pub(crate) fn is_transient(status: StatusCode) -> bool {
     status == StatusCode::TOO_MANY_REQUESTS
         || status == StatusCode::REQUEST_TIMEOUT
         || (status.is_server_error()
-            && !matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::INSUFFICIENT_STORAGE))
+            && !matches!(
+                status,
+                StatusCode::NOT_IMPLEMENTED | StatusCode::INSUFFICIENT_STORAGE
+            ))
 }
 
 /// Attempts at one thing.
@@ -27,7 +30,9 @@ impl Attempts {
         if self.made >= ATTEMPTS || retry_after.is_some_and(|wait| wait > RETRY_AFTER_MAX) {
             return None;
         }
-        let own = BACKOFF_FIRST.saturating_mul(1 << (self.made - 1).min(16)).min(BACKOFF_MAX);
+        let own = BACKOFF_FIRST
+            .saturating_mul(1 << (self.made - 1).min(16))
+            .min(BACKOFF_MAX);
         let jittered = own.mul_f64(0.5 + 0.5 * random_fraction());
         Some(retry_after.map_or(jittered, |wait| wait + jittered / 4))
     }
@@ -45,7 +50,13 @@ impl Attempts {
 
 /// Seconds of `Retry-After` (RFC 9110, section 10.2.3). A date is taken as absent: clocks differ.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    let seconds = headers
+        .get(header::RETRY_AFTER)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
     Some(Duration::from_secs(seconds))
 }
 
@@ -74,18 +85,29 @@ mod tests {
     #[test]
     fn retry_after_is_obeyed_within_reason() {
         let mut attempts = Attempts::default();
-        let wait = attempts.failed(Some(Duration::from_secs(3))).expect("waits");
+        let wait = attempts
+            .failed(Some(Duration::from_secs(3)))
+            .expect("waits");
         assert!(wait >= Duration::from_secs(3) && wait < Duration::from_secs(4));
-        assert_eq!(attempts.failed(Some(RETRY_AFTER_MAX + Duration::from_secs(1))), None);
+        assert_eq!(
+            attempts.failed(Some(RETRY_AFTER_MAX + Duration::from_secs(1))),
+            None
+        );
     }
 
     #[test]
     fn only_what_may_pass_is_transient() {
         for status in [429, 408, 500, 502, 503, 504] {
-            assert!(is_transient(StatusCode::from_u16(status).expect("status")), "{status}");
+            assert!(
+                is_transient(StatusCode::from_u16(status).expect("status")),
+                "{status}"
+            );
         }
         for status in [400, 401, 403, 404, 405, 413, 416, 501, 507] {
-            assert!(!is_transient(StatusCode::from_u16(status).expect("status")), "{status}");
+            assert!(
+                !is_transient(StatusCode::from_u16(status).expect("status")),
+                "{status}"
+            );
         }
     }
 }

@@ -47,7 +47,18 @@ impl<'a> Feed<'a> {
     ) -> Feed<'a> {
         let pieces = compressors.layer(source.clone());
         let (kept, raw_most) = (VecDeque::new(), 0);
-        Feed { compressors, source, pieces, kept, kept_from: 0, kept_to: 0, raw: 0, raw_most, end: None, on_raw }
+        Feed {
+            compressors,
+            source,
+            pieces,
+            kept,
+            kept_from: 0,
+            kept_to: 0,
+            raw: 0,
+            raw_most,
+            end: None,
+            on_raw,
+        }
     }
 
     fn restart(&mut self) {
@@ -60,7 +71,7 @@ impl<'a> Feed<'a> {
     async fn frame(&mut self, offset: u64) -> Result<Option<Bytes>, PushError> {
         loop {
             if offset < self.kept_to {
-                return Ok(self.from_memory(offset));
+                return Ok(self.kept_frame(offset));
             }
             if self.end.is_some() {
                 return Ok(None);
@@ -78,12 +89,16 @@ impl<'a> Feed<'a> {
                 }
                 Some(Ok(Piece::End(summary))) => self.end = Some(summary),
                 Some(Err(error)) => return Err(error.into()),
-                None => return Err(PushError::Pipeline { layer: self.source.diff_id().clone() }),
+                None => {
+                    return Err(PushError::Pipeline {
+                        layer: self.source.diff_id().clone(),
+                    });
+                }
             }
         }
     }
 
-    fn from_memory(&self, offset: u64) -> Option<Bytes> {
+    fn kept_frame(&self, offset: u64) -> Option<Bytes> {
         let mut start = self.kept_from;
         for piece in &self.kept {
             let end = start + piece.len() as u64;
@@ -126,7 +141,10 @@ enum Step {
     /// Everything is there; close the upload.
     Commit(Summary),
     /// Ask how much is there, after a wait, then go on.
-    Resume { error: PushError, wait: Option<Duration> },
+    Resume {
+        error: PushError,
+        wait: Option<Duration>,
+    },
     /// Send on from what the registry has.
     GoOn,
     /// The upload is gone; open another.
@@ -151,7 +169,17 @@ pub(crate) async fn upload_blob(
         None => open(registry, item).await?,
     };
     let (attempts, redirects, rereads) = (Attempts::default(), 0, 0);
-    let mut upload = Upload { registry, item, feed, url, stored: 0, sent: 0, attempts, redirects, rereads };
+    let mut upload = Upload {
+        registry,
+        item,
+        feed,
+        url,
+        stored: 0,
+        sent: 0,
+        attempts,
+        redirects,
+        rereads,
+    };
     let mut step = Step::GoOn;
     loop {
         step = match step {
@@ -180,7 +208,10 @@ impl Upload<'_, '_> {
             status if status.is_success() => self.taken(&answer, position),
             StatusCode::UNAUTHORIZED if registry.is_own(&self.url) => {
                 registry.refused(&answer, shown.as_ref()).await?;
-                Ok(Step::Resume { error: failed(), wait: None })
+                Ok(Step::Resume {
+                    error: failed(),
+                    wait: None,
+                })
             }
             status if status.is_redirection() && answer.headers.contains_key(header::LOCATION) => {
                 self.redirects += 1;
@@ -191,10 +222,14 @@ impl Upload<'_, '_> {
                 self.rewind()
             }
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(Step::Reopen(failed())),
-            StatusCode::RANGE_NOT_SATISFIABLE => Ok(Step::Resume { error: failed(), wait: None }),
-            status if is_transient(status) => {
-                Ok(Step::Resume { error: failed(), wait: retry_after(&answer.headers) })
-            }
+            StatusCode::RANGE_NOT_SATISFIABLE => Ok(Step::Resume {
+                error: failed(),
+                wait: None,
+            }),
+            status if is_transient(status) => Ok(Step::Resume {
+                error: failed(),
+                wait: retry_after(&answer.headers),
+            }),
             _ => Err(failed()),
         }
     }
@@ -204,7 +239,12 @@ impl Upload<'_, '_> {
         let (request, shown) = self.registry.begin(&Method::PATCH, &self.url, None).await?;
         let (frames, body) = mpsc::channel::<Result<Bytes, std::io::Error>>(1);
         let body = reqwest::Body::wrap_stream(ReceiverStream::new(body));
-        let mut response = std::pin::pin!(request.header(header::CONTENT_TYPE, OCTETS).body(body).send());
+        let mut response = std::pin::pin!(
+            request
+                .header(header::CONTENT_TYPE, OCTETS)
+                .body(body)
+                .send()
+        );
         let answered = loop {
             let frame = tokio::select! {
                 biased;
@@ -225,7 +265,11 @@ impl Upload<'_, '_> {
                 }
                 // The connection has dropped the body; its answer or error is about to come.
                 Ok(Err(_)) => break None,
-                Err(_) => return Ok(Pass::Broke(self.registry.timed_out(self.item, IDLE_TIMEOUT))),
+                Err(_) => {
+                    return Ok(Pass::Broke(
+                        self.registry.timed_out(self.item, IDLE_TIMEOUT),
+                    ));
+                }
             }
         };
         drop(frames);
@@ -233,28 +277,49 @@ impl Upload<'_, '_> {
             Some(answered) => answered,
             None => match tokio::time::timeout(COMMIT_TIMEOUT, response).await {
                 Ok(answered) => answered,
-                Err(_) => return Ok(Pass::Broke(self.registry.timed_out(self.item, COMMIT_TIMEOUT))),
+                Err(_) => {
+                    return Ok(Pass::Broke(
+                        self.registry.timed_out(self.item, COMMIT_TIMEOUT),
+                    ));
+                }
             },
         };
         Ok(match answered {
             Ok(response) => Pass::Answered(read_answer(response).await, shown),
-            Err(source) => Pass::Broke(self.registry.transport(self.item, self.attempts.made() + 1, source)),
+            Err(source) => Pass::Broke(self.registry.transport(
+                self.item,
+                self.attempts.made() + 1,
+                source,
+            )),
         })
     }
 
     /// The registry took a stream: all of it, or the part that its `Range` names.
     fn taken(&mut self, answer: &Answer, position: u64) -> Result<Step, PushError> {
-        self.url = self.registry.location(self.item, &answer.url, &answer.headers)?;
+        self.url = self
+            .registry
+            .location(self.item, &answer.url, &answer.headers)?;
         let stored = stored_bytes(&answer.headers).unwrap_or(position);
         self.check_offset(stored, position)?;
-        if let Some(summary) = self.feed.end.clone().filter(|summary| summary.size == stored) {
+        if let Some(summary) = self
+            .feed
+            .end
+            .clone()
+            .filter(|summary| summary.size == stored)
+        {
             self.stored = stored;
             return Ok(Step::Commit(summary));
         }
         if stored > self.stored {
             self.attempts.progressed();
         } else {
-            let error = self.registry.protocol(self.item, ProtocolFault::Offset { claimed: stored, sent: position });
+            let error = self.registry.protocol(
+                self.item,
+                ProtocolFault::Offset {
+                    claimed: stored,
+                    sent: position,
+                },
+            );
             return Ok(Step::Resume { error, wait: None });
         }
         self.stored = stored;
@@ -263,7 +328,9 @@ impl Upload<'_, '_> {
 
     fn check_offset(&self, claimed: u64, sent: u64) -> Result<(), PushError> {
         if claimed > sent {
-            return Err(self.registry.protocol(self.item, ProtocolFault::Offset { claimed, sent }));
+            return Err(self
+                .registry
+                .protocol(self.item, ProtocolFault::Offset { claimed, sent }));
         }
         Ok(())
     }
@@ -275,25 +342,42 @@ impl Upload<'_, '_> {
             if self.rereads > REREADS {
                 return Err(self.registry.protocol(self.item, ProtocolFault::LostUpload));
             }
-            tracing::debug!(item = self.item, stored = self.stored, "layer is read again");
+            tracing::debug!(
+                item = self.item,
+                stored = self.stored,
+                "layer is read again"
+            );
             self.feed.restart();
         }
         Ok(Step::GoOn)
     }
 
     /// Waits, then asks the registry how much it has.
-    async fn resume(&mut self, error: PushError, wait: Option<Duration>) -> Result<Step, PushError> {
-        let Some(wait) = self.attempts.failed(wait) else { return Err(error) };
+    async fn resume(
+        &mut self,
+        error: PushError,
+        wait: Option<Duration>,
+    ) -> Result<Step, PushError> {
+        let Some(wait) = self.attempts.failed(wait) else {
+            return Err(error);
+        };
         tracing::debug!(item = self.item, %error, wait_ms = wait.as_millis(), "upload will go on");
         tokio::time::sleep(wait).await;
-        let answer = self.registry.request(Ask::new(self.item, Method::GET, self.url.clone())).await?;
+        let answer = self
+            .registry
+            .request(Ask::new(self.item, Method::GET, self.url.clone()))
+            .await?;
         if !answer.status.is_success() {
             // Gone, or a registry that cannot say: start over.
             return Ok(Step::Reopen(error));
         }
-        let Some(stored) = stored_bytes(&answer.headers) else { return Ok(Step::Reopen(error)) };
+        let Some(stored) = stored_bytes(&answer.headers) else {
+            return Ok(Step::Reopen(error));
+        };
         if answer.headers.contains_key(header::LOCATION) {
-            self.url = self.registry.location(self.item, &answer.url, &answer.headers)?;
+            self.url = self
+                .registry
+                .location(self.item, &answer.url, &answer.headers)?;
         }
         let most = self.feed.kept_to.max(self.stored);
         self.check_offset(stored, most)?;
@@ -301,7 +385,12 @@ impl Upload<'_, '_> {
             self.attempts.progressed();
         }
         self.stored = stored;
-        if let Some(summary) = self.feed.end.clone().filter(|summary| summary.size == stored) {
+        if let Some(summary) = self
+            .feed
+            .end
+            .clone()
+            .filter(|summary| summary.size == stored)
+        {
             return Ok(Step::Commit(summary));
         }
         self.rewind()
@@ -309,7 +398,9 @@ impl Upload<'_, '_> {
 
     async fn reopen(&mut self, error: PushError) -> Result<Step, PushError> {
         // An answer that ended the upload was counted nowhere yet; a resume that failed was, so this may count twice. Both are bounded.
-        let Some(wait) = self.attempts.failed(None) else { return Err(error) };
+        let Some(wait) = self.attempts.failed(None) else {
+            return Err(error);
+        };
         tokio::time::sleep(wait).await;
         self.url = open(self.registry, self.item).await?;
         self.stored = 0;
@@ -319,7 +410,8 @@ impl Upload<'_, '_> {
     /// Closes the upload. `None` when the blob is stored.
     async fn commit(&mut self, summary: &Summary) -> Result<Option<Step>, PushError> {
         let mut url = self.url.clone();
-        url.query_pairs_mut().append_pair("digest", summary.digest.as_str());
+        url.query_pairs_mut()
+            .append_pair("digest", summary.digest.as_str());
         let mut ask = Ask::new(self.item, Method::PUT, url);
         ask.within = COMMIT_TIMEOUT;
         let answer = self.registry.request(ask).await?;
@@ -329,13 +421,27 @@ impl Upload<'_, '_> {
         }
         // An earlier try whose answer was lost may have stored it.
         let is_gone = matches!(answer.status, StatusCode::NOT_FOUND | StatusCode::GONE);
-        if is_gone && self.registry.blob_size(self.item, &summary.digest).await?.is_some() {
+        if is_gone
+            && self
+                .registry
+                .blob_size(self.item, &summary.digest)
+                .await?
+                .is_some()
+        {
             return Ok(None);
         }
         let error = self.registry.failed(self.item, &answer, 1);
         // 400 is how registries say that the digest does not fit: bytes were lost on the way. 416: some are missing.
-        let may_pass = is_gone || matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::RANGE_NOT_SATISFIABLE);
-        if may_pass { Ok(Some(Step::Reopen(error))) } else { Err(error) }
+        let may_pass = is_gone
+            || matches!(
+                answer.status,
+                StatusCode::BAD_REQUEST | StatusCode::RANGE_NOT_SATISFIABLE
+            );
+        if may_pass {
+            Ok(Some(Step::Reopen(error)))
+        } else {
+            Err(error)
+        }
     }
 }
 
@@ -350,7 +456,12 @@ async fn open(registry: &Registry, item: &str) -> Result<Url, PushError> {
 }
 
 /// Sends a small blob whole; gives the bytes handed to the network.
-pub(crate) async fn upload_bytes(registry: &Registry, item: &str, blob: Bytes, digest: &Digest) -> Result<u64, PushError> {
+pub(crate) async fn upload_bytes(
+    registry: &Registry,
+    item: &str,
+    blob: Bytes,
+    digest: &Digest,
+) -> Result<u64, PushError> {
     let mut sessions = Attempts::default();
     loop {
         let mut url = open(registry, item).await?;
@@ -368,7 +479,10 @@ pub(crate) async fn upload_bytes(registry: &Registry, item: &str, blob: Bytes, d
         // A try whose answer was lost may have stored it, or left a part of it in this upload.
         let may_pass = matches!(
             answer.status,
-            StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::BAD_REQUEST | StatusCode::RANGE_NOT_SATISFIABLE
+            StatusCode::NOT_FOUND
+                | StatusCode::GONE
+                | StatusCode::BAD_REQUEST
+                | StatusCode::RANGE_NOT_SATISFIABLE
         );
         if !may_pass {
             return Err(error);
@@ -376,14 +490,24 @@ pub(crate) async fn upload_bytes(registry: &Registry, item: &str, blob: Bytes, d
         if registry.blob_size(item, digest).await?.is_some() {
             return Ok(blob.len() as u64);
         }
-        let Some(wait) = sessions.failed(None) else { return Err(error) };
+        let Some(wait) = sessions.failed(None) else {
+            return Err(error);
+        };
         tokio::time::sleep(wait).await;
     }
 }
 
 /// A registry that names another digest than ours has stored something else.
-pub(crate) fn check_digest(registry: &Registry, item: &str, answer: &Answer, expected: &Digest) -> Result<(), PushError> {
-    let named = answer.headers.get("docker-content-digest").and_then(|value| value.to_str().ok());
+pub(crate) fn check_digest(
+    registry: &Registry,
+    item: &str,
+    answer: &Answer,
+    expected: &Digest,
+) -> Result<(), PushError> {
+    let named = answer
+        .headers
+        .get("docker-content-digest")
+        .and_then(|value| value.to_str().ok());
     match named {
         Some(found) if found.starts_with("sha256:") && found != expected.as_str() => {
             let (found, expected) = (found.chars().take(100).collect(), expected.clone());

@@ -27,29 +27,45 @@ impl LayerDir {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = rustix::fs::openat(CWD, path, flags, Mode::empty())
             .map_err(|errno| SourceError::io("open layer directory", path)(errno.into()))?;
-        Ok(LayerDir { directory, path: path.to_path_buf() })
+        Ok(LayerDir {
+            directory,
+            path: path.to_path_buf(),
+        })
     }
 
     /// Opens a regular file of exactly `size` bytes by its name in the layer's tar.
     pub(crate) fn open_file(&self, name: &[u8], size: u64) -> Result<File, SourceError> {
         let relative = clean(name).ok_or_else(|| SourceError::Escapes { name: shown(name) })?;
         // A pipe must not block the open, and a terminal must not become ours.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let flags =
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-        let changed = |reason: String| SourceError::FileChanged { name: shown(name), reason };
+        let changed = |reason: String| SourceError::FileChanged {
+            name: shown(name),
+            reason,
+        };
         let mut tries = 0;
         let file = loop {
             tries += 1;
-            match rustix::fs::openat2(&self.directory, relative.as_slice(), flags, Mode::empty(), resolve) {
+            match rustix::fs::openat2(
+                &self.directory,
+                relative.as_slice(),
+                flags,
+                Mode::empty(),
+                resolve,
+            ) {
                 Ok(file) => break file,
                 Err(Errno::AGAIN | Errno::INTR) if tries < OPEN_TRIES => {}
                 Err(Errno::NOENT | Errno::LOOP | Errno::XDEV | Errno::NXIO | Errno::NOTDIR) => {
                     return Err(changed("it is not there".to_string()));
                 }
-                Err(errno) => return Err(SourceError::io("open a file in", &self.path)(errno.into())),
+                Err(errno) => {
+                    return Err(SourceError::io("open a file in", &self.path)(errno.into()));
+                }
             }
         };
-        let stat = rustix::fs::fstat(&file).map_err(|errno| SourceError::io("stat a file in", &self.path)(errno.into()))?;
+        let stat = rustix::fs::fstat(&file)
+            .map_err(|errno| SourceError::io("stat a file in", &self.path)(errno.into()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(changed("it is no regular file".to_string()));
         }
@@ -75,7 +91,11 @@ fn clean(name: &[u8]) -> Option<Vec<u8>> {
             part => parts.push(part),
         }
     }
-    if parts.is_empty() { None } else { Some(parts.join(&b'/')) }
+    if parts.is_empty() {
+        None
+    } else {
+        Some(parts.join(&b'/'))
+    }
 }
 
 /// A name fit for a message.
@@ -102,7 +122,11 @@ mod tests {
             ("./", None),
             ("a\0b", None),
         ] {
-            assert_eq!(clean(name.as_bytes()), expected.map(|e| e.as_bytes().to_vec()), "{name:?}");
+            assert_eq!(
+                clean(name.as_bytes()),
+                expected.map(|e| e.as_bytes().to_vec()),
+                "{name:?}"
+            );
         }
         assert_eq!(clean(b"caf\xe9/x"), Some(b"caf\xe9/x".to_vec()));
     }
@@ -122,16 +146,41 @@ mod tests {
         let layer = LayerDir::open(&diff).expect("opens");
 
         let mut text = String::new();
-        layer.open_file(b"lib/x", 6).expect("through a link of the layer").read_to_string(&mut text).expect("read");
+        layer
+            .open_file(b"lib/x", 6)
+            .expect("through a link of the layer")
+            .read_to_string(&mut text)
+            .expect("read");
         assert_eq!(text, "inside");
-        for name in ["leaf", "up/secret", "absolute/secret", "usr/lib/y", "usr/lib/x/y"] {
+        for name in [
+            "leaf",
+            "up/secret",
+            "absolute/secret",
+            "usr/lib/y",
+            "usr/lib/x/y",
+        ] {
             let found = layer.open_file(name.as_bytes(), 6);
-            assert!(matches!(found, Err(SourceError::FileChanged { .. })), "{name}: {found:?}");
+            assert!(
+                matches!(found, Err(SourceError::FileChanged { .. })),
+                "{name}: {found:?}"
+            );
         }
-        assert!(matches!(layer.open_file(b"../secret", 6), Err(SourceError::Escapes { .. })));
-        assert!(matches!(layer.open_file(b"usr/lib/x", 7), Err(SourceError::FileChanged { .. })));
-        assert!(matches!(layer.open_file(b"pipe", 6), Err(SourceError::FileChanged { .. })));
-        assert!(matches!(layer.open_file(b"usr", 6), Err(SourceError::FileChanged { .. })));
+        assert!(matches!(
+            layer.open_file(b"../secret", 6),
+            Err(SourceError::Escapes { .. })
+        ));
+        assert!(matches!(
+            layer.open_file(b"usr/lib/x", 7),
+            Err(SourceError::FileChanged { .. })
+        ));
+        assert!(matches!(
+            layer.open_file(b"pipe", 6),
+            Err(SourceError::FileChanged { .. })
+        ));
+        assert!(matches!(
+            layer.open_file(b"usr", 6),
+            Err(SourceError::FileChanged { .. })
+        ));
         std::os::unix::fs::symlink(&diff, base.path().join("link")).expect("link");
         assert!(LayerDir::open(&base.path().join("link")).is_err());
     }

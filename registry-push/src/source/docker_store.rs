@@ -34,7 +34,9 @@ impl DockerStore {
         let images = docker_root.join("image/overlay2");
         let overlays = docker_root.join("overlay2");
         if !images.join("imagedb").is_dir() || !overlays.is_dir() {
-            return Err(SourceError::NoStore { root: docker_root.to_path_buf() });
+            return Err(SourceError::NoStore {
+                root: docker_root.to_path_buf(),
+            });
         }
         Ok(DockerStore { images, overlays })
     }
@@ -44,10 +46,15 @@ impl DockerStore {
     pub fn image(&self, name_or_id: &str) -> Result<ImageSource, SourceError> {
         let id = self.resolve(name_or_id)?;
         let path = self.images.join("imagedb/content/sha256").join(id.hex());
-        let missing = || SourceError::NoImage { name: name_or_id.to_string() };
+        let missing = || SourceError::NoImage {
+            name: name_or_id.to_string(),
+        };
         let config = read_bounded(&path, CONFIG_BYTES)?.ok_or_else(missing)?;
         if Digest::of(&config) != id {
-            return Err(SourceError::Damaged { path, reason: "its content is not what its name says".to_string() });
+            return Err(SourceError::Damaged {
+                path,
+                reason: "its content is not what its name says".to_string(),
+            });
         }
         let mut layers: Vec<Arc<dyn LayerSource>> = Vec::new();
         let mut chain: Option<Digest> = None;
@@ -65,13 +72,20 @@ impl DockerStore {
 
     fn layer(&self, chain: &Digest, diff_id: Digest) -> Result<OverlayLayer, SourceError> {
         let entry = self.images.join("layerdb/sha256").join(chain.hex());
-        let missing = |path: PathBuf| SourceError::NoLayer { layer: diff_id.clone(), missing: path };
+        let missing = |path: PathBuf| SourceError::NoLayer {
+            layer: diff_id.clone(),
+            missing: path,
+        };
         let path = entry.join("cache-id");
-        let cache_id = read_bounded(&path, SMALL_FILE_BYTES)?.ok_or_else(|| missing(path.clone()))?;
+        let cache_id =
+            read_bounded(&path, SMALL_FILE_BYTES)?.ok_or_else(|| missing(path.clone()))?;
         let cache_id = String::from_utf8_lossy(&cache_id).trim().to_string();
         let safe = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if cache_id.is_empty() || !cache_id.chars().all(safe) {
-            return Err(SourceError::Damaged { path, reason: "not a cache id".to_string() });
+            return Err(SourceError::Damaged {
+                path,
+                reason: "not a cache id".to_string(),
+            });
         }
         let size = read_bounded(&entry.join("size"), SMALL_FILE_BYTES)?;
         let size_hint = size.and_then(|text| String::from_utf8_lossy(&text).trim().parse().ok());
@@ -82,27 +96,39 @@ impl DockerStore {
                 return Err(missing(part.clone()));
             }
         }
-        Ok(OverlayLayer { diff_id, size_hint, directory, record })
+        Ok(OverlayLayer {
+            diff_id,
+            size_hint,
+            directory,
+            record,
+        })
     }
 
     fn resolve(&self, name: &str) -> Result<Digest, SourceError> {
         if let Ok(id) = Digest::parse(name) {
             return Ok(id);
         }
-        let is_hex = !name.is_empty() && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let is_hex =
+            !name.is_empty() && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if is_hex && name.len() == 64 {
-            return Digest::parse(&format!("sha256:{name}"))
-                .map_err(|_| SourceError::NoImage { name: name.to_string() });
+            return Digest::parse(&format!("sha256:{name}")).map_err(|_| SourceError::NoImage {
+                name: name.to_string(),
+            });
         }
         if let Some(id) = self.by_name(name)? {
             return Ok(id);
         }
         let prefix = name.strip_prefix("sha256:").unwrap_or(name);
-        let is_prefix = !prefix.is_empty() && prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let is_prefix = !prefix.is_empty()
+            && prefix
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if is_prefix && let Some(id) = self.by_prefix(prefix, name)? {
             return Ok(id);
         }
-        Err(SourceError::NoImage { name: name.to_string() })
+        Err(SourceError::NoImage {
+            name: name.to_string(),
+        })
     }
 
     fn by_name(&self, name: &str) -> Result<Option<Digest>, SourceError> {
@@ -110,13 +136,23 @@ impl DockerStore {
         let Some(text) = read_bounded(&path, REPOSITORIES_BYTES)? else {
             return Ok(None);
         };
-        let damaged = |reason: String| SourceError::Damaged { path: path.clone(), reason };
-        let known: Repositories = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        let damaged = |reason: String| SourceError::Damaged {
+            path: path.clone(),
+            reason,
+        };
+        let known: Repositories =
+            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         let (repository, reference) = familiar(name);
-        let Some(id) = known.repositories.get(&repository).and_then(|tags| tags.get(&reference)) else {
+        let Some(id) = known
+            .repositories
+            .get(&repository)
+            .and_then(|tags| tags.get(&reference))
+        else {
             return Ok(None);
         };
-        Digest::parse(id).map(Some).map_err(|error| damaged(error.to_string()))
+        Digest::parse(id)
+            .map(Some)
+            .map_err(|error| damaged(error.to_string()))
     }
 
     fn by_prefix(&self, prefix: &str, name: &str) -> Result<Option<Digest>, SourceError> {
@@ -125,11 +161,16 @@ impl DockerStore {
         for entry in std::fs::read_dir(&path).map_err(SourceError::io("list", &path))? {
             let entry = entry.map_err(SourceError::io("list", &path))?;
             let file = entry.file_name();
-            let Some(id) = file.to_str().and_then(|hex| Digest::parse(&format!("sha256:{hex}")).ok()) else {
+            let Some(id) = file
+                .to_str()
+                .and_then(|hex| Digest::parse(&format!("sha256:{hex}")).ok())
+            else {
                 continue;
             };
             if id.hex().starts_with(prefix) && found.replace(id).is_some() {
-                return Err(SourceError::Ambiguous { name: name.to_string() });
+                return Err(SourceError::Ambiguous {
+                    name: name.to_string(),
+                });
             }
         }
         Ok(found)
@@ -138,17 +179,25 @@ impl DockerStore {
 
 /// Docker's familiar form of a reference, by which `repositories.json` is keyed: repository, and reference with tag or digest.
 fn familiar(name: &str) -> (String, String) {
-    let short = ["docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/"]
-        .iter()
-        .find_map(|prefix| name.strip_prefix(prefix))
-        .or_else(|| name.strip_prefix("library/"))
-        .unwrap_or(name);
+    let short = [
+        "docker.io/library/",
+        "index.docker.io/library/",
+        "docker.io/",
+        "index.docker.io/",
+    ]
+    .iter()
+    .find_map(|prefix| name.strip_prefix(prefix))
+    .or_else(|| name.strip_prefix("library/"))
+    .unwrap_or(name);
     if let Some((repository, digest)) = short.split_once('@') {
         let repository = split_tag(repository).0;
         return (repository.to_string(), format!("{repository}@{digest}"));
     }
     let (repository, tag) = split_tag(short);
-    (repository.to_string(), format!("{repository}:{}", tag.unwrap_or("latest")))
+    (
+        repository.to_string(),
+        format!("{repository}:{}", tag.unwrap_or("latest")),
+    )
 }
 
 /// Repository and tag; the colon of a port is no tag's.
@@ -167,9 +216,14 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, SourceError>
         Err(error) => return Err(SourceError::io("open", path)(error)),
     };
     let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(SourceError::io("read", path))?;
+    file.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(SourceError::io("read", path))?;
     if bytes.len() as u64 > limit {
-        return Err(SourceError::TooLong { path: path.to_path_buf(), limit });
+        return Err(SourceError::TooLong {
+            path: path.to_path_buf(),
+            limit,
+        });
     }
     Ok(Some(bytes))
 }

@@ -25,10 +25,20 @@ pub struct ImageSource {
 
 impl ImageSource {
     /// Joins a config with its layers. Fails when their diffIDs are not those of the config.
-    pub fn new(config: Vec<u8>, layers: Vec<Arc<dyn LayerSource>>) -> Result<ImageSource, SourceError> {
+    pub fn new(
+        config: Vec<u8>,
+        layers: Vec<Arc<dyn LayerSource>>,
+    ) -> Result<ImageSource, SourceError> {
         let wanted = config_diff_ids(&config)?;
-        if wanted.len() != layers.len() || !wanted.iter().zip(&layers).all(|(id, layer)| id == layer.diff_id()) {
-            return Err(SourceError::Config { reason: "its layers are not the ones given".to_string() });
+        if wanted.len() != layers.len()
+            || !wanted
+                .iter()
+                .zip(&layers)
+                .all(|(id, layer)| id == layer.diff_id())
+        {
+            return Err(SourceError::Config {
+                reason: "its layers are not the ones given".to_string(),
+            });
         }
         Ok(ImageSource { config, layers })
     }
@@ -154,9 +164,16 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> SourceError {
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> SourceError {
         let path = path.into();
-        move |source| SourceError::Io { action, path, source }
+        move |source| SourceError::Io {
+            action,
+            path,
+            source,
+        }
     }
 
     /// Who can mend it.
@@ -207,9 +224,14 @@ pub(crate) fn config_diff_ids(config: &[u8]) -> Result<Vec<Digest>, SourceError>
     }
     let bad = |reason: String| SourceError::Config { reason };
     let parsed: Config = serde_json::from_slice(config).map_err(|error| bad(error.to_string()))?;
-    let ids = parsed.rootfs.and_then(|rootfs| rootfs.diff_ids).unwrap_or_default();
+    let ids = parsed
+        .rootfs
+        .and_then(|rootfs| rootfs.diff_ids)
+        .unwrap_or_default();
     if ids.len() > crate::limits::LAYERS {
         return Err(bad(format!("more than {} layers", crate::limits::LAYERS)));
     }
-    ids.iter().map(|id| Digest::parse(id).map_err(|error| bad(error.to_string()))).collect()
+    ids.iter()
+        .map(|id| Digest::parse(id).map_err(|error| bad(error.to_string())))
+        .collect()
 }

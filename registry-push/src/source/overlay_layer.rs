@@ -34,7 +34,10 @@ impl LayerSource for OverlayLayer {
     }
 
     fn open(&self) -> Result<Box<dyn LayerReader>, SourceError> {
-        Ok(Box::new(OverlayReader::open(&self.directory, &self.record)?))
+        Ok(Box::new(OverlayReader::open(
+            &self.directory,
+            &self.record,
+        )?))
     }
 }
 
@@ -49,8 +52,15 @@ struct OverlayReader {
 /// What the next bytes come from.
 enum Current {
     Nothing,
-    Segment { bytes: Vec<u8>, read: usize },
-    Content { file: File, left: u64, name: Vec<u8> },
+    Segment {
+        bytes: Vec<u8>,
+        read: usize,
+    },
+    Content {
+        file: File,
+        left: u64,
+        name: Vec<u8>,
+    },
     End,
 }
 
@@ -58,17 +68,26 @@ impl OverlayReader {
     fn open(directory: &Path, record: &Path) -> Result<OverlayReader, SourceError> {
         let directory = LayerDir::open(directory)?;
         let file = File::open(record).map_err(SourceError::io("open", record))?;
-        let text = BufReader::with_capacity(64 << 10, MultiGzDecoder::new(BufReader::with_capacity(64 << 10, file)));
-        Ok(OverlayReader { record: TarSplit::new(text, record), directory, current: Current::Nothing })
+        let text = BufReader::with_capacity(
+            64 << 10,
+            MultiGzDecoder::new(BufReader::with_capacity(64 << 10, file)),
+        );
+        Ok(OverlayReader {
+            record: TarSplit::new(text, record),
+            directory,
+            current: Current::Nothing,
+        })
     }
 
     fn advance(&mut self) -> Result<(), SourceError> {
         self.current = match self.record.next_entry()? {
             None => Current::End,
             Some(Entry::Segment(bytes)) => Current::Segment { bytes, read: 0 },
-            Some(Entry::File { name, size }) => {
-                Current::Content { file: self.directory.open_file(&name, size)?, left: size, name }
-            }
+            Some(Entry::File { name, size }) => Current::Content {
+                file: self.directory.open_file(&name, size)?,
+                left: size,
+                name,
+            },
         };
         Ok(())
     }
@@ -89,7 +108,9 @@ impl LayerReader for OverlayReader {
                     return Ok(count);
                 }
                 Current::Content { file, left, name } if *left > 0 => {
-                    let room = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
+                    let room = usize::try_from(*left)
+                        .unwrap_or(usize::MAX)
+                        .min(buffer.len());
                     let count = match file.read(&mut buffer[..room]) {
                         Ok(count) => count,
                         Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
@@ -97,12 +118,17 @@ impl LayerReader for OverlayReader {
                     };
                     if count == 0 {
                         let reason = format!("it ends {left} bytes early");
-                        return Err(SourceError::FileChanged { name: shown(name), reason });
+                        return Err(SourceError::FileChanged {
+                            name: shown(name),
+                            reason,
+                        });
                     }
                     *left -= count as u64;
                     return Ok(count);
                 }
-                Current::Nothing | Current::Segment { .. } | Current::Content { .. } => self.advance()?,
+                Current::Nothing | Current::Segment { .. } | Current::Content { .. } => {
+                    self.advance()?
+                }
             }
         }
     }

@@ -4,9 +4,9 @@
 //! (github.com/vbatts/tar-split, `tar/storage/entry.go`). Knows nothing of where contents lie.
 
 use super::SourceError;
+use crate::limits::TAR_SPLIT_LINE_BYTES;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use crate::limits::TAR_SPLIT_LINE_BYTES;
 use std::io::{BufRead, Read as _};
 use std::path::{Path, PathBuf};
 
@@ -51,7 +51,12 @@ struct RawEntry<'a> {
 impl<R: BufRead> TarSplit<R> {
     /// Reads from the uncompressed record; `path` is for messages.
     pub(crate) fn new(lines: R, path: &Path) -> TarSplit<R> {
-        TarSplit { lines, line: Vec::new(), path: path.to_path_buf(), position: 0 }
+        TarSplit {
+            lines,
+            line: Vec::new(),
+            path: path.to_path_buf(),
+            position: 0,
+        }
     }
 
     /// The next entry that stands for at least one byte; `None` at the end.
@@ -66,15 +71,19 @@ impl<R: BufRead> TarSplit<R> {
                 return Ok(None);
             }
             if self.line.len() as u64 > TAR_SPLIT_LINE_BYTES {
-                return Err(SourceError::TooLong { path: self.path.clone(), limit: TAR_SPLIT_LINE_BYTES });
+                return Err(SourceError::TooLong {
+                    path: self.path.clone(),
+                    limit: TAR_SPLIT_LINE_BYTES,
+                });
             }
             if self.line.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            let entry = parse(&self.line, self.position).map_err(|reason| SourceError::Damaged {
-                path: self.path.clone(),
-                reason: format!("entry {}: {reason}", self.position),
-            })?;
+            let entry =
+                parse(&self.line, self.position).map_err(|reason| SourceError::Damaged {
+                    path: self.path.clone(),
+                    reason: format!("entry {}: {reason}", self.position),
+                })?;
             self.position += 1;
             if let Some(entry) = entry {
                 return Ok(Some(entry));
@@ -101,7 +110,9 @@ fn parse(line: &[u8], position: u64) -> Result<Option<Entry>, String> {
         }
         2 => {
             let payload = raw.payload.unwrap_or_default();
-            let bytes = STANDARD.decode(payload.as_bytes()).map_err(|error| error.to_string())?;
+            let bytes = STANDARD
+                .decode(payload.as_bytes())
+                .map_err(|error| error.to_string())?;
             Ok((!bytes.is_empty()).then_some(Entry::Segment(bytes)))
         }
         other => Err(format!("unknown type {other}")),
@@ -125,18 +136,28 @@ mod tests {
     #[test]
     fn segments_and_files_in_order() {
         let text = concat!(
-            r#"{"type":2,"payload":"aGVhZA==","position":0}"#, "\n",
-            r#"{"type":1,"name":"dir/","payload":null,"position":1}"#, "\n",
-            r#"{"type":1,"name":"a","size":3,"payload":"AAAAAAAAAAA=","position":2}"#, "\n",
-            r#"{"type":1,"name_raw":"Y2Fm6Q==","size":1,"payload":"AAAAAAAAAAA=","position":3}"#, "\n",
+            r#"{"type":2,"payload":"aGVhZA==","position":0}"#,
+            "\n",
+            r#"{"type":1,"name":"dir/","payload":null,"position":1}"#,
+            "\n",
+            r#"{"type":1,"name":"a","size":3,"payload":"AAAAAAAAAAA=","position":2}"#,
+            "\n",
+            r#"{"type":1,"name_raw":"Y2Fm6Q==","size":1,"payload":"AAAAAAAAAAA=","position":3}"#,
+            "\n",
             r#"{"type":2,"payload":"","position":4}"#,
         );
         assert_eq!(
             all(text).expect("parses"),
             [
                 Entry::Segment(b"head".to_vec()),
-                Entry::File { name: b"a".to_vec(), size: 3 },
-                Entry::File { name: b"caf\xe9".to_vec(), size: 1 },
+                Entry::File {
+                    name: b"a".to_vec(),
+                    size: 3
+                },
+                Entry::File {
+                    name: b"caf\xe9".to_vec(),
+                    size: 1
+                },
             ]
         );
     }
@@ -153,7 +174,10 @@ mod tests {
             r#"{"type":2,"payload":"aGVhZA==","position":1}"#,
             r#"{"type":2,"payload":"aGVhZA=="#,
         ] {
-            assert!(matches!(all(text), Err(SourceError::Damaged { .. })), "{text}");
+            assert!(
+                matches!(all(text), Err(SourceError::Damaged { .. })),
+                "{text}"
+            );
         }
     }
 
@@ -161,7 +185,10 @@ mod tests {
     fn an_endless_line_is_refused_without_being_held() {
         let endless = std::io::BufReader::new(std::io::repeat(b'x'));
         let mut record = TarSplit::new(endless, Path::new("x"));
-        assert!(matches!(record.next_entry(), Err(SourceError::TooLong { .. })));
+        assert!(matches!(
+            record.next_entry(),
+            Err(SourceError::TooLong { .. })
+        ));
     }
 
     proptest! {

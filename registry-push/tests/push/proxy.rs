@@ -1,0 +1,256 @@
+//! A proxy before the registry that does to each request what a test tells it to.
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+type Body = BoxBody<Bytes, io::Error>;
+
+/// What a request looks like to a rule.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+}
+
+/// What becomes of a request.
+pub(crate) enum Act {
+    /// To the registry and back.
+    Forward,
+    /// So many bytes of the body to the registry, then both connections are cut.
+    Cut(usize),
+    /// So many bytes of the body every 50 ms.
+    Slow(usize),
+    /// This answer; the registry sees nothing.
+    Answer(StatusCode, Vec<(&'static str, String)>, &'static str),
+    /// An answer with this status and a body that never ends.
+    Endless(StatusCode),
+    /// The registry gets the request and the client a cut connection.
+    LoseAnswer,
+    /// The registry's answer with this header changed.
+    Change(&'static str, String),
+    /// No answer, ever.
+    Silence,
+}
+
+type Rule = dyn Fn(&Seen, usize) -> Act + Send + Sync;
+
+/// A running proxy. Ends with the runtime of its test.
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Proxy {
+    /// Starts before a registry. The rule gets each request and its number.
+    pub(crate) async fn start(
+        backend: SocketAddr,
+        rule: impl Fn(&Seen, usize) -> Act + Send + Sync + 'static,
+    ) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let (rule, log): (Arc<Rule>, _) = (Arc::new(rule), seen.clone());
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (rule, log) = (rule.clone(), log.clone());
+                connections.spawn(async move {
+                    let service = service_fn(move |request| {
+                        handle(request, backend, rule.clone(), log.clone())
+                    });
+                    // Cut connections end in an error here; that is their purpose.
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Proxy {
+            address,
+            seen,
+            task,
+        }
+    }
+
+    pub(crate) fn target(&self, name: &str) -> String {
+        format!("{}/{name}", self.address)
+    }
+
+    /// All requests so far.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// How many of them there were.
+    pub(crate) fn count(&self, method: &Method, part: &str) -> usize {
+        self.seen()
+            .iter()
+            .filter(|seen| seen.method == *method && seen.path.contains(part))
+            .count()
+    }
+}
+
+async fn handle(
+    request: Request<Incoming>,
+    backend: SocketAddr,
+    rule: Arc<Rule>,
+    log: Arc<Mutex<Vec<Seen>>>,
+) -> Result<Response<Body>, io::Error> {
+    let path = request
+        .uri()
+        .path_and_query()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let seen = Seen {
+        method: request.method().clone(),
+        path,
+        headers: request.headers().clone(),
+    };
+    let number = {
+        let mut log = log.lock().unwrap();
+        log.push(seen.clone());
+        log.len() - 1
+    };
+    match rule(&seen, number) {
+        Act::Forward => forward(request, backend, usize::MAX, None).await,
+        Act::Cut(bytes) => {
+            let _ = forward(request, backend, bytes, None).await;
+            Err(io::Error::other("cut"))
+        }
+        Act::Slow(bytes) => forward(request, backend, usize::MAX, Some(bytes)).await,
+        Act::LoseAnswer => {
+            forward(request, backend, usize::MAX, None).await?;
+            Err(io::Error::other("lost"))
+        }
+        Act::Change(name, value) => {
+            let mut response = forward(request, backend, usize::MAX, None).await?;
+            response.headers_mut().insert(name, value.parse().unwrap());
+            Ok(response)
+        }
+        Act::Silence => {
+            std::future::pending::<()>().await;
+            Err(io::Error::other("never"))
+        }
+        Act::Answer(status, headers, body) => {
+            let mut response = Response::builder().status(status);
+            for (name, value) in headers {
+                response = response.header(name, value);
+            }
+            let body = Full::new(Bytes::from_static(body.as_bytes()))
+                .map_err(|never| match never {})
+                .boxed();
+            Ok(response.body(body).unwrap())
+        }
+        Act::Endless(status) => {
+            let chunks = futures_util::stream::repeat_with(|| {
+                Ok(Frame::data(Bytes::from_static(&[b'x'; 4096])))
+            });
+            Ok(Response::builder()
+                .status(status)
+                .body(BodyExt::boxed(StreamBody::new(chunks)))
+                .unwrap())
+        }
+    }
+}
+
+/// Passes a request on, with a bound on its body's bytes or their pace.
+async fn forward(
+    request: Request<Incoming>,
+    backend: SocketAddr,
+    most: usize,
+    pace: Option<usize>,
+) -> Result<Response<Body>, io::Error> {
+    let stream = tokio::net::TcpStream::connect(backend).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
+    let driver = tokio::spawn(connection);
+    let (mut parts, body) = request.into_parts();
+    parts.uri = parts
+        .uri
+        .path_and_query()
+        .map(|path| path.to_string().parse::<Uri>().unwrap())
+        .unwrap_or_default();
+    let is_bounded = most != usize::MAX || pace.is_some();
+    let body: Body = if is_bounded {
+        parts.headers.remove(header::CONTENT_LENGTH);
+        bounded(body, most, pace)
+    } else {
+        body.map_err(io::Error::other).boxed()
+    };
+    let response = sender.send_request(Request::from_parts(parts, body)).await;
+    let response = match response {
+        Ok(response) => response,
+        Err(error) => {
+            driver.abort();
+            return Err(io::Error::other(error));
+        }
+    };
+    Ok(response.map(|body| body.map_err(io::Error::other).boxed()))
+}
+
+fn bounded(body: Incoming, most: usize, pace: Option<usize>) -> Body {
+    let mut left = most;
+    let data = body
+        .into_data_stream()
+        .map(|chunk| chunk.map_err(io::Error::other));
+    let stream = data.flat_map(move |chunk| {
+        let parts: Vec<Result<Bytes, io::Error>> = match chunk {
+            Ok(chunk) if chunk.len() > left => {
+                let head = chunk.slice(..left);
+                left = 0;
+                vec![Ok(head), Err(io::Error::other("cut"))]
+            }
+            Ok(chunk) => {
+                left -= chunk.len().min(left);
+                match pace {
+                    Some(bytes) => chunk
+                        .chunks(bytes)
+                        .map(|part| Ok(Bytes::copy_from_slice(part)))
+                        .collect(),
+                    None => vec![Ok(chunk)],
+                }
+            }
+            Err(error) => vec![Err(error)],
+        };
+        futures_util::stream::iter(parts)
+    });
+    let stream = stream.then(move |part| async move {
+        if pace.is_some() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        part.map(Frame::data)
+    });
+    BodyExt::boxed(StreamBody::new(SyncStream(Mutex::new(Box::pin(stream)))))
+}
+
+/// A stream that can be shared between threads, because only one at a time polls it.
+struct SyncStream<S>(Mutex<std::pin::Pin<Box<S>>>);
+
+impl<S: futures_util::Stream> futures_util::Stream for SyncStream<S> {
+    type Item = S::Item;
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<S::Item>> {
+        self.0.lock().unwrap().as_mut().poll_next(context)
+    }
+}
