@@ -13,7 +13,8 @@ die() {
 	printf 'setup: %s\n' "$*" >&2
 	exit 1
 }
-# Says $1, runs the rest, and shows its output only if it fails.
+# Says $1, runs the rest, and shows its output only if it fails. The shell does not end at a failed command inside
+# a function that is run so: those chain their commands.
 run() {
 	local what=$1 log at=$SECONDS
 	shift
@@ -71,22 +72,24 @@ if ((${#missing[@]})); then
 	run "package lists" "${root[@]}" apt-get update -q
 	run "packages: ${missing[*]}" install_packages "${missing[@]}"
 	# The registry's service would also start at the next boot; one that was there before is not ours to touch.
-	if [[ " ${missing[*]} " == *" docker-registry "* && -n $(type -P systemctl) ]]; then
-		"${root[@]}" systemctl disable --quiet docker-registry.service >/dev/null 2>&1 || true
+	if [[ " ${missing[*]} " == *" docker-registry "* ]]; then
+		# Knows both systemd and the older way.
+		"${root[@]}" update-rc.d docker-registry disable >/dev/null 2>&1 || true
 	fi
 fi
 
 # --- Rust
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 export PATH=$cargo_home/bin:$PATH
-has_package() { apt-cache show --no-all-versions "$1" >/dev/null 2>&1; }
+has_package() { apt-cache policy "$1" 2>/dev/null | grep -q '^ *Candidate: [^(]'; }
 
 install_rustup() {
-	local script
+	local script status=0
 	script=$(mktemp)
-	curl --proto '=https' --tlsv1.2 -fsSL https://static.rust-lang.org/rustup/rustup-init.sh -o "$script"
-	sh "$script" -y --no-modify-path --profile minimal --default-toolchain none
+	{ curl --proto '=https' --tlsv1.2 -fsSL https://static.rust-lang.org/rustup/rustup-init.sh -o "$script" &&
+		sh "$script" -y --no-modify-path --profile minimal --default-toolchain none; } || status=$?
 	rm -f -- "$script"
+	return "$status"
 }
 
 if [[ -z $(type -P cargo) && -z $(type -P rustup) ]]; then
