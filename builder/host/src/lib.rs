@@ -142,7 +142,8 @@ pub async fn run(
         let settings = Arc::clone(&settings);
         tokio::task::spawn_blocking(move || prepare(&settings)).await
     };
-    let (_lock, service) = prepared.map_err(|error| HostRunError::Recover(error.into()))??;
+    let (_lock, service, network) =
+        prepared.map_err(|error| HostRunError::Recover(error.into()))??;
     let listener = server::bind(&settings).map_err(at("listen at", &settings.socket))?;
     tracing::info!(socket = %settings.socket.display(), "host ready");
     let stop = CancellationToken::new();
@@ -151,8 +152,29 @@ pub async fn run(
         shutdown.await;
         stop.cancel();
     };
-    tokio::join!(serving, stopping);
+    let keeping = keep_network(&network, &stop);
+    tokio::join!(serving, stopping, keeping);
     Ok(())
+}
+
+/// Brings the firewall table back when something else on the host took it away, and in line when resolvers change.
+async fn keep_network(network: &Arc<Network>, stop: &CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(limits::NETWORK_CHECK_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+        let checked = {
+            let network = Arc::clone(network);
+            tokio::task::spawn_blocking(move || network.keep()).await
+        };
+        if let Ok(Err(error)) = checked {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "machines may be without network, or with too much"
+            );
+        }
+    }
 }
 
 fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostRunError {
@@ -165,7 +187,9 @@ fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostRunErr
 }
 
 /// Everything up to the socket. Blocks.
-fn prepare(settings: &HostSettings) -> Result<(Flock<File>, server::Service), HostRunError> {
+fn prepare(
+    settings: &HostSettings,
+) -> Result<(Flock<File>, server::Service, Arc<Network>), HostRunError> {
     make_dir(&settings.state_dir, 0o700).map_err(at("make", &settings.state_dir))?;
     make_dir(&settings.run_dir, 0o755).map_err(at("make", &settings.run_dir))?;
     let lock = lock(&settings.state_dir)?;
@@ -204,7 +228,7 @@ fn prepare(settings: &HostSettings) -> Result<(Flock<File>, server::Service), Ho
         memory: settings.memory.unwrap_or_else(all_memory),
         allowed_uids: settings.allowed_uids.clone(),
     };
-    Ok((lock, service))
+    Ok((lock, service, network))
 }
 
 /// The runtime finds a machine's root file system with the rights of the machine's root, who is nobody on the host.
@@ -233,11 +257,14 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, HostRunError> {
         .mode(0o600)
         .open(&path);
     let file = file.map_err(at("open", &path))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => HostRunError::AlreadyRunning {
-            state_dir: state_dir.to_owned(),
-        },
-        errno => at("lock", &path)(errno.into()),
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        if errno == nix::errno::Errno::EWOULDBLOCK {
+            HostRunError::AlreadyRunning {
+                state_dir: state_dir.to_owned(),
+            }
+        } else {
+            at("lock", &path)(errno.into())
+        }
     })
 }
 

@@ -41,6 +41,10 @@ pub const FENCE_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How long a mount may stay busy while a machine is cleared away. Then it is detached lazily and that is logged.
 pub const UNMOUNT_WAIT_MAX: Duration = Duration::from_secs(5);
 
+/// How often the firewall table is looked after. For so long at most, a reload of the host's own firewall that flushes
+/// every table leaves machines without theirs.
+pub const NETWORK_CHECK_EVERY: Duration = Duration::from_secs(3);
+
 const _: () = assert!(END_RECORD_BYTES_MAX + CONSOLE_KEPT_BYTES < CONSOLE_BYTES_MAX);
 const _: () =
     assert!(KILL_WAIT_MAX.as_secs() + PROGRAM_WAIT_MAX.as_secs() < REQUEST_WAIT_MAX.as_secs());

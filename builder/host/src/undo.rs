@@ -6,8 +6,10 @@ use std::fmt;
 
 /// Steps that were done and how to take each back. Dropping it takes them back; [`Undo::disarm`] keeps them.
 pub(crate) struct Undo<'a> {
-    done: Vec<(&'static str, Box<dyn FnOnce() + Send + 'a>)>,
+    done: Vec<(&'static str, Step<'a>)>,
 }
+
+type Step<'a> = Box<dyn FnOnce() + Send + 'a>;
 
 impl<'a> Undo<'a> {
     /// Nothing done yet.

@@ -113,6 +113,29 @@ impl Network {
         Ok(())
     }
 
+    /// Brings back what something else on the host took away, such as a firewall service that flushes every table.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub(crate) fn keep(&self) -> Result<(), NetworkError> {
+        let mut list = Command::new("nft");
+        list.args(["--terse", "list", "table", "inet", &self.table]);
+        if run(&mut list, "").is_err() {
+            tracing::warn!(
+                table = self.table,
+                "the firewall table is gone; making it anew"
+            );
+            self.applied
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .clear();
+        }
+        if !exists(&self.interface) {
+            self.make_gateway()?;
+        }
+        self.refresh()
+    }
+
     fn rules(&self) -> String {
         let dns = self.resolvers().into_iter().flat_map(|address| {
             [Transport::Tcp, Transport::Udp].map(|transport| Allowed {

@@ -32,6 +32,8 @@ pub(super) struct Bundle<'a> {
     pub(super) cgroup: &'a str,
     /// Whether swap can be limited here.
     pub(super) swap_limit: bool,
+    /// Whether the kernel has IPv6 at all.
+    pub(super) ipv6: bool,
     /// Most descriptors a process may have.
     pub(super) nofile: u64,
 }
@@ -65,10 +67,21 @@ pub(super) fn config(bundle: &Bundle<'_>) -> Result<Value, policy::InvalidSeccom
             "seccomp": policy::seccomp()?,
             "maskedPaths": policy::masked_paths(),
             "readonlyPaths": policy::read_only_paths(),
-            // No IPv6 inside; the host forwards none either.
-            "sysctl": { "net.ipv6.conf.all.disable_ipv6": "1", "net.ipv6.conf.default.disable_ipv6": "1" },
+            "sysctl": sysctls(bundle.ipv6),
         },
     }))
+}
+
+/// No IPv6 inside; the host forwards none either.
+fn sysctls(ipv6: bool) -> Value {
+    if ipv6 {
+        json!({
+            "net.ipv6.conf.all.disable_ipv6": "1",
+            "net.ipv6.conf.default.disable_ipv6": "1",
+        })
+    } else {
+        json!({})
+    }
 }
 
 fn mounts() -> Value {
@@ -146,6 +159,7 @@ mod tests {
             id_base: 1 << 30,
             cgroup: "/slipway/m",
             swap_limit: true,
+            ipv6: true,
             nofile: 65536,
         })
         .unwrap();

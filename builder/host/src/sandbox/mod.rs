@@ -10,6 +10,7 @@
 
 mod bundle;
 mod cgroup;
+mod endpoint;
 mod policy;
 mod rootfs;
 #[cfg(test)]
@@ -17,7 +18,7 @@ mod tests;
 
 use crate::driver::{DriverCapabilities, DriverError, MachineDriver, Start};
 use crate::files::{make_dir, remove_all};
-use crate::limits::{ENDPOINT_BACKLOG, ENDPOINT_CONNECT_WAIT_MAX, MACHINE_IDS};
+use crate::limits::{ENDPOINT_CONNECT_WAIT_MAX, MACHINE_IDS};
 use crate::network::Network;
 use crate::process::{Process, ProcessId};
 use crate::program::{ProgramError, run, run_status};
@@ -25,15 +26,13 @@ use crate::settings::HostSettings;
 use crate::sys;
 use crate::undo::Undo;
 use nix::sys::signal::Signal;
-use nix::sys::socket;
 use rootfs::Places;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::MachineId;
 use slipway_core::units::ByteSize;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -171,6 +170,7 @@ impl Sandbox {
             id_base: self.first_id(start.slot),
             cgroup: &self.cgroup(machine),
             swap_limit: self.swap_limit,
+            ipv6: Path::new("/proc/sys/net/ipv6").exists(),
             nofile: nofile_max(),
         })
         .map_err(|_| DriverError::Policy)?;
@@ -178,7 +178,7 @@ impl Sandbox {
         fs::write(&file, config.to_string()).map_err(DriverError::at("write", &file))?;
         let bind = |port| {
             let path = self.socket(machine, port);
-            listen(&path).map_err(DriverError::at("listen at", &path))
+            endpoint::listen(&path).map_err(DriverError::at("listen at", &path))
         };
         Ok([bind(EndpointPort::Docker)?, bind(EndpointPort::Guest)?])
     }
@@ -345,7 +345,7 @@ impl MachineDriver for Sandbox {
     }
 
     fn connect(&self, machine: &MachineId, port: EndpointPort) -> Result<OwnedFd, DriverError> {
-        let endpoint = |source| DriverError::Endpoint {
+        let failed = |source| DriverError::Endpoint {
             machine: machine.clone(),
             port,
             source,
@@ -353,14 +353,14 @@ impl MachineDriver for Sandbox {
         let path = self.socket(machine, port);
         let deadline = Instant::now() + ENDPOINT_CONNECT_WAIT_MAX;
         loop {
-            match connect(&path) {
+            match endpoint::connect(&path) {
                 // A full backlog. There is nothing to wait on, so look again soon.
                 Err(error)
                     if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline =>
                 {
                     std::thread::sleep(Duration::from_millis(10));
                 }
-                result => return result.map_err(endpoint),
+                result => return result.map_err(failed),
             }
         }
     }
@@ -398,46 +398,4 @@ fn is_listed_mount(dir: &Path) -> bool {
 fn nofile_max() -> u64 {
     nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
         .map_or(1024, |(_, hard)| hard)
-}
-
-/// A unix address by way of its opened directory: state directories may be longer than the 107 bytes of an address.
-fn address(path: &Path) -> io::Result<(fs::File, socket::UnixAddr)> {
-    let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let dir = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(nix::libc::O_DIRECTORY)
-        .open(parent)?;
-    let short = Path::new("/proc/self/fd")
-        .join(dir.as_raw_fd().to_string())
-        .join(name);
-    Ok((dir, socket::UnixAddr::new(&short)?))
-}
-
-fn stream() -> io::Result<OwnedFd> {
-    let flags = socket::SockFlag::SOCK_CLOEXEC | socket::SockFlag::SOCK_NONBLOCK;
-    Ok(socket::socket(
-        socket::AddressFamily::Unix,
-        socket::SockType::Stream,
-        flags,
-        None,
-    )?)
-}
-
-/// A listener at `path`, in the place of any before it. It does not block: the guest's runtime expects that, and dockerd
-/// does not care.
-fn listen(path: &Path) -> io::Result<OwnedFd> {
-    remove_all(path)?;
-    let (_dir, address) = address(path)?;
-    let listener = stream()?;
-    socket::bind(listener.as_raw_fd(), &address)?;
-    socket::listen(&listener, socket::Backlog::new(ENDPOINT_BACKLOG)?)?;
-    Ok(listener)
-}
-
-fn connect(path: &Path) -> io::Result<OwnedFd> {
-    let (_dir, address) = address(path)?;
-    let stream = stream()?;
-    socket::connect(stream.as_raw_fd(), &address)?;
-    Ok(stream)
 }

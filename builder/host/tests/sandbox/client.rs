@@ -103,6 +103,20 @@ impl Client {
         }
     }
 
+    /// Like [`Client::ensure`], for a daemon that may be killed meanwhile.
+    pub(crate) fn try_ensure(&mut self, spec: &MachineSpec) -> io::Result<()> {
+        let request = HostRequest::EnsureMachine(spec.clone());
+        let frame = HostRequestFrame {
+            version: HOST_API_VERSION,
+            request,
+        };
+        self.send_json(&serde_json::to_vec(&frame)?)?;
+        match self.receive()?.0 {
+            HostReply::Machine(_) => Ok(()),
+            other => Err(io::Error::other(format!("{other:?}"))),
+        }
+    }
+
     pub(crate) fn ensure(&mut self, spec: &MachineSpec) -> Result<MachineReport, HostErrorCode> {
         match self.ask(HostRequest::EnsureMachine(spec.clone())).0 {
             HostReply::Machine(report) => Ok(report),

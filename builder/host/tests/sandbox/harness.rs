@@ -104,7 +104,12 @@ impl Host {
             Guest::Docker => include_str!("guest-docker.sh"),
             Guest::Idle => include_str!("guest-idle.sh"),
         };
-        fs::write(&guest_binary, script).unwrap();
+        // `SLIPWAY_TEST_GUEST` and `SLIPWAY_TEST_RUNC` try the tests on another guest program or runtime.
+        match (guest, std::env::var_os("SLIPWAY_TEST_GUEST")) {
+            (Guest::Docker, Some(real)) => drop(fs::copy(real, &guest_binary).unwrap()),
+            (Guest::Docker, None) | (Guest::Idle, _) => fs::write(&guest_binary, script).unwrap(),
+        }
+        let runc = std::env::var("SLIPWAY_TEST_RUNC").unwrap_or("runc".to_owned());
         let mut settings = serde_json::json!({
             "state_dir": dir.join("state"),
             "run_dir": dir.join("run"),
@@ -113,6 +118,7 @@ impl Host {
             "pool_capacity": "40GiB",
             "image_base": IMAGE,
             "guest_binary": guest_binary,
+            "runc": runc,
             "machines_max": 8,
             "id_base": (1u32 << 29) + u32::from(place) * 8 * 65536,
             "machine_cidr": format!("10.222.{place}.0/24"),

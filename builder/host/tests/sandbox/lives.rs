@@ -269,3 +269,112 @@ fn a_watch_waits_for_a_change() {
         "a revision of an earlier daemon answers at once"
     );
 }
+
+#[test]
+fn a_daemon_killed_at_any_time_of_a_start_is_followed_by_one_that_knows_what_there_is() {
+    let Some(mut host) = Host::start(Guest::Idle) else {
+        return;
+    };
+    let spec = host.spec(1, 1);
+    host.client().ensure_volume(&spec.volume, 1 << 30);
+    for round in 1..=12u64 {
+        let mut asking = host.client();
+        let mut wanted = spec.clone();
+        wanted.generation = Generation(round);
+        let asked = std::thread::spawn(move || asking.try_ensure(&wanted));
+        // Spread over the whole of a start, which takes some 80 ms.
+        std::thread::sleep(Duration::from_millis(round * 8));
+        host.kill_daemon();
+        let told = asked.join().unwrap();
+        host.start_daemon();
+        let mut client = host.client();
+        match client.machine(&spec.machine) {
+            Some(report) => assert_eq!(report.state, MachineRunState::Running, "round {round}"),
+            None => {
+                assert!(
+                    told.is_err(),
+                    "round {round}: it was told to run and is gone"
+                );
+                assert_eq!(host.leftovers(), Vec::<String>::new(), "round {round}");
+            }
+        }
+        let mut wanted = spec.clone();
+        wanted.generation = Generation(round);
+        assert_eq!(
+            client.ensure(&wanted).unwrap().generation,
+            Generation(round)
+        );
+        assert_eq!(client.volumes()[0].attached_to, Some(spec.machine.clone()));
+    }
+}
+
+#[test]
+fn many_callers_start_one_machine_and_many_machines_start_at_once() {
+    let Some(host) = Host::start(Guest::Idle) else {
+        return;
+    };
+    let mut client = host.client();
+    let spec = host.spec(1, 1);
+    client.ensure_volume(&spec.volume, 1 << 30);
+    let states: Vec<_> = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..20)
+            .map(|_| scope.spawn(|| host.client().ensure(&spec).unwrap().state))
+            .collect();
+        callers
+            .into_iter()
+            .map(|caller| caller.join().unwrap())
+            .collect()
+    });
+    assert!(
+        states
+            .iter()
+            .all(|state| *state == MachineRunState::Running)
+    );
+    assert_eq!(host.log().matches("started machine=").count(), 1);
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let start = |number| {
+            let mut client = host.client();
+            let spec = host.spec(number, 1);
+            client.ensure_volume(&spec.volume, 1 << 30);
+            client.ensure(&spec)
+        };
+        let callers: Vec<_> = (2..=10)
+            .map(|number| scope.spawn(move || start(number)))
+            .collect();
+        callers
+            .into_iter()
+            .map(|caller| caller.join().unwrap())
+            .collect()
+    });
+    // The host has 8 places and one was taken.
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 7);
+    assert_eq!(
+        results
+            .iter()
+            .filter(|result| **result == Err(HostErrorCode::NoSpace))
+            .count(),
+        2
+    );
+}
+
+#[test]
+fn an_image_can_be_unpacked_instead_of_mounted() {
+    let change = |settings: &mut serde_json::Value, _| settings["image_mount"] = "unpacked".into();
+    let Some(host) = Host::start_with(Guest::Idle, change) else {
+        return;
+    };
+    let mut client = host.client();
+    let machine = host.machine(&mut client, 1).machine;
+    let output = host.inside(
+        &machine,
+        "stat -c %u:%g /usr/bin/dockerd && touch /usr/bin/dockerd",
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "0:0\n",
+        "{output:?}"
+    );
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let images = host.dir.join("run/images").display().to_string();
+    assert!(!mounts.contains(&images), "no squashfs is mounted");
+}

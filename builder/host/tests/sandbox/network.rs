@@ -136,7 +136,10 @@ fn machines_reach_the_world_and_nothing_private() {
         format!("169.254.{place}.1"),
         format!("198.51.99.{place}"),
     ];
-    let beyond = Beyond::new(&host, &[closed.as_slice(), &[open.clone()]].concat());
+    let beyond = Beyond::new(
+        &host,
+        &[closed.as_slice(), std::slice::from_ref(&open)].concat(),
+    );
     for address in &closed {
         let from_host = std::net::TcpStream::connect((address.as_str(), beyond.port));
         assert!(
@@ -171,6 +174,24 @@ fn machines_reach_the_world_and_nothing_private() {
         reaches(&host, &two, &host.address(1), 7777),
         "the test itself: it does greet"
     );
+}
+
+#[test]
+fn a_flushed_firewall_comes_back() {
+    let Some(host) = Host::start(Guest::Idle) else {
+        return;
+    };
+    let table = format!("slipway-test-{}", host.place);
+    let nft = |verb: &str| {
+        Command::new("nft")
+            .args([verb, "table", "inet", &table])
+            .output()
+            .unwrap()
+    };
+    assert!(nft("delete").status.success());
+    crate::harness::wait_for("the table to be back", || {
+        nft("list").status.success().then_some(())
+    });
 }
 
 #[test]

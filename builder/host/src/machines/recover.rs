@@ -1,0 +1,111 @@
+//! What a daemon that starts does with what an earlier one left, however that ended: what runs is adopted, the rest is
+//! cleared away.
+//!
+//! Must not know: how anything is started.
+
+use super::{Machines, VerbError};
+use crate::driver::MachineDriver;
+use crate::image::Images;
+use crate::limits::STARTS_AT_ONCE_MAX;
+use crate::network::Network;
+use crate::record::{Phase, Record, Records};
+use slipway_volumes::VolumeDriver;
+use std::sync::{Arc, Mutex};
+use tokio::sync::{Semaphore, watch};
+
+impl Machines {
+    /// Reads what an earlier daemon left: adopts what runs and clears away the rest. Blocks; needs a runtime for the
+    /// watchers.
+    ///
+    /// # Errors
+    /// [`VerbError`] when something can be neither adopted nor cleared away.
+    pub(crate) fn recover(
+        driver: Arc<dyn MachineDriver>,
+        volumes: Arc<dyn VolumeDriver>,
+        network: Arc<Network>,
+        images: Arc<Images>,
+        records: Records,
+        slots: u16,
+    ) -> Result<Arc<Self>, VerbError> {
+        let machines = Arc::new(Self {
+            driver,
+            volumes,
+            network,
+            images,
+            records,
+            slots,
+            table: Mutex::default(),
+            revision: watch::Sender::new(1),
+            starts: Semaphore::new(STARTS_AT_ONCE_MAX),
+        });
+        for (machine, generation) in machines.records.fences()? {
+            machines
+                .table()
+                .entries
+                .entry(machine)
+                .or_default()
+                .generation = generation;
+        }
+        for record in machines.records.all()? {
+            machines.recover_one(record)?;
+        }
+        let used: Vec<u16> = machines.table().used_slots.iter().copied().collect();
+        machines.network.disconnect_unused(&used)?;
+        machines.detach_unheld()?;
+        Ok(machines)
+    }
+
+    fn recover_one(self: &Arc<Self>, record: Record) -> Result<(), VerbError> {
+        let machine = record.spec.machine.clone();
+        {
+            let mut table = self.table();
+            table.used_slots.extend(record.phase.slot());
+            let entry = table.entries.entry(machine.clone()).or_default();
+            entry.generation = entry.generation.max(record.spec.generation);
+            entry.record = Some(record.clone());
+        }
+        match record.phase {
+            Phase::Starting { slot } => {
+                tracing::info!(%machine, "a start was cut off; clearing it away");
+                self.clear(&record.spec, slot)?;
+                self.forget(&machine)
+            }
+            Phase::Running { slot, process } => {
+                match process.open().map_err(|source| VerbError::Process {
+                    machine: machine.clone(),
+                    source,
+                })? {
+                    Some(process) => {
+                        tracing::info!(%machine, generation = %record.spec.generation, "adopted");
+                        self.with_entry(&machine, |entry| entry.process = Some(process.clone()));
+                        self.watch_process(machine, &process)
+                    }
+                    None => self.finish(&record.spec, slot, self.driver.ended_cleanly(&machine)),
+                }
+            }
+            Phase::Ended { slot, clean } => self.finish(&record.spec, slot, clean),
+            Phase::Exited { .. } => Ok(()),
+        }
+    }
+
+    /// Detaches volumes that no running machine holds.
+    fn detach_unheld(&self) -> Result<(), VerbError> {
+        for report in self.volumes.list()? {
+            let Some(holder) = report.attached_to else {
+                continue;
+            };
+            let held = self
+                .table()
+                .entries
+                .get(&holder)
+                .and_then(|e| e.record.as_ref())
+                .is_some_and(|record| {
+                    record.spec.volume == report.volume && record.phase.slot().is_some()
+                });
+            if !held {
+                self.volumes.detach(&report.volume, &holder)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,247 @@
+//! The verbs of the host API on machines.
+//!
+//! Must not know: sockets and frames.
+
+use super::{Entry, Machines, VerbError, blocking, report};
+use crate::driver::Start;
+use crate::limits::{KILL_WAIT_MAX, STOP_GRACE_MAX};
+use crate::process::{Process, ProcessId};
+use crate::record::{Phase, Record};
+use slipway_core::generation::Generation;
+use slipway_core::host_api::{EndpointPort, MachineReport, MachineSpec};
+use slipway_core::id::MachineId;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+impl Machines {
+    /// Starts the machine unless this generation of it was started already. An older one that runs is killed first.
+    ///
+    /// # Errors
+    /// [`VerbError`].
+    pub(crate) async fn ensure(
+        self: &Arc<Self>,
+        spec: MachineSpec,
+    ) -> Result<MachineReport, VerbError> {
+        let machine = spec.machine.clone();
+        let _one_of_few = self.starts.acquire().await.map_err(|_| VerbError::CutOff)?;
+        blocking(self, &machine, move |machines, machine| {
+            machines.fence(machine, spec.generation)?;
+            machines.settle(machine)?;
+            if let Some(record) = machines.record(machine) {
+                if record.spec.generation == spec.generation {
+                    return machines.report(machine);
+                }
+                machines.kill_now(machine)?;
+            }
+            machines.start(&spec)?;
+            machines.report(machine)
+        })
+        .await
+    }
+
+    fn start(self: &Arc<Self>, spec: &MachineSpec) -> Result<(), VerbError> {
+        self.network.refresh()?;
+        let image = self.images.current(&self.network)?;
+        let slot = self.take_slot()?;
+        match self.start_in(spec, slot, &image) {
+            Ok(process) => {
+                let live = process.open().map_err(|source| VerbError::Process {
+                    machine: spec.machine.clone(),
+                    source,
+                })?;
+                self.with_entry(&spec.machine, |entry| entry.process.clone_from(&live));
+                self.put(spec, Phase::Running { slot, process })?;
+                match live {
+                    Some(live) => self.watch_process(spec.machine.clone(), &live),
+                    None => self.settle(&spec.machine),
+                }
+            }
+            Err(error) => {
+                tracing::warn!(machine = %spec.machine, error = &error as &dyn std::error::Error, "the start failed");
+                // If this fails too, the record stays, and the next verb or start of the daemon tries again.
+                self.clear(spec, slot)?;
+                self.forget(&spec.machine)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn start_in(
+        &self,
+        spec: &MachineSpec,
+        slot: u16,
+        image: &crate::image::BootImage,
+    ) -> Result<ProcessId, VerbError> {
+        let starting = Record {
+            spec: spec.clone(),
+            phase: Phase::Starting { slot },
+        };
+        self.records.write(&starting)?;
+        self.with_entry(&spec.machine, |entry| entry.record = Some(starting));
+        let began = std::time::Instant::now();
+        let volume = self.volumes.attach(&spec.volume, &spec.machine)?;
+        tracing::debug!(elapsed_us = began.elapsed().as_micros(), "volume attached");
+        Ok(self.driver.start(&Start {
+            spec,
+            slot,
+            volume: &volume,
+            image,
+        })?)
+    }
+
+    /// Kills a machine that runs and clears it away. Blocks.
+    fn kill_now(&self, machine: &MachineId) -> Result<(), VerbError> {
+        let process = self.with_entry(machine, |entry| entry.process.clone());
+        if let Some(process) = process {
+            let failed = |source| VerbError::Process {
+                machine: machine.clone(),
+                source,
+            };
+            self.driver.kill(machine, &process).map_err(failed)?;
+            if !process.wait(KILL_WAIT_MAX).map_err(failed)? {
+                return Err(VerbError::WouldNotEnd {
+                    machine: machine.clone(),
+                });
+            }
+        }
+        self.settle(machine)
+    }
+
+    /// Asks the machine to end, and sees to it that it is killed after `grace`. Returns at once.
+    ///
+    /// # Errors
+    /// [`VerbError`].
+    pub(crate) async fn stop(
+        self: &Arc<Self>,
+        machine: &MachineId,
+        generation: Generation,
+        grace: Duration,
+    ) -> Result<MachineReport, VerbError> {
+        let _gate = self.gate(machine).await;
+        self.fence(machine, generation)?;
+        let report = self.report(machine)?;
+        let process = self.with_entry(machine, |entry| entry.process.clone());
+        let Some(process) = process else {
+            return Ok(report);
+        };
+        let failed = |source| VerbError::Process {
+            machine: machine.clone(),
+            source,
+        };
+        if grace.is_zero() {
+            self.driver.kill(machine, &process).map_err(failed)?;
+            return Ok(report);
+        }
+        self.driver.ask_to_end(machine, &process).map_err(failed)?;
+        self.kill_at(machine, process, Instant::now() + grace.min(STOP_GRACE_MAX));
+        Ok(report)
+    }
+
+    /// Sets up the kill, unless an earlier one is set up.
+    fn kill_at(self: &Arc<Self>, machine: &MachineId, process: Process, at: Instant) {
+        self.with_entry(machine, |entry| {
+            if let Some((earlier, kill)) = &entry.kill {
+                if *earlier <= at && !kill.is_finished() {
+                    return;
+                }
+                kill.abort();
+            }
+            let (machines, name) = (Arc::clone(self), machine.clone());
+            let kill = tokio::spawn(async move {
+                tokio::time::sleep_until(at).await;
+                tracing::info!(machine = %name, "did not end within its grace; killing it");
+                if let Err(error) = machines.driver.kill(&name, &process) {
+                    tracing::error!(machine = %name, %error, "cannot kill");
+                }
+            });
+            entry.kill = Some((at, kill.abort_handle()));
+        });
+    }
+
+    /// Forgets a machine that has ended.
+    ///
+    /// # Errors
+    /// [`VerbError`].
+    pub(crate) async fn remove(
+        self: &Arc<Self>,
+        machine: &MachineId,
+        generation: Generation,
+    ) -> Result<(), VerbError> {
+        blocking(self, machine, move |machines, machine| {
+            machines.fence(machine, generation)?;
+            machines.settle(machine)?;
+            match machines.record(machine).map(|record| record.phase) {
+                None => Ok(()),
+                Some(Phase::Exited { .. }) => machines.forget(machine),
+                Some(Phase::Starting { .. } | Phase::Running { .. } | Phase::Ended { .. }) => {
+                    Err(VerbError::Running(machine.clone()))
+                }
+            }
+        })
+        .await
+    }
+
+    /// All machines that run or have ended, with the revision of the list; waits until it is another than `after`, at
+    /// most `wait`.
+    pub(crate) async fn watch(&self, after: u64, wait: Duration) -> (u64, Vec<MachineReport>) {
+        let mut revision = self.revision.subscribe();
+        // Not "above": a caller that has a higher one talks to a daemon that was started anew.
+        let differs = revision.wait_for(|revision| *revision != after);
+        // Over time is an answer too: unchanged.
+        let _ = tokio::time::timeout(wait, differs).await;
+        let revision = *self.revision.borrow();
+        let table = self.table();
+        (
+            revision,
+            table
+                .entries
+                .values()
+                .filter_map(|entry| report(entry.record.as_ref()?))
+                .collect(),
+        )
+    }
+
+    /// A connected stream to a listener of a running machine.
+    ///
+    /// # Errors
+    /// [`VerbError`].
+    pub(crate) async fn connect(
+        self: &Arc<Self>,
+        machine: &MachineId,
+        generation: Generation,
+        port: EndpointPort,
+    ) -> Result<OwnedFd, VerbError> {
+        self.with_known(machine, |entry| entry.generation.check(generation))??;
+        let runs = self.record(machine).is_some_and(|record| {
+            record.spec.generation == generation && matches!(record.phase, Phase::Running { .. })
+        });
+        if !runs {
+            return Err(VerbError::NotRunning(machine.clone()));
+        }
+        let (driver, machine) = (Arc::clone(&self.driver), machine.clone());
+        let connected = tokio::task::spawn_blocking(move || driver.connect(&machine, port));
+        Ok(connected.await.map_err(|_| VerbError::CutOff)??)
+    }
+
+    fn with_known<T>(
+        &self,
+        machine: &MachineId,
+        f: impl FnOnce(&Entry) -> T,
+    ) -> Result<T, VerbError> {
+        self.table()
+            .entries
+            .get(machine)
+            .map(f)
+            .ok_or_else(|| VerbError::NotFound(machine.clone()))
+    }
+
+    fn report(&self, machine: &MachineId) -> Result<MachineReport, VerbError> {
+        let record = self.record(machine);
+        record
+            .as_ref()
+            .and_then(report)
+            .ok_or_else(|| VerbError::NotFound(machine.clone()))
+    }
+}
