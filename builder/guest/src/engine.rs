@@ -6,7 +6,7 @@
 //!
 //! It must not know what is built, nor who asks for the end.
 
-use crate::config;
+use crate::config::{self, GuestConfig};
 use crate::descriptors::{Descriptors, Inherited, inherit};
 use crate::init::{Child, Children, Exit};
 use crate::limits;
@@ -61,15 +61,21 @@ pub(crate) enum Ended {
 
 impl Engine {
     /// Starts both daemons. dockerd gets the host's socket as its descriptor 3; no other child does.
-    pub(crate) fn start(children: &Children, descriptors: &Descriptors) -> Result<Engine> {
+    pub(crate) fn start(
+        children: &Children,
+        descriptors: &Descriptors,
+        host: &GuestConfig,
+    ) -> Result<Engine> {
         for path in STALE {
             remove(Path::new(path)).with_context(|| format!("remove stale {path}"))?;
         }
-        write_configs()?;
+        write_configs(host)?;
         let mut containerd = children
             .start(
                 Command::new("containerd")
                     .args(["--config", &format!("{CONFIG_DIR}/containerd.toml")])
+                    // It tells of every plugin otherwise, and nothing else that anybody would look for.
+                    .args(["--log-level", "warn"])
                     .stdin(Stdio::null())
                     .stdout(Stdio::null())
                     .stderr(Stdio::piped()),
@@ -128,10 +134,14 @@ fn dockerd_command() -> Command {
     command
 }
 
-fn write_configs() -> Result<()> {
-    let host = config::parse_guest(&read_or_empty(GUEST_CONFIG)?)?;
+/// What the host says about registries; the defaults if it says nothing.
+pub(crate) fn host_config() -> Result<GuestConfig> {
+    Ok(config::parse_guest(&read_or_empty(GUEST_CONFIG)?)?)
+}
+
+fn write_configs(host: &GuestConfig) -> Result<()> {
     let disk = crate::disk::measure(Path::new(DATA_ROOT)).context("look at the cache volume")?;
-    let engine = config::engine_config(&read_or_empty(IMAGE_CONFIG)?, &host, disk.total_bytes)?;
+    let engine = config::engine_config(&read_or_empty(IMAGE_CONFIG)?, host, disk.total_bytes)?;
     let containerd = config::containerd_config(CONTAINERD_DIR, CONTAINERD_SOCKET);
     std::fs::create_dir_all(CONFIG_DIR).context("make the directory for settings")?;
     std::fs::create_dir_all(CONTAINERD_DIR).context("make containerd's directory")?;

@@ -4,6 +4,7 @@
 
 use crate::books::Books;
 use crate::builds::Builds;
+use crate::config::GuestConfig;
 use crate::docker::Docker;
 use crate::engine::{DATA_ROOT, ENGINE_SOCKET};
 use crate::garbage::{Collector, Reason};
@@ -21,17 +22,20 @@ pub(crate) struct Guest {
     pub(crate) docker: Docker,
     /// Builds that wait, run, or ended not long ago.
     pub(crate) builds: Builds,
+    /// What the host says about registries.
+    pub(crate) config: GuestConfig,
     collector: Collector,
 }
 
 impl Guest {
     /// A guest whose engine was just started.
-    pub(crate) fn new(books: Books) -> Arc<Guest> {
+    pub(crate) fn new(books: Books, config: GuestConfig) -> Arc<Guest> {
         Arc::new(Guest {
             docker: Docker::at(Path::new(ENGINE_SOCKET)),
             builds: Builds::default(),
             collector: Collector::default(),
             books,
+            config,
         })
     }
 
@@ -42,11 +46,12 @@ impl Guest {
             .ok()
     }
 
-    /// Collects garbage down to the low-water mark; waits while a collection runs already.
-    pub(crate) async fn collect(&self, reason: Reason) {
+    /// Collects garbage down to the low-water mark, after any collection that runs already; gives the bytes that came
+    /// free.
+    pub(crate) async fn collect(&self, reason: Reason) -> u64 {
         self.collector
             .collect(&self.docker, &self.books, reason)
-            .await;
+            .await
     }
 
     /// How the guest does, with containers counted now.

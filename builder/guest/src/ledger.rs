@@ -114,7 +114,7 @@ impl Ledger {
             containers: self.containers,
             idle_ms: 0,
         };
-        if activity.is_idle() && self.phase != Phase::Starting {
+        if activity.is_idle() && self.phase == Phase::Ready {
             activity.idle_ms = now_ms.saturating_sub(self.busy_until_ms);
         }
         activity

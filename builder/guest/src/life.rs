@@ -4,7 +4,7 @@
 
 use crate::books::Books;
 use crate::descriptors::Descriptors;
-use crate::engine::{DATA_ROOT, ENGINE_SOCKET, Ended, Engine};
+use crate::engine::{self, DATA_ROOT, ENGINE_SOCKET, Ended, Engine};
 use crate::guest::Guest;
 use crate::init::{self, Children};
 use crate::phase::{Event, Phase};
@@ -30,7 +30,8 @@ pub(crate) enum End {
 pub(crate) async fn live(started: Instant, descriptors: Descriptors) -> Result<End> {
     let children = Children::reap().context("listen for the end of children")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut engine = Engine::start(&children, &descriptors)?;
+    let config = engine::host_config()?;
+    let mut engine = Engine::start(&children, &descriptors, &config)?;
     let Descriptors {
         engine: engine_socket,
         guest: guest_socket,
@@ -40,7 +41,7 @@ pub(crate) async fn live(started: Instant, descriptors: Descriptors) -> Result<E
     drop(engine_socket);
 
     let books = Books::new(started);
-    let guest = Guest::new(books.clone());
+    let guest = Guest::new(books.clone(), config);
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     tasks.spawn(api::serve(

@@ -20,6 +20,7 @@ mod life;
 mod limits;
 mod output;
 mod phase;
+mod push;
 mod watcher;
 
 use anyhow::Context as _;

@@ -3,6 +3,7 @@
 //! It must not know how anything is done.
 
 mod answer;
+mod push_lines;
 mod routes;
 
 use crate::guest::Guest;

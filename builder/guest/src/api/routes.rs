@@ -2,7 +2,9 @@
 //!
 //! It must not know how anything is done.
 
-use super::answer::{Body, Refusal, json};
+use super::answer::{Body, Refusal, json, lines};
+use super::push_lines;
+use crate::builds::{Build, Stop};
 use crate::garbage::Reason;
 use crate::guest::Guest;
 use crate::limits;
@@ -12,6 +14,8 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde_json::json as value;
+use slipway_core::guest_api::{StartBuild, StartPush};
+use slipway_core::id::{BuildId, InvalidId};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +42,23 @@ async fn route(guest: Arc<Guest>, request: Request<Incoming>) -> Answered {
         (&Method::GET, ["v1", "status"]) => status(&guest, request.uri().query()).await,
         (&Method::POST, ["v1", "end"]) => end(&guest).await,
         (&Method::POST, ["v1", "collect"]) => collect(&guest).await,
+        (&Method::POST, ["v1", "builds"]) => {
+            let start: StartBuild = body(request).await?;
+            start_build(&guest, start)
+        }
+        (&Method::GET, ["v1", "builds"]) => Ok(json(StatusCode::OK, &guest.builds.summaries())),
+        (&Method::GET, ["v1", "builds", id, "events"]) => {
+            let after = number(request.uri().query(), "after")?.unwrap_or(0);
+            Ok(lines(build(&guest, id)?.events(after)))
+        }
+        (&Method::DELETE, ["v1", "builds", id]) => {
+            build(&guest, id)?.stop(Stop::Cancelled);
+            Ok(json(StatusCode::ACCEPTED, &value!({})))
+        }
+        (&Method::POST, ["v1", "push"]) => {
+            let start: StartPush = body(request).await?;
+            start_push(&guest, start)
+        }
         (method, _) => Err(Refusal::Unknown {
             method: method.to_string(),
             path,
@@ -74,6 +95,54 @@ async fn collect(guest: &Guest) -> Answered {
         .disk()
         .ok_or_else(|| Refusal::Failed("the cache volume could not be measured".to_owned()))?;
     Ok(json(StatusCode::OK, &disk))
+}
+
+fn start_build(guest: &Arc<Guest>, start: StartBuild) -> Answered {
+    match guest.builds.start(guest, start) {
+        Ok(()) => Ok(json(StatusCode::ACCEPTED, &value!({}))),
+        Err(refused) => Err(Refusal::Unavailable(refused.to_string())),
+    }
+}
+
+fn start_push(guest: &Arc<Guest>, start: StartPush) -> Answered {
+    match guest.books.phase() {
+        Phase::Ready => {}
+        Phase::Starting | Phase::Ending | Phase::Ended | Phase::Crashed => {
+            return Err(Refusal::Unavailable("dockerd is not ready".to_owned()));
+        }
+    }
+    if guest.books.activity().pushes >= limits::PUSHES_MAX {
+        return Err(Refusal::Unavailable(format!(
+            "{} pushes run already",
+            limits::PUSHES_MAX
+        )));
+    }
+    Ok(lines(push_lines::stream(guest.clone(), start)))
+}
+
+fn build(guest: &Guest, id: &str) -> Result<Arc<Build>, Refusal> {
+    let id: BuildId = id
+        .parse()
+        .map_err(|error: InvalidId| Refusal::Malformed(error.to_string()))?;
+    guest
+        .builds
+        .get(&id)
+        .ok_or_else(|| Refusal::NotFound(format!("there is no build {id}")))
+}
+
+/// The body as JSON, within its bounds.
+async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refusal> {
+    let limited = Limited::new(request.into_body(), limits::REQUEST_BODY_BYTES_MAX).collect();
+    let collected = tokio::time::timeout(limits::REQUEST_READ_WAIT_MAX, limited)
+        .await
+        .map_err(|_elapsed| Refusal::TooSlow)?
+        .map_err(|error| match error.downcast_ref::<LengthLimitError>() {
+            Some(_) => Refusal::TooLarge,
+            None => Refusal::Malformed("the request's body broke off".to_owned()),
+        })?;
+    // serde's message names the field and the place, never a value of a string field that it has taken.
+    serde_json::from_slice(&collected.to_bytes())
+        .map_err(|error| Refusal::Malformed(error.to_string()))
 }
 
 /// The whole number that the query gives for `name`.

@@ -22,16 +22,17 @@ pub(crate) struct Collector {
 }
 
 impl Collector {
-    /// Goes through the steps until the volume is at its low-water mark. A step that fails is logged and left out.
-    pub(crate) async fn collect(&self, docker: &Docker, books: &Books, reason: Reason) {
+    /// Goes through the steps until the volume is at its low-water mark; gives the bytes that came free. A step that
+    /// fails is logged and left out.
+    pub(crate) async fn collect(&self, docker: &Docker, books: &Books, reason: Reason) -> u64 {
         let _one_at_a_time = self.running.lock().await;
-        let Some(before) = measured() else { return };
+        let Some(before) = measured() else { return 0 };
         let mut now = before;
         for step in steps() {
             if above_low_water(now) == 0 {
                 break;
             }
-            if !step.allowed(reason, books.activity().is_idle()) {
+            if !step.allowed(reason, books.activity()) {
                 continue;
             }
             if let Err(error) = take(docker, step, now).await {
@@ -47,6 +48,7 @@ impl Collector {
             total = now.total_bytes,
             "garbage was collected"
         );
+        before.used_bytes.saturating_sub(now.used_bytes)
     }
 }
 

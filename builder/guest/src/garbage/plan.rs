@@ -3,7 +3,7 @@
 //! Pure. It must not know how a step is taken.
 
 use crate::limits;
-use slipway_core::guest_api::DiskUse;
+use slipway_core::guest_api::{Activity, DiskUse};
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -39,12 +39,13 @@ pub(crate) enum Step {
 
 impl Step {
     /// Whether the step may be taken. Young cache is what the next step of a build that runs most likely wants, so
-    /// without need it is only taken when nothing runs.
-    pub(crate) fn allowed(self, reason: Reason, idle: bool) -> bool {
+    /// without need it is only taken when nothing runs. Images stay while any is being read for a push.
+    pub(crate) fn allowed(self, reason: Reason, activity: Activity) -> bool {
         match (self, reason) {
-            (Step::Cache(_) | Step::Images(_), Reason::Routine | Reason::DiskFull)
+            (Step::Images(_), Reason::Routine | Reason::DiskFull) => activity.pushes == 0,
+            (Step::Cache(_), Reason::Routine | Reason::DiskFull)
             | (Step::AnyCache, Reason::DiskFull) => true,
-            (Step::AnyCache, Reason::Routine) => idle,
+            (Step::AnyCache, Reason::Routine) => activity.is_idle(),
         }
     }
 }
@@ -138,10 +139,16 @@ mod tests {
             Some(ages.len())
         );
         assert_eq!(steps.len(), ages.len() + 1);
+        let idle = Activity::default();
+        let building = Activity { builds: 1, ..idle };
+        let pushing = Activity { pushes: 1, ..idle };
         for step in steps {
-            assert!(step.allowed(Reason::DiskFull, false));
-            assert!(step.allowed(Reason::Routine, true));
-            assert_eq!(step.allowed(Reason::Routine, false), step != Step::AnyCache);
+            let (images, young) = (matches!(step, Step::Images(_)), step == Step::AnyCache);
+            assert!(step.allowed(Reason::DiskFull, building));
+            assert!(step.allowed(Reason::Routine, idle));
+            assert_eq!(step.allowed(Reason::Routine, building), !young);
+            assert_eq!(step.allowed(Reason::Routine, pushing), !young && !images);
+            assert_eq!(step.allowed(Reason::DiskFull, pushing), !images);
         }
     }
 }

@@ -141,6 +141,10 @@ mod tests {
 
     // One test only: the reaper takes the children of the whole process.
     #[tokio::test]
+    #[expect(
+        clippy::zombie_processes,
+        reason = "to be reaped by somebody else is what the stranger is for"
+    )]
     async fn exit_codes_reach_their_owner_and_strangers_are_reaped() {
         let children = Children::reap().expect("a runtime is there");
         let stranger = Command::new("true").spawn().expect("start true");

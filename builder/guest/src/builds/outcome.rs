@@ -1,0 +1,160 @@
+//! How a build ended, told to people: whose fault it is, in one line, and what to do about it.
+//!
+//! Pure. It must not know how anything is tried again.
+
+use crate::limits;
+use crate::push::PushFailure;
+use slipway_buildkit::SolveError;
+use slipway_core::build::{BuildOutcome, Fault};
+
+const DISK_FULL_HINT: &str = "give the builder a larger cache volume, or reset its cache";
+
+/// The outcome of a solve that failed and is not tried again.
+pub(crate) fn of_solve(error: &SolveError) -> BuildOutcome {
+    let fault = if error.is_user_fault() {
+        Fault::User
+    } else {
+        Fault::System
+    };
+    let hint = match error {
+        SolveError::Cancelled => return BuildOutcome::Cancelled,
+        SolveError::NoSpace { .. } => Some(DISK_FULL_HINT),
+        SolveError::SessionLost { .. } => {
+            Some("the client that serves the build context went away or was cut off; run it again")
+        }
+        SolveError::Transport(_) | SolveError::NoImage => Some("run it again"),
+        SolveError::Dockerfile { .. }
+        | SolveError::MissingFile { .. }
+        | SolveError::StepFailed { .. }
+        | SolveError::UnknownTarget { .. }
+        | SolveError::ImageUnavailable { .. }
+        | SolveError::MissingSecret { .. }
+        | SolveError::Context { .. }
+        | SolveError::InvalidRequest { .. }
+        | SolveError::Other { .. } => error.hint(),
+    };
+    failed(fault, &error.to_string(), hint)
+}
+
+/// The outcome of a step that failed because the volume was full, after the garbage was collected.
+pub(crate) fn disk_full(message: &str) -> BuildOutcome {
+    let message =
+        format!("the builder's disk is full, even after its garbage was collected: {message}");
+    failed(Fault::System, &message, Some(DISK_FULL_HINT))
+}
+
+/// The outcome of a push that failed after the image was built.
+pub(crate) fn of_push(error: &PushFailure) -> BuildOutcome {
+    failed(error.fault(), &chain(error), error.hint())
+}
+
+/// A failure that is not the caller's.
+pub(crate) fn of_system(message: &str) -> BuildOutcome {
+    failed(Fault::System, message, None)
+}
+
+/// A failure in one line, with its bounds kept.
+pub(crate) fn failed(fault: Fault, message: &str, hint: Option<&str>) -> BuildOutcome {
+    BuildOutcome::Failed {
+        fault,
+        message: one_line(message),
+        hint: hint.map(one_line),
+    }
+}
+
+/// An error with its causes, as `a: b: c`.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// The text without line breaks and final period; of a long one its end, where the cause is.
+fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let line = lines.join(" ");
+    let line = line.strip_suffix('.').unwrap_or(&line);
+    let start = line.ceil_char_boundary(line.len().saturating_sub(limits::MESSAGE_BYTES_MAX));
+    line[start..].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(outcome: BuildOutcome) -> (Fault, String, Option<String>) {
+        match outcome {
+            BuildOutcome::Failed {
+                fault,
+                message,
+                hint,
+            } => (fault, message, hint),
+            other @ (BuildOutcome::Succeeded { .. } | BuildOutcome::Cancelled) => {
+                panic!("{other:?}")
+            }
+        }
+    }
+
+    #[test]
+    fn the_users_faults_are_told_from_ours() {
+        let message = || "m".to_owned();
+        for (error, fault, hinted) in [
+            (
+                SolveError::StepFailed {
+                    message: message(),
+                    exit_code: 1,
+                },
+                Fault::User,
+                false,
+            ),
+            (
+                SolveError::MissingFile { message: message() },
+                Fault::User,
+                true,
+            ),
+            (
+                SolveError::Dockerfile {
+                    message: message(),
+                    line: Some(1),
+                },
+                Fault::User,
+                false,
+            ),
+            (
+                SolveError::NoSpace { message: message() },
+                Fault::System,
+                true,
+            ),
+            (
+                SolveError::SessionLost { message: message() },
+                Fault::System,
+                true,
+            ),
+            (SolveError::NoImage, Fault::System, true),
+        ] {
+            let (got, _, hint) = parts(of_solve(&error));
+            assert_eq!((got, hint.is_some()), (fault, hinted), "{error:?}");
+        }
+        assert_eq!(of_solve(&SolveError::Cancelled), BuildOutcome::Cancelled);
+    }
+
+    #[test]
+    fn messages_are_one_line_within_a_bound() {
+        let (_, message, _) = parts(of_system("  a\n\n b.\r\n"));
+        assert_eq!(message, "a b");
+        let (_, message, _) = parts(of_system(&format!(
+            "{}end",
+            "é".repeat(limits::MESSAGE_BYTES_MAX)
+        )));
+        assert!(message.len() <= limits::MESSAGE_BYTES_MAX && message.ends_with("éend"));
+    }
+}

@@ -1,0 +1,269 @@
+//! Runs one build: waits for a place, solves, pushes, and tells everything in the build's record.
+//!
+//! It must not know how events are kept or read.
+
+use super::convert::Converter;
+use super::{Build, Stop, Throttle, outcome};
+use crate::books::InFlight;
+use crate::docker::DockerError;
+use crate::garbage::Reason;
+use crate::guest::Guest;
+use crate::limits;
+use crate::phase::Phase;
+use crate::push;
+use slipway_buildkit::{
+    Client, ConnectError, DialError, SolveError, SolveRequest, SolveResult, dial_docker_grpc,
+};
+use slipway_core::build::{BuildEvent, BuildOutcome, Fault, PushProgress, PushState};
+use slipway_core::guest_api::StartBuild;
+use slipway_core::limits::BUILD_DURATION_MAX;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+/// Time before the next attempt when the session is not there yet.
+const SESSION_RETRY_PERIOD: Duration = Duration::from_millis(200);
+
+/// Runs the build to its end, whatever that is. Its last event is always told.
+pub(super) async fn run(
+    guest: Arc<Guest>,
+    build: Arc<Build>,
+    request: StartBuild,
+    in_flight: InFlight,
+) {
+    tracing::info!(build = %build.id, "build was accepted");
+    let mut stop = build.stop.subscribe();
+    let work = tokio::spawn({
+        let (guest, build) = (guest.clone(), build.clone());
+        async move { Box::pin(wait_and_work(&guest, &build, request)).await }
+    });
+    let abort = work.abort_handle();
+    let ended = tokio::select! {
+        ended = work => ended.unwrap_or_else(|error| {
+            tracing::error!(build = %build.id, %error, "build broke off");
+            outcome::of_system("the builder failed inside; its log says more")
+        }),
+        // The sender lives in `build`, so this ends only by a reason to stop.
+        stopped = stop.wait_for(Option::is_some) => {
+            // Dropping the work cancels the solve at BuildKit and ends the push.
+            abort.abort();
+            match stopped.ok().and_then(|stop| *stop) {
+                Some(Stop::BuilderEnds) => outcome::of_system("the builder was ended while the build ran"),
+                Some(Stop::Cancelled) | None => BuildOutcome::Cancelled,
+            }
+        }
+    };
+    tracing::info!(build = %build.id, outcome = kind(&ended), "build ended");
+    build.append(BuildEvent::Ended(ended));
+    *build.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    drop(in_flight);
+}
+
+fn kind(outcome: &BuildOutcome) -> &'static str {
+    match outcome {
+        BuildOutcome::Succeeded { .. } => "succeeded",
+        BuildOutcome::Failed {
+            fault: Fault::User, ..
+        } => "failed by the user's fault",
+        BuildOutcome::Failed {
+            fault: Fault::System,
+            ..
+        } => "failed by ours",
+        BuildOutcome::Cancelled => "cancelled",
+    }
+}
+
+async fn wait_and_work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOutcome {
+    let Some(_place) = place(guest, build).await else {
+        return outcome::of_system("the builder takes no builds");
+    };
+    build.append(BuildEvent::Started);
+    match tokio::time::timeout(BUILD_DURATION_MAX, Box::pin(work(guest, build, request))).await {
+        Ok(outcome) => outcome,
+        Err(_elapsed) => outcome::failed(
+            Fault::User,
+            &format!(
+                "the build ran longer than {} minutes",
+                BUILD_DURATION_MAX.as_secs() / 60
+            ),
+            Some("split it, or find the step that hangs"),
+        ),
+    }
+}
+
+/// Waits for a place among those that run. None if there will never be one.
+async fn place(guest: &Guest, build: &Build) -> Option<OwnedSemaphorePermit> {
+    let places = guest.builds.places.clone();
+    if let Ok(place) = places.clone().try_acquire_owned() {
+        return Some(place);
+    }
+    build.append(BuildEvent::Queued {
+        ahead: guest.builds.ahead_of(&build.id),
+    });
+    places.acquire_owned().await.ok()
+}
+
+async fn work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOutcome {
+    let began = Instant::now();
+    let phase = guest
+        .books
+        .wait_phase(limits::READY_WAIT_MAX, |phase| phase != Phase::Starting)
+        .await;
+    if phase != Phase::Ready {
+        return outcome::of_system("dockerd does not run");
+    }
+    let solved = match solve(guest, build, &request).await {
+        Ok(solved) => solved,
+        Err(outcome) => return outcome,
+    };
+    let image_id = solved.image_id;
+    let size_bytes = match guest.docker.image(&image_id).await {
+        Ok(image) => image.size,
+        Err(error) => return outcome::of_system(&super::chain(&error)),
+    };
+    let build_ms = elapsed_ms(began);
+    let began = Instant::now();
+    let digest = if request.spec.push {
+        match pushed(guest, build, &image_id, &request).await {
+            Ok(digest) => Some(digest),
+            Err(outcome) => return outcome,
+        }
+    } else {
+        None
+    };
+    BuildOutcome::Succeeded {
+        image_id,
+        push_ms: if digest.is_some() {
+            elapsed_ms(began)
+        } else {
+            0
+        },
+        digest,
+        size_bytes,
+        build_ms,
+    }
+}
+
+fn elapsed_ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Why there is no solve.
+#[derive(Debug, thiserror::Error)]
+enum NoSolve {
+    #[error("connect to BuildKit")]
+    Docker(#[from] DockerError),
+    #[error("connect to BuildKit")]
+    Dial(#[from] DialError),
+    #[error("connect to BuildKit")]
+    Connect(#[from] ConnectError),
+    #[error("solve")]
+    Solve(#[from] SolveError),
+}
+
+/// Solves, and tries again in two cases only: the session is not there yet, and the disk was full but garbage could be
+/// collected. A failure of the user's is never tried again.
+async fn solve(
+    guest: &Guest,
+    build: &Build,
+    request: &StartBuild,
+) -> Result<SolveResult, BuildOutcome> {
+    let began = Instant::now();
+    let mut converter = Converter::new(build.accepted_at);
+    let mut collections = 0;
+    for attempt in 1_u32.. {
+        let error = match solve_once(guest, build, request, attempt, &mut converter).await {
+            Ok(solved) => return Ok(solved),
+            Err(NoSolve::Solve(error)) => error,
+            Err(error @ (NoSolve::Docker(_) | NoSolve::Dial(_) | NoSolve::Connect(_))) => {
+                return Err(outcome::of_system(&super::chain(&error)));
+            }
+        };
+        if awaits_session(&error) && began.elapsed() < limits::SESSION_WAIT_MAX {
+            tokio::time::sleep(SESSION_RETRY_PERIOD).await;
+            continue;
+        }
+        if !filled_the_disk(&error, &converter) {
+            return Err(outcome::of_solve(&error));
+        }
+        if collections >= limits::NO_SPACE_RETRIES || guest.collect(Reason::DiskFull).await == 0 {
+            return Err(outcome::disk_full(&error.to_string()));
+        }
+        collections += 1;
+        build.append(BuildEvent::Warning {
+            message: "the builder's disk was full: its garbage was collected, and the build is tried again".to_owned(),
+        });
+    }
+    Err(outcome::of_system("the build was tried too often"))
+}
+
+fn awaits_session(error: &SolveError) -> bool {
+    matches!(error, SolveError::SessionLost { message } if message.contains("no active session"))
+}
+
+/// BuildKit says so, or a step failed after its output said so.
+fn filled_the_disk(error: &SolveError, converter: &Converter) -> bool {
+    matches!(error, SolveError::NoSpace { .. })
+        || matches!(error, SolveError::StepFailed { .. }) && converter.saw_disk_full()
+}
+
+async fn solve_once(
+    guest: &Guest,
+    build: &Build,
+    request: &StartBuild,
+    attempt: u32,
+    converter: &mut Converter,
+) -> Result<SolveResult, NoSolve> {
+    let stream = dial_docker_grpc(guest.docker.connect().await?).await?;
+    let client = Client::connect(stream).await?;
+    let (events, mut told) = mpsc::channel(limits::EVENTS_QUEUED_MAX);
+    let solving = client.solve(
+        SolveRequest {
+            build_ref: format!("{}-{attempt}", build.id),
+            session: request.session.clone(),
+            frontend_attrs: request.spec.frontend_attrs.clone(),
+            image_name: request.spec.image.clone(),
+        },
+        events,
+    );
+    let telling = async {
+        // Ends with the solve, which holds the sender.
+        while let Some(event) = told.recv().await {
+            for event in converter.convert(event, Instant::now()) {
+                build.append(event);
+            }
+        }
+    };
+    let (solved, ()) = tokio::join!(solving, telling);
+    Ok(solved?)
+}
+
+/// Pushes by the image's id, not its name: another build may have taken the name over meanwhile.
+async fn pushed(
+    guest: &Guest,
+    build: &Arc<Build>,
+    image_id: &str,
+    request: &StartBuild,
+) -> Result<String, BuildOutcome> {
+    let throttle = Mutex::new(Throttle::default());
+    let told = build.clone();
+    let progress = move |progress: PushProgress| {
+        // Only bytes on their way are told now and then; every change of state is told.
+        let changed = progress.state != PushState::Pushing;
+        let mut throttle = throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        if throttle.admit(progress.item.clone(), changed, Instant::now()) {
+            told.append(BuildEvent::Push(progress));
+        }
+    };
+    let pushed = push::push(
+        guest,
+        image_id,
+        &request.spec.image,
+        request.credential.as_ref(),
+        progress,
+    );
+    match pushed.await {
+        Ok(pushed) => Ok(pushed.digest.to_string()),
+        Err(error) => Err(outcome::of_push(&error)),
+    }
+}

@@ -1,0 +1,179 @@
+//! Pushes an image of dockerd's to a registry, from its layers on the cache volume.
+//!
+//! It must not know who asked, nor how progress is shown.
+
+use crate::engine::DATA_ROOT;
+use crate::guest::Guest;
+use crate::ledger::{Closed, Work};
+use slipway_core::build::{Fault, PushProgress, PushState, RegistryCredential};
+use slipway_registry_push as registry;
+use slipway_registry_push::{
+    Blame, Credential, DockerStore, PushError, PushOptions, Pushed, SourceError, Target,
+    TargetError,
+};
+use std::path::Path;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+/// Which blob each layer became and where it is, beside the layers: a layer is compressed once.
+const INDEX: &str = "/var/lib/docker/slipway-push-index";
+
+/// Why a push did not happen.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PushFailure {
+    /// The machine is on its way down.
+    #[error("{0}")]
+    Closed(#[from] Closed),
+    /// The name is none that can be pushed to.
+    #[error("the image cannot be pushed by its name")]
+    Target(#[from] TargetError),
+    /// The image is not there or cannot be read.
+    #[error("cannot read the image")]
+    Source(#[from] SourceError),
+    /// The registry or the way to it failed.
+    #[error("push")]
+    Push(#[source] Box<PushError>),
+    /// Nobody waits for it any more.
+    #[error("the push was given up")]
+    Dropped,
+    /// The guest failed inside.
+    #[error("the push broke off")]
+    Broken(#[source] tokio::task::JoinError),
+}
+
+impl PushFailure {
+    /// Whose fault it is.
+    pub(crate) fn fault(&self) -> Fault {
+        let blame = match self {
+            PushFailure::Target(_) => Blame::User,
+            PushFailure::Closed(_) | PushFailure::Broken(_) | PushFailure::Dropped => Blame::Local,
+            PushFailure::Source(source) => source.blame(),
+            PushFailure::Push(error) => error.blame(),
+        };
+        match blame {
+            Blame::User => Fault::User,
+            Blame::Registry | Blame::Network | Blame::Local => Fault::System,
+        }
+    }
+
+    /// What to do about it.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        match self {
+            PushFailure::Target(_) => Some("name it as registry/repository:tag"),
+            PushFailure::Closed(_) | PushFailure::Broken(_) | PushFailure::Dropped => {
+                Some("try again")
+            }
+            PushFailure::Source(source) => source.hint(),
+            PushFailure::Push(error) => error.hint(),
+        }
+    }
+}
+
+/// Pushes the image of this name or id to `target`. `progress` is called often and must not block. Dropping the future
+/// ends the push; a push that is not done leaves no tag.
+pub(crate) async fn push(
+    guest: &Guest,
+    image: &str,
+    target: &str,
+    credential: Option<&RegistryCredential>,
+    progress: impl Fn(PushProgress) + Send + Sync + 'static,
+) -> Result<Pushed, PushFailure> {
+    let in_flight = guest.books.begin(Work::Push)?;
+    let target = Target::parse(target)?;
+    let credential = credential.and_then(|credential| fitting(credential, &target));
+    let options = PushOptions {
+        insecure_http: guest.config.insecure_registries.clone(),
+        index: Some(INDEX.into()),
+        ..PushOptions::default()
+    };
+    let image = image.to_owned();
+    let dropped = CancellationToken::new();
+    let _guard = dropped.clone().drop_guard();
+    let runtime = Handle::current();
+    // On a thread of its own: opening the image blocks, and the push's future cannot move between threads.
+    let pushed = tokio::task::spawn_blocking(move || {
+        // Until the last byte is no longer read: dropping this future must not let the image be collected before.
+        let _in_flight = in_flight;
+        let source = DockerStore::open(Path::new(DATA_ROOT))?.image(&image)?;
+        let told = |news: registry::Progress| progress(progress_of(news));
+        let push = registry::push(source, &target, credential.as_ref(), &options, told);
+        runtime
+            .block_on(dropped.run_until_cancelled(push))
+            .ok_or(PushFailure::Dropped)?
+            .map_err(|error| PushFailure::Push(Box::new(error)))
+    });
+    pushed.await.map_err(PushFailure::Broken)?
+}
+
+/// The credential, if it is for the registry that is pushed to; any other registry never sees it.
+fn fitting(credential: &RegistryCredential, target: &Target) -> Option<Credential> {
+    if registry_name(&credential.registry) != registry_name(target.registry()) {
+        tracing::info!(
+            registry = target.registry(),
+            "the credential is for another registry and is not used"
+        );
+        return None;
+    }
+    Some(Credential {
+        username: credential.username.clone(),
+        password: credential.password.clone(),
+    })
+}
+
+/// Docker clients write a registry with scheme and path at times, and Docker Hub by three names.
+fn registry_name(text: &str) -> String {
+    let host = text.split_once("://").map_or(text, |(_scheme, rest)| rest);
+    let host = host
+        .split('/')
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    match host.as_str() {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
+        _ => host,
+    }
+}
+
+fn progress_of(news: registry::Progress) -> PushProgress {
+    PushProgress {
+        item: news.item,
+        state: match news.state {
+            registry::PushState::Waiting => PushState::Waiting,
+            registry::PushState::Pushing => PushState::Pushing,
+            registry::PushState::Pushed => PushState::Pushed,
+            registry::PushState::Exists => PushState::Exists,
+            registry::PushState::Mounted => PushState::Mounted,
+        },
+        current: news.current,
+        total: news.total,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_is_for_its_own_registry_only() {
+        for (registry, target, fits) in [
+            ("reg.example:5000", "reg.example:5000/a/b:1", true),
+            ("https://REG.example:5000/v2/", "reg.example:5000/a", true),
+            ("https://index.docker.io/v1/", "someone/app", true),
+            ("reg.example", "reg.example:5000/a", false),
+            ("reg.example", "reg.example.attacker/a", false),
+            ("", "reg.example/a", false),
+        ] {
+            let credential = RegistryCredential {
+                registry: registry.to_owned(),
+                username: "u".to_owned(),
+                password: "p".to_owned(),
+            };
+            let target = Target::parse(target).expect("a reference");
+            assert_eq!(
+                fitting(&credential, &target).is_some(),
+                fits,
+                "{registry} {target}"
+            );
+        }
+    }
+}
