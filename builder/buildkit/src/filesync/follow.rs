@@ -120,7 +120,7 @@ impl Follower<'_> {
         let mut names = match self
             .tree
             .open_dir(dir.as_bytes())
-            .and_then(|dir| dir.entries())
+            .and_then(|mut dir| dir.entries())
         {
             Ok(names) => names,
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),

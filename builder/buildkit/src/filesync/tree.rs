@@ -40,7 +40,7 @@ pub(super) struct Tree {
 /// A directory of a tree, open.
 #[derive(Debug)]
 pub(super) struct OpenDir {
-    fd: OwnedFd,
+    dir: Dir,
 }
 
 /// What `lstat` says of an entry.
@@ -66,9 +66,8 @@ impl Tree {
     pub(super) fn open_dir(&self, path: &[u8]) -> Result<OpenDir, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let path = if path.is_empty() { b"." } else { path };
-        Ok(OpenDir {
-            fd: self.open_beneath(path, flags)?,
-        })
+        let dir = Dir::new(self.open_beneath(path, flags)?)?;
+        Ok(OpenDir { dir })
     }
 
     /// Opens a file to read. Never waits, even if the entry has become a pipe meanwhile.
@@ -119,9 +118,9 @@ impl Tree {
 
 impl OpenDir {
     /// Names and, where the file system tells, types of all entries, in no order.
-    pub(super) fn entries(&self) -> Result<Vec<(CString, FileType)>, Errno> {
+    pub(super) fn entries(&mut self) -> Result<Vec<(CString, FileType)>, Errno> {
         let mut entries = Vec::new();
-        for entry in Dir::read_from(&self.fd)? {
+        while let Some(entry) = self.dir.read() {
             let entry = entry?;
             let name = entry.file_name();
             if name != c"." && name != c".." {
@@ -131,20 +130,24 @@ impl OpenDir {
         Ok(entries)
     }
 
+    fn fd(&self) -> Result<BorrowedFd<'_>, Errno> {
+        self.dir.fd()
+    }
+
     /// What kind an entry is of, for file systems that do not tell in the directory.
     pub(super) fn type_of(&self, name: &CStr) -> Result<FileType, Errno> {
-        let stat = fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let stat = fs::statat(self.fd()?, name, AtFlags::SYMLINK_NOFOLLOW)?;
         Ok(FileType::from_raw_mode(stat.st_mode))
     }
 
     /// Where a symbolic link points to.
     pub(super) fn link_of(&self, name: &CStr) -> Result<Vec<u8>, Errno> {
-        Ok(fs::readlinkat(&self.fd, name, Vec::with_capacity(LINK_BYTES_MAX))?.into_bytes())
+        Ok(fs::readlinkat(self.fd()?, name, Vec::with_capacity(LINK_BYTES_MAX))?.into_bytes())
     }
 
     /// All about an entry, as the sync tells it. `path` is the entry's path in the tree.
     pub(super) fn look(&self, name: &CStr, path: Vec<u8>) -> Result<Seen, Errno> {
-        let seen = fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let seen = fs::statat(self.fd()?, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(seen.st_mode);
         let mut stat = Stat {
             path,
@@ -176,7 +179,10 @@ impl OpenDir {
     fn xattrs(&self, name: &CStr) -> HashMap<String, Vec<u8>> {
         let mut xattrs = HashMap::new();
         // There is no call that takes a directory and a name before Linux 6.13.
-        let mut path = format!("/proc/self/fd/{}/", self.fd.as_raw_fd()).into_bytes();
+        let Ok(fd) = self.fd() else {
+            return xattrs;
+        };
+        let mut path = format!("/proc/self/fd/{}/", fd.as_raw_fd()).into_bytes();
         path.extend_from_slice(name.to_bytes());
         let Ok(path) = CString::new(path) else {
             return xattrs;

@@ -106,7 +106,7 @@ impl Scanner<'_> {
         let opened = self
             .tree
             .open_dir(path)
-            .and_then(|dir| Ok((dir.entries()?, dir)));
+            .and_then(|mut dir| Ok((dir.entries()?, dir)));
         let (mut names, dir) = match opened {
             Ok(opened) => opened,
             Err(Errno::ACCESS | Errno::PERM) if !wanted => return Ok(Vec::new()),

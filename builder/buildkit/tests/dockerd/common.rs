@@ -358,7 +358,7 @@ impl Built {
     }
 
     pub(crate) fn error(&self) -> &SolveError {
-        self.result.as_ref().err().expect("the build must fail")
+        self.result.as_ref().expect_err("the build must fail")
     }
 }
 

@@ -1,7 +1,7 @@
 //! Builds that end before they are done.
 
 use crate::common::{BASE, Build, Dockerd, connect, dockerd, new_id, write_files};
-use slipway_buildkit::{SolveError, SolveEvent, dial_docker_session};
+use slipway_buildkit::{Client, SolveError, SolveEvent, dial_docker_grpc, dial_docker_session};
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -30,13 +30,11 @@ async fn serve(build: &Build, dockerd: &Dockerd, id: &str) -> tokio::task::JoinH
 async fn until_running(events: &mut mpsc::Receiver<SolveEvent>) {
     let running = async {
         loop {
-            match events.recv().await.expect("the build must run") {
-                SolveEvent::Log { bytes, .. }
-                    if String::from_utf8_lossy(&bytes).contains("running") =>
-                {
-                    return;
-                }
-                _other => {}
+            let event = events.recv().await.expect("the build must run");
+            if let SolveEvent::Log { bytes, .. } = event
+                && String::from_utf8_lossy(&bytes).contains("running")
+            {
+                return;
             }
         }
     };
@@ -51,7 +49,6 @@ fn sleepers() -> usize {
     let command =
         |entry: std::fs::DirEntry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
     processes
-        .filter(|_| true)
         .map(command)
         .filter(|line| line == b"sleep\x00300\x00")
         .count()
@@ -111,4 +108,27 @@ async fn a_session_lost_midway_is_told() {
     served.abort();
     let error = solving.await.unwrap().unwrap_err();
     assert!(matches!(error, SolveError::SessionLost { .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_connection_to_the_builder_is_told() {
+    let Some(dockerd) = dockerd() else { return };
+    let build = long_build(&dockerd, "cut");
+    let id = new_id();
+    let served = serve(&build, &dockerd, &id).await;
+    let (near, mut middle) = tokio::io::duplex(1 << 16);
+    let mut far = UnixStream::connect(dockerd.socket()).await.unwrap();
+    let between =
+        tokio::spawn(async move { tokio::io::copy_bidirectional(&mut middle, &mut far).await });
+    let client = Client::connect(dial_docker_grpc(near).await.unwrap())
+        .await
+        .unwrap();
+    let (sender, mut events) = mpsc::channel(64);
+    let request = build.request(&id);
+    let solving = tokio::spawn(async move { client.solve(request, sender).await });
+    until_running(&mut events).await;
+    between.abort();
+    let error = solving.await.unwrap().unwrap_err();
+    assert!(matches!(error, SolveError::Transport(_)), "{error:?}");
+    served.abort();
 }

@@ -1,5 +1,7 @@
 //! Both halves of the crate against a real dockerd. One binary, so that all tests share one dockerd.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 mod builds;
 mod common;
 mod ends;
