@@ -595,6 +595,43 @@ async fn events_are_recorded_once_and_in_order() {
     assert_eq!(page.len(), slipway_store::limits::EVENTS_READ_MAX as usize);
 }
 
+/// A caller may go away at any moment (its client hung up). The store must go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn cut_verbs_leave_nothing_locked() {
+    let it = fresh().await;
+    let (acme, h) = (
+        org(&it.store, "acme").await,
+        host(&it.store, "h", 1 << 40).await,
+    );
+    let machine = builder(&it.store, &acme, &h).await;
+    let made = build(&it.store, &acme, &machine).await;
+    for n in 1..=3000u64 {
+        let events = [event(n)];
+        let new = new_builder(&h, "local", 10);
+        let verbs = async {
+            let _ = it
+                .store
+                .append_build_events(&acme.id, &made.id, &events)
+                .await;
+            let _ = it.store.ensure_builder(&acme.id, &new).await;
+        };
+        let hang_up = async {
+            for _ in 0..n % 150 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = verbs => {}
+            () = hang_up => {}
+        }
+    }
+    let newest = [event(9000)];
+    let last = it.store.append_build_events(&acme.id, &made.id, &newest);
+    assert_eq!(last.await.expect("the store goes on"), 9000);
+    let read = it.store.build(&acme.id, &made.id).await.expect("there");
+    assert_eq!(read.last_seq, 9000, "what was recorded is not seen");
+}
+
 #[tokio::test]
 async fn a_build_ends_once() {
     let it = fresh().await;

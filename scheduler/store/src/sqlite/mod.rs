@@ -71,11 +71,17 @@ impl SqliteStore {
     }
 
     /// A transaction that holds the write lock from its first moment, so that what it reads stays true.
+    ///
+    /// It begins in a task of its own: a caller that is dropped while a custom `BEGIN` is on its way would leave the one
+    /// writing connection inside a transaction that nobody can end (sqlx 0.8.6). Dropped later, it is rolled back.
     async fn write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        self.writer
-            .begin_with("BEGIN IMMEDIATE")
-            .await
-            .map_err(unavailable("begin"))
+        let writer = self.writer.clone();
+        let begun = tokio::spawn(async move { writer.begin_with("BEGIN IMMEDIATE").await });
+        match begun.await {
+            Ok(transaction) => transaction.map_err(unavailable("begin")),
+            // Only a runtime that is ending cancels it.
+            Err(_) => Err(unavailable("begin")(sqlx::Error::PoolClosed)),
+        }
     }
 }
 
