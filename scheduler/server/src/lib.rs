@@ -2,8 +2,28 @@
 //!
 //! Must not know: how machines or volumes are made.
 
+mod api;
+pub mod auth;
+pub mod bounds;
 pub mod builds;
+pub mod ca;
+mod connection;
+mod credentials;
 pub mod farm;
+pub mod gateway;
+mod graphql;
 pub mod guest_client;
 pub mod host_client;
+mod http;
 pub mod limits;
+mod listener;
+pub mod problem;
+pub mod seal;
+mod secret_file;
+pub mod serve;
+pub mod settings;
+mod tls;
+
+pub use graphql::sdl;
+pub use serve::{ServeError, run};
+pub use settings::ServeSettings;

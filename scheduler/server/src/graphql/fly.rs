@@ -1,92 +1,134 @@
-//! `ensureMachineRemoteBuilder` with Fly's names, for callers that know those.
+//! The builder as clients of Fly's API ask for it: their names, our builder.
+//!
+//! Must not know: more of Fly's API than `ensureMachineRemoteBuilder`.
 
-use super::error::Problem;
-use super::input::EnsureMachineRemoteBuilderInput;
-use super::mutation::{key_of, wait_ready};
-use super::{caller, services};
-use async_graphql::{Context, ID, Result, SimpleObject};
-use slipway_store::{StoreError, TokenRole};
+use super::Result;
+use super::access::Access;
+use super::input::{BuilderInput, EnsureMachineRemoteBuilderInput};
+use super::mutation::{builder_key, wait_ready};
+use async_graphql::{ID, SimpleObject};
+use slipway_store::{ErrorKind, StoreError, TokenRole, What};
+use std::net::{IpAddr, SocketAddr};
 
-/// Fly's payload.
-#[derive(Debug, SimpleObject)]
+/// Answer to `ensureMachineRemoteBuilder`.
+#[derive(SimpleObject)]
 pub(super) struct EnsureMachineRemoteBuilderPayload {
+    /// As it came.
     client_mutation_id: Option<String>,
+    /// The builder's machine.
     machine: FlyMachine,
+    /// The app it belongs to.
     app: FlyApp,
 }
 
-/// A machine, as Fly names its parts.
-#[derive(Debug, SimpleObject)]
-pub(super) struct FlyMachine {
+/// A machine, as Fly shows one.
+#[derive(SimpleObject)]
+struct FlyMachine {
+    /// Its id.
     id: ID,
+    /// Fly's word for what it does: started.
     state: String,
-    ips: FlyMachineIpConnection,
+    /// Where it is reached.
+    ips: FlyIps,
 }
 
-/// Always empty: a builder is reached through the gateways only.
-#[derive(Debug, SimpleObject)]
-pub(super) struct FlyMachineIpConnection {
-    nodes: Vec<FlyMachineIp>,
+/// Addresses.
+#[derive(SimpleObject)]
+struct FlyIps {
+    /// The Docker gateway's, if the server is known by an address. (Builders themselves have none to offer.)
+    nodes: Vec<FlyIp>,
 }
 
-/// An address of a machine.
-#[derive(Debug, SimpleObject)]
-pub(super) struct FlyMachineIp {
+/// An address.
+#[derive(SimpleObject)]
+struct FlyIp {
+    /// v4 or v6.
     family: String,
+    /// public.
     kind: String,
+    /// The address.
     ip: String,
 }
 
-/// The app that holds the builder.
-#[derive(Debug, SimpleObject)]
-pub(super) struct FlyApp {
+/// An app, as Fly shows one.
+#[derive(SimpleObject)]
+struct FlyApp {
+    /// Its name.
     name: String,
+    /// Whose it is.
     organization: FlyOrganization,
 }
 
-/// An org, as Fly names its parts.
-#[derive(Debug, SimpleObject)]
-pub(super) struct FlyOrganization {
+/// An org, as Fly shows one.
+#[derive(SimpleObject)]
+struct FlyOrganization {
+    /// Its id.
     id: ID,
+    /// Its slug.
     slug: String,
 }
 
+/// Carries it out.
+///
+/// # Errors
+/// As for a builder of ours.
 pub(super) async fn ensure(
-    context: &Context<'_>,
+    access: &Access<'_>,
     input: EnsureMachineRemoteBuilderInput,
 ) -> Result<EnsureMachineRemoteBuilderPayload> {
-    let (services, caller) = (services(context)?, caller(context)?);
-    caller.require(TokenRole::Deploy)?;
     let org = match (&input.organization_id, &input.app_name) {
-        (Some(id), _) => caller.org(services, Some(id.as_str())).await?,
-        (None, Some(name)) => {
-            let mut found = None;
-            for org in caller.orgs(services).await? {
-                match services.store.app_by_name(&org.id, name).await {
-                    Ok(app) if caller.may_use(&app.id) => found = Some(org),
-                    Ok(_) | Err(StoreError::NotFound(_)) => {}
-                    Err(error) => return Err(Problem::from(error).into()),
-                }
-            }
-            found.ok_or_else(|| Problem::user("APP_NOT_FOUND", "there is no such app"))?
-        }
-        (None, None) => caller.org(services, None).await?,
+        (Some(org), _) => Some(org.to_string()),
+        (None, Some(app)) => Some(org_of(access, app).await?),
+        (None, None) => None,
     };
-    let key = key_of(&org, input.region.as_deref(), None);
-    services.farm.ensure_builder(&key).await.map_err(Problem::from)?;
-    wait_ready(services, &key).await?;
-    let builder = services.farm.builder(&key).map_err(Problem::from)?;
-    let app = services.store.app(&org.id, &builder.app).await.map_err(Problem::from)?;
+    let choice = BuilderInput {
+        org,
+        region: input.region,
+        arch: None,
+    };
+    let (entered, key) = builder_key(access, choice, TokenRole::Deploy).await?;
+    if let Some(name) = &input.app_name {
+        access.app(&entered, name).await?;
+    }
+    wait_ready(access, &key).await?;
+    let view = access.parts.farm.builder(&key)?;
+    let app = access.store().app(&key.org, &view.app).await?;
+    let address = access.parts.addresses.docker.parse::<SocketAddr>().ok();
+    let node = |address: SocketAddr| FlyIp {
+        family: match address.ip() {
+            IpAddr::V4(_) => "v4".to_owned(),
+            IpAddr::V6(_) => "v6".to_owned(),
+        },
+        kind: "public".to_owned(),
+        ip: address.ip().to_string(),
+    };
     Ok(EnsureMachineRemoteBuilderPayload {
         client_mutation_id: input.client_mutation_id,
         machine: FlyMachine {
-            id: builder.machine.as_str().into(),
+            id: ID(view.machine.into()),
             state: "started".to_owned(),
-            ips: FlyMachineIpConnection { nodes: Vec::new() },
+            ips: FlyIps {
+                nodes: address.map(node).into_iter().collect(),
+            },
         },
         app: FlyApp {
             name: app.name,
-            organization: FlyOrganization { id: org.id.as_str().into(), slug: org.slug },
+            organization: FlyOrganization {
+                id: ID(entered.org.id.into()),
+                slug: entered.org.slug,
+            },
         },
     })
+}
+
+/// The org that has an app of this name. The administrator may look into all.
+async fn org_of(access: &Access<'_>, app: &str) -> Result<String> {
+    for org in access.reachable_orgs().await? {
+        match access.store().app_by_name(&org, app).await {
+            Ok(_) => return Ok(org.to_string()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(StoreError::NotFound(What::App).into())
 }

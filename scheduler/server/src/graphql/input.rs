@@ -1,149 +1,309 @@
-//! What the API takes.
+//! What mutations take, and from there to what the rest of the house takes.
 
-use super::error::Problem;
+use super::Result;
+use super::scalar::Long;
 use super::view::TokenRole;
+use crate::bounds::{
+    FRONTEND_ATTRS_BYTES_MAX, FRONTEND_ATTRS_MAX, NAME_BYTES_MAX, REFERENCE_BYTES_MAX,
+};
+use crate::problem::{Code, Problem};
+use crate::settings::is_label;
 use async_graphql::{ID, InputObject};
+use slipway_core::build::{BuildSpec, RegistryCredential};
+use slipway_core::quota::{BuilderSize, check_builder_size, check_idle};
+use slipway_core::units::ByteSize;
+use slipway_store::OrgChange;
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::time::Duration;
 
-/// Longest name of an org or an app.
-const NAME_CHARS_MAX: usize = 63;
-
-/// Refuses names that could not be part of an image name or a host name.
-pub(super) fn check_name(name: &str) -> Result<(), Problem> {
-    let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let ends = |b: Option<u8>| b.is_some_and(|b| b != b'-');
-    let bytes = name.as_bytes();
-    let good = bytes.len() <= NAME_CHARS_MAX
-        && bytes.iter().copied().all(fine)
-        && ends(bytes.first().copied())
-        && ends(bytes.last().copied());
-    if good {
-        return Ok(());
-    }
-    Err(Problem::bad_input(format!("'{}' is not a name", name.chars().take(64).collect::<String>()))
-        .hint(format!("use a-z, 0-9 and '-' inside, at most {NAME_CHARS_MAX} characters")))
-}
-
-/// Limits of an org's builders.
-#[derive(Debug, Default)]
-pub(super) struct OrgLimits {
-    pub(super) cpu_millis: Option<u32>,
-    pub(super) memory_bytes: Option<u64>,
-    pub(super) volume_bytes: Option<u64>,
-}
-
-#[derive(Debug, InputObject)]
+/// A new org. What is left out is as the server's settings say.
+#[derive(InputObject)]
 pub(super) struct CreateOrgInput {
+    /// Its name in URLs and on the command line: lower-case letters, digits, hyphens.
     pub(super) slug: String,
+    /// Its name for people; the slug by default.
     pub(super) name: Option<String>,
-    pub(super) idle_ms: Option<u64>,
-    pub(super) cpu_millis: Option<u32>,
-    pub(super) memory_bytes: Option<u64>,
-    pub(super) volume_bytes: Option<u64>,
+    #[graphql(flatten)]
+    pub(super) limits: OrgLimits,
 }
 
-#[derive(Debug, InputObject)]
+/// What to change of an org. A running builder gets a new size at its next start.
+#[derive(InputObject)]
 pub(super) struct UpdateOrgInput {
-    /// Slug or id; the caller's own by default.
+    /// Id or slug; the token's own org if absent.
     pub(super) org: Option<String>,
+    /// Its name for people.
     pub(super) name: Option<String>,
-    pub(super) idle_ms: Option<u64>,
-    pub(super) default_region: Option<String>,
-    pub(super) default_arch: Option<String>,
-    pub(super) cpu_millis: Option<u32>,
-    pub(super) memory_bytes: Option<u64>,
-    pub(super) volume_bytes: Option<u64>,
+    #[graphql(flatten)]
+    pub(super) limits: OrgLimits,
 }
 
-#[derive(Debug, InputObject)]
-pub(super) struct CreateAppInput {
-    pub(super) org: Option<String>,
-    pub(super) name: String,
+/// What builders of an org are like.
+#[derive(InputObject)]
+pub(super) struct OrgLimits {
+    /// A builder ends itself after so many milliseconds without activity.
+    idle_ms: Option<Long>,
+    /// Region of builders when a request names none.
+    default_region: Option<String>,
+    /// Architecture of builders when a request names none: amd64 or arm64.
+    default_arch: Option<String>,
+    /// Processor limit of a builder, in thousandths.
+    cpu_millis: Option<u32>,
+    /// Memory limit of a builder.
+    memory_bytes: Option<Long>,
+    /// Size of a builder's cache volume; builders that exist keep theirs.
+    volume_bytes: Option<Long>,
 }
 
-#[derive(Debug, InputObject)]
+impl OrgLimits {
+    /// As a change from `now`, the size the org has.
+    ///
+    /// # Errors
+    /// [`Code::Invalid`] for what the quotas do not allow.
+    pub(super) fn change(self, name: Option<String>, now: BuilderSize) -> Result<OrgChange> {
+        let invalid =
+            |error: slipway_core::quota::QuotaError| Problem::new(Code::Invalid, error.to_string());
+        let idle = self
+            .idle_ms
+            .map(|Long(millis)| Duration::from_millis(millis));
+        if let Some(idle) = idle {
+            check_idle(idle).map_err(invalid)?;
+        }
+        let bytes = |Long(bytes): Long| ByteSize(bytes);
+        let size = BuilderSize {
+            cpu_millis: self.cpu_millis.unwrap_or(now.cpu_millis),
+            memory: self.memory_bytes.map_or(now.memory, bytes),
+            volume: self.volume_bytes.map_or(now.volume, bytes),
+        };
+        check_builder_size(&size).map_err(invalid)?;
+        let label = |text: Option<String>, what| text.map(|text| label(text, what)).transpose();
+        Ok(OrgChange {
+            name: name.map(display_name).transpose()?,
+            idle,
+            default_region: label(self.default_region, "region")?,
+            default_arch: label(self.default_arch, "architecture")?,
+            builder_size: (size != now).then_some(size),
+        })
+    }
+}
+
+/// A new token.
+#[derive(InputObject)]
 pub(super) struct CreateTokenInput {
+    /// Id or slug of the org; the token's own org if absent.
     pub(super) org: Option<String>,
     /// What it is for.
     pub(super) name: String,
+    /// What it may do.
     #[graphql(default_with = "TokenRole::Deploy")]
     pub(super) role: TokenRole,
-    /// Good for this app alone.
+    /// The one app it is good for, by name; all of the org if absent.
     pub(super) app: Option<String>,
-    /// It ends after this long.
-    pub(super) expires_in_ms: Option<u64>,
+    /// It ends after so many milliseconds; never if absent.
+    pub(super) expires_in_ms: Option<Long>,
 }
 
-/// Which of an org's builders; its default region and architecture where nothing is said.
-#[derive(Debug, InputObject)]
-pub(super) struct BuilderInput {
+/// A new app.
+#[derive(InputObject)]
+pub(super) struct CreateAppInput {
+    /// Id or slug of the org; the token's own org if absent.
     pub(super) org: Option<String>,
+    /// Its name: lower-case letters, digits, hyphens.
+    pub(super) name: String,
+}
+
+/// Which builder.
+#[derive(InputObject)]
+pub(super) struct BuilderInput {
+    /// Id or slug of the org; the token's own org if absent.
+    pub(super) org: Option<String>,
+    /// Region; the org's default if absent.
     pub(super) region: Option<String>,
+    /// Architecture; the org's default if absent.
     pub(super) arch: Option<String>,
 }
 
-/// One of BuildKit's `dockerfile.v0` attributes.
-#[derive(Debug, InputObject)]
-pub(super) struct FrontendAttrInput {
-    pub(super) name: String,
-    pub(super) value: String,
-}
-
-/// A registry credential for one push; never stored.
+/// One attribute of BuildKit's `dockerfile.v0` frontend.
 #[derive(InputObject)]
-pub(super) struct PushCredentialInput {
-    pub(super) registry: String,
-    pub(super) username: String,
-    pub(super) password: String,
+pub(super) struct FrontendAttrInput {
+    /// Such as `target` or `build-arg:VERSION`.
+    name: String,
+    /// Its value.
+    value: String,
 }
 
-impl From<PushCredentialInput> for slipway_core::build::RegistryCredential {
-    fn from(input: PushCredentialInput) -> Self {
-        Self { registry: input.registry, username: input.username, password: input.password }
+/// A registry credential for one build.
+#[derive(InputObject)]
+pub(super) struct CredentialInput {
+    /// Registry host, with port if any.
+    registry: String,
+    /// User name; empty if the password is an identity token.
+    username: String,
+    /// Password or token. Kept nowhere.
+    password: String,
+}
+
+/// A build to start. A BuildKit session must be open at the builder.
+#[derive(InputObject)]
+pub(super) struct StartBuildInput {
+    /// Id or slug of the org; the token's own org if absent.
+    pub(super) org: Option<String>,
+    /// The app it is for, by name. It must exist: see `createApp`.
+    pub(super) app: String,
+    /// Region of the builder; the org's default if absent.
+    pub(super) region: Option<String>,
+    /// Architecture of the builder; the org's default if absent.
+    pub(super) arch: Option<String>,
+    /// Name of the image, with a tag or without.
+    image: String,
+    /// Push it when built.
+    #[graphql(default)]
+    push: bool,
+    /// Attributes of the frontend. They are kept with the build, so they are no place for secrets.
+    #[graphql(default)]
+    frontend_attrs: Vec<FrontendAttrInput>,
+    /// Id of the BuildKit session that serves the context (`X-Docker-Expose-Session-Uuid` of `POST /session`).
+    session: String,
+    /// For the push; the org's stored credential for the registry if absent.
+    credential: Option<CredentialInput>,
+}
+
+/// A build as it was asked for, checked.
+pub(super) struct AskedBuild {
+    pub(super) spec: BuildSpec,
+    pub(super) session: String,
+    pub(super) credential: Option<RegistryCredential>,
+}
+
+impl StartBuildInput {
+    /// # Errors
+    /// [`Code::Invalid`].
+    pub(super) fn asked(self) -> Result<AskedBuild> {
+        let is_reference = |text: &str| {
+            (1..=REFERENCE_BYTES_MAX).contains(&text.len())
+                && text.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        for (what, text) in [("image", &self.image), ("session", &self.session)] {
+            if !is_reference(text) {
+                let message = format!("the {what} is empty, too long, or has spaces");
+                return Err(Problem::new(Code::Invalid, message).into());
+            }
+        }
+        let bytes: usize = self
+            .frontend_attrs
+            .iter()
+            .map(|attr| attr.name.len() + attr.value.len())
+            .sum();
+        if self.frontend_attrs.len() > FRONTEND_ATTRS_MAX || bytes > FRONTEND_ATTRS_BYTES_MAX {
+            return Err(Problem::new(Code::Invalid, "the build has too many attributes").into());
+        }
+        let mut frontend_attrs = BTreeMap::new();
+        for FrontendAttrInput { name, value } in self.frontend_attrs {
+            if frontend_attrs.insert(name.clone(), value).is_some() {
+                let message = format!("the attribute '{name}' is there twice");
+                return Err(Problem::new(Code::Invalid, message).into());
+            }
+        }
+        let credential = self.credential.map(
+            |CredentialInput {
+                 registry,
+                 username,
+                 password,
+             }| {
+                RegistryCredential {
+                    registry,
+                    username,
+                    password,
+                }
+            },
+        );
+        let spec = BuildSpec {
+            image: self.image,
+            push: self.push,
+            frontend_attrs,
+        };
+        Ok(AskedBuild {
+            spec,
+            session: self.session,
+            credential,
+        })
     }
 }
 
-#[derive(InputObject)]
-pub(super) struct StartBuildInput {
-    pub(super) org: Option<String>,
-    /// Name of the app.
-    pub(super) app: String,
-    /// Full name of the image, with registry and tag.
-    pub(super) image: String,
-    pub(super) push: bool,
-    #[graphql(default)]
-    pub(super) frontend_attrs: Vec<FrontendAttrInput>,
-    /// Id of the BuildKit session that is open at the Docker gateway.
-    pub(super) session: String,
-    pub(super) credential: Option<PushCredentialInput>,
-    pub(super) region: Option<String>,
-    pub(super) arch: Option<String>,
-}
-
+/// A registry credential to store.
 #[derive(InputObject)]
 pub(super) struct SetRegistryCredentialInput {
+    /// Id or slug of the org; the token's own org if absent.
     pub(super) org: Option<String>,
     /// Registry host, with port if any.
     pub(super) registry: String,
+    /// User name; empty if the password is an identity token.
     #[graphql(default)]
     pub(super) username: String,
+    /// Password or token; sealed before it is stored.
     pub(super) password: String,
 }
 
-#[derive(Debug, InputObject)]
+/// A client certificate to issue.
+#[derive(InputObject)]
 pub(super) struct IssueClientCertificateInput {
+    /// Id or slug of the org; the token's own org if absent.
     pub(super) org: Option<String>,
+    /// Milliseconds it is good for, from a day to a year; never longer than the token. A year if absent.
+    pub(super) expires_in_ms: Option<Long>,
 }
 
-/// Fly's own input.
-#[derive(Debug, InputObject)]
+/// As Fly's API names it.
+#[derive(InputObject)]
 pub(super) struct EnsureMachineRemoteBuilderInput {
-    /// The app's name, to find the org by.
+    /// An app of the org.
     pub(super) app_name: Option<String>,
-    /// The org's id or slug.
+    /// The org, by id or slug.
     pub(super) organization_id: Option<ID>,
+    /// Region; the org's default if absent.
     pub(super) region: Option<String>,
-    /// Taken and ignored.
+    /// Taken, and without effect.
     pub(super) v2: Option<bool>,
-    /// Taken and given back.
+    /// Taken, and given back.
     pub(super) client_mutation_id: Option<String>,
+}
+
+/// A text as an id.
+///
+/// # Errors
+/// [`Code::Invalid`].
+pub(super) fn parse_id<T: FromStr<Err = slipway_core::id::InvalidId>>(id: &ID) -> Result<T> {
+    Ok(id
+        .parse()
+        .map_err(|error: T::Err| Problem::new(Code::Invalid, error.to_string()))?)
+}
+
+/// A text as a slug, an app's name, a region.
+///
+/// # Errors
+/// [`Code::Invalid`].
+pub(super) fn label(text: String, what: &str) -> Result<String> {
+    if is_label(&text) {
+        return Ok(text);
+    }
+    Err(
+        Problem::new(Code::Invalid, format!("that will not do as a {what}"))
+            .hint("1 to 63 lower-case letters, digits and hyphens, with none of these at the ends")
+            .into(),
+    )
+}
+
+/// A text as a name for people.
+///
+/// # Errors
+/// [`Code::Invalid`].
+pub(super) fn display_name(text: String) -> Result<String> {
+    let trimmed = text.trim();
+    let fits = (1..=NAME_BYTES_MAX).contains(&trimmed.len());
+    if fits && !trimmed.chars().any(char::is_control) {
+        return Ok(trimmed.to_owned());
+    }
+    let message = format!("a name has 1 to {NAME_BYTES_MAX} bytes and no control characters");
+    Err(Problem::new(Code::Invalid, message).into())
 }

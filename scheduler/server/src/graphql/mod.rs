@@ -1,152 +1,181 @@
-//! The GraphQL API.
+//! The schema, and how a request to it is carried out. The only module that names async-graphql.
 //!
-//! Owns: the schema, what each caller may see, how failures are told. Must not know: HTTP, TLS, SQL, how anything is done;
-//! resolvers parse, call, convert.
+//! Resolvers are thin: parse, call, convert. Whether a caller may see an org is decided in one place ([`access`]), which
+//! every resolver passes. Must not know: HTTP, how anything is done.
 
-mod caller;
-mod error;
+mod access;
 mod fly;
 mod input;
 mod mutation;
 mod query;
+mod scalar;
 mod subscription;
+#[cfg(test)]
+mod tests;
 mod view;
 
-pub use caller::Caller;
-
-use crate::auth::Authenticator;
+use crate::api::Parts;
+use crate::auth::Principal;
 use crate::bounds::{GRAPHQL_COMPLEXITY_MAX, GRAPHQL_DEPTH_MAX};
-use crate::builds::BuildService;
-use crate::ca::Authority;
-use crate::farm::Farm;
-use crate::seal::Sealer;
-use async_graphql::{Context, Request, Response, Result, Schema};
-use error::Problem;
-use futures_util::Stream;
-use slipway_core::build::RegistryCredential;
-use slipway_core::id::OrgId;
-use slipway_core::quota::BuilderSize;
-use slipway_store::Store;
+use crate::problem::{Code, Problem};
+use async_graphql::http::GraphiQLSource;
+use async_graphql::{ErrorExtensions, Request, Response, Schema, SchemaBuilder, ServerError};
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use mutation::Mutation;
+use query::Query;
+use slipway_core::build::Fault;
+use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use subscription::Subscription;
 
+type SlipwaySchema = Schema<Query, Mutation, Subscription>;
 
-/// What a new org gets.
-#[derive(Debug, Clone)]
-pub struct OrgDefaults {
-    /// Idle time of its builders.
-    pub idle: Duration,
-    /// Region of its builders.
-    pub region: String,
-    /// Architecture of its builders.
-    pub arch: String,
-    /// Size of its builders.
-    pub size: BuilderSize,
-}
-
-/// Everything resolvers may call.
-#[derive(Debug, Clone)]
-pub struct Services {
-    /// Records.
-    pub store: Arc<dyn Store>,
-    /// Builders.
-    pub farm: Farm,
-    /// Builds.
-    pub builds: BuildService,
-    /// Credentials at rest.
-    pub sealer: Arc<Sealer>,
-    /// Client certificates.
-    pub authority: Arc<Authority>,
-    /// Tokens in use.
-    pub auth: Arc<Authenticator>,
-    /// What a new org gets.
-    pub defaults: OrgDefaults,
-    /// Where the Docker gateway is reached, as `host:port`.
-    pub docker_address: String,
-    /// Where the BuildKit gateway is reached, as `host:port`.
-    pub buildkit_address: String,
-}
-
-impl Services {
-    /// The org's stored credential for the registry of an image, in clear; absent if there is none.
-    async fn stored_credential(
-        &self,
-        org: &OrgId,
-        image: &str,
-    ) -> std::result::Result<Option<RegistryCredential>, Problem> {
-        let registry = registry_of(image);
-        let Some(stored) = self.store.credential_for(org, registry).await? else {
-            return Ok(None);
-        };
-        let opened = self.sealer.open_sealed(org, &stored.registry, &stored.sealed);
-        let clear = opened.map_err(|error| unreadable(&error))?;
-        let password = String::from_utf8(clear).map_err(|error| unreadable(&error))?;
-        let (registry, username) = (stored.registry, stored.username);
-        Ok(Some(RegistryCredential { registry, username, password }))
-    }
-}
-
-fn unreadable(error: &(dyn std::error::Error + 'static)) -> Problem {
-    Problem::internal("the stored credential could not be read", error)
-}
-
-/// The registry part of an image's name, as Docker reads it: what is before the first slash, if it can be a host.
-fn registry_of(image: &str) -> &str {
-    match image.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
-        Some(_) | None => "docker.io",
-    }
-}
-
-type SlipwaySchema = Schema<query::Query, mutation::Mutation, subscription::SubscriptionRoot>;
-
-/// The API, ready to answer.
+/// Carries requests out; clones share the schema.
 #[derive(Clone)]
-pub struct Api(SlipwaySchema);
+pub(crate) struct Executor(SlipwaySchema);
 
-impl std::fmt::Debug for Api {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Api").finish_non_exhaustive()
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Executor")
     }
 }
 
-impl Api {
-    /// The API over these services.
-    pub fn new(services: Services) -> Self {
-        Self(builder().data(services).finish())
-    }
-
-    /// Answers one request.
-    pub async fn execute(&self, request: Request, caller: Caller) -> Response {
-        self.0.execute(request.data(caller)).await
-    }
-
-    /// Answers a subscription, until it ends.
-    pub fn subscribe(
-        &self,
-        request: Request,
-        caller: Caller,
-    ) -> impl Stream<Item = Response> + Send + use<> {
-        self.0.execute_stream(request.data(caller))
-    }
+/// What became of a request, as JSON.
+pub(crate) enum Outcome {
+    /// One answer.
+    Answer(String),
+    /// Any number, until the subscription ends.
+    Events(BoxStream<'static, String>),
 }
 
-/// The schema in GraphQL's own language; docs/schema.graphql is this.
-pub fn sdl() -> String {
-    builder().finish().sdl()
-}
-
-fn builder() -> async_graphql::SchemaBuilder<query::Query, mutation::Mutation, subscription::SubscriptionRoot>
-{
-    Schema::build(query::Query, mutation::Mutation, subscription::SubscriptionRoot)
+fn builder() -> SchemaBuilder<Query, Mutation, Subscription> {
+    Schema::build(Query, Mutation, Subscription)
         .limit_depth(GRAPHQL_DEPTH_MAX)
         .limit_complexity(GRAPHQL_COMPLEXITY_MAX)
 }
 
-fn services<'a>(context: &Context<'a>) -> Result<&'a Services> {
-    context.data::<Services>()
+/// The schema in GraphQL's own language, as docs/schema.graphql has it.
+pub fn sdl() -> String {
+    let schema = builder().finish();
+    let options = async_graphql::SDLExportOptions::new()
+        .sorted_fields()
+        .sorted_enum_items();
+    schema.sdl_with_options(options)
 }
 
-fn caller<'a>(context: &Context<'a>) -> Result<&'a Caller> {
-    context.data::<Caller>()
+/// A page to try queries on.
+pub(crate) fn page() -> String {
+    GraphiQLSource::build()
+        .endpoint("/graphql")
+        .title("Slipway")
+        .finish()
+}
+
+/// A problem as a whole GraphQL answer.
+pub(crate) fn problem_json(problem: &Problem) -> String {
+    let error = async_graphql::Error::from(Refused(problem.clone()));
+    let answer =
+        Response::from_errors(vec![error.into_server_error(async_graphql::Pos::default())]);
+    to_json(&answer)
+}
+
+fn to_json(response: &Response) -> String {
+    serde_json::to_string(response).unwrap_or_else(|_| {
+        r#"{"errors":[{"message":"the answer cannot be written","extensions":{"code":"INTERNAL"}}]}"#
+            .to_owned()
+    })
+}
+
+impl Executor {
+    pub(crate) fn new(parts: Arc<Parts>) -> Self {
+        Self(builder().data(parts).finish())
+    }
+
+    /// Carries out one request. With `events`, the answers come as a stream; without, a subscription is refused.
+    ///
+    /// # Errors
+    /// [`Code::Invalid`] if the body is no GraphQL request.
+    pub(crate) async fn execute(
+        &self,
+        principal: Principal,
+        body: &[u8],
+        events: bool,
+    ) -> std::result::Result<Outcome, Problem> {
+        let request: Request = serde_json::from_slice(body).map_err(|error| {
+            Problem::new(
+                Code::Invalid,
+                format!("the body is not a GraphQL request: {error}"),
+            )
+        })?;
+        let revoked = principal.revoked().clone();
+        let request = request.data(principal);
+        if events {
+            let answers = self
+                .0
+                .execute_stream(request)
+                .map(|answer| to_json(&explained(answer)));
+            return Ok(Outcome::Events(
+                answers.take_until(revoked.cancelled_owned()).boxed(),
+            ));
+        }
+        let answer = self.0.execute(request).await;
+        Ok(Outcome::Answer(to_json(&explained(answer))))
+    }
+}
+
+/// Gives async-graphql's own errors (syntax, types, limits) a code: they are the caller's.
+fn explained(mut answer: Response) -> Response {
+    for error in &mut answer.errors {
+        if error
+            .extensions
+            .as_ref()
+            .is_none_or(|known| known.get("code").is_none())
+        {
+            let plain = async_graphql::Error::new(std::mem::take(&mut error.message));
+            let coded = plain.extend_with(|_, known| {
+                known.set("code", Code::Invalid.as_str());
+                known.set("fault", "user");
+            });
+            let ServerError {
+                locations, path, ..
+            } = error.clone();
+            *error = coded.into_server_error(async_graphql::Pos::default());
+            (error.locations, error.path) = (locations, path);
+        }
+    }
+    answer
+}
+
+/// A problem on its way into an answer. (Not `Display`: async-graphql would take the text and drop the rest.)
+#[derive(Debug, Clone)]
+pub(crate) struct Refused(Problem);
+
+type Result<T> = std::result::Result<T, Refused>;
+
+impl<E: Into<Problem>> From<E> for Refused {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl From<Refused> for async_graphql::Error {
+    fn from(Refused(problem): Refused) -> Self {
+        let Problem {
+            code,
+            message,
+            hint,
+        } = problem;
+        Self::new(message).extend_with(|_, extensions| {
+            extensions.set("code", code.as_str());
+            let fault = match code.fault() {
+                Fault::User => "user",
+                Fault::System => "system",
+            };
+            extensions.set("fault", fault);
+            if let Some(hint) = hint {
+                extensions.set("hint", hint.into_owned());
+            }
+        })
+    }
 }

@@ -1,344 +1,420 @@
-//! Changes.
+//! What may be done.
 
-use super::error::Problem;
+use super::Result;
+use super::access::Access;
+use super::fly::{self, EnsureMachineRemoteBuilderPayload};
 use super::input::{
-    BuilderInput, CreateAppInput, CreateOrgInput, CreateTokenInput, EnsureMachineRemoteBuilderInput,
-    IssueClientCertificateInput, OrgLimits, SetRegistryCredentialInput, StartBuildInput,
-    UpdateOrgInput, check_name,
+    AskedBuild, BuilderInput, CreateAppInput, CreateOrgInput, CreateTokenInput,
+    EnsureMachineRemoteBuilderInput, IssueClientCertificateInput, SetRegistryCredentialInput,
+    StartBuildInput, UpdateOrgInput, display_name, label, parse_id,
 };
-use super::query::{find_build, show_build};
+use super::scalar::{DateTime, Long};
 use super::view::{
     App, Build, Builder, ClientCertificate, NewToken, Org, RegistryCredential, Token,
 };
-use super::{Services, caller, fly, services};
+use crate::auth::{Entered, Secret};
+use crate::bounds::{CLIENT_CERTIFICATE_LIFE_MAX, CLIENT_CERTIFICATE_LIFE_MIN};
 use crate::builds::BuildRequest;
-use crate::farm::{BuilderKey, now};
-use async_graphql::{Context, ID, Object, Result};
-use slipway_core::build::BuildSpec;
+use crate::ca::CertificateIdentity;
+use crate::credentials::registry_of;
+use crate::farm::{BuilderKey, FarmError, entropy, now};
+use crate::guest_client::GuestClient;
+use crate::problem::{Code, Problem};
+use async_graphql::{Context, ID, Object};
+use slipway_core::build::RegistryCredential as ClearCredential;
 use slipway_core::host_api::EndpointPort;
-use slipway_core::id::{AppId, CredentialId, OrgId, TokenId};
+use slipway_core::id::{AppId, OrgId, TokenId};
 use slipway_core::limits::MACHINE_READY_WAIT_MAX;
-use slipway_core::quota::{BuilderSize, check_builder_size, check_idle};
-use slipway_store::{AppRole, OrgChange, SealedCredential, TokenRole};
+use slipway_store as store;
+use slipway_store::{AppRole, ErrorKind, StoreError, TokenRole, What};
 use std::time::Duration;
 
-#[derive(Debug)]
 pub(super) struct Mutation;
 
+/// What may be done. Each may be sent again without harm, but those that make something with a name: they say CONFLICT then.
 #[Object]
 impl Mutation {
-    /// Makes an org. Needs the installation's own token.
+    /// Makes an org. Needs the administrator's token.
     async fn create_org(&self, context: &Context<'_>, input: CreateOrgInput) -> Result<Org> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        caller.require_installation()?;
-        check_name(&input.slug)?;
-        let org = slipway_store::Org {
+        let access = Access::of(context)?;
+        access.principal.require_administrator()?;
+        let settings = &access.parts.settings;
+        let slug = label(input.slug, "slug")?;
+        let size = settings.builder.size();
+        let change = input.limits.change(input.name, size)?;
+        let org = store::Org {
             id: OrgId::from_entropy(entropy()?),
-            name: input.name.unwrap_or_else(|| input.slug.clone()),
-            slug: input.slug,
-            idle: input.idle_ms.map_or(services.defaults.idle, Duration::from_millis),
-            default_region: services.defaults.region.clone(),
-            default_arch: services.defaults.arch.clone(),
-            builder_size: size(
-                services.defaults.size,
-                &OrgLimits {
-                    cpu_millis: input.cpu_millis,
-                    memory_bytes: input.memory_bytes,
-                    volume_bytes: input.volume_bytes,
-                },
-            ),
+            name: change.name.unwrap_or_else(|| slug.clone()),
+            slug,
+            idle: change.idle.unwrap_or_else(|| settings.builder.idle()),
+            default_region: change
+                .default_region
+                .unwrap_or_else(|| settings.default_region()),
+            default_arch: change
+                .default_arch
+                .unwrap_or_else(|| settings.default_arch()),
+            builder_size: change.builder_size.unwrap_or(size),
             created_at: now(),
         };
-        check_limits(&org.builder_size, org.idle)?;
-        services.store.create_org(&org).await.map_err(Problem::from)?;
+        access.store().create_org(&org).await?;
+        tracing::info!(org = %org.id, slug = org.slug, "org made");
         Ok(org.into())
     }
 
-    /// Changes an org's limits. A builder that runs gets its size at its next start.
+    /// Changes an org.
     async fn update_org(&self, context: &Context<'_>, input: UpdateOrgInput) -> Result<Org> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        caller.require_org_wide()?;
-        caller.require(TokenRole::Admin)?;
-        let org = caller.org(services, input.org.as_deref()).await?;
-        let limits = OrgLimits {
-            cpu_millis: input.cpu_millis,
-            memory_bytes: input.memory_bytes,
-            volume_bytes: input.volume_bytes,
-        };
-        let builder_size = size(org.builder_size, &limits);
-        let idle = input.idle_ms.map(Duration::from_millis);
-        check_limits(&builder_size, idle.unwrap_or(org.idle))?;
-        let change = OrgChange {
-            name: input.name,
-            idle,
-            default_region: input.default_region,
-            default_arch: input.default_arch,
-            builder_size: (builder_size != org.builder_size).then_some(builder_size),
-        };
-        let org = services.store.update_org(&org.id, &change).await.map_err(Problem::from)?;
-        services.farm.org_changed(&org);
+        let access = Access::of(context)?;
+        let entered = access
+            .enter_whole(input.org.as_deref(), TokenRole::Admin)
+            .await?;
+        let change = input.limits.change(input.name, entered.org.builder_size)?;
+        let org = access.store().update_org(&entered.org.id, &change).await?;
+        access.parts.farm.org_changed(&org);
         Ok(org.into())
+    }
+
+    /// Makes a token. Its secret is told this once.
+    async fn create_token(
+        &self,
+        context: &Context<'_>,
+        input: CreateTokenInput,
+    ) -> Result<NewToken> {
+        let access = Access::of(context)?;
+        let entered = access
+            .enter_whole(input.org.as_deref(), TokenRole::Admin)
+            .await?;
+        let app = match input.app {
+            Some(name) => Some(access.app(&entered, &name).await?.id),
+            None => None,
+        };
+        let secret = Secret::draw().map_err(FarmError::Entropy)?;
+        let at = now();
+        let after = |Long(millis): Long| at.after(Duration::from_millis(millis));
+        let token = store::Token {
+            id: TokenId::from_entropy(entropy()?),
+            org: Some(entered.org.id),
+            app,
+            name: display_name(input.name)?,
+            role: input.role.into(),
+            created_at: at,
+            expires_at: input.expires_in_ms.map(after),
+            revoked_at: None,
+            last_used_at: None,
+        };
+        access.store().create_token(&token, &secret.hash()).await?;
+        tracing::info!(org = ?token.org, token = %token.id, "token made");
+        Ok(NewToken {
+            secret: secret.expose().to_owned(),
+            token: token.into(),
+        })
+    }
+
+    /// Revokes a token and the certificates issued with it, at once: what runs for it is cut. Revoked already is fine.
+    async fn revoke_token(&self, context: &Context<'_>, id: ID) -> Result<Token> {
+        let access = Access::of(context)?;
+        let id: TokenId = parse_id(&id)?;
+        let mut owners: Vec<Option<OrgId>> = access
+            .reachable_orgs()
+            .await?
+            .into_iter()
+            .map(Some)
+            .collect();
+        if access.principal.org().is_none() {
+            owners.push(None);
+        }
+        for owner in owners {
+            match &owner {
+                Some(org) => drop(
+                    access
+                        .enter_whole(Some(org.as_str()), TokenRole::Admin)
+                        .await?,
+                ),
+                None => access.principal.require_administrator()?,
+            }
+            match access
+                .store()
+                .revoke_token(owner.as_ref(), &id, now())
+                .await
+            {
+                Ok(()) => {
+                    access.parts.authenticator.revoked(&id);
+                    tracing::info!(token = %id, "token revoked");
+                    let tokens = access.store().tokens(owner.as_ref()).await?;
+                    let token = tokens.into_iter().find(|token| token.id == id);
+                    return token.map(Token::from).ok_or_else(no_token);
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(no_token())
     }
 
     /// Makes an app.
     async fn create_app(&self, context: &Context<'_>, input: CreateAppInput) -> Result<App> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        caller.require_org_wide()?;
-        caller.require(TokenRole::Deploy)?;
-        check_name(&input.name)?;
-        let org = caller.org(services, input.org.as_deref()).await?;
-        let app = slipway_store::App {
+        let access = Access::of(context)?;
+        let entered = access
+            .enter_whole(input.org.as_deref(), TokenRole::Deploy)
+            .await?;
+        let app = store::App {
             id: AppId::from_entropy(entropy()?),
-            org: org.id,
-            name: input.name,
+            org: entered.org.id,
+            name: label(input.name, "name of an app")?,
             role: AppRole::User,
             billable: true,
             created_at: now(),
         };
-        services.store.create_app(&app).await.map_err(Problem::from)?;
+        access.store().create_app(&app).await?;
         Ok(app.into())
     }
 
-    /// Makes a token. Its secret is told only in this answer.
-    async fn create_token(&self, context: &Context<'_>, input: CreateTokenInput) -> Result<NewToken> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        caller.require_org_wide()?;
-        caller.require(TokenRole::Admin)?;
-        let org = caller.org(services, input.org.as_deref()).await?;
-        let app = match input.app {
-            Some(name) => Some(caller.app(services, &org.id, &name).await?.id),
-            None => None,
-        };
-        let at = now();
-        let expires = input.expires_in_ms.map(|ms| at.after(Duration::from_millis(ms)));
-        let new = crate::auth::mint_token(&services.store, crate::auth::NewToken {
-            org: Some(org.id),
-            app,
-            name: input.name.chars().take(128).collect(),
-            role: input.role.into(),
-            expires_at: expires,
-            at,
-        })
-        .await
-        .map_err(|error| Problem::internal("the token could not be made", &error))?;
-        Ok(NewToken { secret: new.secret, token: new.token.into() })
-    }
-
-    /// Revokes a token: nothing is begun with it any more.
-    async fn revoke_token(&self, context: &Context<'_>, id: ID) -> Result<Token> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        caller.require_org_wide()?;
-        caller.require(TokenRole::Admin)?;
-        let unknown = || Problem::user("NOT_FOUND", "there is no such token, or it is not yours");
-        let id: TokenId = id.parse().map_err(|_| unknown())?;
-        let mut orgs: Vec<_> =
-            caller.orgs(services).await?.into_iter().map(|org| Some(org.id)).collect();
-        if caller.token.org.is_none() {
-            orgs.push(None);
-        }
-        for org in orgs {
-            let all = services.store.tokens(org.as_ref()).await.map_err(Problem::from)?;
-            if all.iter().any(|token| token.id == id) {
-                let store = &services.store;
-                store.revoke_token(org.as_ref(), &id, now()).await.map_err(Problem::from)?;
-                services.auth.forget(&id);
-                let all = store.tokens(org.as_ref()).await.map_err(Problem::from)?;
-                let token = all.into_iter().find(|token| token.id == id).ok_or_else(unknown)?;
-                return Ok(token.into());
-            }
-        }
-        Err(unknown().into())
-    }
-
-    /// Has the org's builder running, and waits until it is ready.
+    /// Makes the builder if there is none, wakes it, and waits until Docker answers.
     async fn ensure_builder(&self, context: &Context<'_>, input: BuilderInput) -> Result<Builder> {
-        let services = services(context)?;
-        let key = builder_key(context, &input).await?;
-        services.farm.ensure_builder(&key).await.map_err(Problem::from)?;
-        wait_ready(services, &key).await?;
-        Ok(services.farm.builder(&key).map_err(Problem::from)?.into())
+        let access = Access::of(context)?;
+        let (_, key) = builder_key(&access, input, TokenRole::Deploy).await?;
+        wait_ready(&access, &key).await?;
+        Ok(access.parts.farm.builder(&key)?.into())
     }
 
-    /// Ends the org's builder; its cache stays.
+    /// Ends the builder now, busy or not. Its cache stays, and the next request wakes it.
     async fn stop_builder(&self, context: &Context<'_>, input: BuilderInput) -> Result<Builder> {
-        let key = builder_key(context, &input).await?;
-        Ok(services(context)?.farm.stop_builder(&key).await.map_err(Problem::from)?.into())
+        let access = Access::of(context)?;
+        let (_, key) = builder_key(&access, input, TokenRole::Deploy).await?;
+        Ok(access.parts.farm.stop_builder(&key).await?.into())
     }
 
-    /// Ends the org's builder and gives it an empty cache.
+    /// Ends the builder and empties its cache, for good.
     async fn reset_builder_cache(
         &self,
         context: &Context<'_>,
         input: BuilderInput,
     ) -> Result<Builder> {
-        let key = builder_key(context, &input).await?;
-        Ok(services(context)?.farm.reset_cache(&key).await.map_err(Problem::from)?.into())
+        let access = Access::of(context)?;
+        let (_, key) = builder_key(&access, input, TokenRole::Deploy).await?;
+        Ok(access.parts.farm.reset_cache(&key).await?.into())
     }
 
-    /// Starts a build. The caller has a BuildKit session of the id `session` open at the Docker gateway, which serves the
-    /// context. Its events come by the subscription `buildEvents`.
+    /// Destroys a volume that no builder has: one that was kept aside.
+    async fn destroy_volume(&self, context: &Context<'_>, id: ID) -> Result<bool> {
+        let access = Access::of(context)?;
+        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
+        access
+            .parts
+            .farm
+            .destroy_volume(&entered.org.id, &volume.id)
+            .await?;
+        Ok(true)
+    }
+
+    /// Starts a build. APP_NOT_FOUND if there is no such app: make it and try again.
     async fn start_build(&self, context: &Context<'_>, input: StartBuildInput) -> Result<Build> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        caller.require(TokenRole::Deploy)?;
-        let org = caller.org(services, input.org.as_deref()).await?;
-        let app = caller.app(services, &org.id, &input.app).await?;
-        let key = key_of(&org, input.region.as_deref(), input.arch.as_deref());
-        let credential = match input.credential {
-            Some(given) => Some(given.into()),
-            None if input.push => services.stored_credential(&org.id, &input.image).await?,
-            None => None,
+        let access = Access::of(context)?;
+        let choice = BuilderInput {
+            org: input.org.clone(),
+            region: input.region.clone(),
+            arch: input.arch.clone(),
         };
-        let spec = BuildSpec {
-            image: input.image,
-            push: input.push,
-            frontend_attrs: input.frontend_attrs.into_iter().map(|a| (a.name, a.value)).collect(),
+        let (entered, key) = builder_key(&access, choice, TokenRole::Deploy).await?;
+        let app = access.app(&entered, &input.app).await?;
+        let AskedBuild {
+            spec,
+            session,
+            credential,
+        } = input.asked()?;
+        let credential = match credential {
+            None if spec.push => {
+                let registry = registry_of(&spec.image);
+                access
+                    .parts
+                    .credentials
+                    .get(&entered.org.id, registry)
+                    .await?
+            }
+            given => given,
         };
-        let request = BuildRequest { session: input.session, spec, credential };
-        let build =
-            services.builds.start_build(&key, &app.id, request).await.map_err(Problem::from)?;
-        Ok(show_build(services, &org.id, build).await?)
+        let request = BuildRequest {
+            session,
+            spec,
+            credential,
+        };
+        let build = access
+            .parts
+            .builds
+            .start_build(&key, &app.id, request)
+            .await?;
+        tracing::info!(org = %entered.org.id, build = %build.id, app = app.name, "build started");
+        Ok(Build(build))
     }
 
-    /// Cancels a build; one that has ended stays as it is.
+    /// Cancels a build. One that has ended stays as it is.
     async fn cancel_build(&self, context: &Context<'_>, id: ID) -> Result<Build> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        caller.require(TokenRole::Deploy)?;
-        let (org, build) = find_build(services, caller, &id).await?;
-        services.builds.cancel(&org, &build.id).await.map_err(Problem::from)?;
-        let (org, build) = find_build(services, caller, &id).await?;
-        Ok(show_build(services, &org, build).await?)
+        let access = Access::of(context)?;
+        let (entered, build) = access.build(&parse_id(&id)?, TokenRole::Deploy).await?;
+        access
+            .parts
+            .builds
+            .cancel(&entered.org.id, &build.id)
+            .await?;
+        Ok(Build(
+            access.store().build(&entered.org.id, &build.id).await?,
+        ))
     }
 
-    /// Stores a registry credential, sealed; replaces the org's one for that registry.
+    /// Stores a registry credential, sealed; replaces the one for the same registry.
     async fn set_registry_credential(
         &self,
         context: &Context<'_>,
         input: SetRegistryCredentialInput,
     ) -> Result<RegistryCredential> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        caller.require_org_wide()?;
-        caller.require(TokenRole::Admin)?;
-        let org = caller.org(services, input.org.as_deref()).await?;
-        let sealed = services
-            .sealer
-            .seal(&org.id, &input.registry, input.password.as_bytes())
-            .map_err(|error| Problem::internal("the credential could not be sealed", &error))?;
-        let credential = SealedCredential {
-            id: CredentialId::from_entropy(entropy()?),
-            org: org.id,
-            registry: input.registry,
-            username: input.username,
-            sealed,
-            created_at: now(),
+        let access = Access::of(context)?;
+        let entered = access
+            .enter_whole(input.org.as_deref(), TokenRole::Admin)
+            .await?;
+        let SetRegistryCredentialInput {
+            registry,
+            username,
+            password,
+            ..
+        } = input;
+        let clear = ClearCredential {
+            registry,
+            username,
+            password,
         };
-        services.store.put_credential(&credential).await.map_err(Problem::from)?;
-        Ok(credential.into())
+        Ok(access
+            .parts
+            .credentials
+            .put(&entered.org.id, clear)
+            .await?
+            .into())
     }
 
-    /// Removes a registry credential; true if there was one.
+    /// Removes a registry credential. Gives whether there was one.
     async fn remove_registry_credential(
         &self,
         context: &Context<'_>,
         org: Option<String>,
         registry: String,
     ) -> Result<bool> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        caller.require_org_wide()?;
-        caller.require(TokenRole::Admin)?;
-        let org = caller.org(services, org.as_deref()).await?;
-        let store = &services.store;
-        match store.credential_for(&org.id, &registry).await.map_err(Problem::from)? {
-            Some(known) => {
-                store.delete_credential(&org.id, &known.id).await.map_err(Problem::from)?;
-                Ok(true)
-            }
-            None => Ok(false),
-        }
+        let access = Access::of(context)?;
+        let entered = access.enter_whole(org.as_deref(), TokenRole::Admin).await?;
+        Ok(access
+            .parts
+            .credentials
+            .remove(&entered.org.id, &registry)
+            .await?)
     }
 
-    /// Issues a client certificate for the gateways. It ends with the caller's token, and after a year at the latest.
+    /// Issues a client certificate for the gateways, which speaks for the token of this request in this org, and ends
+    /// with it.
     async fn issue_client_certificate(
         &self,
         context: &Context<'_>,
         input: IssueClientCertificateInput,
     ) -> Result<ClientCertificate> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        caller.require(TokenRole::Deploy)?;
-        let org = caller.org(services, input.org.as_deref()).await?;
-        let issued = services
+        let access = Access::of(context)?;
+        let entered = access
+            .enter(input.org.as_deref(), TokenRole::Deploy)
+            .await?;
+        let token = access.principal.token();
+        let asked = input
+            .expires_in_ms
+            .map(|Long(millis)| Duration::from_millis(millis));
+        let at = now();
+        let life = certificate_life(asked, token.expires_at.map(|end| end.since(at)))?;
+        let identity = CertificateIdentity {
+            token: token.id.clone(),
+            org: entered.org.id,
+        };
+        let issued = access
+            .parts
             .authority
-            .issue_client(&org.id, &caller.token.id)
-            .map_err(|error| Problem::internal("the certificate could not be issued", &error))?;
-        let ca = services.authority.certificate_pem().to_owned();
-        Ok(ClientCertificate { ca, cert: issued.cert, key: issued.key })
+            .issue_client(&identity, at, life)
+            .map_err(|error| Problem::internal(&error))?;
+        tracing::info!(org = %identity.org, token = %identity.token, "client certificate issued");
+        Ok(ClientCertificate {
+            ca: access.parts.authority.pem().to_owned(),
+            cert: issued.cert_pem,
+            key: issued.key_pem,
+            expires_at: DateTime(issued.not_after),
+        })
     }
 
-    /// The same as `ensureBuilder`, with the names that Fly's clients use.
+    /// Makes and wakes the org's builder and waits until Docker answers, with Fly's names.
     async fn ensure_machine_remote_builder(
         &self,
         context: &Context<'_>,
         input: EnsureMachineRemoteBuilderInput,
-    ) -> Result<fly::EnsureMachineRemoteBuilderPayload> {
-        fly::ensure(context, input).await
+    ) -> Result<EnsureMachineRemoteBuilderPayload> {
+        fly::ensure(&Access::of(context)?, input).await
     }
 }
 
-/// Draws the bytes of a new id.
-fn entropy() -> std::result::Result<[u8; slipway_core::id::ID_ENTROPY_BYTES], Problem> {
-    crate::farm::entropy().map_err(Problem::from)
-}
-
-fn size(base: BuilderSize, limits: &OrgLimits) -> BuilderSize {
-    BuilderSize {
-        cpu_millis: limits.cpu_millis.unwrap_or(base.cpu_millis),
-        memory: limits.memory_bytes.map_or(base.memory, slipway_core::units::ByteSize),
-        volume: limits.volume_bytes.map_or(base.volume, slipway_core::units::ByteSize),
-    }
-}
-
-fn check_limits(size: &BuilderSize, idle: Duration) -> std::result::Result<(), Problem> {
-    check_builder_size(size)
-        .and_then(|()| check_idle(idle))
-        .map_err(|error| Problem::bad_input(error.to_string()))
-}
-
-/// The builder that is meant, if the caller may use it.
-async fn builder_key(
-    context: &Context<'_>,
-    input: &BuilderInput,
-) -> std::result::Result<BuilderKey, Problem> {
-    let services = context.data::<Services>().map_err(|_| Problem::bad_input("no services"))?;
-    let caller =
-        context.data::<super::Caller>().map_err(|_| Problem::forbidden("who are you?"))?;
-    caller.require(TokenRole::Deploy)?;
-    let org = caller.org(services, input.org.as_deref()).await?;
-    Ok(key_of(&org, input.region.as_deref(), input.arch.as_deref()))
-}
-
-pub(super) fn key_of(
-    org: &slipway_store::Org,
-    region: Option<&str>,
-    arch: Option<&str>,
-) -> BuilderKey {
-    BuilderKey {
+/// Which builder of which org is meant.
+///
+/// # Errors
+/// As [`Access::enter`]; [`Code::Invalid`].
+pub(super) async fn builder_key(
+    access: &Access<'_>,
+    input: BuilderInput,
+    role: TokenRole,
+) -> Result<(Entered, BuilderKey)> {
+    let entered = access.enter(input.org.as_deref(), role).await?;
+    let org = &entered.org;
+    let key = BuilderKey {
         org: org.id.clone(),
-        region: region.unwrap_or(&org.default_region).to_owned(),
-        arch: arch.unwrap_or(&org.default_arch).to_owned(),
+        region: label(
+            input.region.unwrap_or_else(|| org.default_region.clone()),
+            "region",
+        )?,
+        arch: label(
+            input.arch.unwrap_or_else(|| org.default_arch.clone()),
+            "architecture",
+        )?,
+    };
+    Ok((entered, key))
+}
+
+/// Wakes a builder (which is made if there is none) and waits until its Docker answers.
+///
+/// # Errors
+/// The farm's; [`Code::Unavailable`] if Docker does not answer in time.
+pub(super) async fn wait_ready(access: &Access<'_>, key: &BuilderKey) -> Result<()> {
+    let (stream, _activity) = access.parts.farm.connect(key, EndpointPort::Guest).await?;
+    let mut guest = GuestClient::new(stream).await.map_err(FarmError::from)?;
+    let status = guest
+        .status(MACHINE_READY_WAIT_MAX)
+        .await
+        .map_err(FarmError::from)?;
+    if status.ready {
+        return Ok(());
+    }
+    Err(Problem::new(
+        Code::Unavailable,
+        "the builder's Docker does not answer yet",
+    )
+    .hint("try again in a minute")
+    .into())
+}
+
+/// A certificate never outlives its token; a life that somebody asked for is given or refused, not trimmed.
+fn certificate_life(asked: Option<Duration>, token_left: Option<Duration>) -> Result<Duration> {
+    let bounds = CLIENT_CERTIFICATE_LIFE_MIN..=CLIENT_CERTIFICATE_LIFE_MAX;
+    let longest = token_left.map_or(CLIENT_CERTIFICATE_LIFE_MAX, |left| {
+        left.min(CLIENT_CERTIFICATE_LIFE_MAX)
+    });
+    match asked {
+        None => Ok(longest),
+        Some(asked) if !bounds.contains(&asked) => {
+            Err(Problem::new(Code::Invalid, "a certificate lives from a day to a year").into())
+        }
+        Some(asked) if asked > longest => {
+            Err(Problem::new(Code::Invalid, "the token ends before that").into())
+        }
+        Some(asked) => Ok(asked),
     }
 }
 
-/// Waits until dockerd of a builder answers.
-pub(super) async fn wait_ready(
-    services: &Services,
-    key: &BuilderKey,
-) -> std::result::Result<(), Problem> {
-    let (stream, _busy) =
-        services.farm.connect(key, EndpointPort::Guest).await.map_err(Problem::from)?;
-    let asked = async {
-        crate::guest_client::GuestClient::new(stream).await?.status(MACHINE_READY_WAIT_MAX).await
-    };
-    let status = asked
-        .await
-        .map_err(|error| Problem::from(crate::farm::FarmError::Guest(error)))?;
-    if status.ready { Ok(()) } else { Err(crate::farm::FarmError::NotRunning.into()) }
+fn no_token() -> super::Refused {
+    StoreError::NotFound(What::Token).into()
 }

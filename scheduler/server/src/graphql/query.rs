@@ -1,180 +1,168 @@
-//! Questions.
+//! What may be asked.
 
-use super::caller::Caller;
-use super::error::Problem;
-use super::view::{
-    App, Build, Builder, Org, RegistryCredential, Server, Token, Viewer, Volume, time,
-};
-use super::{Services, caller, services};
-use async_graphql::{Context, ID, Object, Result};
-use slipway_core::id::{AppId, BuildId, OrgId};
-use slipway_store::{BuildFilter, StoreError, TokenRole};
-use std::collections::HashMap;
+use super::Result;
+use super::access::Access;
+use super::input::parse_id;
+use super::view::{App, Build, Builder, Org, RegistryCredential, Server, Token, Viewer, Volume};
+use crate::bounds::PAGE_MAX;
+use async_graphql::{Context, ID, Object};
+use slipway_store::{BuildFilter, TokenRole};
 
-/// Most rows of one answer.
-const ROWS_MAX: u32 = 200;
-const ROWS_DEFAULT: u32 = 20;
-
-#[derive(Debug)]
 pub(super) struct Query;
 
+/// What may be asked. `org` is an id or a slug; without it, the token's own org is meant.
 #[Object]
 impl Query {
     /// Who asks, and what answers.
     async fn viewer(&self, context: &Context<'_>) -> Result<Viewer> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        let org = match &caller.token.org {
-            Some(own) => Some(services.store.org(own).await.map_err(Problem::from)?.into()),
+        let access = Access::of(context)?;
+        let org = match access.principal.org() {
+            Some(_) => Some(access.enter(None, TokenRole::Read).await?.org.into()),
             None => None,
         };
-        let token = caller.token.clone().into();
-        let server = Server {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            docker: services.docker_address.clone(),
-            buildkit: services.buildkit_address.clone(),
-        };
-        Ok(Viewer { token, org, server })
+        Ok(Viewer {
+            token: access.principal.token().clone().into(),
+            org,
+            server: server(&access),
+        })
     }
 
-    /// The orgs the caller can see.
+    /// The orgs that the token can see: its own, or all for the administrator.
     async fn orgs(&self, context: &Context<'_>) -> Result<Vec<Org>> {
-        let orgs = caller(context)?.orgs(services(context)?).await?;
-        Ok(orgs.into_iter().map(Org::from).collect())
+        let access = Access::of(context)?;
+        match access.principal.org() {
+            Some(_) => Ok(vec![access.enter(None, TokenRole::Read).await?.org.into()]),
+            None => Ok(access
+                .store()
+                .all_orgs()
+                .await?
+                .into_iter()
+                .map(Org::from)
+                .collect()),
+        }
     }
 
-    /// Apps of an org, the one that holds its builders among them.
+    /// One org.
+    async fn org(&self, context: &Context<'_>, org: Option<String>) -> Result<Org> {
+        let access = Access::of(context)?;
+        Ok(access
+            .enter(org.as_deref(), TokenRole::Read)
+            .await?
+            .org
+            .into())
+    }
+
+    /// Apps of an org, builders among them, by name.
     async fn apps(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<App>> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        let org = caller.org(services, org.as_deref()).await?;
-        let apps = services.store.apps(&org.id).await.map_err(Problem::from)?;
-        Ok(apps.into_iter().filter(|app| caller.may_use(&app.id)).map(App::from).collect())
+        let access = Access::of(context)?;
+        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
+        let apps = access.store().apps(&entered.org.id).await?;
+        let visible = apps
+            .into_iter()
+            .filter(|app| entered.check_app(app).is_ok());
+        Ok(visible.map(App::from).collect())
     }
 
-    /// Tokens of an org, without their secrets.
+    /// Tokens of an org, newest first, without their secrets. Without `org`, the administrator sees the administrator's.
     async fn tokens(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<Token>> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        caller.require_org_wide()?;
-        caller.require(TokenRole::Admin)?;
-        let org = caller.org(services, org.as_deref()).await?;
-        let tokens = services.store.tokens(Some(&org.id)).await.map_err(Problem::from)?;
+        let access = Access::of(context)?;
+        let tokens = if org.is_none() && access.principal.org().is_none() {
+            access.principal.require_administrator()?;
+            access.store().tokens(None).await?
+        } else {
+            let entered = access.enter_whole(org.as_deref(), TokenRole::Admin).await?;
+            access.store().tokens(Some(&entered.org.id)).await?
+        };
         Ok(tokens.into_iter().map(Token::from).collect())
     }
 
     /// Builders of an org.
     async fn builders(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<Builder>> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        let org = caller.org(services, org.as_deref()).await?;
-        Ok(services.farm.builders(&org.id).into_iter().map(Builder::from).collect())
+        let access = Access::of(context)?;
+        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
+        let views = access.parts.farm.builders(&entered.org.id);
+        Ok(views.into_iter().map(Builder::from).collect())
     }
 
-    /// Volumes of an org.
+    /// One builder of an org, by the id of its machine.
+    async fn builder(
+        &self,
+        context: &Context<'_>,
+        org: Option<String>,
+        id: ID,
+    ) -> Result<Option<Builder>> {
+        let access = Access::of(context)?;
+        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
+        let id = super::view::machine_id(&id)?;
+        let views = access.parts.farm.builders(&entered.org.id);
+        Ok(views
+            .into_iter()
+            .find(|view| view.machine == id)
+            .map(Builder::from))
+    }
+
+    /// Volumes of an org, oldest first.
     async fn volumes(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<Volume>> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        caller.require_org_wide()?;
-        let org = caller.org(services, org.as_deref()).await?;
-        volumes(services, &org.id).await.map_err(Into::into)
+        let access = Access::of(context)?;
+        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
+        let volumes = access.store().volumes(&entered.org.id).await?;
+        Ok(volumes.into_iter().map(Volume).collect())
     }
 
-    /// Builds of an org, newest first.
+    /// Builds of an org, newest first, at most 200; `before` is the last id of the page before.
     async fn builds(
         &self,
         context: &Context<'_>,
         org: Option<String>,
         app: Option<String>,
-        limit: Option<u32>,
+        before: Option<ID>,
+        #[graphql(default = 50)] limit: u32,
     ) -> Result<Vec<Build>> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        let org = caller.org(services, org.as_deref()).await?;
-        let app = match (app, &caller.token.app) {
-            (Some(name), _) => Some(caller.app(services, &org.id, &name).await?.id),
-            (None, own) => own.clone(),
+        let access = Access::of(context)?;
+        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
+        let app = match app {
+            Some(name) => Some(access.app(&entered, &name).await?.id),
+            None => entered.app.clone(),
         };
-        let limit = limit.unwrap_or(ROWS_DEFAULT).min(ROWS_MAX);
-        let filter = BuildFilter { app, before: None, limit };
-        let builds = services.store.builds(&org.id, &filter).await.map_err(Problem::from)?;
-        let names = app_names(services, &org.id).await?;
-        let named = |app: &AppId| names.get(app).cloned().unwrap_or_default();
-        Ok(builds.into_iter().map(|build| { let app = named(&build.app); Build::new(build, app) }).collect())
+        let before = before.as_ref().map(parse_id).transpose()?;
+        let filter = BuildFilter {
+            app,
+            before,
+            limit: limit.min(PAGE_MAX),
+        };
+        let builds = access.store().builds(&entered.org.id, &filter).await?;
+        Ok(builds.into_iter().map(Build).collect())
     }
 
     /// One build.
     async fn build(&self, context: &Context<'_>, id: ID) -> Result<Build> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        let (org, build) = find_build(services, caller, &id).await?;
-        Ok(show_build(services, &org, build).await?)
+        let access = Access::of(context)?;
+        Ok(Build(
+            access.build(&parse_id(&id)?, TokenRole::Read).await?.1,
+        ))
     }
 
-    /// Stored registry credentials, without their passwords.
+    /// Registry credentials of an org, by registry, without their passwords.
     async fn registry_credentials(
         &self,
         context: &Context<'_>,
         org: Option<String>,
     ) -> Result<Vec<RegistryCredential>> {
-        let (services, caller) = (services(context)?, caller(context)?);
-        caller.require_org_wide()?;
-        let org = caller.org(services, org.as_deref()).await?;
-        let all = services.store.credentials(&org.id).await.map_err(Problem::from)?;
-        Ok(all.into_iter().map(RegistryCredential::from).collect())
+        let access = Access::of(context)?;
+        let entered = access
+            .enter_whole(org.as_deref(), TokenRole::Deploy)
+            .await?;
+        let rows = access.store().credentials(&entered.org.id).await?;
+        Ok(rows.into_iter().map(RegistryCredential::from).collect())
     }
 }
 
-async fn volumes(services: &Services, org: &OrgId) -> std::result::Result<Vec<Volume>, Problem> {
-    let regions: HashMap<_, _> = services
-        .store
-        .hosts()
-        .await?
-        .into_iter()
-        .map(|used| (used.host.id, used.host.region))
-        .collect();
-    let holders: HashMap<_, _> =
-        services.farm.builders(org).into_iter().map(|b| (b.volume, b.machine)).collect();
-    let used = services.farm.volume_use(org).await;
-    let all = services.store.volumes(org).await?;
-    Ok(all
-        .into_iter()
-        .map(|volume| Volume {
-            region: regions.get(&volume.host).cloned().unwrap_or_default(),
-            used_bytes: used.get(&volume.id).copied(),
-            attached_to: holders.get(&volume.id).map(|machine| machine.as_str().into()),
-            id: volume.id.as_str().into(),
-            state: volume.state.into(),
-            size_bytes: volume.size.0,
-            created_at: time(volume.created_at),
-        })
-        .collect())
-}
-
-async fn app_names(
-    services: &Services,
-    org: &OrgId,
-) -> std::result::Result<HashMap<AppId, String>, Problem> {
-    let apps = services.store.apps(org).await?;
-    Ok(apps.into_iter().map(|app| (app.id, app.name)).collect())
-}
-
-/// A build by its id, in whichever org of this caller it is.
-pub(super) async fn find_build(
-    services: &Services,
-    caller: &Caller,
-    id: &str,
-) -> std::result::Result<(OrgId, slipway_store::Build), Problem> {
-    let unknown = || Problem::user("BUILD_NOT_FOUND", "there is no such build, or it is not yours");
-    let id: BuildId = id.parse().map_err(|_| unknown().hint("an id looks like bld_0k3vq2m9c4t7xw1e"))?;
-    for org in caller.orgs(services).await? {
-        match services.store.build(&org.id, &id).await {
-            Ok(build) if caller.may_use(&build.app) => return Ok((org.id, build)),
-            Ok(_) | Err(StoreError::NotFound(_)) => {}
-            Err(error) => return Err(error.into()),
-        }
+fn server(access: &Access<'_>) -> Server {
+    let addresses = access.parts.addresses.clone();
+    Server {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        api: addresses.api,
+        docker: addresses.docker,
+        buildkit: addresses.buildkit,
     }
-    Err(unknown())
-}
-
-pub(super) async fn show_build(
-    services: &Services,
-    org: &OrgId,
-    build: slipway_store::Build,
-) -> std::result::Result<Build, Problem> {
-    let app = services.store.app(org, &build.app).await?;
-    Ok(Build::new(build, app.name))
 }

@@ -1,0 +1,236 @@
+//! The API listener: `/graphql`, its page for people, `/healthz` and the authority's certificate.
+//!
+//! | request | authentication | answer |
+//! |---|---|---|
+//! | `GET /healthz` | none | 200 |
+//! | `GET /v1/ca.pem` | none (it is public, and whoever trusts nothing yet needs it) | the authority's certificate |
+//! | `POST /graphql` | Bearer or Basic | GraphQL over HTTP; with `Accept: text/event-stream`, over server-sent events |
+//! | `GET /graphiql` | Basic, as browsers ask for it | a page to try queries on |
+//!
+//! Must not know: the schema.
+
+use crate::auth::{Authenticator, Credential, Principal};
+use crate::bounds::{GRAPHQL_BODY_BYTES_MAX, GRAPHQL_BODY_WAIT_MAX, SSE_HEARTBEAT};
+use crate::builds::BuildService;
+use crate::ca::CertificateAuthority;
+use crate::connection::Connection;
+use crate::credentials::Credentials;
+use crate::farm::Farm;
+use crate::gateway::authenticate;
+use crate::graphql::{self, Executor, Outcome};
+use crate::http::{Body, answer, challenge, empty};
+use crate::problem::{Code, Problem};
+use crate::serve::PublicAddresses;
+use crate::settings::ServeSettings;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
+use slipway_store::Store;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// What the API is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
+    pub(crate) addresses: PublicAddresses,
+    pub(crate) authority: Arc<CertificateAuthority>,
+    pub(crate) settings: Arc<ServeSettings>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) farm: Farm,
+    pub(crate) builds: BuildService,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) credentials: Credentials,
+    /// The control plane ends: so do subscriptions.
+    pub(crate) cancel: CancellationToken,
+}
+
+/// The API; clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    parts: Arc<Parts>,
+    executor: Executor,
+}
+
+const JSON: &str = "application/json; charset=utf-8";
+const EVENT_STREAM: &str = "text/event-stream";
+
+impl Api {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let parts = Arc::new(parts);
+        Self {
+            executor: Executor::new(Arc::clone(&parts)),
+            parts,
+        }
+    }
+
+    /// Answers one request.
+    pub(crate) async fn serve(
+        &self,
+        connection: &Arc<Connection>,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        match (&method, path.as_str()) {
+            (&Method::GET | &Method::HEAD, "/healthz") => {
+                answer(StatusCode::OK, "text/plain; charset=utf-8", "ok\n")
+            }
+            (&Method::GET | &Method::HEAD, "/v1/ca.pem") => {
+                let pem = self.parts.authority.pem().to_owned();
+                answer(StatusCode::OK, "application/x-pem-file", pem)
+            }
+            (_, "/healthz" | "/v1/ca.pem") => not_allowed("GET, HEAD"),
+            (&Method::POST, "/graphql") => self.graphql(connection, request).await,
+            (&Method::GET, "/graphiql") => {
+                match self.principal(connection, request.headers()).await {
+                    Ok(_) => answer(StatusCode::OK, "text/html; charset=utf-8", graphql::page()),
+                    Err(problem) => refused(&problem),
+                }
+            }
+            (_, "/graphql") => not_allowed("POST"),
+            (_, "/graphiql") => not_allowed("GET"),
+            _ => refused(&Problem::new(Code::NotFound, "no such page")),
+        }
+    }
+
+    async fn principal(
+        &self,
+        connection: &Connection,
+        headers: &HeaderMap,
+    ) -> Result<Principal, Problem> {
+        let credential = Credential::of(headers, None);
+        let principal =
+            authenticate(&self.parts.authenticator, credential, connection.peer()).await?;
+        if let Some(org) = principal.org() {
+            connection.count_for(org)?;
+        }
+        Ok(principal)
+    }
+
+    async fn graphql(
+        &self,
+        connection: &Arc<Connection>,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let principal = match self.principal(connection, request.headers()).await {
+            Ok(principal) => principal,
+            Err(problem) => return refused(&problem),
+        };
+        // A form of another site cannot send this type without the browser asking us first.
+        if !media_type(request.headers(), CONTENT_TYPE.as_str(), "application/json") {
+            let problem = Problem::new(Code::Invalid, "the content type must be application/json");
+            return refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, &problem);
+        }
+        let events = media_type(request.headers(), ACCEPT.as_str(), EVENT_STREAM);
+        let body = match read(request.into_body()).await {
+            Ok(body) => body,
+            Err((status, problem)) => return refusal(status, &problem),
+        };
+        let outcome = match self.executor.execute(principal, &body, events).await {
+            Ok(outcome) => outcome,
+            Err(problem) => return refused(&problem),
+        };
+        match outcome {
+            Outcome::Answer(json) => answer(StatusCode::OK, JSON, json),
+            Outcome::Events(stream) => {
+                let cancel = self.parts.cancel.clone().cancelled_owned();
+                event_stream(stream.take_until(cancel), Arc::clone(connection))
+            }
+        }
+    }
+}
+
+/// Server-sent events as graphql-sse's distinct connections mode has them.
+fn event_stream(
+    answers: impl Stream<Item = String> + Send + 'static,
+    connection: Arc<Connection>,
+) -> Response<Body> {
+    let events = answers.map(|json| format!("event: next\ndata: {json}\n\n"));
+    let events = events.chain(futures_util::stream::once(async {
+        "event: complete\ndata:\n\n".to_owned()
+    }));
+    let events = with_heartbeat(events, SSE_HEARTBEAT).map(move |text| {
+        let _held = &connection;
+        Ok::<_, Infallible>(Frame::data(Bytes::from(text)))
+    });
+    let body = StreamBody::new(events)
+        .map_err(|never| match never {})
+        .boxed_unsync();
+    let mut response = answer(StatusCode::OK, EVENT_STREAM, Bytes::new());
+    *response.body_mut() = body;
+    response
+        .headers_mut()
+        .insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+/// Puts a comment wherever nothing came for `every`.
+fn with_heartbeat(
+    events: impl Stream<Item = String> + Send + 'static,
+    every: Duration,
+) -> impl Stream<Item = String> + Send + 'static {
+    futures_util::stream::unfold(Box::pin(events), move |mut events| async move {
+        match tokio::time::timeout(every, events.next()).await {
+            Ok(Some(event)) => Some((event, events)),
+            Ok(None) => None,
+            Err(_) => Some((":\n\n".to_owned(), events)),
+        }
+    })
+}
+
+async fn read(body: Incoming) -> Result<Bytes, (StatusCode, Problem)> {
+    let whole = Limited::new(body, GRAPHQL_BODY_BYTES_MAX).collect();
+    match tokio::time::timeout(GRAPHQL_BODY_WAIT_MAX, whole).await {
+        Ok(Ok(whole)) => Ok(whole.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            let message = format!("the request is larger than {GRAPHQL_BODY_BYTES_MAX} bytes");
+            Err((
+                StatusCode::PAYLOAD_TOO_LARGE,
+                Problem::new(Code::Invalid, message),
+            ))
+        }
+        Ok(Err(_)) => Err((
+            StatusCode::BAD_REQUEST,
+            Problem::new(Code::Invalid, "the request broke off"),
+        )),
+        Err(_) => {
+            let problem = Problem::new(Code::Invalid, "the request did not arrive in time");
+            Err((StatusCode::REQUEST_TIMEOUT, problem))
+        }
+    }
+}
+
+/// Whether a header names this media type, alone or in a list.
+fn media_type(headers: &HeaderMap, name: &str, wanted: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|part| part.split(';').next())
+        .any(|part| part.trim().eq_ignore_ascii_case(wanted))
+}
+
+fn refused(problem: &Problem) -> Response<Body> {
+    refusal(problem.code.status(), problem)
+}
+
+/// A refusal in GraphQL's form, which says the same in Docker's.
+fn refusal(status: StatusCode, problem: &Problem) -> Response<Body> {
+    let mut response = answer(status, JSON, graphql::problem_json(problem));
+    challenge(&mut response, problem.code);
+    response
+}
+
+fn not_allowed(methods: &'static str) -> Response<Body> {
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(methods));
+    response
+}

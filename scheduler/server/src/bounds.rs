@@ -1,0 +1,92 @@
+//! Bounds of the network face: listeners, gateways, API. docs/LIMITS.md lists each with its test.
+
+use std::time::Duration;
+
+/// Connections one listener holds at once; further ones wait in the kernel's backlog.
+pub const LISTENER_CONNECTIONS_MAX: usize = 4096;
+/// Connections of one org on one listener at once; a request on one more is answered 429.
+pub const ORG_CONNECTIONS_MAX: usize = 1024;
+/// Longest a TLS handshake may take; then the connection is closed.
+pub const TLS_HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Longest a connection may take over a request's head, or be idle between two; then it is closed.
+pub const REQUEST_HEAD_WAIT_MAX: Duration = Duration::from_secs(75);
+/// Header fields of one request; more are answered 431.
+pub const REQUEST_HEADERS_MAX: usize = 128;
+/// Bytes of one request's head; more are answered 431. Also the read buffer of one connection.
+pub const REQUEST_HEAD_BYTES_MAX: usize = 128 << 10;
+/// Longest path (before its query) that a gateway looks at; a longer one is answered 414.
+pub const PATH_BYTES_MAX: usize = 4096;
+/// Longest dockerd may take to begin the answer to the upgrade that carries a BuildKit connection.
+pub const UPGRADE_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Idle connections to one builder kept for the next request; one more is closed.
+pub const POOLED_PER_BUILDER_MAX: usize = 16;
+/// How long an idle connection to a builder is kept.
+pub const POOLED_IDLE_MAX: Duration = Duration::from_secs(20);
+/// Idle connections kept in all; the pool is emptied of the old ones first.
+pub const POOLED_MAX: usize = 512;
+/// Bytes moved in one step of a hijacked stream. The buffer belongs to the thread, not to the stream.
+pub const PUMP_BYTES: usize = 64 << 10;
+/// Bytes of a GraphQL request; more are answered 413.
+pub const GRAPHQL_BODY_BYTES_MAX: usize = 1 << 20;
+/// Longest a GraphQL request's body may take to arrive.
+pub const GRAPHQL_BODY_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Nesting of a GraphQL query (introspection as GraphiQL does it needs 15).
+pub const GRAPHQL_DEPTH_MAX: usize = 16;
+/// Fields of a GraphQL query.
+pub const GRAPHQL_COMPLEXITY_MAX: usize = 1000;
+/// A comment is sent on a quiet event stream so often, so that both ends know that the other is there.
+pub const SSE_HEARTBEAT: Duration = Duration::from_secs(15);
+/// Events of a subscription that wait for a slow reader.
+pub const SSE_QUEUE_MAX: usize = 16;
+/// Good credentials remembered.
+pub const AUTH_CACHE_MAX: usize = 4096;
+/// How long a good credential is remembered. A revocation by another process takes effect after this at the latest; one
+/// by this process, at once.
+pub const AUTH_CACHE_KEEP: Duration = Duration::from_secs(5);
+/// Wrong credentials one peer may present in [`AUTH_FAILURES_WINDOW`]; then it is answered 429 unless its credential is
+/// known to be good.
+pub const AUTH_FAILURES_MAX: u32 = 30;
+/// See [`AUTH_FAILURES_MAX`].
+pub const AUTH_FAILURES_WINDOW: Duration = Duration::from_secs(60);
+/// Peers whose failures are counted; the oldest are forgotten first.
+pub const AUTH_PEERS_MAX: usize = 8192;
+/// A use of a token is recorded at most so often.
+pub const TOKEN_TOUCH_EVERY: Duration = Duration::from_secs(60);
+/// Lifetime of the server's certificate.
+pub const SERVER_CERTIFICATE_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The server's certificate is replaced when so much of its life is left.
+pub const SERVER_CERTIFICATE_RENEW_LEFT: Duration = Duration::from_secs(10 * 24 * 3600);
+/// How often its age is looked at.
+pub const SERVER_CERTIFICATE_LOOK_EVERY: Duration = Duration::from_secs(3600);
+/// Shortest life of a client certificate.
+pub const CLIENT_CERTIFICATE_LIFE_MIN: Duration = Duration::from_secs(24 * 3600);
+/// Longest life of a client certificate, and the one that is given when nobody asks for another.
+pub const CLIENT_CERTIFICATE_LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Longest the shutdown waits for requests to end; then they are cut. Builds are the guests' own and go on.
+pub const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Largest `X-Registry-Auth` that is decoded.
+pub const REGISTRY_AUTH_BYTES_MAX: usize = 32 << 10;
+/// Largest list of images that is read to find the tags of a `docker push --all-tags`.
+pub const IMAGE_LIST_BYTES_MAX: usize = 8 << 20;
+/// Longest name of a token or an org, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Longest image name, session id, or name of a build's attribute, in bytes.
+pub const REFERENCE_BYTES_MAX: usize = 1024;
+/// Attributes of one build (build arguments, labels and so on).
+pub const FRONTEND_ATTRS_MAX: usize = 1024;
+/// Bytes of them in all.
+pub const FRONTEND_ATTRS_BYTES_MAX: usize = 256 << 10;
+/// Builds or events in one answer of the API; callers page on.
+pub const PAGE_MAX: u32 = 200;
+/// How long the API waits for a builder's guest to tell its disk and activity; then it answers without them.
+pub const GUEST_LOOK_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Longest user name or password that is stored.
+pub const STORED_TEXT_BYTES_MAX: usize = 16 << 10;
+
+const _: () = assert!(
+    SERVER_CERTIFICATE_RENEW_LEFT.as_secs() + SERVER_CERTIFICATE_LOOK_EVERY.as_secs()
+        < SERVER_CERTIFICATE_LIFE.as_secs()
+);
+const _: () = assert!(ORG_CONNECTIONS_MAX * 2 <= LISTENER_CONNECTIONS_MAX);
+const _: () =
+    assert!(CLIENT_CERTIFICATE_LIFE_MIN.as_secs() < CLIENT_CERTIFICATE_LIFE_MAX.as_secs());

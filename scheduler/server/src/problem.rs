@@ -1,0 +1,219 @@
+//! One form for everything that is told to a caller: a stable code, a message, a hint. Docker's and GraphQL's edges
+//! print it each in its own way.
+//!
+//! What is only for the operator (paths, the database's words) is logged where the problem is made, and is not in it.
+
+use crate::builds::BuildError;
+use crate::farm::{FarmError, chain};
+use http::StatusCode;
+use slipway_core::build::Fault;
+use slipway_core::placement::PlacementError;
+use slipway_store::{ErrorKind, StoreError, What};
+use std::borrow::Cow;
+
+/// What kind of problem, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// No credential, or not a good one.
+    Unauthenticated,
+    /// A good credential that may not do this.
+    Forbidden,
+    /// There is no such thing, or none that this caller may see.
+    NotFound,
+    /// There is no such app: it can be made, and the request tried again.
+    AppNotFound,
+    /// The request makes no sense.
+    Invalid,
+    /// It is at odds with what there is.
+    Conflict,
+    /// A bound was reached; later is fine.
+    Limit,
+    /// The pool or a disk is full.
+    NoSpace,
+    /// Not now; nobody asked for anything wrong.
+    Unavailable,
+    /// Our bug.
+    Internal,
+}
+
+impl Code {
+    /// As programs see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "UNAUTHENTICATED",
+            Self::Forbidden => "FORBIDDEN",
+            Self::NotFound => "NOT_FOUND",
+            Self::AppNotFound => "APP_NOT_FOUND",
+            Self::Invalid => "INVALID",
+            Self::Conflict => "CONFLICT",
+            Self::Limit => "LIMIT",
+            Self::NoSpace => "NO_SPACE",
+            Self::Unavailable => "UNAVAILABLE",
+            Self::Internal => "INTERNAL",
+        }
+    }
+
+    /// Whose fault it is, which chooses a client's exit code.
+    pub fn fault(self) -> Fault {
+        match self {
+            Self::Unauthenticated
+            | Self::Forbidden
+            | Self::NotFound
+            | Self::AppNotFound
+            | Self::Invalid
+            | Self::Conflict
+            | Self::Limit => Fault::User,
+            Self::NoSpace | Self::Unavailable | Self::Internal => Fault::System,
+        }
+    }
+
+    /// As HTTP says it.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Unauthenticated => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::NotFound | Self::AppNotFound => StatusCode::NOT_FOUND,
+            Self::Invalid => StatusCode::BAD_REQUEST,
+            Self::Conflict => StatusCode::CONFLICT,
+            Self::Limit => StatusCode::TOO_MANY_REQUESTS,
+            Self::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+/// Something that went wrong, as its caller may know it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Problem {
+    /// For programs.
+    pub code: Code,
+    /// For people: one line, no final period.
+    pub message: Cow<'static, str>,
+    /// What to do about it.
+    pub hint: Option<Cow<'static, str>>,
+}
+
+impl Problem {
+    /// A problem without a hint.
+    pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// With a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// A bug of ours, or a system without randomness: told to the operator in full, and to the caller not at all.
+    pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
+        tracing::error!(why = chain(error), "internal error");
+        Self::new(Code::Internal, "something went wrong on the server")
+            .hint("tell the operator; the server's log says more")
+    }
+
+    /// Message and hint in one line, for clients that show one line.
+    pub fn line(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{} ({hint})", self.message),
+            None => self.message.to_string(),
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error.kind() {
+            ErrorKind::NotFound => {
+                let code = if matches!(error, StoreError::NotFound(What::App)) {
+                    Code::AppNotFound
+                } else {
+                    Code::NotFound
+                };
+                Self::new(code, error.to_string())
+            }
+            ErrorKind::Conflict => Self::new(Code::Conflict, error.to_string()),
+            ErrorKind::NoSpace => Self::new(Code::NoSpace, error.to_string()),
+            ErrorKind::Unavailable => {
+                tracing::error!(why = chain(&error), "store unavailable");
+                Self::new(Code::Unavailable, "the server's database does not answer")
+                    .hint("try again in a minute")
+            }
+            ErrorKind::Internal => Self::internal(&error),
+        }
+    }
+}
+
+impl From<FarmError> for Problem {
+    fn from(error: FarmError) -> Self {
+        let hint = error.hint();
+        let problem = match error {
+            FarmError::Store(store) => return store.into(),
+            FarmError::Place(PlacementError::NoSuchPlace { .. }) => {
+                Self::new(Code::Invalid, error.to_string())
+            }
+            FarmError::Place(PlacementError::NoSpace { .. }) => {
+                Self::new(Code::NoSpace, error.to_string())
+            }
+            FarmError::Quota(_) => Self::new(Code::Invalid, error.to_string()),
+            FarmError::NoBuilder { .. } => Self::new(Code::NotFound, error.to_string()),
+            FarmError::NotRunning | FarmError::InUse { .. } | FarmError::VolumeAttached => {
+                Self::new(Code::Conflict, error.to_string())
+            }
+            FarmError::TooManyConnections { .. } => Self::new(Code::Limit, error.to_string()),
+            FarmError::Place(PlacementError::NoneReachable { .. })
+            | FarmError::TimedOut { .. }
+            | FarmError::Closed => Self::new(Code::Unavailable, error.to_string()),
+            FarmError::WontStart(_) => {
+                tracing::warn!(why = chain(&error), "builder does not start");
+                Self::new(Code::Unavailable, "the builder does not start")
+            }
+            FarmError::Host(_) | FarmError::Guest(_) => {
+                tracing::warn!(why = chain(&error), "builder cannot be reached");
+                Self::new(Code::Unavailable, "the builder cannot be reached")
+            }
+            FarmError::Entropy(_) => return Self::internal(&error),
+        };
+        match hint {
+            Some(hint) => problem.hint(hint),
+            None => problem,
+        }
+    }
+}
+
+impl From<BuildError> for Problem {
+    fn from(error: BuildError) -> Self {
+        let hint = error.hint();
+        let problem = match error {
+            BuildError::Farm(farm) => return farm.into(),
+            BuildError::Store(store) => return store.into(),
+            BuildError::Refused {
+                status,
+                ref message,
+            } => {
+                let code = match status {
+                    StatusCode::TOO_MANY_REQUESTS => Code::Limit,
+                    StatusCode::CONFLICT => Code::Conflict,
+                    other if other.is_client_error() => Code::Invalid,
+                    _ => Code::Unavailable,
+                };
+                Self::new(code, message.clone())
+            }
+            BuildError::Guest(_) => {
+                tracing::warn!(why = chain(&error), "build not handed over");
+                Self::new(Code::Unavailable, "the builder does not answer")
+            }
+        };
+        match hint {
+            Some(hint) => problem.hint(hint),
+            None => problem,
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Settings of `slipway serve`, as the operator writes them.
+//!
+//! Must not know: where the file lies, or how it is read (the CLI parses it).
+
+use crate::farm::HostSettings;
+use serde::Deserialize;
+use slipway_core::limits::BUILDER_IDLE_DEFAULT;
+use slipway_core::quota::{BuilderSize, check_builder_size, check_idle};
+use slipway_core::units::ByteSize;
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything that may be set.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServeSettings {
+    /// Directory of the database, the keys and the certificates. Made (0700) if it is not there.
+    pub data_dir: PathBuf,
+    /// GraphQL. Port 0 takes a free one; `addresses.json` in the data directory tells which.
+    #[serde(default = "default_api")]
+    pub listen_api: SocketAddr,
+    /// The Docker gateway.
+    #[serde(default = "default_docker")]
+    pub listen_docker: SocketAddr,
+    /// The BuildKit gateway.
+    #[serde(default = "default_buildkit")]
+    pub listen_buildkit: SocketAddr,
+    /// Host names and addresses under which clients reach this server: they go into its certificate, and the first one is
+    /// what clients are told. Loopback names are always in the certificate.
+    #[serde(default)]
+    pub public_names: Vec<String>,
+    /// The hosts that run builders.
+    #[serde(default)]
+    pub hosts: Vec<HostEntry>,
+    /// What an org gets unless it asks for something else.
+    #[serde(default)]
+    pub builder: BuilderDefaults,
+}
+
+/// One host.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostEntry {
+    /// Its name, unique.
+    pub name: String,
+    /// Label of its region.
+    pub region: String,
+    /// Where `slipway host` listens.
+    pub socket: PathBuf,
+}
+
+/// What a new org's builders are like.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BuilderDefaults {
+    /// Region; the first host's by default.
+    pub region: Option<String>,
+    /// `amd64` or `arm64`; this computer's by default.
+    pub arch: Option<String>,
+    /// Processor limit in thousandths.
+    pub cpu_millis: u32,
+    /// Memory limit.
+    pub memory_bytes: u64,
+    /// Size of the cache volume.
+    pub volume_bytes: u64,
+    /// Seconds without activity after which a builder ends itself.
+    pub idle_seconds: u64,
+}
+
+impl Default for BuilderDefaults {
+    fn default() -> Self {
+        Self {
+            region: None,
+            arch: None,
+            cpu_millis: 2000,
+            memory_bytes: ByteSize::gib(4).0,
+            volume_bytes: ByteSize::gib(50).0,
+            idle_seconds: BUILDER_IDLE_DEFAULT.as_secs(),
+        }
+    }
+}
+
+/// Why settings are not good.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSettings {
+    /// A builder of that size, or an idle time, that the quotas do not allow.
+    #[error("builder: {0}")]
+    Builder(#[from] slipway_core::quota::QuotaError),
+    /// Two hosts have one name.
+    #[error("two hosts are called '{0}'")]
+    HostTwice(String),
+    /// An empty or unusable word.
+    #[error("{field}: '{value}' will not do (lower-case letters, digits and hyphens)")]
+    Word {
+        /// Which setting.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+    },
+}
+
+fn default_api() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 7443).into()
+}
+
+fn default_docker() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 2376).into()
+}
+
+fn default_buildkit() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 8372).into()
+}
+
+impl ServeSettings {
+    /// Checks what the types do not say.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(&self) -> Result<(), InvalidSettings> {
+        check_builder_size(&self.builder.size())?;
+        check_idle(self.builder.idle())?;
+        let mut names = HashSet::new();
+        for host in &self.hosts {
+            for (field, value) in [("hosts.name", &host.name), ("hosts.region", &host.region)] {
+                if !is_label(value) {
+                    return Err(InvalidSettings::Word {
+                        field,
+                        value: value.clone(),
+                    });
+                }
+            }
+            if !names.insert(&host.name) {
+                return Err(InvalidSettings::HostTwice(host.name.clone()));
+            }
+        }
+        let words = [
+            ("builder.region", &self.builder.region),
+            ("builder.arch", &self.builder.arch),
+        ];
+        for (field, value) in words {
+            if let Some(value) = value.as_ref().filter(|value| !is_label(value)) {
+                return Err(InvalidSettings::Word {
+                    field,
+                    value: value.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Region of a new org's builders.
+    pub fn default_region(&self) -> String {
+        let first = || self.hosts.first().map(|host| host.region.clone());
+        self.builder
+            .region
+            .clone()
+            .or_else(first)
+            .unwrap_or_else(|| "local".to_owned())
+    }
+
+    /// Architecture of a new org's builders.
+    pub fn default_arch(&self) -> String {
+        self.builder.arch.clone().unwrap_or_else(|| {
+            match std::env::consts::ARCH {
+                "x86_64" => "amd64",
+                "aarch64" => "arm64",
+                other => other,
+            }
+            .to_owned()
+        })
+    }
+
+    /// For the farm.
+    pub(crate) fn host_settings(&self) -> Vec<HostSettings> {
+        self.hosts
+            .iter()
+            .cloned()
+            .map(
+                |HostEntry {
+                     name,
+                     region,
+                     socket,
+                 }| HostSettings {
+                    name,
+                    region,
+                    socket,
+                },
+            )
+            .collect()
+    }
+}
+
+impl BuilderDefaults {
+    /// As the quotas know it.
+    pub fn size(&self) -> BuilderSize {
+        BuilderSize {
+            cpu_millis: self.cpu_millis,
+            memory: ByteSize(self.memory_bytes),
+            volume: ByteSize(self.volume_bytes),
+        }
+    }
+
+    /// As a duration.
+    pub fn idle(&self) -> Duration {
+        Duration::from_secs(self.idle_seconds)
+    }
+}
+
+/// A word that may be a slug, an app, a region or an architecture: 1 to 63 lower-case letters, digits and inner hyphens,
+/// so that it is a DNS label too.
+pub(crate) fn is_label(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> ServeSettings {
+        serde_json::from_str(r#"{"data_dir": "/var/lib/slipway"}"#).expect("minimal settings")
+    }
+
+    #[test]
+    fn a_data_dir_is_enough_and_listens_on_loopback_only() {
+        let settings = settings();
+        assert_eq!(settings.check(), Ok(()));
+        for address in [
+            settings.listen_api,
+            settings.listen_docker,
+            settings.listen_buildkit,
+        ] {
+            assert!(address.ip().is_loopback());
+        }
+        assert_eq!(settings.default_region(), "local");
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_refused() {
+        assert!(serde_json::from_str::<ServeSettings>(r#"{"data_dir": "/x", "dta": 1}"#).is_err());
+        let mut twice = settings();
+        let host = HostEntry {
+            name: "a".into(),
+            region: "r".into(),
+            socket: "/s".into(),
+        };
+        twice.hosts = vec![host.clone(), host];
+        assert_eq!(twice.check(), Err(InvalidSettings::HostTwice("a".into())));
+        let mut small = settings();
+        small.builder.memory_bytes = 1;
+        assert!(matches!(small.check(), Err(InvalidSettings::Builder(_))));
+    }
+
+    #[test]
+    fn labels_are_dns_labels() {
+        for good in ["a", "a-b", "0", &"x".repeat(63)] {
+            assert!(is_label(good), "{good}");
+        }
+        for bad in ["", "-a", "a-", "A", "a_b", "a.b", "ü", &"x".repeat(64)] {
+            assert!(!is_label(bad), "{bad}");
+        }
+    }
+}
