@@ -1,0 +1,6 @@
+//! The guest in a real machine, with real daemons, on a real volume.
+
+mod build;
+mod harness;
+mod lives;
+mod works;
