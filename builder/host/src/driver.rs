@@ -20,6 +20,15 @@ pub(crate) struct DriverCapabilities {
     pub(crate) name: &'static str,
 }
 
+/// Whether a guest was asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// It will hear of it.
+    Yes,
+    /// It is so young that it cannot hear yet: ask again.
+    NotYet,
+}
+
 /// A machine to start.
 #[derive(Debug)]
 pub(crate) struct Start<'a> {
@@ -48,7 +57,7 @@ pub(crate) trait MachineDriver: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// Only when the system refuses.
-    fn ask_to_end(&self, machine: &MachineId, process: &Process) -> io::Result<()>;
+    fn ask_to_end(&self, machine: &MachineId, process: &Process) -> io::Result<Asked>;
 
     /// Ends the machine now, with all in it.
     ///

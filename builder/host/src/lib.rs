@@ -19,6 +19,7 @@ mod machines;
 mod network;
 mod process;
 mod program;
+mod purge;
 mod record;
 mod sandbox;
 mod server;
@@ -30,6 +31,7 @@ mod undo;
 mod wire;
 
 pub use network::address::{Allowed, InvalidAddress, Ipv4Net, Transport};
+pub use purge::{Purged, purge};
 pub use settings::{HostSettings, InvalidSettings};
 
 use driver::{DriverError, MachineDriver};

@@ -19,6 +19,8 @@ pub const STARTS_AT_ONCE_MAX: usize = 8;
 pub const MACHINE_IDS: u32 = 1 << 16;
 /// Longest grace that `stop_machine` may ask for; more is cut to it.
 pub const STOP_GRACE_MAX: Duration = Duration::from_secs(600);
+/// How often a guest that is too young to hear that it should end is asked again, until its grace is over.
+pub const ASK_AGAIN_EVERY: Duration = Duration::from_millis(20);
 /// How long a killed machine may take to be gone. Then the verb fails, and may be asked again.
 pub const KILL_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long a program that the daemon runs (`runc`, `ip`, `nft`, `mount`, `unsquashfs`) may take. Then it is killed.

@@ -26,6 +26,7 @@ pub(crate) struct ProcessId {
 /// A process that lived when it was opened; signals go to it or to nobody.
 #[derive(Debug, Clone)]
 pub(crate) struct Process {
+    pid: i32,
     pidfd: Arc<OwnedFd>,
 }
 
@@ -55,6 +56,7 @@ impl ProcessId {
         let same = start_ticks(self.pid).is_ok_and(|ticks| ticks == self.start_ticks)
             && boot_id()? == self.boot;
         let process = Process {
+            pid: self.pid,
             pidfd: Arc::new(pidfd),
         };
         Ok((same && !process.has_ended()?).then_some(process))
@@ -80,10 +82,25 @@ impl Process {
         }
     }
 
+    /// Whether it would take note of `signal`: the first process of a PID namespace never gets one that it neither
+    /// handles nor blocks.
+    pub(crate) fn heeds(&self, signal: nix::sys::signal::Signal) -> io::Result<bool> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let heeded = mask(&status, "SigCgt:") | mask(&status, "SigBlk:");
+        Ok(heeded & (1 << (signal as i32 - 1)) != 0)
+    }
+
     /// A descriptor that is readable once it has ended.
     pub(crate) fn pidfd(&self) -> io::Result<OwnedFd> {
         self.pidfd.try_clone()
     }
+}
+
+/// A signal mask of `/proc/<pid>/status` (proc_pid_status(5)); empty if it is not there.
+fn mask(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0)
 }
 
 fn boot_id() -> io::Result<String> {
@@ -116,6 +133,19 @@ mod tests {
     fn a_name_with_parentheses_does_not_confuse() {
         let stat = "7 (a) b) (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 98765 1 1";
         assert_eq!(parse_start_ticks(stat), Some(98765));
+    }
+
+    #[test]
+    fn reads_signal_masks() {
+        let status = "Name:\tx\nSigBlk:\t0000000000000001\nSigCgt:\t0000000000004000\n";
+        assert_eq!(
+            (
+                mask(status, "SigBlk:"),
+                mask(status, "SigCgt:"),
+                mask(status, "SigIgn:")
+            ),
+            (1, 0x4000, 0)
+        );
     }
 
     #[test]

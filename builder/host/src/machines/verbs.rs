@@ -3,8 +3,8 @@
 //! Must not know: sockets and frames.
 
 use super::{Entry, Machines, VerbError, blocking, report};
-use crate::driver::Start;
-use crate::limits::{KILL_WAIT_MAX, STOP_GRACE_MAX};
+use crate::driver::{Asked, Start};
+use crate::limits::{ASK_AGAIN_EVERY, KILL_WAIT_MAX, STOP_GRACE_MAX};
 use crate::process::{Process, ProcessId};
 use crate::record::{Phase, Record};
 use slipway_core::generation::Generation;
@@ -134,13 +134,12 @@ impl Machines {
             self.driver.kill(machine, &process).map_err(failed)?;
             return Ok(report);
         }
-        self.driver.ask_to_end(machine, &process).map_err(failed)?;
-        self.kill_at(machine, process, Instant::now() + grace.min(STOP_GRACE_MAX));
+        self.end_by(machine, process, Instant::now() + grace.min(STOP_GRACE_MAX));
         Ok(report)
     }
 
-    /// Sets up the kill, unless an earlier one is set up.
-    fn kill_at(self: &Arc<Self>, machine: &MachineId, process: Process, at: Instant) {
+    /// Asks the guest to end and sets up the kill for when it does not, unless that was set up for earlier.
+    fn end_by(self: &Arc<Self>, machine: &MachineId, process: Process, at: Instant) {
         self.with_entry(machine, |entry| {
             if let Some((earlier, kill)) = &entry.kill {
                 if *earlier <= at && !kill.is_finished() {
@@ -150,7 +149,11 @@ impl Machines {
             }
             let (machines, name) = (Arc::clone(self), machine.clone());
             let kill = tokio::spawn(async move {
-                tokio::time::sleep_until(at).await;
+                let asked =
+                    tokio::time::timeout_at(at, machines.ask_until_heard(&name, &process)).await;
+                if asked.is_ok() {
+                    tokio::time::sleep_until(at).await;
+                }
                 tracing::info!(machine = %name, "did not end within its grace; killing it");
                 if let Err(error) = machines.driver.kill(&name, &process) {
                     tracing::error!(machine = %name, %error, "cannot kill");
@@ -158,6 +161,19 @@ impl Machines {
             });
             entry.kill = Some((at, kill.abort_handle()));
         });
+    }
+
+    async fn ask_until_heard(&self, machine: &MachineId, process: &Process) {
+        loop {
+            match self.driver.ask_to_end(machine, process) {
+                Ok(Asked::Yes) => return,
+                Ok(Asked::NotYet) => tokio::time::sleep(ASK_AGAIN_EVERY).await,
+                Err(error) => {
+                    tracing::error!(%machine, %error, "cannot ask to end");
+                    return;
+                }
+            }
+        }
     }
 
     /// Forgets a machine that has ended.

@@ -16,7 +16,7 @@ mod rootfs;
 #[cfg(test)]
 mod tests;
 
-use crate::driver::{DriverCapabilities, DriverError, MachineDriver, Start};
+use crate::driver::{Asked, DriverCapabilities, DriverError, MachineDriver, Start};
 use crate::files::{make_dir, remove_all};
 use crate::limits::{ENDPOINT_CONNECT_WAIT_MAX, MACHINE_IDS};
 use crate::network::Network;
@@ -319,8 +319,17 @@ impl MachineDriver for Sandbox {
         Ok(process)
     }
 
-    fn ask_to_end(&self, _machine: &MachineId, process: &Process) -> io::Result<()> {
-        process.signal(Signal::SIGTERM)
+    fn ask_to_end(&self, _machine: &MachineId, process: &Process) -> io::Result<Asked> {
+        if process.has_ended()? {
+            return Ok(Asked::Yes);
+        }
+        match process.heeds(Signal::SIGTERM) {
+            Ok(true) => process.signal(Signal::SIGTERM).map(|()| Asked::Yes),
+            Ok(false) => Ok(Asked::NotYet),
+            // It ended between the two looks.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Asked::Yes),
+            Err(error) => Err(error),
+        }
     }
 
     fn kill(&self, _machine: &MachineId, process: &Process) -> io::Result<()> {

@@ -1,0 +1,132 @@
+//! `slipway host purge`: ends every machine of this host and removes all it made.
+//!
+//! Must not know: how machines or volumes are ended; it asks for it as the host API's callers do.
+
+use crate::program::run as run_program;
+use crate::server::Service;
+use crate::settings::HostSettings;
+use crate::{HostRunError, at, files, prepare};
+use nix::mount::{MntFlags, umount2};
+use slipway_core::host_api::MachineRunState;
+use slipway_core::limits::HOST_API_WATCH_WAIT_MAX;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest a purge waits for machines to end; then it says so, and may be called again.
+const PURGE_WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// What was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Purged {
+    /// Machines ended.
+    pub machines: usize,
+    /// Volumes destroyed.
+    pub volumes: usize,
+}
+
+/// Ends every machine at once (builds that run are lost), destroys every volume of the pool, and removes the network, the
+/// mounts and the directories. The daemon must have ended. A host that was never set up is fine.
+///
+/// # Errors
+/// [`HostRunError`]: a daemon runs, or something does not go away; calling it again goes on.
+pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
+    settings.check()?;
+    if !nix::unistd::geteuid().is_root() {
+        return Err(HostRunError::NotRoot);
+    }
+    if !settings.state_dir.exists() {
+        return Ok(Purged {
+            machines: 0,
+            volumes: 0,
+        });
+    }
+    let settings = Arc::new(settings);
+    let shared = Arc::clone(&settings);
+    let prepared = tokio::task::spawn_blocking(move || prepare(&shared)).await;
+    let (lock, service, _network) =
+        prepared.map_err(|error| HostRunError::Recover(error.into()))??;
+
+    let machines = tokio::time::timeout(PURGE_WAIT_MAX, end_machines(&service))
+        .await
+        .map_err(|late| HostRunError::Recover(late.into()))??;
+    let volumes = service.volumes.list().map_err(HostRunError::Pool)?;
+    for volume in &volumes {
+        service
+            .volumes
+            .destroy(&volume.volume)
+            .map_err(HostRunError::Pool)?;
+    }
+    drop((service, lock));
+    remove_traces(&settings)?;
+    Ok(Purged {
+        machines,
+        volumes: volumes.len(),
+    })
+}
+
+/// Ends and forgets every machine; gives how many there were.
+async fn end_machines(service: &Service) -> Result<usize, HostRunError> {
+    let (mut revision, mut machines) = service.machines.watch(0, Duration::ZERO).await;
+    let n_machines = machines.len();
+    while !machines.is_empty() {
+        for machine in &machines {
+            let (id, generation) = (&machine.machine, machine.generation);
+            match machine.state {
+                MachineRunState::Running => {
+                    service
+                        .machines
+                        .stop(id, generation, Duration::ZERO)
+                        .await
+                        .map(drop)?;
+                }
+                MachineRunState::Exited { .. } => service.machines.remove(id, generation).await?,
+            }
+        }
+        (revision, machines) = service
+            .machines
+            .watch(revision, HOST_API_WATCH_WAIT_MAX)
+            .await;
+    }
+    Ok(n_machines)
+}
+
+fn remove_traces(settings: &HostSettings) -> Result<(), HostRunError> {
+    for below in [&settings.run_dir, &settings.pool_dir] {
+        unmount_below(below)?;
+    }
+    let mut table = Command::new("nft");
+    table.args(["delete", "table", "inet", &settings.nft_table]);
+    let mut link = Command::new("ip");
+    link.args(["link", "delete", &settings.interface]);
+    for mut command in [table, link] {
+        if let Err(error) = run_program(&mut command, "") {
+            tracing::info!(%error, "was gone already");
+        }
+    }
+    for dir in [&settings.run_dir, &settings.pool_dir, &settings.state_dir] {
+        files::remove_all(dir).map_err(at("remove", dir))?;
+    }
+    files::remove_all(&settings.socket).map_err(at("remove", &settings.socket))
+}
+
+/// Unmounts everything below a directory, the deepest first.
+fn unmount_below(dir: &Path) -> Result<(), HostRunError> {
+    let table = Path::new("/proc/self/mountinfo");
+    let text = fs::read_to_string(table).map_err(at("read", table))?;
+    // Fifth field: the mount point (proc(5)). Our own paths have no characters that it would escape.
+    let mut points: Vec<&Path> = text
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(Path::new)
+        .filter(|point| point.starts_with(dir))
+        .collect();
+    points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
+    for point in points {
+        umount2(point, MntFlags::UMOUNT_NOFOLLOW)
+            .map_err(|errno| at("unmount", point)(errno.into()))?;
+    }
+    Ok(())
+}
