@@ -270,6 +270,7 @@ async fn three_failed_starts_make_the_cache_suspect_and_then_callers_are_told() 
     ping(&mut stream).await.expect("an answer");
     let view = bed.farm.builder(&key).expect("there");
     assert!(view.notice.is_some());
+    in_state(&bed.farm, &key, "running").await;
     assert_eq!(bed.store.volumes(&key.org).await.expect("listed").len(), 2);
     drop((stream, guard));
     bed.farm.stop_builder(&key).await.expect("stopped");
@@ -403,14 +404,13 @@ async fn subscribers_see_their_own_org_only() {
     drop(connect(&bed.farm, &ours).await);
     let mut states = Vec::new();
     while !states.contains(&"running") {
-        match changes.next().await {
-            NextEvent::Event(FarmEvent::Builder(view)) => {
-                assert_eq!(view.key, ours);
-                if states.last() != Some(&view.state.name()) {
-                    states.push(view.state.name());
-                }
-            }
-            other => panic!("{other:?}"),
+        let next = changes.next().await;
+        let NextEvent::Event(FarmEvent::Builder(view)) = next else {
+            panic!("{next:?}");
+        };
+        assert_eq!(view.key, ours);
+        if states.last() != Some(&view.state.name()) {
+            states.push(view.state.name());
         }
     }
     assert_eq!(states, ["stopped", "starting", "booting", "running"]);
