@@ -25,6 +25,9 @@ pub const SESSION_CALLS_MAX: u32 = 128;
 pub const SESSION_SEND_BUFFER_BYTES: usize = 1 << 20;
 /// File syncs that may run in one session at once; one more is refused with `RESOURCE_EXHAUSTED`.
 pub const SYNCS_RUNNING_MAX: usize = 16;
+/// Bytes of metadata in one call of a builder: the patterns of a large ignore file travel there. Beyond it the call is
+/// refused by HTTP/2, and the build fails.
+pub const SESSION_HEADERS_BYTES_MAX: u32 = 4 << 20;
 /// Largest secret, in bytes (BuildKit's own bound, 500 KiB). A larger one is refused by name.
 pub const SECRET_BYTES_MAX: usize = 500 << 10;
 /// Entries one file sync may announce. Beyond it the sync fails and says so.

@@ -126,6 +126,7 @@ impl Session {
             .max_concurrent_streams(limits::SESSION_CALLS_MAX)
             .keep_alive_interval(limits::KEEPALIVE_PERIOD)
             .keep_alive_timeout(limits::KEEPALIVE_WAIT_MAX)
+            .max_header_list_size(limits::SESSION_HEADERS_BYTES_MAX)
             .max_send_buf_size(limits::SESSION_SEND_BUFFER_BYTES)
             .serve_connection(TokioIo::new(io), service)
             .await;

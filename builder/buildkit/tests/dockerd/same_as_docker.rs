@@ -120,6 +120,84 @@ async fn an_ignore_file_with_exceptions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_large_ignore_file() {
+    let Some(dockerd) = dockerd() else { return };
+    let context = dockerd.work_dir("large-ignore");
+    odd_tree(&context);
+    let ignore: String = (0..5_000)
+        .map(|n| format!("some/long/directory/name/*/{n}.ö\n"))
+        .collect();
+    let ignore = ignore + "dir\n!dir/sub\n";
+    write_files(
+        &context,
+        &[
+            ("Dockerfile", "FROM scratch\nCOPY . /\n"),
+            (".dockerignore", &ignore),
+        ],
+    );
+    let (ours, theirs) = both(&dockerd, &context).await;
+    assert_eq!(ours, theirs);
+}
+
+/// A number that depends on the seed alone, below `bound`.
+fn next(seed: &mut u64, bound: usize) -> usize {
+    *seed = seed
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1_442_695_040_888_963_407);
+    usize::try_from(*seed >> 33).unwrap() % bound
+}
+
+fn random_ignore_file(seed: &mut u64) -> String {
+    const PARTS: [&str; 28] = [
+        "*", "**", "?", "/", "/", "/", "dir", "sub", "deep", "skip", "but", "this", ".log", "a",
+        "b", "[a-m]", "[^d]", "\\*", ".", "..", "name", "plain", "empty", "{a,b}", "|", "**/",
+        "/**", " ",
+    ];
+    let mut file = String::new();
+    for _ in 0..=next(seed, 5) {
+        if next(seed, 3) == 0 {
+            file.push('!');
+        }
+        for _ in 0..=next(seed, 4) {
+            file.push_str(PARTS[next(seed, PARTS.len())]);
+        }
+        file.push('\n');
+    }
+    file
+}
+
+/// `SLIPWAY_TEST_SEED` chooses other files; a failure shows the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn random_ignore_files() {
+    let Some(dockerd) = dockerd() else { return };
+    let context = dockerd.work_dir("random");
+    odd_tree(&context);
+    let mut seed = std::env::var("SLIPWAY_TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
+    for _ in 0..10 {
+        let ignore = random_ignore_file(&mut seed);
+        let dockerfile = "FROM scratch\nCOPY . /\n";
+        write_files(
+            &context,
+            &[("Dockerfile", dockerfile), (".dockerignore", &ignore)],
+        );
+        let ours = Build::new(&dockerd, &context).attr("no-cache", "");
+        let name = ours.image.clone();
+        let ours = ours.run(&dockerd).await.result;
+        let theirs = dockerd.image_name();
+        let path = context.to_str().unwrap();
+        let theirs_made = dockerd.try_docker(&["build", "-q", "--no-cache", "-t", &theirs, path]);
+        assert_eq!(
+            ours.is_ok(),
+            theirs_made.status.success(),
+            "{ignore}{ours:?}{theirs_made:?}"
+        );
+        if ours.is_ok() {
+            assert_eq!(dockerd.layers(&name), dockerd.layers(&theirs), "{ignore}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn copies_of_parts_through_links() {
     let Some(dockerd) = dockerd() else { return };
     let context = dockerd.work_dir("parts");
