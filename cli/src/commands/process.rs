@@ -59,7 +59,7 @@ fn explain_serve(error: &ServeError) -> Failure {
 ///
 /// # Errors
 /// The caller's fault: settings. Ours: it did not start, or broke.
-pub(crate) fn host(args: &HostArgs, _printer: Printer) -> Outcome<()> {
+pub(crate) fn host(args: &HostArgs, printer: Printer) -> Outcome<()> {
     let settings: HostSettings = load(&args.process, HOST_PREFIX)?;
     init_log(&args.process)?;
     match args.verb {
@@ -68,8 +68,18 @@ pub(crate) fn host(args: &HostArgs, _printer: Printer) -> Outcome<()> {
                 .await
                 .map_err(|error| explain_host(&error))
         }),
-        Some(HostVerb::Purge) => Err(Failure::system("purge is not there yet")
-            .hint("end the daemon and its machines, then remove its directories")),
+        Some(HostVerb::Purge) => {
+            let purged = block_on(async {
+                slipway_host::purge(settings)
+                    .await
+                    .map_err(|e| explain_host(&e))
+            })?;
+            printer.note(&format!(
+                "{} machines ended, {} volumes destroyed; nothing of this host is left",
+                purged.machines, purged.volumes
+            ));
+            Ok(())
+        }
     }
 }
 
