@@ -31,7 +31,8 @@ pub const CHECKS_AT_ONCE: usize = 8;
 pub const MEMORY_BYTES: usize = 64 << 20;
 
 const _: () = assert!(
-    LAYERS_AT_ONCE * (REPLAY_BYTES + 2 * MEMBER_BYTES * (THREADS_MAX + MEMBERS_AHEAD + 2))
+    LAYERS_AT_ONCE
+        * (REPLAY_BYTES + CHUNK_FIRST + 2 * MEMBER_BYTES * (THREADS_MAX + MEMBERS_AHEAD + 2))
         <= MEMORY_BYTES,
     "the buffers of one push must fit its memory bound"
 );
@@ -69,8 +70,18 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 /// Redirects followed for one request. Then it fails as a registry fault.
 pub const REDIRECTS: u32 = 5;
 
+/// Bytes of one request once a streamed upload was lost to a broken connection; divided by [`CHUNK_STEP`] each time that happens
+/// again. Docker's own registry takes nothing more into an upload whose request was cut, so smaller requests are the only way on.
+pub const CHUNK_FIRST: usize = 1 << 20;
+
+/// See [`CHUNK_FIRST`].
+pub const CHUNK_STEP: usize = 4;
+
+/// Smallest chunk; smaller ones would be all overhead.
+pub const CHUNK_LEAST: usize = 64 << 10;
+
 /// Times one layer is read again from its start because the registry lost more than [`REPLAY_BYTES`]. Then the push fails.
-pub const REREADS: u32 = 3;
+pub const REREADS: u32 = 5;
 
 /// A token is renewed when it has less than this left.
 pub const TOKEN_SLACK: Duration = Duration::from_secs(20);

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 pub struct PushOptions {
     /// Registries (`host` or `host:port`) spoken to over plain http. Loopback hosts always are, as with Docker.
     pub insecure_http: Vec<String>,
+    /// TLS even for loopback hosts and those named in `insecure_http`.
+    pub require_tls: bool,
     /// Certificates (PEM) trusted beside the system's own.
     pub extra_roots_pem: Vec<Vec<u8>>,
     /// How layers are compressed.
@@ -27,6 +29,9 @@ pub struct PushOptions {
 impl PushOptions {
     /// Whether this host is spoken to in clear.
     pub(crate) fn is_plain(&self, host: &str) -> bool {
+        if self.require_tls {
+            return false;
+        }
         is_loopback(host)
             || self.insecure_http.iter().any(|named| {
                 named.eq_ignore_ascii_case(host) || named.eq_ignore_ascii_case(host_name(host))

@@ -28,6 +28,9 @@ struct Arguments {
     /// Registry to speak to over plain http; may be given several times. Loopback always is.
     #[arg(long = "insecure-http", value_name = "HOST[:PORT]")]
     insecure_http: Vec<String>,
+    /// Use TLS for loopback registries too.
+    #[arg(long)]
+    require_tls: bool,
     /// File with further trusted certificates, in PEM.
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
@@ -81,6 +84,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let credential = credential()?;
     let mut options = PushOptions {
         insecure_http: arguments.insecure_http.clone(),
+        require_tls: arguments.require_tls,
         codec: Codec::Gzip {
             level: arguments.level,
         },

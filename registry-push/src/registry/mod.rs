@@ -6,8 +6,10 @@
 mod auth;
 pub(crate) mod challenge;
 mod client;
+mod feed;
 mod retry;
 mod upload;
 
 pub(crate) use client::{Answer, Ask, Registry};
-pub(crate) use upload::{Feed, check_digest, upload_blob, upload_bytes};
+pub(crate) use feed::Feed;
+pub(crate) use upload::{check_digest, upload_blob, upload_bytes};

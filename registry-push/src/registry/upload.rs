@@ -2,125 +2,26 @@
 //!
 //! The stream is one `PATCH` without a length, as Docker's own push does, since size and digest are known only at its end.
 //! When it breaks, the registry is asked how much it has, and the stream goes on from there: from memory if it is still there,
-//! else by reading the layer again, which gives the same bytes. What ends the push and what is tried again: [`Step`].
+//! else by reading the layer again, which gives the same bytes. A registry that has lost the upload (Docker's own loses each one whose
+//! request was cut) gets a new one, in chunks that become smaller each time. What ends the push and what is tried again: [`Step`].
 
 use super::client::{Answer, Ask, Registry, read_answer};
+use super::feed::Feed;
 use super::retry::{Attempts, is_transient, retry_after};
 use crate::digest::Digest;
 use crate::error::{ProtocolFault, PushError};
-use crate::limits::{COMMIT_TIMEOUT, FRAME_BYTES, IDLE_TIMEOUT, REDIRECTS, REPLAY_BYTES, REREADS};
-use crate::pipeline::{Compressors, Piece, Summary};
-use crate::source::{LayerSource, SourceError};
+use crate::limits::{
+    CHUNK_FIRST, CHUNK_LEAST, CHUNK_STEP, COMMIT_TIMEOUT, IDLE_TIMEOUT, REDIRECTS, REREADS,
+};
+use crate::pipeline::Summary;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Url;
-use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
-
-// === Feed ===
-
-/// The compressed bytes of a layer, by offset, with the last of them kept for another try.
-pub(crate) struct Feed<'a> {
-    compressors: &'a Compressors,
-    source: Arc<dyn LayerSource>,
-    pieces: mpsc::Receiver<Result<Piece, SourceError>>,
-    kept: VecDeque<Bytes>,
-    kept_from: u64,
-    kept_to: u64,
-    raw: u64,
-    raw_most: u64,
-    end: Option<Summary>,
-    on_raw: &'a (dyn Fn(u64) + Send + Sync),
-}
-
-impl<'a> Feed<'a> {
-    /// Starts reading the layer. `on_raw` hears of each new total of uncompressed bytes under way.
-    pub(crate) fn new(
-        compressors: &'a Compressors,
-        source: Arc<dyn LayerSource>,
-        on_raw: &'a (dyn Fn(u64) + Send + Sync),
-    ) -> Feed<'a> {
-        let pieces = compressors.layer(source.clone());
-        let (kept, raw_most) = (VecDeque::new(), 0);
-        Feed {
-            compressors,
-            source,
-            pieces,
-            kept,
-            kept_from: 0,
-            kept_to: 0,
-            raw: 0,
-            raw_most,
-            end: None,
-            on_raw,
-        }
-    }
-
-    fn restart(&mut self) {
-        self.pieces = self.compressors.layer(self.source.clone());
-        self.kept.clear();
-        (self.kept_from, self.kept_to, self.raw, self.end) = (0, 0, 0, None);
-    }
-
-    /// At most [`FRAME_BYTES`] from an offset on; `None` at the end. Cancel safe. Needs `kept_from <= offset`.
-    async fn frame(&mut self, offset: u64) -> Result<Option<Bytes>, PushError> {
-        loop {
-            if offset < self.kept_to {
-                return Ok(self.kept_frame(offset));
-            }
-            if self.end.is_some() {
-                return Ok(None);
-            }
-            match self.pieces.recv().await {
-                Some(Ok(Piece::Data { bytes, raw })) => {
-                    self.kept_to += bytes.len() as u64;
-                    self.kept.push_back(bytes);
-                    self.raw += raw;
-                    self.trim();
-                    if self.raw > self.raw_most {
-                        self.raw_most = self.raw;
-                        (self.on_raw)(self.raw);
-                    }
-                }
-                Some(Ok(Piece::End(summary))) => self.end = Some(summary),
-                Some(Err(error)) => return Err(error.into()),
-                None => {
-                    return Err(PushError::Pipeline {
-                        layer: self.source.diff_id().clone(),
-                    });
-                }
-            }
-        }
-    }
-
-    fn kept_frame(&self, offset: u64) -> Option<Bytes> {
-        let mut start = self.kept_from;
-        for piece in &self.kept {
-            let end = start + piece.len() as u64;
-            if offset < end {
-                let skip = usize::try_from(offset.saturating_sub(start)).ok()?;
-                return Some(piece.slice(skip..piece.len().min(skip + FRAME_BYTES)));
-            }
-            start = end;
-        }
-        None
-    }
-
-    /// Forgets the oldest pieces beyond the bound; the newest always stays.
-    fn trim(&mut self) {
-        while self.kept.len() > 1 && self.kept_to - self.kept_from > REPLAY_BYTES as u64 {
-            let oldest = self.kept.pop_front().map_or(0, |piece| piece.len() as u64);
-            self.kept_from += oldest;
-        }
-    }
-}
-
-// === the upload ===
 
 /// One upload of one layer.
 struct Upload<'a, 'f> {
@@ -132,6 +33,10 @@ struct Upload<'a, 'f> {
     stored: u64,
     sent: u64,
     attempts: Attempts,
+    /// Uploads lost so far.
+    lost: Attempts,
+    /// Bytes per request; `None` streams.
+    chunk: Option<usize>,
     redirects: u32,
     rereads: u32,
 }
@@ -168,7 +73,6 @@ pub(crate) async fn upload_blob(
         Some(url) => url,
         None => open(registry, item).await?,
     };
-    let (attempts, redirects, rereads) = (Attempts::default(), 0, 0);
     let mut upload = Upload {
         registry,
         item,
@@ -176,9 +80,11 @@ pub(crate) async fn upload_blob(
         url,
         stored: 0,
         sent: 0,
-        attempts,
-        redirects,
-        rereads,
+        attempts: Attempts::default(),
+        lost: Attempts::default(),
+        chunk: None,
+        redirects: 0,
+        rereads: 0,
     };
     let mut step = Step::GoOn;
     loop {
@@ -197,7 +103,10 @@ pub(crate) async fn upload_blob(
 impl Upload<'_, '_> {
     async fn stream(&mut self) -> Result<Step, PushError> {
         let mut position = self.stored;
-        let pass = self.pass(&mut position).await?;
+        let pass = match self.chunk {
+            None => self.pass(&mut position).await?,
+            Some(length) => self.chunk(&mut position, length).await?,
+        };
         let (answer, shown) = match pass {
             Pass::Broke(error) => return Ok(Step::Resume { error, wait: None }),
             Pass::Answered(answer, shown) => (answer, shown),
@@ -292,6 +201,34 @@ impl Upload<'_, '_> {
                 source,
             )),
         })
+    }
+
+    /// Sends one chunk on a connection of its own, so that a bound on a connection's bytes counts for it alone.
+    async fn chunk(&mut self, position: &mut u64, length: usize) -> Result<Pass, PushError> {
+        let chunk = self.feed.chunk(*position, length).await?;
+        let count = chunk.len() as u64;
+        let (request, shown) = self.registry.begin(&Method::PATCH, &self.url, None).await?;
+        let range = format!("{position}-{}", (*position + count).saturating_sub(1));
+        let request = request
+            .header(header::CONTENT_TYPE, OCTETS)
+            .header(header::CONTENT_LENGTH, count)
+            .header(header::CONTENT_RANGE, range)
+            .header(header::CONNECTION, "close")
+            .body(chunk);
+        *position += count;
+        self.sent += count;
+        match tokio::time::timeout(COMMIT_TIMEOUT, request.send()).await {
+            Ok(Ok(response)) => Ok(Pass::Answered(read_answer(response).await, shown)),
+            Ok(Err(source)) => {
+                let attempt = self.attempts.made() + 1;
+                Ok(Pass::Broke(
+                    self.registry.transport(self.item, attempt, source),
+                ))
+            }
+            Err(_) => Ok(Pass::Broke(
+                self.registry.timed_out(self.item, COMMIT_TIMEOUT),
+            )),
+        }
     }
 
     /// The registry took a stream: all of it, or the part that its `Range` names.
@@ -396,12 +333,17 @@ impl Upload<'_, '_> {
         self.rewind()
     }
 
+    /// Opens another upload and sends from the start, more carefully.
     async fn reopen(&mut self, error: PushError) -> Result<Step, PushError> {
-        // An answer that ended the upload was counted nowhere yet; a resume that failed was, so this may count twice. Both are bounded.
-        let Some(wait) = self.attempts.failed(None) else {
+        let Some(wait) = self.lost.failed(None) else {
             return Err(error);
         };
         tokio::time::sleep(wait).await;
+        self.chunk = Some(match self.chunk {
+            None => CHUNK_FIRST,
+            Some(length) => (length / CHUNK_STEP).max(CHUNK_LEAST),
+        });
+        tracing::debug!(item = self.item, %error, chunk = self.chunk, "upload starts anew");
         self.url = open(self.registry, self.item).await?;
         self.stored = 0;
         self.rewind()

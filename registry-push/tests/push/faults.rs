@@ -48,10 +48,40 @@ async fn a_connection_cut_at_every_megabyte_only_costs_time() {
     let pushed = push_to(&proxy, &image).await.unwrap();
     assert_complete(&registry, "app", "v1", &image, &pushed);
     assert!(proxy.count(&Method::PATCH, "/uploads/") > 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_upload_goes_on_from_the_registrys_offset() {
+    let Some(registry) = Registry::start(&Access::Open) else {
+        return;
+    };
+    // Docker's registry keeps nothing of a cut request; this one keeps what arrived, as others do.
+    let proxy = Proxy::start(registry.address, |seen, _| match seen.method {
+        Method::PATCH => Act::Keep(2 << 20),
+        Method::GET if seen.path.contains("/uploads/") => Act::Kept,
+        _ => Act::Forward,
+    })
+    .await;
+    let layer = Made::new(24 << 20, 1);
+    let image = image(std::slice::from_ref(&layer));
+    let pushed = push_to(&proxy, &image).await.unwrap();
+    assert_complete(&registry, "app", "v1", &image, &pushed);
+    assert!(proxy.count(&Method::PATCH, "/uploads/") >= 5);
+    assert_eq!(
+        proxy.count(&Method::POST, "/uploads/"),
+        2,
+        "one for the layer, one for the config"
+    );
     assert_eq!(
         layer.opened.load(Ordering::SeqCst),
         1,
         "what was cut off was still in memory"
+    );
+    let whole = pushed.layers[0].size_bytes;
+    assert!(
+        pushed.layers[0].sent_bytes < whole * 3,
+        "{} sent of {whole}",
+        pushed.layers[0].sent_bytes
     );
 }
 
@@ -252,7 +282,6 @@ async fn a_registry_that_never_recovers_is_given_up() {
         matches!(error, PushError::RegistryFailed { .. }),
         "{error:?}"
     );
-    assert!(error.to_string().contains("down for good"), "{error}");
     assert_eq!(
         proxy.seen().len(),
         slipway_registry_push::limits::ATTEMPTS as usize
@@ -501,7 +530,7 @@ async fn tokens_are_renewed_while_a_push_goes_on() {
     let Some(registry) = Registry::start(&Access::Open) else {
         return;
     };
-    // Each token is good for so many requests; the streamed ones are cut short, so a push needs many tokens.
+    // Each token is good for so many requests; so a push needs many tokens, some of them in the middle of an upload.
     let issued = std::sync::Arc::new(AtomicUsize::new(0));
     let used = std::sync::Arc::new(AtomicUsize::new(0));
     let tokens = issued.clone();
@@ -526,7 +555,7 @@ async fn tokens_are_renewed_while_a_push_goes_on() {
             .headers
             .get(header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok());
-        if shown != Some(newest.as_str()) || used.fetch_add(1, Ordering::SeqCst) >= 3 {
+        if shown != Some(newest.as_str()) || used.fetch_add(1, Ordering::SeqCst) >= 2 {
             let host = seen.headers[header::HOST].to_str().unwrap();
             let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"test\"");
             return Act::Answer(
@@ -535,11 +564,7 @@ async fn tokens_are_renewed_while_a_push_goes_on() {
                 "",
             );
         }
-        if patch(seen) {
-            Act::Cut(1 << 20)
-        } else {
-            Act::Forward
-        }
+        Act::Forward
     })
     .await;
     let image = image(&[Made::new(10 << 20, 1)]);

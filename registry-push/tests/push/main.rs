@@ -11,6 +11,7 @@ mod memory;
 mod plain;
 mod proxy;
 mod registry;
+mod secure;
 mod store;
 
 /// A test that cannot run here: fails in CI, says so elsewhere.

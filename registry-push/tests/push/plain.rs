@@ -131,7 +131,7 @@ async fn a_layer_of_another_repository_is_mounted() {
         ..PushOptions::default()
     };
     let layer = Made::new(3 << 20, 1);
-    let image = image(&[layer.clone()]);
+    let image = image(std::slice::from_ref(&layer));
     let first = Target::parse(&registry.target("one:v1")).unwrap();
     push(image.clone(), &first, None, &options, |_| ())
         .await

@@ -7,8 +7,10 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -39,8 +41,28 @@ pub(crate) enum Act {
     LoseAnswer,
     /// The registry's answer with this header changed.
     Change(&'static str, String),
-    /// No answer, ever.
-    Silence,
+    /// So many bytes of the body are stored for good, then the client's connection is cut.
+    Keep(usize),
+    /// A question about an upload, answered for the state that `Keep` has left.
+    Kept,
+}
+
+/// What happens to a request's body on its way.
+#[derive(Clone)]
+enum Way {
+    Whole,
+    Cut(usize),
+    /// Ends well after so many bytes; then the flag is set.
+    Keep(usize, Arc<AtomicBool>),
+    Slow(usize),
+}
+
+/// What the proxy remembers.
+#[derive(Clone, Default)]
+struct Memory {
+    seen: Arc<Mutex<Vec<Seen>>>,
+    /// By upload: its newest location.
+    kept: Arc<Mutex<HashMap<String, Uri>>>,
 }
 
 type Rule = dyn Fn(&Seen, usize) -> Act + Send + Sync;
@@ -48,7 +70,7 @@ type Rule = dyn Fn(&Seen, usize) -> Act + Send + Sync;
 /// A running proxy. Ends with the runtime of its test.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    memory: Memory,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -66,8 +88,8 @@ impl Proxy {
     ) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
-        let (rule, log): (Arc<Rule>, _) = (Arc::new(rule), seen.clone());
+        let memory = Memory::default();
+        let (rule, log): (Arc<Rule>, _) = (Arc::new(rule), memory.clone());
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
@@ -85,7 +107,7 @@ impl Proxy {
         });
         Proxy {
             address,
-            seen,
+            memory,
             task,
         }
     }
@@ -96,7 +118,7 @@ impl Proxy {
 
     /// All requests so far.
     pub(crate) fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
+        self.memory.seen.lock().unwrap().clone()
     }
 
     /// How many of them there were.
@@ -109,10 +131,10 @@ impl Proxy {
 }
 
 async fn handle(
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     backend: SocketAddr,
     rule: Arc<Rule>,
-    log: Arc<Mutex<Vec<Seen>>>,
+    memory: Memory,
 ) -> Result<Response<Body>, io::Error> {
     let path = request
         .uri()
@@ -125,29 +147,50 @@ async fn handle(
         headers: request.headers().clone(),
     };
     let number = {
-        let mut log = log.lock().unwrap();
+        let mut log = memory.seen.lock().unwrap();
         log.push(seen.clone());
         log.len() - 1
     };
     match rule(&seen, number) {
-        Act::Forward => forward(request, backend, usize::MAX, None).await,
+        Act::Forward => forward(request, backend, Way::Whole).await,
         Act::Cut(bytes) => {
-            let _ = forward(request, backend, bytes, None).await;
+            let _ = forward(request, backend, Way::Cut(bytes)).await;
             Err(io::Error::other("cut"))
         }
-        Act::Slow(bytes) => forward(request, backend, usize::MAX, Some(bytes)).await,
+        Act::Slow(bytes) => forward(request, backend, Way::Slow(bytes)).await,
         Act::LoseAnswer => {
-            forward(request, backend, usize::MAX, None).await?;
+            forward(request, backend, Way::Whole).await?;
             Err(io::Error::other("lost"))
         }
         Act::Change(name, value) => {
-            let mut response = forward(request, backend, usize::MAX, None).await?;
+            let mut response = forward(request, backend, Way::Whole).await?;
             response.headers_mut().insert(name, value.parse().unwrap());
             Ok(response)
         }
-        Act::Silence => {
-            std::future::pending::<()>().await;
-            Err(io::Error::other("never"))
+        Act::Keep(bytes) => {
+            let was_cut = Arc::new(AtomicBool::new(false));
+            let way = Way::Keep(bytes, was_cut.clone());
+            let response = forward(request, backend, way).await?;
+            if !was_cut.load(Ordering::SeqCst) {
+                return Ok(response);
+            }
+            let location = response.headers()[header::LOCATION]
+                .to_str()
+                .unwrap()
+                .parse::<Uri>()
+                .unwrap();
+            memory
+                .kept
+                .lock()
+                .unwrap()
+                .insert(location.path().to_string(), location);
+            Err(io::Error::other("cut"))
+        }
+        Act::Kept => {
+            if let Some(location) = memory.kept.lock().unwrap().get(request.uri().path()) {
+                *request.uri_mut() = location.clone();
+            }
+            forward(request, backend, Way::Whole).await
         }
         Act::Answer(status, headers, body) => {
             let mut response = Response::builder().status(status);
@@ -175,8 +218,7 @@ async fn handle(
 async fn forward(
     request: Request<Incoming>,
     backend: SocketAddr,
-    most: usize,
-    pace: Option<usize>,
+    way: Way,
 ) -> Result<Response<Body>, io::Error> {
     let stream = tokio::net::TcpStream::connect(backend).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
@@ -189,12 +231,11 @@ async fn forward(
         .path_and_query()
         .map(|path| path.to_string().parse::<Uri>().unwrap())
         .unwrap_or_default();
-    let is_bounded = most != usize::MAX || pace.is_some();
-    let body: Body = if is_bounded {
-        parts.headers.remove(header::CONTENT_LENGTH);
-        bounded(body, most, pace)
-    } else {
+    let body: Body = if let Way::Whole = way {
         body.map_err(io::Error::other).boxed()
+    } else {
+        parts.headers.remove(header::CONTENT_LENGTH);
+        bounded(body, way)
     };
     let response = sender.send_request(Request::from_parts(parts, body)).await;
     let response = match response {
@@ -207,32 +248,43 @@ async fn forward(
     Ok(response.map(|body| body.map_err(io::Error::other).boxed()))
 }
 
-fn bounded(body: Incoming, most: usize, pace: Option<usize>) -> Body {
-    let mut left = most;
+fn bounded(body: Incoming, way: Way) -> Body {
     let data = body
         .into_data_stream()
         .map(|chunk| chunk.map_err(io::Error::other));
+    let (mut left, pace) = match &way {
+        Way::Whole => (usize::MAX, None),
+        Way::Cut(bytes) | Way::Keep(bytes, _) => (*bytes, None),
+        Way::Slow(bytes) => (usize::MAX, Some(*bytes)),
+    };
     let stream = data.flat_map(move |chunk| {
-        let parts: Vec<Result<Bytes, io::Error>> = match chunk {
+        let parts: Vec<Option<Result<Bytes, io::Error>>> = match chunk {
             Ok(chunk) if chunk.len() > left => {
                 let head = chunk.slice(..left);
                 left = 0;
-                vec![Ok(head), Err(io::Error::other("cut"))]
+                let end = match &way {
+                    Way::Keep(_, was_cut) => {
+                        was_cut.store(true, Ordering::SeqCst);
+                        None
+                    }
+                    Way::Whole | Way::Cut(_) | Way::Slow(_) => Some(Err(io::Error::other("cut"))),
+                };
+                vec![Some(Ok(head)), end]
             }
             Ok(chunk) => {
                 left -= chunk.len().min(left);
-                match pace {
-                    Some(bytes) => chunk
-                        .chunks(bytes)
-                        .map(|part| Ok(Bytes::copy_from_slice(part)))
-                        .collect(),
-                    None => vec![Ok(chunk)],
-                }
+                chunk
+                    .chunks(pace.unwrap_or(usize::MAX))
+                    .map(|part| Some(Ok(Bytes::copy_from_slice(part))))
+                    .collect()
             }
-            Err(error) => vec![Err(error)],
+            Err(error) => vec![Some(Err(error))],
         };
         futures_util::stream::iter(parts)
     });
+    let stream = stream
+        .take_while(|part| std::future::ready(part.is_some()))
+        .filter_map(std::future::ready);
     let stream = stream.then(move |part| async move {
         if pace.is_some() {
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,0 +1,128 @@
+//! The compressed bytes of a layer by offset, for uploads that must be able to go back.
+//!
+//! Knows the pipeline and nothing of HTTP.
+
+use crate::error::PushError;
+use crate::limits::{CHUNK_FIRST, FRAME_BYTES, MEMBER_BYTES, REPLAY_BYTES};
+use crate::pipeline::{Compressors, Piece, Summary};
+use crate::source::{LayerSource, SourceError};
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+// A chunk that was sent must still be in memory when it has to be sent again.
+const _: () = assert!(CHUNK_FIRST + 2 * MEMBER_BYTES <= REPLAY_BYTES);
+
+/// The compressed bytes of a layer, by offset, with the last of them kept for another try.
+pub(crate) struct Feed<'a> {
+    compressors: &'a Compressors,
+    source: Arc<dyn LayerSource>,
+    pieces: mpsc::Receiver<Result<Piece, SourceError>>,
+    kept: VecDeque<Bytes>,
+    /// Offset of the first byte still in memory.
+    pub(super) kept_from: u64,
+    /// Offset after the last byte that was made.
+    pub(super) kept_to: u64,
+    raw: u64,
+    raw_most: u64,
+    /// Set when everything was made.
+    pub(super) end: Option<Summary>,
+    on_raw: &'a (dyn Fn(u64) + Send + Sync),
+}
+
+impl<'a> Feed<'a> {
+    /// Starts reading the layer. `on_raw` hears of each new total of uncompressed bytes under way.
+    pub(crate) fn new(
+        compressors: &'a Compressors,
+        source: Arc<dyn LayerSource>,
+        on_raw: &'a (dyn Fn(u64) + Send + Sync),
+    ) -> Feed<'a> {
+        let pieces = compressors.layer(source.clone());
+        let (kept, raw_most) = (VecDeque::new(), 0);
+        Feed {
+            compressors,
+            source,
+            pieces,
+            kept,
+            kept_from: 0,
+            kept_to: 0,
+            raw: 0,
+            raw_most,
+            end: None,
+            on_raw,
+        }
+    }
+
+    /// Reads the layer from its start again.
+    pub(super) fn restart(&mut self) {
+        self.pieces = self.compressors.layer(self.source.clone());
+        self.kept.clear();
+        (self.kept_from, self.kept_to, self.raw, self.end) = (0, 0, 0, None);
+    }
+
+    /// At most [`FRAME_BYTES`] from an offset on; `None` at the end. Cancel safe. Needs `kept_from <= offset`.
+    pub(super) async fn frame(&mut self, offset: u64) -> Result<Option<Bytes>, PushError> {
+        loop {
+            if offset < self.kept_to {
+                return Ok(self.kept_frame(offset));
+            }
+            if self.end.is_some() {
+                return Ok(None);
+            }
+            match self.pieces.recv().await {
+                Some(Ok(Piece::Data { bytes, raw })) => {
+                    self.kept_to += bytes.len() as u64;
+                    self.kept.push_back(bytes);
+                    self.raw += raw;
+                    self.trim();
+                    if self.raw > self.raw_most {
+                        self.raw_most = self.raw;
+                        (self.on_raw)(self.raw);
+                    }
+                }
+                Some(Ok(Piece::End(summary))) => self.end = Some(summary),
+                Some(Err(error)) => return Err(error.into()),
+                None => {
+                    return Err(PushError::Pipeline {
+                        layer: self.source.diff_id().clone(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Exactly `length` bytes from an offset on, less only at the end of the layer. `length` is at most [`CHUNK_FIRST`].
+    pub(super) async fn chunk(&mut self, offset: u64, length: usize) -> Result<Bytes, PushError> {
+        let mut chunk = BytesMut::with_capacity(length);
+        while chunk.len() < length {
+            let Some(mut frame) = self.frame(offset + chunk.len() as u64).await? else {
+                break;
+            };
+            frame.truncate(length - chunk.len());
+            chunk.extend_from_slice(&frame);
+        }
+        Ok(chunk.freeze())
+    }
+
+    fn kept_frame(&self, offset: u64) -> Option<Bytes> {
+        let mut start = self.kept_from;
+        for piece in &self.kept {
+            let end = start + piece.len() as u64;
+            if offset < end {
+                let skip = usize::try_from(offset.saturating_sub(start)).ok()?;
+                return Some(piece.slice(skip..piece.len().min(skip + FRAME_BYTES)));
+            }
+            start = end;
+        }
+        None
+    }
+
+    /// Forgets the oldest pieces beyond the bound; the newest always stays.
+    fn trim(&mut self) {
+        while self.kept.len() > 1 && self.kept_to - self.kept_from > REPLAY_BYTES as u64 {
+            let oldest = self.kept.pop_front().map_or(0, |piece| piece.len() as u64);
+            self.kept_from += oldest;
+        }
+    }
+}

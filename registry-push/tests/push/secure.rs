@@ -1,0 +1,293 @@
+//! TLS and signed tokens, against docker-registry's own checks of both. Keys and signatures come from openssl.
+
+use crate::image::{Made, assert_complete, image};
+use crate::plain::credential;
+use crate::registry::{Access, PASSWORD, Registry, USER};
+use crate::{program, run, skip};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use http::{Request, Response, header};
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use slipway_registry_push::{PushError, PushOptions, Target, push};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A key and a certificate for 127.0.0.1 signed with itself.
+struct Identity {
+    _dir: tempfile::TempDir,
+    openssl: PathBuf,
+    key: PathBuf,
+    certificate: PathBuf,
+}
+
+impl Identity {
+    fn new() -> Option<Identity> {
+        let Some(openssl) = program("openssl") else {
+            skip("needs openssl");
+            return None;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let (key, certificate) = (
+            dir.path().join("key.pem"),
+            dir.path().join("certificate.pem"),
+        );
+        run(Command::new(&openssl)
+            .args([
+                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test",
+            ])
+            .args([
+                "-addext",
+                "subjectAltName=IP:127.0.0.1",
+                "-addext",
+                "basicConstraints=critical,CA:FALSE",
+            ])
+            .arg("-keyout")
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate));
+        Some(Identity {
+            _dir: dir,
+            openssl,
+            key,
+            certificate,
+        })
+    }
+
+    /// RSA with SHA-256.
+    fn sign(&self, text: &str, scratch: &Path) -> Vec<u8> {
+        let (input, output) = (scratch.join("text"), scratch.join("signature"));
+        std::fs::write(&input, text).unwrap();
+        let mut openssl = Command::new(&self.openssl);
+        openssl
+            .args(["dgst", "-sha256", "-sign"])
+            .arg(&self.key)
+            .arg("-out")
+            .arg(&output)
+            .arg(&input);
+        run(&mut openssl);
+        std::fs::read(output).unwrap()
+    }
+
+    fn pem(&self) -> Vec<u8> {
+        std::fs::read(&self.certificate).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_with_tls_is_trusted_by_its_root_alone() {
+    let Some(identity) = Identity::new() else {
+        return;
+    };
+    let tls = format!(
+        "  tls: {{certificate: {}, key: {}}}\n",
+        identity.certificate.display(),
+        identity.key.display()
+    );
+    let Some(registry) = Registry::start_with(&Access::Password, &tls) else {
+        return;
+    };
+    let target = Target::parse(&registry.target("app:v1")).unwrap();
+    let image = image(&[Made::new(3 << 20, 1)]);
+    let secure = PushOptions {
+        require_tls: true,
+        ..PushOptions::default()
+    };
+    let error = push(
+        image.clone(),
+        &target,
+        Some(&credential(PASSWORD)),
+        &secure,
+        |_| (),
+    )
+    .await
+    .unwrap_err();
+    assert!(matches!(error, PushError::Unreachable { .. }), "{error:?}");
+    let trusting = PushOptions {
+        extra_roots_pem: vec![identity.pem()],
+        ..secure
+    };
+    let pushed = push(
+        image.clone(),
+        &target,
+        Some(&credential(PASSWORD)),
+        &trusting,
+        |_| (),
+    )
+    .await
+    .unwrap();
+    assert_complete(&registry, "app", "v1", &image, &pushed);
+}
+
+/// Docker's token server, as far as docker-registry checks its work: tokens for those scopes that were asked for.
+async fn token_server(identity: Arc<Identity>, scopes: Arc<Mutex<Vec<String>>>) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let expected = format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}")));
+        while let Ok((stream, _)) = listener.accept().await {
+            let (identity, scopes, expected) = (identity.clone(), scopes.clone(), expected.clone());
+            let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                let shown = request.headers().get(header::AUTHORIZATION);
+                let is_right = shown.is_some_and(|value| value == expected.as_str());
+                let (status, body) = if is_right {
+                    let asked = asked_scopes(request.uri().query().unwrap_or_default());
+                    scopes.lock().unwrap().extend(asked.iter().cloned());
+                    (
+                        200,
+                        serde_json::json!({ "token": token(&identity, &asked), "expires_in": 60 })
+                            .to_string(),
+                    )
+                } else {
+                    (
+                        401,
+                        r#"{"details":"incorrect username or password"}"#.to_string(),
+                    )
+                };
+                async move {
+                    Response::builder()
+                        .status(status)
+                        .body(Full::new(bytes::Bytes::from(body)))
+                }
+            });
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service),
+            );
+        }
+    });
+    format!("http://{address}/token")
+}
+
+fn asked_scopes(query: &str) -> Vec<String> {
+    let values = query
+        .split('&')
+        .filter_map(|pair| pair.strip_prefix("scope="));
+    values
+        .map(|value| {
+            value
+                .replace("%3A", ":")
+                .replace("%2C", ",")
+                .replace("%2F", "/")
+        })
+        .collect()
+}
+
+/// A JSON web token as the distribution's token specification has it, with the certificate in its header.
+fn token(identity: &Identity, scopes: &[String]) -> String {
+    let pem = String::from_utf8(identity.pem()).unwrap();
+    let der: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    let header = serde_json::json!({ "typ": "JWT", "alg": "RS256", "x5c": [der] });
+    let access: Vec<_> = scopes
+        .iter()
+        .map(|scope| {
+            let parts: Vec<&str> = scope.split(':').collect();
+            let actions: Vec<&str> = parts[2].split(',').collect();
+            serde_json::json!({ "type": parts[0], "name": parts[1], "actions": actions })
+        })
+        .collect();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let claims = serde_json::json!({
+        "iss": "test", "aud": "test", "sub": USER, "exp": now + 60, "nbf": now - 10, "iat": now, "jti": "1", "access": access,
+    });
+    let text = [header, claims]
+        .map(|part| URL_SAFE_NO_PAD.encode(part.to_string()))
+        .join(".");
+    let scratch = tempfile::tempdir().unwrap();
+    let signature = identity.sign(&text, scratch.path());
+    format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signed_tokens_of_exactly_the_scopes_needed() {
+    let Some(identity) = Identity::new() else {
+        return;
+    };
+    let identity = Arc::new(identity);
+    let scopes: Arc<Mutex<Vec<String>>> = Arc::default();
+    let realm = token_server(identity.clone(), scopes.clone()).await;
+    let access = Access::Token {
+        realm,
+        certificate: identity.certificate.clone(),
+    };
+    let Some(registry) = Registry::start(&access) else {
+        return;
+    };
+    let base = tempfile::tempdir().unwrap();
+    let options = PushOptions {
+        index: Some(base.path().join("index")),
+        ..PushOptions::default()
+    };
+    let image = image(&[Made::new(3 << 20, 1), Made::new(2 << 20, 2)]);
+    let target = Target::parse(&registry.target("team/app:v1")).unwrap();
+    let error = push(
+        image.clone(),
+        &target,
+        Some(&credential("wrong-word")),
+        &options,
+        |_| (),
+    )
+    .await
+    .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            PushError::Unauthorized {
+                anonymous: false,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains("incorrect username"), "{error}");
+    let pushed = push(
+        image.clone(),
+        &target,
+        Some(&credential(PASSWORD)),
+        &options,
+        |_| (),
+    )
+    .await
+    .unwrap();
+    assert_complete(&registry, "team/app", "v1", &image, &pushed);
+    assert_eq!(
+        *scopes.lock().unwrap(),
+        ["repository:team/app:pull,push"],
+        "one token for the whole push"
+    );
+
+    // A mount needs to read the other repository as well.
+    let second = Target::parse(&registry.target("team/other:v1")).unwrap();
+    let pushed = push(
+        image.clone(),
+        &second,
+        Some(&credential(PASSWORD)),
+        &options,
+        |_| (),
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        pushed
+            .layers
+            .iter()
+            .map(|layer| layer.sent_bytes)
+            .sum::<u64>(),
+        0
+    );
+    assert_complete(&registry, "team/other", "v1", &image, &pushed);
+    let asked: HashSet<String> = scopes.lock().unwrap().iter().cloned().collect();
+    let expected = [
+        "repository:team/app:pull,push",
+        "repository:team/other:pull,push",
+        "repository:team/app:pull",
+    ];
+    assert_eq!(asked, expected.map(str::to_string).into());
+}
