@@ -398,7 +398,8 @@ async fn receive_head(
             let mut received = None;
             for control in message.cmsgs()? {
                 if let ControlMessageOwned::ScmRights(fds) = control {
-                    received = fds.first().copied().map(own);
+                    // All are owned, so that none leaks; more than one is not in the protocol.
+                    received = fds.into_iter().map(own).next_back();
                 }
             }
             Ok((message.bytes, received))

@@ -396,6 +396,21 @@ async fn a_reset_empties_the_cache_and_spares_what_is_in_use() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_is_gone_costs_time_and_nothing_else() {
+    let bed = Bed::start().await;
+    let key = bed.org(HOUR).await;
+    drop(connect(&bed.farm, &key).await);
+    in_state(&bed.farm, &key, "running").await;
+    let view = bed.farm.stop_builder(&key).await.expect("stopped");
+    assert!(bed.world.lock().volumes.remove(&view.volume));
+    let (mut stream, _guard) = connect(&bed.farm, &key).await;
+    ping(&mut stream).await.expect("an answer");
+    assert_eq!(bed.farm.builder(&key).expect("there").volume, view.volume);
+    assert!(bed.world.lock().volumes.contains(&view.volume));
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn subscribers_see_their_own_org_only() {
     let bed = Bed::start().await;
     let (ours, theirs) = (bed.org(HOUR).await, bed.org(HOUR).await);

@@ -1,0 +1,105 @@
+//! The client of the host API against daemons that do not keep to the protocol.
+
+use slipway_core::generation::Generation;
+use slipway_core::host_api::{EndpointPort, HostError, HostErrorCode, HostReply};
+use slipway_core::id::MachineId;
+use slipway_scheduler::host_client::{HostClient, HostClientError};
+use std::path::PathBuf;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+
+/// A daemon that answers every request with `answer`, once per connection if it is to hang up then.
+fn daemon(answer: Vec<u8>, hang_up: bool) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("host.sock");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                while let Ok(length) = stream.read_u32().await {
+                    let mut body = vec![0; length as usize];
+                    stream.read_exact(&mut body).await.expect("a body");
+                    stream.write_all(&answer).await.expect("written");
+                    if hang_up {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (dir, socket)
+}
+
+fn frame(reply: &HostReply) -> Vec<u8> {
+    let body = serde_json::to_vec(reply).expect("json");
+    let length = u32::try_from(body.len()).expect("small");
+    [&length.to_be_bytes()[..], &body].concat()
+}
+
+async fn open(client: &HostClient) -> Result<tokio::net::UnixStream, HostClientError> {
+    let machine = MachineId::from_entropy([1; 10]);
+    client
+        .open_endpoint(machine, Generation(1), EndpointPort::Docker)
+        .await
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_not_there_is_unreachable() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let client = HostClient::new(&dir.path().join("nobody.sock"));
+    match client.info().await {
+        Err(HostClientError::Unreachable { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn answers_that_are_none_are_refused() {
+    let endpoint_without_descriptor = frame(&HostReply::Endpoint);
+    let another_answer = frame(&HostReply::Done);
+    let no_json = [&3u32.to_be_bytes()[..], b"no!"].concat();
+    for answer in [endpoint_without_descriptor, another_answer, no_json] {
+        let (_dir, socket) = daemon(answer, false);
+        match open(&HostClient::new(&socket)).await {
+            Err(HostClientError::Protocol(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let too_large = u32::MAX.to_be_bytes().to_vec();
+    let cut_short = 5u32.to_be_bytes().to_vec();
+    for (answer, hang_up) in [(too_large, false), (cut_short, true)] {
+        let (_dir, socket) = daemon(answer, hang_up);
+        match open(&HostClient::new(&socket)).await {
+            Err(HostClientError::Unreachable { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_keeps_its_code() {
+    let (code, message) = (HostErrorCode::NotFound, "gone".to_owned());
+    let (_dir, socket) = daemon(frame(&HostReply::Error(HostError { code, message })), false);
+    let client = HostClient::new(&socket);
+    for _ in 0..3 {
+        let refused = open(&client).await.expect_err("refused");
+        assert_eq!(refused.code(), Some(HostErrorCode::NotFound));
+    }
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_has_died_is_replaced() {
+    let machines = vec![];
+    let (_dir, socket) = daemon(
+        frame(&HostReply::Machines {
+            revision: 7,
+            machines,
+        }),
+        true,
+    );
+    let client = HostClient::new(&socket);
+    for _ in 0..5 {
+        assert_eq!(client.machines().await.expect("an answer").revision, 7);
+    }
+}
