@@ -4,6 +4,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+/// Longest one command may take here.
+const RUN_WAIT_MAX: Duration = Duration::from_secs(30);
+
 struct Home {
     dir: tempfile::TempDir,
 }
@@ -32,7 +35,7 @@ impl Home {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().expect("the binary starts")
+        finish(&mut self.command(arguments))
     }
 
     fn write(&self, name: &str, text: &str) {
@@ -56,6 +59,26 @@ impl Home {
     }
 }
 
+/// Runs to the end, or fails: nothing here may take long.
+fn finish(command: &mut Command) -> Output {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let deadline = Instant::now() + RUN_WAIT_MAX;
+    // Outputs are small enough for the pipes: no reader is needed to let the child end.
+    while child.try_wait().expect("the child is ours").is_none() {
+        if Instant::now() > deadline {
+            child.kill().expect("the child is ours");
+            let output = child.wait_with_output().expect("the child is ours");
+            panic!("{command:?} did not end: {}", stderr(&output));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.wait_with_output().expect("the child is ours")
+}
+
 fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -72,9 +95,6 @@ fn help_and_version_are_data() {
         (&["-V"], env!("CARGO_PKG_VERSION")),
         (&["version"], env!("CARGO_PKG_VERSION")),
         (&["deploy", "--help"], "--remote-only"),
-        (&["completions", "bash"], "complete -F"),
-        (&["completions", "zsh"], "#compdef slipway"),
-        (&["completions", "fish"], "complete -c slipway"),
     ] {
         let output = home.run(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
@@ -87,6 +107,30 @@ fn help_and_version_are_data() {
             output.stderr.is_empty(),
             "{arguments:?}: {}",
             stderr(&output)
+        );
+    }
+}
+
+/// Scripts are longer than a pipe holds, so they go to a file.
+#[test]
+fn completions_are_there_for_three_shells() {
+    let home = Home::new();
+    for (shell, says) in [
+        ("bash", "complete -F"),
+        ("zsh", "#compdef slipway"),
+        ("fish", "complete -c slipway"),
+    ] {
+        let path = home.path().join(shell);
+        let file = std::fs::File::create(&path).unwrap();
+        let status = home
+            .command(&["completions", shell])
+            .stdout(file)
+            .status()
+            .unwrap();
+        assert!(status.success(), "{shell}");
+        assert!(
+            std::fs::read_to_string(&path).unwrap().contains(says),
+            "{shell}"
         );
     }
 }
@@ -171,7 +215,7 @@ fn an_unreachable_server_is_ours_and_an_untrusted_one_is_not() {
     let login = |arguments: &[&str]| {
         let mut command = home.command(arguments);
         command.env("SLIPWAY_TOKEN", "secret-token");
-        command.output().unwrap()
+        finish(&mut command)
     };
     let output = login(&["login", "--server", &server, "--ca", "/etc/hostname"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));

@@ -1,4 +1,4 @@
-//! Every request this client makes, word for word. A test holds each text against docs/schema.graphql, so that client
+//! Every request this client makes, word for word. A test holds each text against the server's schema, so that client
 //! and server cannot drift apart unseen.
 
 use super::graphql::Query;

@@ -191,7 +191,10 @@ impl Viewer {
     pub(crate) fn describe(&self) -> String {
         match &self.org {
             Some(org) => format!("{} of org {}", self.token.name, org.slug),
-            None => format!("{}, the administrator", self.token.name),
+            None => format!(
+                "the installation's administrator (token {})",
+                self.token.name
+            ),
         }
     }
 }

@@ -50,19 +50,19 @@ impl EventStream {
                     }
                 }
                 Ok(Some(Err(error))) => {
-                    return Err(StreamEnd::Broken(Failure::system_caused(
-                        "the event stream broke",
-                        &error,
+                    tracing::debug!(error = crate::exit::chain(&error), "event stream");
+                    return Err(StreamEnd::Broken(Failure::system(
+                        "the connection to the server broke",
                     )));
                 }
                 Ok(None) => {
                     return Err(StreamEnd::Broken(Failure::system(
-                        "the event stream ended early",
+                        "the connection to the server broke",
                     )));
                 }
                 Err(_elapsed) => {
                     return Err(StreamEnd::Broken(Failure::system(
-                        "the event stream went silent",
+                        "the server has gone silent",
                     )));
                 }
             }

@@ -32,7 +32,14 @@ pub(super) async fn run(
     let factory = Arc::new(SessionFactory::new(plan, docker).await?);
     view.status("connecting");
     let opening = open(plan, client, &factory);
-    let (mut session, org) = watched(view, &mut interrupts, opening).await??;
+    let Opened {
+        mut session,
+        org,
+        notice,
+    } = watched(view, &mut interrupts, opening).await??;
+    if let Some(notice) = notice {
+        view.note(&format!("warning: {notice}"));
+    }
     view.status("waiting for the builder");
     watched(view, &mut interrupts, session.opened()).await??;
     let wake_ms = view.elapsed_ms();
@@ -67,12 +74,16 @@ pub(super) async fn run(
     conclude(plan, image, &build, outcome, &factory, view, wake_ms)
 }
 
+/// What there is before the build.
+struct Opened {
+    session: OpenSession,
+    org: String,
+    /// What the builder's owner should know.
+    notice: Option<String>,
+}
+
 /// Finds the org and the gateway, and starts to open the session there.
-async fn open(
-    plan: &Plan,
-    client: &ApiClient,
-    factory: &Arc<SessionFactory>,
-) -> Outcome<(OpenSession, String)> {
+async fn open(plan: &Plan, client: &ApiClient, factory: &Arc<SessionFactory>) -> Outcome<Opened> {
     let place = queries::locate(client, plan.org.as_deref()).await?;
     let gateway = Gateway {
         address: place.docker,
@@ -82,14 +93,13 @@ async fn open(
     };
     let session = OpenSession::start(Arc::clone(factory), gateway);
     // Asked for by name as well: the gateway alone could not tell region and architecture.
-    queries::ensure_builder(
-        client,
-        &place.org,
-        plan.region.as_deref(),
-        plan.arch.as_deref(),
-    )
-    .await?;
-    Ok((session, place.org))
+    let (region, arch) = (plan.region.as_deref(), plan.arch.as_deref());
+    let builder = queries::ensure_builder(client, &place.org, region, arch).await?;
+    Ok(Opened {
+        session,
+        org: place.org,
+        notice: builder.notice,
+    })
 }
 
 /// Runs `future` while the view lives; Ctrl-C ends it.
@@ -201,6 +211,8 @@ async fn follow(
     let mut follower = Follower::new(client, &build.id);
     let mut ticks = tokio::time::interval(TREE_PERIOD);
     let mut large_context_told = false;
+    // Said once for each time that the connection breaks, not for each try.
+    let mut broken_told = false;
     loop {
         let hearing = follower.hear(view.board().last_seq());
         tokio::pin!(hearing);
@@ -216,6 +228,9 @@ async fn follow(
         };
         match heard {
             Heard::Event(event) => {
+                if std::mem::take(&mut broken_told) {
+                    view.note("connected again; the build went on meanwhile");
+                }
                 view.event(&event);
                 if let Some(outcome) = view.board().outcome() {
                     return Ok(outcome.clone());
@@ -225,7 +240,11 @@ async fn follow(
                     view.note(&large_context_warning());
                 }
             }
-            Heard::Broken(why) => view.note(&format!("{why}; connecting again")),
+            Heard::Broken(why) => {
+                if !std::mem::replace(&mut broken_told, true) {
+                    view.note(&format!("{why}; connecting again"));
+                }
+            }
         }
     }
 }
@@ -239,13 +258,11 @@ fn large_context_warning() -> String {
 
 fn tell_session(state: &StreamState, view: &View) {
     match state {
-        StreamState::Open => view.note("the build session is open again"),
-        StreamState::Broken(why) => view.note(&format!(
-            "the build session broke ({why}); opening it again"
-        )),
+        // That the connection broke is told by those who follow the events.
+        StreamState::Opening | StreamState::Open => {}
+        StreamState::Broken(why) => tracing::debug!(why, "build session broke"),
         // The build itself will say what it lacks, if it still lacks anything.
         StreamState::Failed(failure) => view.note(&format!("warning: {}", failure.message())),
-        StreamState::Opening => {}
     }
 }
 

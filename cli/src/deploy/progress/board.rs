@@ -10,6 +10,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 pub(crate) struct Board {
     steps: Vec<StepState>,
     index: HashMap<String, usize>,
+    /// Steps that were given a number.
+    numbered: usize,
+    /// Steps that have completed but whose last transfers may still be told: they are told as completed a moment later.
+    settling: Vec<usize>,
     push: BTreeMap<String, PushProgress>,
     started_ms: Option<u64>,
     last_ms: u64,
@@ -20,7 +24,7 @@ pub(crate) struct Board {
 /// A step and what it said.
 #[derive(Debug, Default)]
 pub(crate) struct StepState {
-    /// Number shown, from 1.
+    /// Number shown, from 1, in the order in which steps began; 0 before that.
     pub(super) number: usize,
     /// As BuildKit names it.
     pub(super) name: String,
@@ -39,7 +43,8 @@ pub(crate) struct StepState {
     /// Transfers that run, by what they are.
     pub(super) transfers: BTreeMap<String, (u64, u64)>,
     partial: String,
-    announced: bool,
+    /// Its end was told.
+    told: bool,
 }
 
 /// What an event changed, for those who print line by line.
@@ -79,7 +84,7 @@ impl Board {
         }
         self.last_seq = numbered.seq;
         self.last_ms = self.last_ms.max(numbered.at_ms);
-        let mut changes = Vec::new();
+        let mut changes = self.settle(step_of(&numbered.event));
         match &numbered.event {
             BuildEvent::Queued { ahead } => changes.push(Change::Queued(*ahead)),
             BuildEvent::Started => self.started_ms = Some(numbered.at_ms),
@@ -115,6 +120,7 @@ impl Board {
                 for at in 0..self.steps.len() {
                     self.flush(at, &mut changes);
                 }
+                changes.extend(self.settle(None));
                 self.outcome = Some(outcome.clone());
             }
         }
@@ -126,10 +132,7 @@ impl Board {
             return *at;
         }
         let at = self.steps.len();
-        self.steps.push(StepState {
-            number: at + 1,
-            ..StepState::default()
-        });
+        self.steps.push(StepState::default());
         self.index.insert(digest.to_owned(), at);
         at
     }
@@ -143,21 +146,38 @@ impl Board {
         if step.error.is_some() {
             state.error.clone_from(&step.error);
         }
-        if (step.started_ms.is_some() || step.completed_ms.is_some()) && !state.announced {
-            state.announced = true;
+        if (step.started_ms.is_some() || step.completed_ms.is_some()) && state.number == 0 {
+            self.numbered += 1;
+            state.number = self.numbered;
             changes.push(Change::Announced(at));
         }
-        let was_complete = state.completed_ms.is_some();
-        // A step may be started again (a second stage finds it again): then it runs, until it completes again.
-        if step.started_ms > state.completed_ms && step.completed_ms.is_none() {
-            state.completed_ms = None;
-        } else if let Some(completed) = step.completed_ms {
-            state.completed_ms = Some(completed);
-            if !was_complete {
-                self.flush(at, changes);
-                changes.push(Change::Completed(at));
+        // BuildKit starts and completes some steps several times over, with transfers in between.
+        state.completed_ms = match step.completed_ms {
+            Some(completed) => {
+                if !self.settling.contains(&at) && !state.told {
+                    self.settling.push(at);
+                }
+                Some(completed)
             }
+            None if step.started_ms > state.completed_ms => None,
+            None => state.completed_ms,
+        };
+    }
+
+    /// Tells the steps that have completed, but for the one that is spoken of right now (and, if there is none, all).
+    pub(super) fn settle(&mut self, but: Option<&str>) -> Vec<Change> {
+        let but = but.and_then(|digest| self.index.get(digest).copied());
+        let mut changes = Vec::new();
+        for at in std::mem::take(&mut self.settling) {
+            if Some(at) == but || self.steps[at].completed_ms.is_none() {
+                self.settling.push(at);
+                continue;
+            }
+            self.steps[at].told = true;
+            self.flush(at, &mut changes);
+            changes.push(Change::Completed(at));
         }
+        changes
     }
 
     fn log(&mut self, digest: &str, at_ms: u64, text: &str, changes: &mut Vec<Change>) {
@@ -179,7 +199,8 @@ impl Board {
         let state = &mut self.steps[at];
         if !state.partial.is_empty() {
             let line = std::mem::take(&mut state.partial);
-            let since = last_ms.saturating_sub(state.started_ms.unwrap_or(last_ms));
+            let end = state.completed_ms.unwrap_or(last_ms);
+            let since = end.saturating_sub(state.started_ms.unwrap_or(end));
             state.keep(at, since, &line, changes);
         }
     }
@@ -265,6 +286,20 @@ impl Board {
     }
 }
 
+/// The step that an event is about.
+fn step_of(event: &BuildEvent) -> Option<&str> {
+    match event {
+        BuildEvent::Step(step) => Some(&step.digest),
+        BuildEvent::Log { step, .. } | BuildEvent::Progress { step, .. } => Some(step),
+        BuildEvent::Queued { .. }
+        | BuildEvent::Started
+        | BuildEvent::Warning { .. }
+        | BuildEvent::Push(_)
+        | BuildEvent::LogTruncated
+        | BuildEvent::Ended(_) => None,
+    }
+}
+
 impl StepState {
     fn keep(&mut self, at: usize, at_ms: u64, line: &str, changes: &mut Vec<Change>) {
         let text = clean(line);
@@ -300,16 +335,17 @@ impl StepState {
         self.started_ms.is_some() && self.completed_ms.is_none()
     }
 
-    /// Names of instructions look like `[2/5] RUN make` or `[build 2/5] RUN make`.
+    /// Names of instructions look like `[2/5] RUN make` or `[build 2/5] RUN make`. `FROM` is none of them: it does no
+    /// work of its own, and whether BuildKit calls it cached depends on the image store.
     fn is_of_the_dockerfile(&self) -> bool {
         self.name
             .strip_prefix('[')
-            .and_then(|rest| rest.split_once(']'))
-            .is_some_and(|(head, _)| {
+            .and_then(|rest| rest.split_once("] "))
+            .is_some_and(|(head, instruction)| {
                 let position = head.rsplit(' ').next().unwrap_or(head);
                 position.split_once('/').is_some_and(|(n, of)| {
                     n.trim().parse::<u32>().is_ok() && of.parse::<u32>().is_ok()
-                })
+                }) && !instruction.starts_with("FROM ")
             })
     }
 }

@@ -16,7 +16,8 @@ fn line(board: &Board, change: &Change) -> Option<String> {
     match change {
         Change::Queued(0) => Some("waiting for a place on the builder".to_owned()),
         Change::Queued(ahead) => Some(format!(
-            "waiting for a place on the builder, behind {ahead} other builds"
+            "waiting for a place on the builder, behind {ahead} other build{}",
+            if *ahead == 1 { "" } else { "s" }
         )),
         Change::Announced(at) => board
             .at(*at)
@@ -80,7 +81,7 @@ pub(super) fn short(item: &str) -> &str {
 
 /// The output of the step that failed, to be shown last.
 pub(super) fn failed_step(board: &Board) -> Vec<String> {
-    let Some(step) = board.failed() else {
+    let Some(step) = board.failed().filter(|step| !step.lines.is_empty()) else {
         return Vec::new();
     };
     let mut lines = vec!["------".to_owned(), format!(" > {}:", step.name)];

@@ -75,7 +75,11 @@ fn failing() -> Script {
             BuildEvent::Step(step("[internal] load build context", Some(50), None)),
         )
         .at(
-            60,
+            150,
+            BuildEvent::Step(step("[internal] load build context", Some(50), Some(150))),
+        )
+        .at(
+            150,
             BuildEvent::Progress {
                 step: "sha256:[internal] load build context".to_owned(),
                 id: "transferring context:".to_owned(),
@@ -85,7 +89,7 @@ fn failing() -> Script {
             },
         )
         .at(
-            150,
+            151,
             BuildEvent::Step(step("[internal] load build context", Some(50), Some(150))),
         )
         .at(
@@ -109,6 +113,7 @@ fn failing() -> Script {
                 ..step(MAKE, Some(200), Some(1500))
             }),
         )
+        .at(1501, BuildEvent::Ended(BuildOutcome::Cancelled))
 }
 
 #[test]
@@ -117,7 +122,7 @@ fn plain_lines_tell_all_in_order() {
     assert_eq!(
         script.plain,
         [
-            "waiting for a place on the builder, behind 1 other builds",
+            "waiting for a place on the builder, behind 1 other build",
             "#1 [internal] load build context",
             "#1 transferring context 2 KiB done",
             "#1 DONE 0.1s",
@@ -132,7 +137,7 @@ fn plain_lines_tell_all_in_order() {
             "#3 ERROR: process \"make\" did not complete: exit code: 2",
         ]
     );
-    assert_eq!(script.board.cached_steps(), (1, 2));
+    assert_eq!(script.board.cached_steps(), (0, 1));
     assert_eq!(
         (script.board.context_ms(), script.board.queued_ms()),
         (100, 40)
@@ -155,6 +160,14 @@ fn the_failed_step_is_shown_last() {
         ]
     );
     assert_eq!(plain::failed_step(&Board::default()), Vec::<String>::new());
+    let silent = Script::new().at(
+        1,
+        BuildEvent::Step(Step {
+            error: Some("x".to_owned()),
+            ..step(MAKE, Some(0), Some(1))
+        }),
+    );
+    assert_eq!(plain::failed_step(&silent.board), Vec::<String>::new());
 }
 
 #[test]
@@ -247,6 +260,39 @@ fn steps_that_ended_leave_a_line() {
             " => ERROR [2/3] RUN make                      1.3s\n => => ERROR: process \"make\" did not complete: exit code: 2",
         ]
     );
+}
+
+#[test]
+fn steps_of_the_dockerfile_are_counted() {
+    let mut script = Script::new();
+    for (n, (name, cached)) in [
+        ("[internal] load build definition from Dockerfile", true),
+        ("[build 1/3] FROM docker.io/library/debian:trixie", true),
+        ("[build 2/3] RUN [ 1/2 ]", true),
+        ("[ 3/12] COPY a b", false),
+        ("[stage-1 2/2] WORKDIR /x", true),
+        ("exporting to image", true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let at = n as u64;
+        let step = Step {
+            cached,
+            ..step(name, Some(at), Some(at))
+        };
+        script = script.at(at, BuildEvent::Step(step));
+    }
+    assert_eq!(script.board.cached_steps(), (2, 3));
+}
+
+#[test]
+fn a_step_that_nothing_follows_is_told_as_done_when_asked() {
+    let mut script = Script::new().at(1, BuildEvent::Step(step(MAKE, Some(0), Some(1))));
+    assert_eq!(script.plain, ["#1 [2/3] RUN make"]);
+    let changes = script.board.settle(None);
+    assert_eq!(plain::lines(&script.board, &changes), ["#1 DONE 0.0s"]);
+    assert_eq!(script.board.settle(None), []);
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub(super) fn lines(board: &Board, status: &str, now_ms: u64, room: Room) -> Vec
         .iter()
         .filter(|step| step.completed_ms.is_some())
         .count();
-    let head = match board.steps().len() {
+    let head = match board.steps().iter().filter(|step| step.number > 0).count() {
         0 => format!("[+] {status} {}", seconds(now_ms)),
         all => format!("[+] {status} {} ({done}/{all})", seconds(now_ms)),
     };

@@ -109,27 +109,33 @@ impl View {
         }
         self.event_at = Some(Instant::now());
         let changes = self.board.apply(event);
+        if let Kind::Json = self.kind {
+            self.printer.json(&Line::Event(event));
+        }
+        self.show(&changes);
+    }
+
+    fn show(&self, changes: &[Change]) {
         match &self.kind {
             Kind::Tree(bar) => {
                 let width = room().width;
-                for change in &changes {
+                for change in changes {
                     if let Some(line) = self.lasting(change, width) {
                         bar.println(line);
                     }
                 }
             }
             Kind::Plain => {
-                for line in plain::lines(&self.board, &changes) {
+                for line in plain::lines(&self.board, changes) {
                     self.printer.note(&line);
                 }
             }
             Kind::Log => {
-                for line in plain::lines(&self.board, &changes) {
+                for line in plain::lines(&self.board, changes) {
                     self.printer.data(&line);
                 }
             }
-            Kind::Json => self.printer.json(&Line::Event(event)),
-            Kind::Quiet => {}
+            Kind::Json | Kind::Quiet => {}
         }
     }
 
@@ -147,8 +153,12 @@ impl View {
         }
     }
 
-    /// Draws the live tree anew; to be called every [`TREE_PERIOD`].
-    pub(crate) fn tick(&self) {
+    /// Draws the live tree anew, and tells what nothing else has brought out; to be called every [`TREE_PERIOD`].
+    pub(crate) fn tick(&mut self) {
+        if self.event_at.is_some_and(|at| at.elapsed() >= TREE_PERIOD) {
+            let changes = self.board.settle(None);
+            self.show(&changes);
+        }
         if let Kind::Tree(bar) = &self.kind {
             let lines = tree::lines(&self.board, &self.status, self.now_ms(), room());
             bar.set_message(lines.join("\n"));
