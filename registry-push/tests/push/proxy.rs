@@ -29,7 +29,7 @@ pub(crate) struct Seen {
 pub(crate) enum Act {
     /// To the registry and back.
     Forward,
-    /// So many bytes of the body to the registry, then both connections are cut.
+    /// At most so many bytes of the body to the registry; when there are more, both connections are cut.
     Cut(usize),
     /// So many bytes of the body every 50 ms.
     Slow(usize),
@@ -153,10 +153,7 @@ async fn handle(
     };
     match rule(&seen, number) {
         Act::Forward => forward(request, backend, Way::Whole).await,
-        Act::Cut(bytes) => {
-            let _ = forward(request, backend, Way::Cut(bytes)).await;
-            Err(io::Error::other("cut"))
-        }
+        Act::Cut(bytes) => forward(request, backend, Way::Cut(bytes)).await,
         Act::Slow(bytes) => forward(request, backend, Way::Slow(bytes)).await,
         Act::LoseAnswer => {
             forward(request, backend, Way::Whole).await?;
