@@ -9,7 +9,8 @@
 #   NAME       debian busybox python node rust gcc; by default debian and busybox
 #
 # They are Debian trixie's programs under the usual names, close enough for a Dockerfile: not the public images
-# themselves. The same recipe and package versions give the same digests. Needs root, mmdebstrap, skopeo, jq,
+# themselves. The same recipe and package versions give the same digests. What has ca-certificates also trusts the
+# authorities that were added to this machine, since its network may re-sign TLS. Needs root, mmdebstrap, skopeo, jq,
 # busybox-static. SLIPWAY_MIRROR names another Debian mirror than mmdebstrap's own choice.
 set -euo pipefail
 umask 022
@@ -65,6 +66,28 @@ habit_hook() {
 	esac
 }
 
+# Certificates on standard input, one a line.
+one_line() { awk '/BEGIN CERT/ { text = "" } { text = text $0 "|" } /END CERT/ { print text }' | sort -u; }
+
+# The authorities that this machine trusts beyond Debian's own list, one a line.
+added_authorities() {
+	[[ -s /etc/ssl/certs/ca-certificates.crt ]] || return 0
+	comm -23 <(one_line </etc/ssl/certs/ca-certificates.crt) \
+		<(find /usr/share/ca-certificates -name '*.crt' -exec cat {} + 2>/dev/null | one_line)
+}
+
+# Makes the root trust them.
+trust_hook() {
+	local count=0 line
+	mkdir -- "$scratch/added"
+	while read -r line; do
+		((count += 1))
+		tr '|' '\n' <<<"$line" >"$scratch/added/machine-$count.crt"
+	done <<<"$added"
+	# shellcheck disable=SC2016 # mmdebstrap's shell expands it
+	printf 'cp "%s"/* "$1/usr/local/share/ca-certificates/" && chroot "$1" update-ca-certificates' "$scratch/added"
+}
+
 # The root of image $1, as a tar on the file $2.
 make_root() {
 	local name=$1 tar=$2 root applet
@@ -74,6 +97,9 @@ make_root() {
 			options+=("--dpkgopt=path-exclude=/usr/share/$path/*")
 		done
 		[[ -z ${include[$name]} ]] || options+=("--include=${include[$name]}")
+		if [[ ${include[$name]} == *ca-certificates* && -n $added ]]; then
+			options+=("--customize-hook=$(trust_hook)")
+		fi
 		TMPDIR=$scratch mmdebstrap --quiet --variant=minbase --format=tar "${options[@]}" \
 			--customize-hook="$(habit_hook "$name")" --customize-hook="$(clean_hook)" \
 			trixie "$tar" ${SLIPWAY_MIRROR:+"$SLIPWAY_MIRROR"} 2>"$scratch/log" || {
@@ -122,7 +148,8 @@ make_image() {
 }
 
 mkdir -p -- "$out"
-hash=$({ cat -- "$self" && printf '%s' "$arch${SLIPWAY_MIRROR:-}"; } | sha256sum | cut -c1-16)
+added=$(added_authorities)
+hash=$({ cat -- "$self" && printf '%s' "$arch${SLIPWAY_MIRROR:-}$added"; } | sha256sum | cut -c1-16)
 for name in "$@"; do
 	image=$out/$name-$hash
 	if [[ ! -d $image ]]; then

@@ -7,7 +7,7 @@
 # OUT/base-HASH.packages (names and versions of what is in it), and the links OUT/base.squashfs and
 # OUT/base.packages to them. Prints the image's path. Does nothing else if the image of this recipe is there.
 #
-# The same recipe and the same package versions give the same bytes. Any number may run at a time: one builds.
+# The same recipe, package versions and squashfs-tools give the same bytes. Any number may run at a time: one builds.
 # Needs root, mmdebstrap and squashfs-tools (scripts/setup.sh installs them). SLIPWAY_MIRROR names another Debian mirror
 # than mmdebstrap's own choice.
 set -euo pipefail
