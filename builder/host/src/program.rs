@@ -85,6 +85,7 @@ fn run_quiet(
     } else {
         Stdio::piped()
     });
+    crate::sys::die_with_parent(command);
     let mut child = command.spawn().map_err(io)?;
     if let Some(mut stdin) = child.stdin.take() {
         // A program that ends without reading says why by its status.

@@ -188,6 +188,27 @@ pub(crate) fn pass_fds(command: &mut Command, fds: &[&OwnedFd]) -> io::Result<()
     Ok(())
 }
 
+/// Makes `command` be killed when the thread that starts it ends. That thread must wait for it, so that this happens only
+/// when this process is killed: what it had begun must not go on under the eyes of the next one.
+pub(crate) fn die_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    // SAFETY: the closure runs between fork and exec and makes two system calls, which are async-signal-safe.
+    unsafe {
+        command.pre_exec(move || {
+            check(libc::c_long::from(libc::prctl(
+                libc::PR_SET_PDEATHSIG,
+                libc::SIGKILL,
+            )))?;
+            // It may have ended just before.
+            if u32::try_from(libc::getppid()).is_ok_and(|now| now == parent) {
+                Ok(())
+            } else {
+                Err(io::Error::from_raw_os_error(libc::ESRCH))
+            }
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,7 +18,7 @@ impl Machines {
     /// watchers.
     ///
     /// # Errors
-    /// [`VerbError`] when something can be neither adopted nor cleared away.
+    /// [`VerbError`] when the records or the pool cannot be read.
     pub(crate) fn recover(
         driver: Arc<dyn MachineDriver>,
         volumes: Arc<dyn VolumeDriver>,
@@ -47,7 +47,12 @@ impl Machines {
                 .generation = generation;
         }
         for record in machines.records.all()? {
-            machines.recover_one(record)?;
+            // One that cannot be cleared away keeps its slot and its volume, and must not keep the others from going on. The
+            // next verb on it tries again.
+            let machine = record.spec.machine.clone();
+            if let Err(error) = machines.recover_one(record) {
+                tracing::error!(%machine, error = &error as &dyn std::error::Error, "cannot clear away what is left of it");
+            }
         }
         let used: Vec<u16> = machines.table().used_slots.iter().copied().collect();
         machines.network.disconnect_unused(&used)?;
@@ -103,7 +108,9 @@ impl Machines {
                     record.spec.volume == report.volume && record.phase.slot().is_some()
                 });
             if !held {
-                self.volumes.detach(&report.volume, &holder)?;
+                if let Err(error) = self.volumes.detach(&report.volume, &holder) {
+                    tracing::error!(volume = %report.volume, error = &error as &dyn std::error::Error, "cannot detach");
+                }
             }
         }
         Ok(())

@@ -37,6 +37,16 @@ impl Client {
     }
 
     pub(crate) fn receive(&mut self) -> io::Result<(HostReply, Option<OwnedFd>)> {
+        loop {
+            match self.receive_once() {
+                // Nothing was read yet: only the first byte's call does not go on by itself after a signal.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn receive_once(&mut self) -> io::Result<(HostReply, Option<OwnedFd>)> {
         let mut first = [0u8];
         let mut space = nix::cmsg_space!([i32; 1]);
         let mut data = [IoSliceMut::new(&mut first)];

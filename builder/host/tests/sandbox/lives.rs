@@ -293,13 +293,13 @@ fn a_daemon_killed_at_any_time_of_a_start_is_followed_by_one_that_knows_what_the
     };
     let spec = host.spec(1, 1);
     host.client().ensure_volume(&spec.volume, 1 << 30);
-    for round in 1..=12u64 {
+    for round in 1..=16u64 {
         let mut asking = host.client();
         let mut wanted = spec.clone();
         wanted.generation = Generation(round);
         let asked = std::thread::spawn(move || asking.try_ensure(&wanted));
         // Spread over the whole of a start, which takes some 80 ms.
-        std::thread::sleep(Duration::from_millis(round * 8));
+        std::thread::sleep(Duration::from_millis(round * 6));
         host.kill_daemon();
         let told = asked.join().unwrap();
         host.start_daemon();
