@@ -99,7 +99,8 @@ pub struct Step {
     pub machine: MachineId,
     /// Its volume.
     pub volume: VolumeId,
-    /// The generation it is about; for [`Action::Start`] the new one.
+    /// The generation it is about. For [`Action::Start`] the new one; for [`Action::Stop`] and [`Action::Remove`] the
+    /// newest known, because a host refuses a verb with an older one than it has seen, and obeys a newer one.
     pub generation: Generation,
     /// What to do.
     pub action: Action,
@@ -180,12 +181,12 @@ impl MachineView {
         self.step(generation, Action::Learn(event))
     }
 
-    /// One step on the host, or a wait if the last one has just failed.
-    fn on_host(&self, now: Timestamp, generation: Generation, action: Action) -> Plan {
+    /// Ends whatever lives of this machine, or waits if the last try has just been.
+    fn stop(&self, now: Timestamp, grace: Duration) -> Plan {
         if now < self.hold_until {
             nothing(Some(self.hold_until))
         } else {
-            self.one(generation, action)
+            self.one(self.newest(), Action::Stop { grace })
         }
     }
 
@@ -294,7 +295,7 @@ fn exited(now: Timestamp, view: &MachineView, generation: Generation, clean: boo
             look_again_at: Some(view.hold_until),
         };
     }
-    steps.push(view.step(generation, Action::Remove));
+    steps.push(view.step(view.newest(), Action::Remove));
     Plan {
         steps,
         look_again_at: None,
@@ -305,13 +306,7 @@ fn exited(now: Timestamp, view: &MachineView, generation: Generation, clean: boo
 fn running(now: Timestamp, view: &MachineView, generation: Generation) -> Plan {
     if generation != view.generation {
         // Not the one that was asked for last: end it, whatever it does, before anything else of this machine starts.
-        return view.on_host(
-            now,
-            generation,
-            Action::Stop {
-                grace: Duration::ZERO,
-            },
-        );
+        return view.stop(now, Duration::ZERO);
     }
     match view.state {
         MachineState::Stopped | MachineState::Starting { .. } | MachineState::Crashed { .. } => {
@@ -322,53 +317,29 @@ fn running(now: Timestamp, view: &MachineView, generation: Generation) -> Plan {
             view.one(generation, Action::Learn(event))
         }
         MachineState::Booting { since, .. } => {
-            let late = since.after(MACHINE_READY_WAIT_MAX);
-            if !view.wanted {
-                stop_politely(now, view, generation)
-            } else if now >= late {
-                view.on_host(
-                    now,
-                    generation,
-                    Action::Stop {
-                        grace: Duration::ZERO,
-                    },
-                )
+            if view.wanted {
+                kill_at(now, view, since.after(MACHINE_READY_WAIT_MAX))
             } else {
-                nothing(Some(late))
+                view.stop(now, MACHINE_STOP_GRACE)
             }
         }
         MachineState::Running { .. } => {
             if view.wanted {
                 reap(now, view, generation)
             } else {
-                stop_politely(now, view, generation)
+                view.stop(now, MACHINE_STOP_GRACE)
             }
         }
-        MachineState::Ending { since, .. } => {
-            let late = since.after(END_WAIT_MAX);
-            if now >= late {
-                view.on_host(
-                    now,
-                    generation,
-                    Action::Stop {
-                        grace: Duration::ZERO,
-                    },
-                )
-            } else {
-                nothing(Some(late))
-            }
-        }
+        MachineState::Ending { since, .. } => kill_at(now, view, since.after(END_WAIT_MAX)),
     }
 }
 
-fn stop_politely(now: Timestamp, view: &MachineView, generation: Generation) -> Plan {
-    view.on_host(
-        now,
-        generation,
-        Action::Stop {
-            grace: MACHINE_STOP_GRACE,
-        },
-    )
+fn kill_at(now: Timestamp, view: &MachineView, late: Timestamp) -> Plan {
+    if now >= late {
+        view.stop(now, Duration::ZERO)
+    } else {
+        nothing(Some(late))
+    }
 }
 
 fn reap(now: Timestamp, view: &MachineView, generation: Generation) -> Plan {

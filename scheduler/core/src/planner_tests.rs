@@ -108,7 +108,7 @@ fn starts_what_is_wanted_and_leaves_alone_what_is_not() {
 
 #[test]
 fn ends_every_other_generation_first() {
-    check(|it| it.observed = seen(4, "runs"), "kill(4)");
+    check(|it| it.observed = seen(4, "runs"), "kill(5)");
     check(|it| it.observed = seen(9, "runs"), "kill(9)");
     check(|it| it.observed = seen(9, "dirty"), "remove(9)");
     check(
@@ -116,7 +116,7 @@ fn ends_every_other_generation_first() {
             running(it);
             it.observed = seen(4, "runs");
         },
-        "kill(4)",
+        "kill(5)",
     );
     check(
         |it| {
@@ -126,7 +126,7 @@ fn ends_every_other_generation_first() {
             };
             it.observed = seen(4, "dirty");
         },
-        "StartFailed(5) remove(4)",
+        "StartFailed(5) remove(5)",
     );
 }
 
@@ -304,6 +304,10 @@ enum Fate {
     FailStarts(u8),
     /// The next start is done, but its answer is lost.
     LoseAnswer,
+    /// The next start is recorded and never reaches the host, which still has what it had.
+    LoseStart,
+    /// An older generation comes up late, as from a host that was cut off.
+    OldComesUp,
     /// The control plane is killed: what was not recorded is forgotten.
     Restart,
 }
@@ -324,6 +328,8 @@ fn fates() -> impl Strategy<Value = Vec<Fate>> {
         1 => Just(Fate::DamageVolume),
         1 => (1u8..6).prop_map(Fate::FailStarts),
         1 => Just(Fate::LoseAnswer),
+        1 => Just(Fate::LoseStart),
+        1 => Just(Fate::OldComesUp),
         1 => Just(Fate::Restart),
     ];
     proptest::collection::vec(fate, 1..60)
@@ -334,11 +340,13 @@ struct World {
     view: MachineView,
     /// What the host really has: generation to (volume, state).
     host: BTreeMap<u64, (VolumeId, MachineRunState)>,
+    newest_seen: Generation,
     host_silent: bool,
     host_volumes: Vec<VolumeId>,
     damaged: Vec<VolumeId>,
     fail_starts: u8,
     lose_answer: bool,
+    lose_start: bool,
     volumes_made: u8,
 }
 
@@ -352,11 +360,13 @@ impl World {
             now: NOW,
             view: it,
             host: BTreeMap::new(),
+            newest_seen: Generation(0),
             host_silent: false,
             host_volumes: Vec::new(),
             damaged: Vec::new(),
             fail_starts: 0,
             lose_answer: false,
+            lose_start: false,
             volumes_made: 0,
         }
     }
@@ -388,6 +398,13 @@ impl World {
             Fate::DamageVolume => self.damaged.push(self.view.volume.clone()),
             Fate::FailStarts(n) => self.fail_starts = *n,
             Fate::LoseAnswer => self.lose_answer = true,
+            Fate::LoseStart => self.lose_start = true,
+            Fate::OldComesUp => {
+                if self.host.is_empty() && self.view.generation.0 > 1 {
+                    let runs = (self.view.volume.clone(), MachineRunState::Running);
+                    self.host.insert(self.view.generation.0 - 1, runs);
+                }
+            }
             Fate::Restart => {
                 self.view.in_flight = 0;
                 self.view.quiet_since = self.now;
@@ -486,13 +503,14 @@ impl World {
                 } else {
                     self.view.hold_until = now.after(RETRY_WAIT);
                 }
-                if let Some((_, state)) = self.host.get_mut(&generation.0) {
-                    *state = MachineRunState::Exited { clean: false };
-                }
+                self.fence(generation);
+                self.end_live(false);
             }
             Action::Remove => {
-                assert!(!self.lives(generation), "a live machine was removed");
-                self.host.remove(&generation.0);
+                self.fence(generation);
+                let live = self.host.keys().any(|g| self.lives(Generation(*g)));
+                assert!(!live, "a live machine was removed");
+                self.host.clear();
             }
             Action::AskToEnd => {
                 assert_eq!(self.view.in_flight, 0, "a machine in use was asked to end");
@@ -523,11 +541,16 @@ impl World {
     fn start(&mut self, step: &Step) -> bool {
         let (now, generation) = (self.now, step.generation);
         assert!(generation > self.view.generation, "generations only grow");
+        self.fence(generation);
         self.view.generation = generation;
         self.learn(MachineEvent::StartAsked {
             generation,
             at: now,
         });
+        if std::mem::take(&mut self.lose_start) {
+            self.view.hold_until = now.after(RETRY_WAIT);
+            return false;
+        }
         let failures_before = self.view.failed_starts;
         let failed = MachineEvent::StartFailed {
             generation,
@@ -564,6 +587,12 @@ impl World {
         true
     }
 
+    /// Hosts refuse what is older than the newest they have seen.
+    fn fence(&mut self, generation: Generation) {
+        assert!(generation >= self.newest_seen, "a host would refuse this");
+        self.newest_seen = generation;
+    }
+
     /// Turns until there is nothing to do now.
     fn settle(&mut self) {
         for _ in 0..20 {
@@ -596,6 +625,7 @@ proptest! {
         world.fail_starts = 0;
         world.damaged.clear();
         world.lose_answer = false;
+        world.lose_start = false;
         world.befall(&Fate::Connect);
         for _ in 0..10 {
             world.befall(&Fate::Want);

@@ -172,11 +172,7 @@ impl World {
 
     fn start_machine(self: &Arc<Self>, spec: &MachineSpec) -> Result<MachineReport, HostError> {
         let mut inner = self.lock();
-        let seen = inner.seen.entry(spec.machine.clone()).or_default();
-        if spec.generation < *seen {
-            return Err(refuse(HostErrorCode::StaleGeneration));
-        }
-        *seen = spec.generation;
+        inner.fence(&spec.machine, spec.generation)?;
         if let Some(code) = inner.refuse_starts.pop_front() {
             return Err(refuse(code));
         }
@@ -270,29 +266,34 @@ impl World {
     }
 
     fn stop(self: &Arc<Self>, id: &MachineId, generation: Generation) -> HostReply {
-        let report = match self.lock().machines.get(id) {
-            Some(m) if m.generation == generation => MachineReport {
-                machine: id.clone(),
-                generation,
-                volume: m.volume.clone(),
-                state: m.state,
-            },
-            Some(_) => return HostReply::Error(refuse(HostErrorCode::StaleGeneration)),
-            None => return HostReply::Error(refuse(HostErrorCode::NotFound)),
+        let report = {
+            let mut inner = self.lock();
+            if let Err(error) = inner.fence(id, generation) {
+                return HostReply::Error(error);
+            }
+            match inner.machines.get(id) {
+                None => return HostReply::Error(refuse(HostErrorCode::NotFound)),
+                Some(m) => MachineReport {
+                    machine: id.clone(),
+                    generation: m.generation,
+                    volume: m.volume.clone(),
+                    state: m.state,
+                },
+            }
         };
-        let (world, id) = (Arc::clone(self), id.clone());
-        tokio::spawn(async move { world.end_machine(&id, generation, true) });
+        let (world, id, runs) = (Arc::clone(self), id.clone(), report.generation);
+        tokio::spawn(async move { world.end_machine(&id, runs, true) });
         HostReply::Machine(report)
     }
 
     fn remove(&self, id: &MachineId, generation: Generation) -> HostReply {
         {
             let mut inner = self.lock();
+            if let Err(error) = inner.fence(id, generation) {
+                return HostReply::Error(error);
+            }
             match inner.machines.get(id) {
                 None => return HostReply::Done,
-                Some(m) if m.generation != generation => {
-                    return HostReply::Error(refuse(HostErrorCode::StaleGeneration));
-                }
                 Some(m) if m.state == MachineRunState::Running => {
                     inner.violations.push(format!("{id} removed while it runs"));
                     return HostReply::Error(refuse(HostErrorCode::Busy));
@@ -303,5 +304,16 @@ impl World {
         }
         self.changed();
         HostReply::Done
+    }
+}
+
+impl Inner {
+    fn fence(&mut self, id: &MachineId, generation: Generation) -> Result<(), HostError> {
+        let seen = self.seen.entry(id.clone()).or_default();
+        if generation < *seen {
+            return Err(refuse(HostErrorCode::StaleGeneration));
+        }
+        *seen = generation;
+        Ok(())
     }
 }
