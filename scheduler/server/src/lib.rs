@@ -22,6 +22,8 @@ pub mod seal;
 mod secret_file;
 pub mod serve;
 pub mod settings;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 pub use graphql::sdl;

@@ -9,7 +9,7 @@ use crate::builds::{BuildError, BuildService};
 use crate::ca::{CaError, CertificateAuthority};
 use crate::credentials::Credentials;
 use crate::farm::{Farm, FarmError, FarmSettings, FarmTasks, entropy, now};
-use crate::gateway::{self, Gateway};
+use crate::gateway::{self, Builders, Gateway};
 use crate::listener::{Listener, serve_http};
 use crate::seal::{SealError, Sealer};
 use crate::secret_file::{self, SecretFileError};
@@ -111,6 +111,29 @@ pub async fn run(
     settings: ServeSettings,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
+    let running = start(settings, |farm| Arc::new(farm.clone())).await?;
+    shutdown.await;
+    tracing::info!("shutting down");
+    running.end().await;
+    Ok(())
+}
+
+/// A control plane that serves.
+pub(crate) struct Running {
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+    farm_tasks: FarmTasks,
+    store: Arc<SqliteStore>,
+}
+
+/// Opens everything and begins to serve. `way` chooses the way to builders; it is the farm, but for tests of odd builders.
+///
+/// # Errors
+/// [`ServeError`].
+pub(crate) async fn start(
+    settings: ServeSettings,
+    way: impl FnOnce(&Farm) -> Arc<dyn Builders>,
+) -> Result<Running, ServeError> {
     settings.check()?;
     let opened = open(&settings.data_dir).await?;
     let cancel = CancellationToken::new();
@@ -130,7 +153,7 @@ pub async fn run(
     let gateway = Gateway::new(
         authenticator.clone(),
         credentials.clone(),
-        Arc::new(farm.clone()),
+        way(&farm),
         tasks.clone(),
     );
     let api = Api::new(crate::api::Parts {
@@ -150,11 +173,27 @@ pub async fn run(
     let path = settings.data_dir.join(ADDRESSES_FILE);
     secret_file::write_public(&path, addresses.to_string().as_bytes())?;
     tracing::info!(%addresses, "serving");
+    let store = opened.store;
+    Ok(Running {
+        cancel,
+        tasks,
+        farm_tasks,
+        store,
+    })
+}
 
-    shutdown.await;
-    tracing::info!("shutting down");
-    end(cancel, tasks, farm_tasks, &opened.store).await;
-    Ok(())
+impl Running {
+    /// Ends in the order of dependence: listeners and requests, then the farm's tasks, then the store.
+    pub(crate) async fn end(self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        let drained = tokio::time::timeout(DRAIN_WAIT_MAX, self.tasks.wait()).await;
+        if drained.is_err() {
+            tracing::info!(streams = self.tasks.len(), "streams cut");
+        }
+        self.farm_tasks.shutdown().await;
+        self.store.close().await;
+    }
 }
 
 async fn open(data_dir: &Path) -> Result<Opened, ServeError> {
@@ -205,25 +244,6 @@ async fn admin_token(data_dir: &Path, store: &dyn Store) -> Result<(), ServeErro
     store.create_token(&token, &hash).await?;
     tracing::info!(token = %token.id, path = %path.display(), "administrator's token made");
     Ok(())
-}
-
-/// Ends in the order of dependence: listeners and requests, then the farm's tasks, then the store.
-async fn end(
-    cancel: CancellationToken,
-    tasks: TaskTracker,
-    farm_tasks: FarmTasks,
-    store: &SqliteStore,
-) {
-    cancel.cancel();
-    tasks.close();
-    if tokio::time::timeout(DRAIN_WAIT_MAX, tasks.wait())
-        .await
-        .is_err()
-    {
-        tracing::info!(streams = tasks.len(), "streams cut");
-    }
-    farm_tasks.shutdown().await;
-    store.close().await;
 }
 
 /// Everything a client may know this server by.

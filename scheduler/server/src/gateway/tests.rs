@@ -1,1 +1,696 @@
-mod placeholder {}
+//! The gateways through their real listeners, in front of servers that behave as dockerd does at its oddest.
+
+use crate::http::{Body, BodyError, full};
+use crate::testing::{Answer, Bench, Who, eventually, listen, request, soon};
+use base64::Engine;
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+/// A builder whose dockerd is `handle`, over hyper.
+fn serve<F, Fut>(bench: &Bench, socket: &str, handle: F)
+where
+    F: Fn(Request<Incoming>) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = Response<Body>> + Send,
+{
+    let listener = listen(&bench.path(socket));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let handle = handle.clone();
+            let service = service_fn(move |request| {
+                let answer = handle(request);
+                async move { Ok::<_, Infallible>(answer.await) }
+            });
+            let served = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
+            tokio::spawn(served);
+        }
+    });
+}
+
+/// A builder that speaks bytes: reads the head of a request, answers 101, and leaves the rest to `talk`.
+fn hijack<F, Fut>(bench: &Bench, talk: F) -> Arc<Mutex<String>>
+where
+    F: Fn(UnixStream, BufReader<UnixStream>) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let listener = listen(&bench.path("docker.sock"));
+    let head = Arc::new(Mutex::new(String::new()));
+    let seen = Arc::clone(&head);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let stream = stream.into_std().unwrap();
+            let writer = UnixStream::from_std(stream.try_clone().unwrap()).unwrap();
+            let mut reader = BufReader::new(UnixStream::from_std(stream).unwrap());
+            let mut text = String::new();
+            while !text.ends_with("\r\n\r\n") {
+                assert_ne!(reader.read_line(&mut text).await.unwrap(), 0);
+            }
+            *seen.lock().unwrap() = text.to_lowercase();
+            let mut writer = writer;
+            writer
+                .write_all(b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+                .await
+                .unwrap();
+            tokio::spawn(talk(writer, reader));
+        }
+    });
+    head
+}
+
+fn upgrade(path: &str, protocol: &'static str) -> Request<Body> {
+    let mut request = request("POST", path, full(""));
+    request
+        .headers_mut()
+        .insert("connection", HeaderValue::from_static("Upgrade"));
+    request
+        .headers_mut()
+        .insert("upgrade", HeaderValue::from_static(protocol));
+    request
+}
+
+fn text(body: impl Into<Bytes>) -> Response<Body> {
+    Response::new(full(body))
+}
+
+#[tokio::test]
+async fn requests_reach_the_own_builder_without_their_credential() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    serve(&bench, "docker.sock", |request| async move {
+        let (parts, _) = request.into_parts();
+        let names: Vec<_> = parts.headers.keys().map(ToString::to_string).collect();
+        text(json!({ "uri": parts.uri.to_string(), "headers": names }).to_string())
+    });
+    let mut ask = request("GET", "//v1.45/./containers/json?all=1&x=%2f", full(""));
+    for (name, value) in [
+        ("x-slipway-region", "north"),
+        ("x-slipway-arch", "arm64"),
+        ("x-registry-auth", "secret"),
+        ("cookie", "secret"),
+        ("x-custom", "1"),
+    ] {
+        ask.headers_mut()
+            .insert(name, HeaderValue::from_static(value));
+    }
+    let seen = bench.ask("docker", &who, ask).await.json();
+    assert_eq!(seen["uri"], "/v1.45/containers/json?all=1&x=%2f");
+    let mut names: Vec<_> = seen["headers"].as_array().unwrap().clone();
+    names.sort_by_key(ToString::to_string);
+    assert_eq!(names, ["host", "x-custom"].map(|name| json!(name)));
+    let key = bench.builder.keys().remove(0);
+    assert_eq!((key.region.as_str(), key.arch.as_str()), ("north", "arm64"));
+
+    // An absolute URI is an ordinary one to us.
+    let absolute = request("GET", "http://anything/v1.45/info", full(""));
+    let seen = bench.ask("docker", &who, absolute).await.json();
+    assert_eq!(seen["uri"], "/v1.45/info");
+    eventually("all activity has ended", || bench.builder.active() == 0).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn refusals_are_dockers_and_reach_no_builder() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    bench.org("other", "DEPLOY").await;
+    let (reader, _) = bench.token("acme", json!({ "role": "READ" })).await;
+    for (who, method, path, status, message) in [
+        (
+            &Who::default(),
+            "GET",
+            "/_ping",
+            401,
+            "authentication is required",
+        ),
+        (
+            &Who::default(),
+            "GET",
+            "/swarm",
+            401,
+            "authentication is required",
+        ),
+        (&reader, "GET", "/_ping", 403, "role deploy"),
+        (&bench.admin(), "GET", "/_ping", 400, "which org?"),
+        (&who, "POST", "/v1.45/swarm/init", 403, "swarm"),
+        (
+            &who,
+            "GET",
+            "/v1.45/containers/%2e%2e/swarm",
+            400,
+            "ambiguous",
+        ),
+        (&who, "GET", "/nothing", 404, "page not found"),
+        (&who, "PATCH", "/info", 405, "no such method"),
+        (&who, "GET", "/_ping", 503, "the builder is down (wake it)"),
+    ] {
+        bench.builder.down.store(true, Ordering::SeqCst);
+        let answer = bench.docker(who, method, path).await;
+        assert_eq!(answer.status, status, "{path}");
+        let got = answer.json()["message"].as_str().unwrap().to_owned();
+        assert!(got.contains(message), "{got}");
+    }
+    let mut foreign = request("GET", "/_ping", full(""));
+    foreign
+        .headers_mut()
+        .insert("x-slipway-org", HeaderValue::from_static("other"));
+    assert_eq!(bench.ask("docker", &who, foreign).await.status, 404);
+    let long = format!("/{}", "a".repeat(crate::bounds::PATH_BYTES_MAX + 1));
+    assert_eq!(bench.docker(&who, "GET", &long).await.status, 414);
+    assert_eq!(bench.builder.connections(), 0);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn heads_over_their_bounds_are_refused() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    let mut many = request("GET", "/_ping", full(""));
+    for n in 0..=crate::bounds::REQUEST_HEADERS_MAX {
+        let name = http::HeaderName::try_from(format!("x-{n}")).unwrap();
+        many.headers_mut()
+            .insert(name, HeaderValue::from_static("1"));
+    }
+    assert_eq!(bench.ask("docker", &who, many).await.status, 431);
+    let mut large = request("GET", "/_ping", full(""));
+    let value = "x".repeat(crate::bounds::REQUEST_HEAD_BYTES_MAX);
+    large
+        .headers_mut()
+        .insert("x-large", HeaderValue::try_from(value).unwrap());
+    assert_eq!(bench.ask("docker", &who, large).await.status, 431);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn bodies_stream_both_ways_with_the_slower_sides_pressure() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    let taken = Arc::new(AtomicUsize::new(0));
+    let (go, gate) = tokio::sync::watch::channel(false);
+    let counter = Arc::clone(&taken);
+    serve(&bench, "docker.sock", move |request| {
+        let (counter, mut gate) = (Arc::clone(&counter), gate.clone());
+        async move {
+            gate.wait_for(|open| *open).await.unwrap();
+            let mut body = request.into_body();
+            while let Some(frame) = body.frame().await {
+                counter.fetch_add(frame.unwrap().into_data().unwrap().len(), Ordering::SeqCst);
+            }
+            text(counter.load(Ordering::SeqCst).to_string())
+        }
+    });
+    const PIECE: usize = 64 << 10;
+    const PIECES: usize = 1024;
+    let (sender, pieces) = mpsc::channel::<Result<Frame<Bytes>, BodyError>>(1);
+    let body = StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(pieces));
+    let mut sending = bench.http("docker", &who).await;
+    let request = who.sign(request("POST", "/build", body.boxed_unsync()));
+    let answer =
+        tokio::spawn(async move { Answer::of(sending.send_request(request).await.unwrap()).await });
+    let sent = Arc::new(AtomicUsize::new(0));
+    let progress = Arc::clone(&sent);
+    let feeding = tokio::spawn(async move {
+        for _ in 0..PIECES {
+            sender
+                .send(Ok(Frame::data(Bytes::from(vec![7; PIECE]))))
+                .await
+                .unwrap();
+            progress.fetch_add(PIECE, Ordering::SeqCst);
+        }
+    });
+    // The builder reads nothing yet, so what goes in is what sockets hold on the way, and then no more.
+    let mut still = 0;
+    let mut before = usize::MAX;
+    eventually("the sender is held up", || {
+        let now = sent.load(Ordering::SeqCst);
+        still = if now == before { still + 1 } else { 0 };
+        before = now;
+        still > 100
+    })
+    .await;
+    assert!(sent.load(Ordering::SeqCst) < PIECE * PIECES / 2, "{before}");
+    go.send(true).unwrap();
+    soon("the body is through", feeding).await.unwrap();
+    assert_eq!(answer.await.unwrap().body, (PIECE * PIECES).to_string());
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_its_request_at_the_builder() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    let listener = listen(&bench.path("docker.sock"));
+    // An endless answer, like `docker logs -f`.
+    let builder = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .await
+            .unwrap();
+        while stream.write_all(b"5\r\nline\n\r\n").await.is_ok() {}
+    });
+    let mut sender = bench.http("docker", &who).await;
+    let request = who.sign(request("GET", "/events", full("")));
+    let mut response = sender.send_request(request).await.unwrap();
+    assert_eq!(
+        soon("a line", response.frame())
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap()[..4],
+        *b"line"
+    );
+    assert_eq!(bench.builder.active(), 1);
+    drop((response, sender));
+    soon("the builder is told", builder).await.unwrap();
+    eventually("no activity", || bench.builder.active() == 0).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn trailers_and_continue_and_head_pass() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    serve(&bench, "docker.sock", |request| async move {
+        if request.method() == "HEAD" {
+            let mut response = Response::new(full(""));
+            response
+                .headers_mut()
+                .insert("content-length", HeaderValue::from_static("2"));
+            return response;
+        }
+        let whole = request.into_body().collect().await.unwrap();
+        let sum = whole
+            .trailers()
+            .and_then(|fields| fields.get("x-sum").cloned());
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("x-echo", sum.unwrap_or(HeaderValue::from_static("none")));
+        let frames = [
+            Ok(Frame::data(whole.to_bytes())),
+            Ok(Frame::trailers(trailers)),
+        ];
+        let stream = futures_util::stream::iter(frames);
+        let mut response = Response::new(StreamBody::new(stream).boxed_unsync());
+        response
+            .headers_mut()
+            .insert("trailer", HeaderValue::from_static("x-echo"));
+        response
+    });
+    let mut fields = http::HeaderMap::new();
+    fields.insert("x-sum", HeaderValue::from_static("42"));
+    let frames = [
+        Ok(Frame::data(Bytes::from_static(b"context"))),
+        Ok(Frame::trailers(fields)),
+    ];
+    let body = StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync();
+    let mut ask = request("POST", "/build", body);
+    for (name, value) in [
+        ("trailer", "x-sum"),
+        ("te", "trailers"),
+        ("expect", "100-continue"),
+    ] {
+        ask.headers_mut()
+            .insert(name, HeaderValue::from_static(value));
+    }
+    let mut sender = bench.http("docker", &who).await;
+    let response = sender.send_request(who.sign(ask)).await.unwrap();
+    let whole = response.into_body().collect().await.unwrap();
+    assert_eq!(whole.trailers().unwrap()["x-echo"], "42");
+    assert_eq!(whole.to_bytes(), "context");
+
+    let head = bench.docker(&who, "HEAD", "/_ping").await;
+    assert_eq!(
+        (
+            head.headers["content-length"].to_str().unwrap(),
+            head.body.as_str()
+        ),
+        ("2", "")
+    );
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_body_is_not_asked_for_before_the_credential_is_good() {
+    let mut bench = Bench::start().await;
+    let mut tls = bench
+        .tls("docker", &Who::default(), "http/1.1")
+        .await
+        .unwrap();
+    tls.write_all(
+        b"POST /build HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+    )
+    .await
+    .unwrap();
+    let mut answer = vec![0; 12];
+    soon("an answer", tls.read_exact(&mut answer))
+        .await
+        .unwrap();
+    assert_eq!(answer, b"HTTP/1.1 401");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn hijacked_streams_pass_each_end_by_itself() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    // Like `docker exec -i sort`: answers only when stdin has ended.
+    let head = hijack(&bench, |mut writer, mut reader| async move {
+        let mut stdin = Vec::new();
+        reader.read_to_end(&mut stdin).await.unwrap();
+        stdin.sort_unstable();
+        writer.write_all(&stdin).await.unwrap();
+        writer.shutdown().await.unwrap();
+    });
+    let mut sender = bench.http("docker", &who).await;
+    let ask = who.sign(upgrade("/v1.45/exec/0a/start", "tcp"));
+    let mut response = sender.send_request(ask).await.unwrap();
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.headers()["upgrade"], "tcp");
+    assert_eq!(
+        response.headers()["content-type"],
+        "application/vnd.docker.raw-stream"
+    );
+    let mut stream = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    let sent: Vec<u8> = (0..300_000_u32).rev().map(|n| n.to_be_bytes()[1]).collect();
+    stream.write_all(&sent).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    soon("the answer", stream.read_to_end(&mut got))
+        .await
+        .unwrap();
+    assert!(got.is_sorted() && got.len() == sent.len());
+    let head = head.lock().unwrap().clone();
+    assert!(
+        head.contains("upgrade: tcp") && !head.contains("authorization"),
+        "{head}"
+    );
+    eventually("the stream's activity has ended", || {
+        bench.builder.active() == 0
+    })
+    .await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_broken_client_breaks_the_builders_side() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    let (ended, mut ends) = mpsc::channel::<usize>(1);
+    hijack(&bench, move |_writer, mut reader| {
+        let ended = ended.clone();
+        async move {
+            let mut all = Vec::new();
+            let _ = reader.read_to_end(&mut all).await;
+            ended.send(all.len()).await.unwrap();
+        }
+    });
+    let mut tls = bench.tls("docker", &who, "http/1.1").await.unwrap();
+    let authorization = who.authorization.clone().unwrap();
+    let head = format!(
+        "POST /session HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nearly"
+    );
+    tls.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    soon("101", tls.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 101");
+    // No close_notify: the connection is torn.
+    drop(tls);
+    // What was sent behind the head, before the 101, is not lost.
+    assert_eq!(soon("the builder's side ends", ends.recv()).await, Some(5));
+    eventually("no activity", || bench.builder.active() == 0).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn revoking_a_token_cuts_its_streams_and_certificates() {
+    let mut bench = Bench::start().await;
+    bench.org("acme", "DEPLOY").await;
+    let (who, id) = bench.token("acme", json!({ "role": "DEPLOY" })).await;
+    let (other, _) = bench.token("acme", json!({ "role": "DEPLOY" })).await;
+    let certificate = bench.certificate(&who).await;
+    hijack(&bench, |mut writer, mut reader| async move {
+        let _ = tokio::io::copy(&mut reader, &mut writer).await;
+    });
+    let mut streams = Vec::new();
+    for who in [&who, &certificate, &other] {
+        let mut sender = bench.http("docker", who).await;
+        let ask = who.sign(upgrade("/v1.45/containers/a/attach?stream=1", "tcp"));
+        let mut response = sender.send_request(ask).await.unwrap();
+        assert_eq!(response.status(), 101);
+        streams.push(TokioIo::new(
+            hyper::upgrade::on(&mut response).await.unwrap(),
+        ));
+    }
+    assert_eq!(bench.builder.active(), 3);
+    let revoke = "mutation($id: ID!) { revokeToken(id: $id) { id } }";
+    bench
+        .query(&bench.admin(), revoke, json!({ "id": id }))
+        .await;
+    eventually("the revoked two end", || bench.builder.active() == 1).await;
+    let mut alive = streams.pop().unwrap();
+    alive.write_all(b"x").await.unwrap();
+    assert_eq!(soon("an echo", alive.read_u8()).await.unwrap(), b'x');
+    for who in [&who, &certificate] {
+        assert_eq!(bench.docker(who, "GET", "/_ping").await.status, 401);
+    }
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_certificate_is_enough_and_one_of_another_authority_is_not() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    let certificate = bench.certificate(&who).await;
+    serve(&bench, "docker.sock", |_| async { text("OK") });
+    assert_eq!(bench.docker(&certificate, "GET", "/_ping").await.body, "OK");
+
+    let mut elsewhere = Bench::start().await;
+    let stranger = elsewhere.org("acme", "DEPLOY").await;
+    let stranger = elsewhere.certificate(&stranger).await;
+    // In TLS 1.3 the refusal comes after the client's side of the handshake.
+    let refused = async {
+        let mut tls = bench.tls("docker", &stranger, "http/1.1").await?;
+        tls.write_all(b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await?;
+        tls.read_u8().await
+    };
+    assert!(soon("a refusal", refused).await.is_err());
+    elsewhere.end().await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn kept_connections_are_used_again_and_stale_ones_replaced() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    serve(&bench, "docker.sock", |_| async { text("OK") });
+    let mut sender = bench.http("docker", &who).await;
+    for n in 0..20 {
+        let response = sender
+            .send_request(who.sign(request("GET", "/_ping", full(""))))
+            .await;
+        let answer = Answer::of(response.unwrap()).await;
+        assert_eq!(answer.body, "OK", "{n}");
+        sender.ready().await.unwrap();
+        eventually("an idle connection is no activity", || {
+            bench.builder.active() == 0
+        })
+        .await;
+    }
+    assert_eq!(bench.builder.connections(), 1);
+    // The builder comes back as another process: what was kept is dead.
+    let listener = listen(&bench.path("docker.sock"));
+    drop(listener);
+    serve(&bench, "docker.sock", |_| async {
+        let mut response = text("once");
+        response
+            .headers_mut()
+            .insert("connection", HeaderValue::from_static("close"));
+        response
+    });
+    let before = bench.builder.connections();
+    for _ in 0..3 {
+        assert!(["OK", "once"].contains(&bench.docker(&who, "GET", "/_ping").await.body.as_str()));
+    }
+    assert!(bench.builder.connections() <= before + 3);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_request_that_was_sent_is_never_sent_again() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&count);
+    let listener = listen(&bench.path("docker.sock"));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let counter = Arc::clone(&counter);
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(stream);
+                loop {
+                    let mut head = String::new();
+                    while !head.ends_with("\r\n\r\n") {
+                        if stream.read_line(&mut head).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                    }
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    if head.starts_with("POST") {
+                        // Dies in the middle of it.
+                        return;
+                    }
+                    let ok = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK";
+                    stream.write_all(ok).await.unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(bench.docker(&who, "GET", "/_ping").await.body, "OK");
+    let answer = bench.docker(&who, "POST", "/containers/create").await;
+    assert_eq!(answer.status, 503);
+    assert!(
+        answer.json()["message"]
+            .as_str()
+            .unwrap()
+            .contains("broke before it answered")
+    );
+    assert_eq!(count.load(Ordering::SeqCst), 2);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn pushes_go_to_the_guest_with_the_requests_credential_or_the_orgs() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "ADMIN").await;
+    let seen = Arc::new(Mutex::new(Vec::<serde_json::Value>::new()));
+    let log = Arc::clone(&seen);
+    serve(&bench, "guest.sock", move |request| {
+        let log = Arc::clone(&log);
+        async move {
+            assert_eq!(request.uri().path(), "/v1/push");
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let start: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let target = start["target"].to_string();
+            log.lock().unwrap().push(start);
+            if target.contains("missing") {
+                let mut refusal = text(r#"{"message":"no such image"}"#);
+                *refusal.status_mut() = http::StatusCode::NOT_FOUND;
+                return refusal;
+            }
+            text(format!("{{\"status\":{target}}}\r\n"))
+        }
+    });
+    serve(&bench, "docker.sock", |request| async move {
+        assert_eq!(request.uri().path(), "/images/json");
+        text(
+            json!([
+                { "RepoTags": ["r.example/a:v1", "r.example/a:v2", "r.example/ab:v1"] },
+                { "RepoTags": null },
+            ])
+            .to_string(),
+        )
+    });
+    let set = "mutation { setRegistryCredential(input: {
+        registry: \"https://R.example/v2/\", username: \"ci\", password: \"kept\" }) { registry } }";
+    let stored = bench.query(&who, set, json!({})).await;
+    assert_eq!(stored["setRegistryCredential"]["registry"], "r.example");
+
+    let push = |path: &str, auth: Option<&str>| {
+        let mut request = request("POST", path, full(""));
+        if let Some(auth) = auth {
+            let value = base64::engine::general_purpose::URL_SAFE.encode(auth);
+            let value = HeaderValue::try_from(value).unwrap();
+            request.headers_mut().insert("x-registry-auth", value);
+        }
+        request
+    };
+    let own = Some(r#"{"username":"me","password":"mine","serveraddress":"r.example"}"#);
+    let path = "/v1.45/images/r.example%2Fa/push?tag=v1";
+    for (path, auth, password, lines) in [
+        (path, own, json!("mine"), 1),
+        (path, Some("{}"), json!("kept"), 1),
+        (path, None, json!("kept"), 1),
+        ("/images/s.example/a/push?tag=v1", None, json!(null), 1),
+        ("/images/r.example/a/push", None, json!("kept"), 2),
+    ] {
+        seen.lock().unwrap().clear();
+        let answer = bench.ask("docker", &who, push(path, auth)).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.body.lines().count()),
+            (200, lines),
+            "{path}"
+        );
+        for start in seen.lock().unwrap().iter() {
+            assert_eq!(start["credential"]["password"], password, "{path}");
+            assert_eq!(start["image"], start["target"]);
+        }
+    }
+    for (path, auth, status) in [
+        ("/images/r.example/missing/push?tag=v1", None, 404),
+        ("/images/r.example/untagged/push", None, 404),
+        ("/images/r.example/a@sha256:00/push?tag=v1", None, 400),
+        (path, Some("nonsense"), 400),
+    ] {
+        let answer = bench.ask("docker", &who, push(path, auth)).await;
+        assert_eq!(answer.status, status, "{path}");
+        assert!(answer.json()["message"].is_string());
+    }
+    eventually("no activity", || bench.builder.active() == 0).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn the_buildkit_listener_wants_a_certificate_and_then_is_one_stream() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    let certificate = bench.certificate(&who).await;
+    let head = hijack(&bench, |mut writer, mut reader| async move {
+        let _ = tokio::io::copy(&mut reader, &mut writer).await;
+        let _ = writer.shutdown().await;
+    });
+    let mut tls = bench.tls("buildkit", &certificate, "h2").await.unwrap();
+    assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    tls.write_all(preface).await.unwrap();
+    let mut echo = vec![0; preface.len()];
+    soon("an echo", tls.read_exact(&mut echo)).await.unwrap();
+    assert_eq!(echo, preface);
+    tls.shutdown().await.unwrap();
+    assert_eq!(
+        soon("the end", tls.read_to_end(&mut echo)).await.unwrap(),
+        0
+    );
+    assert!(head.lock().unwrap().starts_with("post /grpc http/1.1\r\n"));
+
+    let without = async {
+        let mut tls = bench.tls("buildkit", &who, "h2").await?;
+        tls.write_all(preface).await?;
+        tls.read_u8().await
+    };
+    assert!(soon("a refusal", without).await.is_err());
+
+    // A refusal that a gRPC client can print.
+    bench.builder.down.store(true, Ordering::SeqCst);
+    let mut tls = bench.tls("buildkit", &certificate, "h2").await.unwrap();
+    tls.write_all(preface).await.unwrap();
+    let mut farewell = Vec::new();
+    soon("a farewell", tls.read_to_end(&mut farewell))
+        .await
+        .unwrap();
+    assert!(farewell.ends_with(b"the builder is down (wake it)"));
+    eventually("no activity", || bench.builder.active() == 0).await;
+    bench.end().await;
+}
