@@ -130,7 +130,8 @@ fn the_users_mistakes_are_told_with_a_hint_and_exit_1() -> Result<()> {
         Some("FROM debian:trixie\nRUN echo last words >&2; exit 7\n"),
     )?;
     let missing = case("missing", Some("FROM debian:trixie\nCOPY nowhere /\n"))?;
-    let unknown = case("unknown", Some("FROM no-such-image:1\n"))?;
+    let unknown = format!("FROM {}/no-such-image:1\n", bed.registry.address());
+    let unknown = case("unknown", Some(&unknown))?;
     let cases: [(&str, &Path, &[&str], i32, &str); 7] = [
         ("no Dockerfile", &none, &[], 1, "Dockerfile"),
         ("syntax error", &syntax, &[], 1, "RUNN"),
