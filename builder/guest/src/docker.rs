@@ -77,6 +77,15 @@ pub(crate) struct ImageRow {
     pub(crate) repo_tags: Option<Vec<String>>,
 }
 
+impl ImageRow {
+    /// Its names with tags; none of an image whose name another one has taken over.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let tags = self.repo_tags.iter().flatten().map(String::as_str);
+        // What dockerd before API version 1.43 writes for no name.
+        tags.filter(|tag| *tag != "<none>:<none>")
+    }
+}
+
 /// Which records of the build cache a prune may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unused {
@@ -131,7 +140,7 @@ impl Docker {
         .await
     }
 
-    /// Bytes of the build cache, without what images share with it.
+    /// Bytes of the build cache, without layers that it shares with images: those come free only with the image.
     pub(crate) async fn build_cache_bytes(&self) -> Result<u64, DockerError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
@@ -142,18 +151,21 @@ impl Docker {
         #[serde(rename_all = "PascalCase")]
         struct Record {
             size: i64,
+            shared: bool,
         }
         let usage: Usage = self
             .json("GET", "/system/df?type=build-cache", limits::PRUNE_WAIT_MAX)
             .await?;
-        let sizes = usage.build_cache.unwrap_or_default().into_iter();
+        let records = usage.build_cache.unwrap_or_default().into_iter();
+        let sizes = records.filter(|record| !record.shared);
         Ok(sizes
             .map(|record| u64::try_from(record.size).unwrap_or(0))
             .sum())
     }
 
-    /// Prunes the build cache down to `keep_bytes`, the longest unused first; gives the bytes it gave back.
-    /// BuildKit never takes what a build uses.
+    /// Prunes the build cache down to `keep_bytes`, the longest unused first; gives the bytes it gave back. What a build
+    /// uses is never taken, and neither is what an image shares: `keep_bytes` does not count it
+    /// ([`Docker::build_cache_bytes`]).
     pub(crate) async fn prune_build_cache(
         &self,
         keep_bytes: u64,
@@ -164,7 +176,7 @@ impl Docker {
             Unused::OfAnyAge => json!({}),
         };
         let filters = escape(&filters.to_string());
-        let path = format!("/build/prune?all=1&keep-storage={keep_bytes}&filters={filters}");
+        let path = format!("/build/prune?keep-storage={keep_bytes}&filters={filters}");
         self.prune(&path).await
     }
 

@@ -7,7 +7,7 @@ use crate::builds::Builds;
 use crate::config::GuestConfig;
 use crate::docker::Docker;
 use crate::engine::{DATA_ROOT, ENGINE_SOCKET};
-use crate::garbage::{Collector, Reason};
+use crate::garbage::{Collector, Reason, World};
 use crate::{disk, watcher};
 use slipway_core::guest_api::{DiskUse, GuestStatus};
 use std::path::Path;
@@ -49,9 +49,12 @@ impl Guest {
     /// Collects garbage down to the low-water mark, after any collection that runs already; gives the bytes that came
     /// free.
     pub(crate) async fn collect(&self, reason: Reason) -> u64 {
-        self.collector
-            .collect(&self.docker, &self.books, reason)
-            .await
+        let world = World {
+            docker: &self.docker,
+            books: &self.books,
+            builds: &self.builds,
+        };
+        self.collector.collect(world, reason).await
     }
 
     /// How the guest does, with containers counted now.

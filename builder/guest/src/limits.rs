@@ -55,11 +55,16 @@ pub(crate) const HIGH_WATER_PERCENT: u64 = 80;
 pub(crate) const FREE_PERCENT_MIN: u64 = 10;
 /// Percent of the volume in use down to which garbage is collected.
 pub(crate) const LOW_WATER_PERCENT: u64 = 60;
+/// The same, when a build has found the volume full: what is left must be room enough for its next attempt.
+pub(crate) const LOW_WATER_FULL_PERCENT: u64 = 30;
 /// Percent of the volume that BuildKit's own policy lets its cache grow to after each build.
 pub(crate) const CACHE_KEEP_PERCENT: u64 = 60;
 
 /// Times a build is tried again after a collection, when the disk was full.
 pub(crate) const NO_SPACE_RETRIES: u32 = 1;
+/// How long a build that found the disk full waits for BuildKit to give the failed step's data back. Then garbage is
+/// collected in any case.
+pub(crate) const SETTLE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long a build waits for its session to appear. Then it fails.
 pub(crate) const SESSION_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Events between the solve and the build's record; the solve waits when it is full.
@@ -92,6 +97,7 @@ const _: () = assert!(
     ENGINE_STOP_WAIT_MAX.as_secs() + CONTAINERD_STOP_WAIT_MAX.as_secs() + DRAIN_WAIT_MAX.as_secs()
         < MACHINE_STOP_GRACE.as_secs()
 );
-const _: () = assert!(LOW_WATER_PERCENT < HIGH_WATER_PERCENT);
+const _: () =
+    assert!(LOW_WATER_FULL_PERCENT < LOW_WATER_PERCENT && LOW_WATER_PERCENT < HIGH_WATER_PERCENT);
 const _: () = assert!(HIGH_WATER_PERCENT + FREE_PERCENT_MIN <= 100);
 const _: () = assert!(EVENTS_RESERVE_BYTES * 2 < BUILD_EVENTS_BYTES_MAX);

@@ -57,6 +57,8 @@ pub(crate) struct Build {
     record: watch::Sender<Record>,
     stop: watch::Sender<Option<Stop>>,
     ended: Mutex<Option<Instant>>,
+    /// Id of the image it has made, while it needs it.
+    image: Mutex<Option<String>>,
 }
 
 /// All builds the guest knows of, in the order of their acceptance.
@@ -143,6 +145,13 @@ impl Builds {
         }
     }
 
+    /// A build that has not ended has made this image.
+    pub(crate) fn holds_image(&self, id: &str) -> bool {
+        self.known()
+            .iter()
+            .any(|build| build.image().as_deref() == Some(id))
+    }
+
     fn ahead_of(&self, id: &BuildId) -> u32 {
         let known = self.known();
         let before = known.iter().take_while(|build| build.id != *id);
@@ -166,6 +175,7 @@ impl Build {
             record: watch::Sender::new(Record::default()),
             stop: watch::Sender::new(None),
             ended: Mutex::new(None),
+            image: Mutex::new(None),
         }
     }
 
@@ -216,6 +226,10 @@ impl Build {
             outcome: record.outcome().cloned(),
             last_seq: record.last_seq(),
         }
+    }
+
+    fn image(&self) -> MutexGuard<'_, Option<String>> {
+        self.image.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ended_at(&self) -> Option<Instant> {

@@ -6,7 +6,7 @@ use super::convert::Converter;
 use super::{Build, Stop, Throttle, outcome};
 use crate::books::InFlight;
 use crate::docker::DockerError;
-use crate::garbage::Reason;
+use crate::garbage::{Pressure, Reason, pressure};
 use crate::guest::Guest;
 use crate::limits;
 use crate::phase::Phase;
@@ -23,6 +23,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// Time before the next attempt when the session is not there yet.
 const SESSION_RETRY_PERIOD: Duration = Duration::from_millis(200);
+
+/// Time between two looks at the disk, see [`settle`].
+const SETTLE_PERIOD: Duration = Duration::from_millis(50);
 
 /// Runs the build to its end, whatever that is. Its last event is always told.
 pub(super) async fn run(
@@ -56,6 +59,7 @@ pub(super) async fn run(
     tracing::info!(build = %build.id, outcome = kind(&ended), "build ended");
     build.append(BuildEvent::Ended(ended));
     *build.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    *build.image() = None;
     drop(in_flight);
 }
 
@@ -117,6 +121,7 @@ async fn work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOu
         Err(outcome) => return outcome,
     };
     let image_id = solved.image_id;
+    *build.image() = Some(image_id.clone());
     let size_bytes = match guest.docker.image(&image_id).await {
         Ok(image) => image.size,
         Err(error) => return outcome::of_system(&super::chain(&error)),
@@ -186,6 +191,7 @@ async fn solve(
         if !filled_the_disk(&error, &converter) {
             return Err(outcome::of_solve(&error));
         }
+        settle(guest).await;
         if collections >= limits::NO_SPACE_RETRIES || guest.collect(Reason::DiskFull).await == 0 {
             return Err(outcome::disk_full(&error.to_string()));
         }
@@ -195,6 +201,21 @@ async fn solve(
         });
     }
     Err(outcome::of_system("the build was tried too often"))
+}
+
+/// Waits a moment for BuildKit to give back what the failed step had written: with it, the volume looks fuller than it
+/// is, and more would be collected than has to.
+async fn settle(guest: &Guest) {
+    let began = Instant::now();
+    while began.elapsed() < limits::SETTLE_WAIT_MAX {
+        if guest
+            .disk()
+            .is_some_and(|disk| pressure(disk) == Pressure::Low)
+        {
+            return;
+        }
+        tokio::time::sleep(SETTLE_PERIOD).await;
+    }
 }
 
 fn awaits_session(error: &SolveError) -> bool {

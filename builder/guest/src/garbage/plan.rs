@@ -29,23 +29,26 @@ pub(crate) enum Reason {
 /// One step of a collection. Each takes only what is not in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Build cache unused for this long, down to what is to be kept.
-    Cache(Duration),
     /// Images older than this that no container uses, the oldest first.
     Images(Duration),
+    /// Build cache unused for this long, down to what is to be kept.
+    Cache(Duration),
+    /// Images without a name, whatever their age: a newer build has taken the name over.
+    NamelessImages,
     /// Build cache whatever its age, down to what is to be kept, the longest unused first.
     AnyCache,
 }
 
 impl Step {
-    /// Whether the step may be taken. Young cache is what the next step of a build that runs most likely wants, so
+    /// Whether the step may be taken. What is young is what the next step of a build that runs most likely wants, so
     /// without need it is only taken when nothing runs. Images stay while any is being read for a push.
     pub(crate) fn allowed(self, reason: Reason, activity: Activity) -> bool {
         match (self, reason) {
-            (Step::Images(_), Reason::Routine | Reason::DiskFull) => activity.pushes == 0,
+            (Step::Images(_), Reason::Routine | Reason::DiskFull)
+            | (Step::NamelessImages, Reason::DiskFull) => activity.pushes == 0,
             (Step::Cache(_), Reason::Routine | Reason::DiskFull)
             | (Step::AnyCache, Reason::DiskFull) => true,
-            (Step::AnyCache, Reason::Routine) => activity.is_idle(),
+            (Step::NamelessImages | Step::AnyCache, Reason::Routine) => activity.is_idle(),
         }
     }
 }
@@ -65,24 +68,23 @@ pub(crate) fn pressure(disk: DiskUse) -> Pressure {
 }
 
 /// Bytes in use above the low-water mark.
-pub(crate) fn above_low_water(disk: DiskUse) -> u64 {
-    let mark = u128::from(disk.total_bytes) * u128::from(limits::LOW_WATER_PERCENT) / 100;
+pub(crate) fn above_low_water(disk: DiskUse, reason: Reason) -> u64 {
+    let percent = match reason {
+        Reason::Routine => limits::LOW_WATER_PERCENT,
+        Reason::DiskFull => limits::LOW_WATER_FULL_PERCENT,
+    };
+    let mark = u128::from(disk.total_bytes) * u128::from(percent) / 100;
     disk.used_bytes
         .saturating_sub(u64::try_from(mark).unwrap_or(u64::MAX))
 }
 
-/// How much of a build cache of `cache_bytes` may stay, so that the volume comes down to its low-water mark.
-pub(crate) fn keep_bytes(cache_bytes: u64, disk: DiskUse) -> u64 {
-    cache_bytes.saturating_sub(above_low_water(disk))
-}
-
-/// The steps in order: what is older goes first. Images younger than an hour are never taken: somebody may have built
-/// one a moment ago and be about to push it.
+/// The steps in order: what is older goes first, and at each age images before the cache that shares layers with them.
+/// Images with a name that are younger than an hour are never taken: somebody may be about to push one.
 pub(crate) fn steps() -> impl Iterator<Item = Step> {
     let by_age = [HOUR * 24 * 7, HOUR * 24 * 2, HOUR * 12, HOUR]
         .into_iter()
-        .flat_map(|age| [Step::Cache(age), Step::Images(age)]);
-    by_age.chain([Step::AnyCache])
+        .flat_map(|age| [Step::Images(age), Step::Cache(age)]);
+    by_age.chain([Step::NamelessImages, Step::AnyCache])
 }
 
 #[cfg(test)]
@@ -111,39 +113,36 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_gives_what_is_above_the_low_water_mark() {
-        for (total, used, cache, above, keep) in [
-            (1000, 500, 400, 0, 400),
-            (1000, 600, 400, 0, 400),
-            (1000, 900, 400, 300, 100),
-            (1000, 900, 200, 300, 0),
-        ] {
-            assert_eq!(above_low_water(disk(total, used)), above);
-            assert_eq!(keep_bytes(cache, disk(total, used)), keep);
+    fn a_collection_goes_down_to_its_low_water_mark() {
+        for (used, routine, full) in [(300, 0, 0), (600, 0, 300), (900, 300, 600)] {
+            assert_eq!(above_low_water(disk(1000, used), Reason::Routine), routine);
+            assert_eq!(above_low_water(disk(1000, used), Reason::DiskFull), full);
         }
+        assert_eq!(
+            above_low_water(disk(u64::MAX, u64::MAX), Reason::Routine),
+            u64::MAX - u64::MAX / 5 * 3
+        );
     }
 
     #[test]
-    fn steps_go_from_old_to_young_and_young_cache_waits_for_quiet() {
+    fn steps_go_from_old_to_young_and_what_is_young_waits_for_quiet() {
         let steps: Vec<Step> = steps().collect();
-        let ages: Vec<Duration> = steps
-            .iter()
-            .filter_map(|step| match step {
-                Step::Cache(age) | Step::Images(age) => Some(*age),
-                Step::AnyCache => None,
-            })
-            .collect();
-        assert!(ages.is_sorted_by(|older, younger| older >= younger));
-        assert_eq!(
-            steps.iter().position(|step| *step == Step::AnyCache),
-            Some(ages.len())
-        );
-        assert_eq!(steps.len(), ages.len() + 1);
+        let (by_age, young) = steps.split_at(steps.len() - 2);
+        assert_eq!(young, [Step::NamelessImages, Step::AnyCache]);
+        let age = |step: &Step| match step {
+            Step::Cache(age) | Step::Images(age) => Some(*age),
+            Step::NamelessImages | Step::AnyCache => None,
+        };
+        assert!(by_age.is_sorted_by(|older, younger| age(older) >= age(younger)));
+        assert!(by_age.iter().all(|step| age(step) >= Some(HOUR)));
         let idle = Activity::default();
         let building = Activity { builds: 1, ..idle };
         let pushing = Activity { pushes: 1, ..idle };
-        for step in steps {
-            let (images, young) = (matches!(step, Step::Images(_)), step == Step::AnyCache);
+        for step in &steps {
+            let (images, young) = (
+                matches!(step, Step::Images(_) | Step::NamelessImages),
+                young.contains(step),
+            );
             assert!(step.allowed(Reason::DiskFull, building));
             assert!(step.allowed(Reason::Routine, idle));
             assert_eq!(step.allowed(Reason::Routine, building), !young);

@@ -74,6 +74,12 @@ impl<'m> Build<'m> {
         events
     }
 
+    /// Waits until the build's events hold this text, while it goes on.
+    pub(crate) fn wait_for(&self, text: &str) {
+        let path = format!("/v1/builds/{}/events", self.id);
+        self.machine.guest_until(&path, text);
+    }
+
     /// Waits for the end; gives the outcome.
     pub(crate) fn outcome(&self) -> Value {
         let last = self.events(0).pop().expect("a last event");

@@ -189,6 +189,22 @@ impl Machine<'_> {
         ask(&self.socket("guest.sock"), method, path, body)
     }
 
+    /// Reads an answer of the guest as it comes, until it holds this text.
+    pub(crate) fn guest_until(&self, path: &str, text: &str) {
+        let mut stream = send(&self.socket("guest.sock"), "GET", path, "");
+        let (mut read, mut piece) = (Vec::new(), [0; 4096]);
+        while !String::from_utf8_lossy(&read).contains(text) {
+            let length = stream.read(&mut piece).expect("read the answer");
+            assert_ne!(
+                length,
+                0,
+                "ended without '{text}': {}",
+                String::from_utf8_lossy(&read)
+            );
+            read.extend_from_slice(&piece[..length]);
+        }
+    }
+
     /// Asks dockerd.
     pub(crate) fn docker(&self, method: &str, path: &str, body: &str) -> Answer {
         ask(&self.socket("docker.sock"), method, path, body)
@@ -376,16 +392,7 @@ pub(crate) fn children_of(pid: Pid) -> Vec<Pid> {
 
 /// One request over HTTP/1.0, whose answer ends with the connection.
 fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Answer {
-    let mut stream = UnixStream::connect(socket).expect("connect");
-    stream
-        .set_read_timeout(Some(Duration::from_secs(120)))
-        .expect("set a bound");
-    let head = format!(
-        "{method} {path} HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).expect("send");
-    stream.write_all(body.as_bytes()).expect("send");
+    let mut stream = send(socket, method, path, body);
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("read the answer");
     let (head, body) = answer
@@ -399,6 +406,20 @@ fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Answer {
         status: status.unwrap_or_else(|| panic!("no status: {head}")),
         body: body.to_owned(),
     }
+}
+
+fn send(socket: &Path, method: &str, path: &str, body: &str) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).expect("connect");
+    stream
+        .set_read_timeout(Some(Duration::from_secs(120)))
+        .expect("set a bound");
+    let head = format!(
+        "{method} {path} HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).expect("send");
+    stream.write_all(body.as_bytes()).expect("send");
+    stream
 }
 
 fn is_program(name: &str) -> bool {
