@@ -107,10 +107,8 @@ impl Machines {
                 .is_some_and(|record| {
                     record.spec.volume == report.volume && record.phase.slot().is_some()
                 });
-            if !held {
-                if let Err(error) = self.volumes.detach(&report.volume, &holder) {
-                    tracing::error!(volume = %report.volume, error = &error as &dyn std::error::Error, "cannot detach");
-                }
+            if !held && let Err(error) = self.volumes.detach(&report.volume, &holder) {
+                tracing::error!(volume = %report.volume, error = &error as &dyn std::error::Error, "cannot detach");
             }
         }
         Ok(())
