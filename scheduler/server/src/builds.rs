@@ -6,27 +6,23 @@
 //!
 //! Must not know: how a builder is woken, BuildKit, who may see which build.
 
+mod follow;
+mod reader;
+
 use crate::farm::{ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent, chain, entropy, now};
 use crate::guest_client::GuestError;
-use crate::limits::{
-    BUILD_GONE_WAIT, BUILD_SILENCE_MAX, CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, EVENT_BATCH_MAX,
-};
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
 use http::StatusCode;
-use slipway_core::build::{
-    BuildEvent, BuildOutcome, BuildSpec, Fault, NumberedEvent, RegistryCredential,
-};
+use reader::EventReader;
+use slipway_core::build::{BuildOutcome, BuildSpec, Fault, NumberedEvent, RegistryCredential};
 use slipway_core::guest_api::StartBuild;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{AppId, BuildId, OrgId};
-use slipway_core::limits::{BUILD_DURATION_MAX, BUILD_EVENTS_BYTES_MAX, BUILD_LOG_CHUNK_BYTES_MAX};
 use slipway_store::{Build, ErrorKind, NewBuild, Store, StoreError};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 /// Why a build was not started, read or cancelled.
 #[derive(Debug, thiserror::Error)]
@@ -267,63 +263,6 @@ impl BuildService {
     }
 }
 
-/// Reads a build's events from the store, page by page.
-struct EventReader {
-    store: Arc<dyn Store>,
-    org: OrgId,
-    id: BuildId,
-    after: u64,
-    page: VecDeque<NumberedEvent>,
-    /// Absent when nobody follows the build any more: what is in the store is all there is.
-    more: Option<watch::Receiver<u64>>,
-}
-
-impl EventReader {
-    async fn next(&mut self) -> Result<Option<NumberedEvent>, StoreError> {
-        loop {
-            if let Some(event) = self.page.pop_front() {
-                self.after = event.seq;
-                return Ok(Some(event));
-            }
-            // Marked before the read, so that what is recorded during it is not missed.
-            let last = match &mut self.more {
-                Some(more) => {
-                    more.mark_unchanged();
-                    false
-                }
-                None => true,
-            };
-            self.page = self
-                .store
-                .build_events(&self.org, &self.id, self.after)
-                .await?
-                .into();
-            if !self.page.is_empty() {
-                continue;
-            }
-            if last {
-                return Ok(None);
-            }
-            if let Some(more) = &mut self.more
-                && more.changed().await.is_err()
-            {
-                self.more = None;
-            }
-        }
-    }
-}
-
-/// Why one try to follow a build ended without its end.
-#[derive(Debug)]
-enum Lost {
-    /// The guest does not know the build, or there is no guest: it will not come back.
-    Build(String),
-    /// There is no machine to ask; perhaps in a moment.
-    Machine(String),
-    /// Nobody could be asked.
-    Contact(String),
-}
-
 impl Inner {
     fn live(&self) -> MutexGuard<'_, HashMap<BuildId, Arc<Live>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
@@ -379,223 +318,5 @@ impl Inner {
             inner.live().remove(&id);
             drop(guard);
         });
-    }
-
-    /// Follows a build to its end.
-    async fn follow(&self, build: Build, key: &BuilderKey, live: &Live) {
-        let mut reader = Follower {
-            last_seq: build.last_seq,
-            bytes: build.event_bytes,
-            heard: Instant::now(),
-            missing_since: None,
-        };
-        let mut pause = CONNECT_RETRY_MIN;
-        loop {
-            let before = reader.last_seq;
-            let lost = match self.follow_once(&build, key, live, &mut reader).await {
-                Ok(outcome) => return self.finish(&build, outcome).await,
-                Err(lost) => lost,
-            };
-            if let Some(why) = reader.judge(lost, now().since(build.created_at)) {
-                let outcome = BuildOutcome::Failed {
-                    fault: Fault::System,
-                    message: why,
-                    hint: Some("deploy again; the cache has what was finished".to_owned()),
-                };
-                return self.give_up(&build, outcome).await;
-            }
-            pause = if reader.last_seq > before {
-                CONNECT_RETRY_MIN
-            } else {
-                CONNECT_RETRY_MAX.min(pause * 2)
-            };
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    /// Takes events until the build has ended, or the guest cannot be heard any more.
-    async fn follow_once(
-        &self,
-        build: &Build,
-        key: &BuilderKey,
-        live: &Live,
-        reader: &mut Follower,
-    ) -> Result<BuildOutcome, Lost> {
-        let guest = match self.farm.guest_if_running(key).await {
-            Ok(guest) => guest,
-            Err(FarmError::NotRunning) => {
-                return Err(Lost::Machine(
-                    "the builder ended during the build".to_owned(),
-                ));
-            }
-            Err(error) => return Err(Lost::Contact(chain(&error))),
-        };
-        let events = match guest.events(&build.id, reader.last_seq).await {
-            Ok(events) => events,
-            Err(GuestError::Refused {
-                status: StatusCode::NOT_FOUND,
-                ..
-            }) => {
-                return Err(Lost::Build(
-                    "the builder was started anew during the build".to_owned(),
-                ));
-            }
-            Err(error) => return Err(Lost::Contact(chain(&error))),
-        };
-        (reader.heard, reader.missing_since) = (Instant::now(), None);
-        let mut batches = std::pin::pin!(events.ready_chunks(EVENT_BATCH_MAX));
-        while let Some(batch) = batches.next().await {
-            let mut events = Vec::with_capacity(batch.len());
-            let mut broken = None;
-            for event in batch {
-                match event {
-                    Ok(event) => events.push(event),
-                    Err(error) => broken = Some(Lost::Contact(chain(&error))),
-                }
-            }
-            let outcome = events.iter().rev().find_map(|event| match &event.event {
-                BuildEvent::Ended(outcome) => Some(outcome.clone()),
-                BuildEvent::Queued { .. }
-                | BuildEvent::Started
-                | BuildEvent::Step(_)
-                | BuildEvent::Log { .. }
-                | BuildEvent::Progress { .. }
-                | BuildEvent::Warning { .. }
-                | BuildEvent::Push(_)
-                | BuildEvent::LogTruncated => None,
-            });
-            reader.bound(&mut events);
-            self.record(build, live, reader, &events).await?;
-            if let Some(outcome) = outcome {
-                return Ok(outcome);
-            }
-            if let Some(lost) = broken {
-                return Err(lost);
-            }
-            reader.heard = Instant::now();
-        }
-        Err(Lost::Contact(
-            "the builder stopped telling of the build".to_owned(),
-        ))
-    }
-
-    async fn record(
-        &self,
-        build: &Build,
-        live: &Live,
-        reader: &mut Follower,
-        events: &[NumberedEvent],
-    ) -> Result<(), Lost> {
-        match self
-            .store
-            .append_build_events(&build.org, &build.id, events)
-            .await
-        {
-            Ok(last) => {
-                reader.last_seq = last;
-                live.recorded.send_modify(|seq| *seq = last);
-                Ok(())
-            }
-            Err(error) if error.kind() == ErrorKind::Unavailable => {
-                tracing::error!(build = %build.id, why = chain(&error), "events not recorded");
-                Err(Lost::Contact(chain(&error)))
-            }
-            Err(error) => Err(Lost::Build(chain(&error))),
-        }
-    }
-
-    /// Records the end that the guest told.
-    async fn finish(&self, build: &Build, outcome: BuildOutcome) {
-        let mut pause = CONNECT_RETRY_MIN;
-        loop {
-            match self
-                .store
-                .finish_build(&build.org, &build.id, &outcome, now())
-                .await
-            {
-                Ok(ended) => {
-                    tracing::info!(build = %build.id, state = ended.state.as_str(), "build ended");
-                    return self.publish(&ended);
-                }
-                Err(error) if error.kind() == ErrorKind::Unavailable => {
-                    tracing::error!(build = %build.id, why = chain(&error), "end not recorded");
-                }
-                Err(error) => {
-                    tracing::error!(build = %build.id, why = chain(&error), "end lost");
-                    return;
-                }
-            }
-            tokio::time::sleep(pause).await;
-            pause = CONNECT_RETRY_MAX.min(pause * 2);
-        }
-    }
-
-    /// Ends a build that the guest will not tell the end of.
-    async fn give_up(&self, build: &Build, outcome: BuildOutcome) {
-        tracing::warn!(build = %build.id, ?outcome, "build given up");
-        let last = self
-            .store
-            .build(&build.org, &build.id)
-            .await
-            .map(|b| b.last_seq);
-        if let Ok(last) = last {
-            let at_ms = u64::try_from(now().since(build.created_at).as_millis());
-            let event = NumberedEvent {
-                seq: last + 1,
-                at_ms: at_ms.unwrap_or(u64::MAX),
-                event: BuildEvent::Ended(outcome.clone()),
-            };
-            if let Err(error) = self
-                .store
-                .append_build_events(&build.org, &build.id, &[event])
-                .await
-            {
-                tracing::error!(build = %build.id, why = chain(&error), "end not told");
-            }
-        }
-        self.finish(build, outcome).await;
-    }
-}
-
-/// How far a build was followed.
-struct Follower {
-    last_seq: u64,
-    bytes: u64,
-    /// When the guest was heard last.
-    heard: Instant,
-    /// Since when there is no machine to ask.
-    missing_since: Option<Instant>,
-}
-
-impl Follower {
-    /// Drops what goes over the bound, except the end. The guest keeps the same bound, so this is for one that does not;
-    /// one chunk above it is room for the guest's own word that the log was cut.
-    fn bound(&mut self, events: &mut Vec<NumberedEvent>) {
-        const BYTES_MAX: u64 = (BUILD_EVENTS_BYTES_MAX + BUILD_LOG_CHUNK_BYTES_MAX) as u64;
-        events.retain(|event| {
-            let size = serde_json::to_vec(event).map_or(0, |json| json.len() as u64);
-            let kept =
-                self.bytes + size <= BYTES_MAX || matches!(event.event, BuildEvent::Ended(_));
-            if kept {
-                self.bytes += size;
-            }
-            kept
-        });
-    }
-
-    /// Whether to give up, and why.
-    fn judge(&mut self, lost: Lost, age: Duration) -> Option<String> {
-        let over = age > BUILD_DURATION_MAX + BUILD_SILENCE_MAX;
-        match lost {
-            Lost::Build(why) => Some(why),
-            Lost::Machine(why) => {
-                let since = *self.missing_since.get_or_insert_with(Instant::now);
-                (since.elapsed() > BUILD_GONE_WAIT).then_some(why)
-            }
-            Lost::Contact(why) => {
-                let silent = self.heard.elapsed() > BUILD_SILENCE_MAX;
-                (silent || over).then(|| format!("the builder cannot be reached: {why}"))
-            }
-        }
     }
 }
