@@ -1,7 +1,7 @@
 //! A bare dockerd of the builder image: its own root, no sandbox, started and ended by itself. The yardstick for a wake.
 
 use super::http::Connection;
-use crate::testbed::{Process, cache_dir, show};
+use crate::testbed::{Process, cache_dir, show, wait_for};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,7 +49,7 @@ impl BareDocker {
             let _absent = std::fs::remove_file(self.dir.join(stale));
         }
         let mut command = Command::new("unshare");
-        command.args(["--net", "--pid", "--fork", "--kill-child=SIGTERM", "chroot"]);
+        command.args(["--net", "--pid", "--fork", "--kill-child", "chroot"]);
         command
             .arg(self.dir.join("root"))
             .args(["dockerd", "-H", "unix:///run/docker.sock"]);
@@ -71,7 +71,7 @@ impl BareDocker {
             );
             std::thread::sleep(Duration::from_millis(2));
         };
-        process.end();
+        end_dockerd(&mut process)?;
         Ok(took)
     }
 
@@ -84,6 +84,23 @@ impl BareDocker {
         ensure!(output.status.success(), "mount {at}: {}", show(&output));
         Ok(())
     }
+}
+
+/// Asks dockerd itself to end (unshare, its parent, ignores the request), and waits for both.
+fn end_dockerd(process: &mut Process) -> Result<()> {
+    let pid = process.pid();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let dockerd = children
+        .split_whitespace()
+        .next()
+        .context("unshare has no child")?
+        .parse()?;
+    let dockerd = nix::unistd::Pid::from_raw(dockerd);
+    nix::sys::signal::kill(dockerd, nix::sys::signal::Signal::SIGTERM)?;
+    wait_for("the bare dockerd's end", Duration::from_secs(30), || {
+        ensure!(!process.is_running(), "it still runs");
+        Ok(())
+    })
 }
 
 impl Drop for BareDocker {

@@ -6,6 +6,10 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// BuildKit refuses a session whose id it has already.
+static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
 
 /// A connection to dockerd, straight or through the gateway.
 pub(super) struct Connection {
@@ -106,7 +110,7 @@ impl Connection {
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: docker\r\n{authorization}Connection: Upgrade\r\nUpgrade: h2c\r\n\
              X-Docker-Expose-Session-Uuid: {}\r\nX-Docker-Expose-Session-Name: bench\r\n\r\n",
-            std::ptr::from_ref(self).addr()
+            NEXT_SESSION.fetch_add(1, Ordering::Relaxed)
         );
         self.stream.write_all(head.as_bytes())?;
         self.stream.flush()?;
