@@ -1,8 +1,9 @@
-//! The engine: containerd and dockerd, started side by side and ended one after the other.
+//! The engine: containerd and dockerd, started one after the other and ended the other way round.
 //!
 //! containerd is the guest's own child. dockerd could start one for itself, but it looks for it at intervals of half a
 //! second and a whole one at its start and end: measured in one run, 1,390 ms to the first ping against 460, and
-//! 1,010 ms to the end against 20.
+//! 1,010 ms to the end against 20. dockerd is started only when containerd listens: started side by side they are some
+//! 50 ms faster, except when dockerd is there first, and then it tries again only after a second.
 //!
 //! It must not know what is built, nor who asks for the end.
 
@@ -12,12 +13,13 @@ use crate::init::{Child, Children, Exit};
 use crate::limits;
 use crate::output::Output;
 use crate::phase::Manner;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+use tokio::net::UnixStream;
 
 /// Where dockerd keeps everything: the cache volume.
 pub(crate) const DATA_ROOT: &str = "/var/lib/docker";
@@ -60,8 +62,8 @@ pub(crate) enum Ended {
 }
 
 impl Engine {
-    /// Starts both daemons. dockerd gets the host's socket as its descriptor 3; no other child does.
-    pub(crate) fn start(
+    /// Starts both daemons; waits for containerd, but not for dockerd. dockerd gets the host's socket as its descriptor 3; no other child does.
+    pub(crate) async fn start(
         children: &Children,
         descriptors: &Descriptors,
         host: &GuestConfig,
@@ -81,13 +83,18 @@ impl Engine {
                     .stderr(Stdio::piped()),
             )
             .context("start containerd")?;
+        let containerd_output = Output::follow("containerd", containerd.stderr.take())?;
+        if let Err(error) = listens(&mut containerd).await {
+            containerd_output.log_last();
+            return Err(error);
+        }
         inherit(&descriptors.engine, Inherited::Yes)?;
         let dockerd = children.start(&mut dockerd_command());
         inherit(&descriptors.engine, Inherited::No)?;
         let mut dockerd = dockerd.context("start dockerd")?;
         Ok(Engine {
             dockerd_output: Output::follow("dockerd", dockerd.stderr.take())?,
-            containerd_output: Output::follow("containerd", containerd.stderr.take())?,
+            containerd_output,
             dockerd,
             containerd,
         })
@@ -113,6 +120,20 @@ impl Engine {
     pub(crate) fn log_last_output(&self) {
         self.dockerd_output.log_last();
         self.containerd_output.log_last();
+    }
+}
+
+async fn listens(containerd: &mut Child) -> Result<()> {
+    let listens = async {
+        while UnixStream::connect(CONTAINERD_SOCKET).await.is_err() {
+            tokio::time::sleep(limits::START_RETRY_PERIOD).await;
+        }
+    };
+    tokio::select! {
+        listens = tokio::time::timeout(limits::CONTAINERD_START_WAIT_MAX, listens) => {
+            listens.context("containerd did not listen in time")
+        }
+        exit = containerd.wait() => bail!("containerd ended by itself: {exit:?}"),
     }
 }
 

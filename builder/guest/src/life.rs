@@ -31,7 +31,7 @@ pub(crate) async fn live(started: Instant, descriptors: Descriptors) -> Result<E
     let children = Children::reap().context("listen for the end of children")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let config = engine::host_config()?;
-    let mut engine = Engine::start(&children, &descriptors, &config)?;
+    let mut engine = Engine::start(&children, &descriptors, &config).await?;
     let Descriptors {
         engine: engine_socket,
         guest: guest_socket,

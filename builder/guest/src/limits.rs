@@ -8,8 +8,10 @@ use std::time::Duration;
 
 /// Time between two attempts to connect while dockerd or containerd starts.
 pub(crate) const START_RETRY_PERIOD: Duration = Duration::from_millis(2);
+/// How long containerd may take until it listens. Then the machine ends as crashed.
+pub(crate) const CONTAINERD_START_WAIT_MAX: Duration = Duration::from_secs(20);
 /// How long dockerd may take to answer its first ping. Then the machine ends as crashed.
-pub(crate) const ENGINE_START_WAIT_MAX: Duration = Duration::from_secs(55);
+pub(crate) const ENGINE_START_WAIT_MAX: Duration = Duration::from_secs(35);
 /// How long dockerd lets a container's own end take before it kills it, in whole seconds.
 pub(crate) const CONTAINER_STOP_WAIT_S: u64 = 10;
 /// How long dockerd may take to end after SIGTERM. Then it is killed, and the end is not a clean one.
@@ -91,7 +93,10 @@ pub(crate) const PUSHES_MAX: u32 = 16;
 /// Progress lines of a push that wait for their reader; then ones that only tell bytes are dropped.
 pub(crate) const PUSH_LINES_QUEUED_MAX: usize = 256;
 
-const _: () = assert!(ENGINE_START_WAIT_MAX.as_secs() < MACHINE_READY_WAIT_MAX.as_secs());
+const _: () = assert!(
+    CONTAINERD_START_WAIT_MAX.as_secs() + ENGINE_START_WAIT_MAX.as_secs()
+        < MACHINE_READY_WAIT_MAX.as_secs()
+);
 const _: () = assert!(CONTAINER_STOP_WAIT_S < ENGINE_STOP_WAIT_MAX.as_secs());
 const _: () = assert!(
     ENGINE_STOP_WAIT_MAX.as_secs() + CONTAINERD_STOP_WAIT_MAX.as_secs() + DRAIN_WAIT_MAX.as_secs()
