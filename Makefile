@@ -17,7 +17,7 @@ demo: build ## Show the main job: build remotely, push, build again warm, idle e
 	scripts/demo.sh
 
 test: lint build ## Prove everything
-	cargo nextest run --workspace --locked
+	SLIPWAY_TEST_ROOTFS=$$(scripts/test-rootfs.sh) cargo nextest run --workspace --locked
 
 bench: setup ## Print the figures, each against the real alternative
 	cargo build --release --workspace --locked
@@ -28,7 +28,7 @@ lint: setup ## Formatting and clippy, warnings are errors
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 schema: ## Write docs/schema.graphql anew
-	SLIPWAY_WRITE_SCHEMA=1 cargo test -p slipway-scheduler --test schema
+	SLIPWAY_UPDATE=1 cargo test -p slipway-scheduler --test schema
 
 docs: ## Write docs/cli.md anew
 	cargo run -q -p slipway -- docs > docs/cli.md

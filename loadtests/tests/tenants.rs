@@ -118,15 +118,24 @@ fn one_org_cannot_reach_another() -> Result<()> {
         "{orgs}"
     );
 
-    // The Docker gateway: the org comes from the credential, whatever the header says.
+    docker_gateway_knows_the_org_by_the_credential(&bed, &ours, &theirs)?;
+    bad_credentials_are_refused(&bed, &theirs)
+}
+
+fn docker_gateway_knows_the_org_by_the_credential(
+    bed: &Testbed,
+    ours: &str,
+    theirs: &str,
+) -> Result<()> {
+    // The org comes from the credential, whatever the header says.
     let bearer = format!("Authorization: Bearer {theirs}");
-    let (_, images) = docker(&bed, &["-H", &bearer], "/v1.41/images/json")?;
+    let (_, images) = docker(bed, &["-H", &bearer], "/v1.41/images/json")?;
     ensure!(
         !images.contains("secretive"),
         "evil sees acme's images: {images}"
     );
     let (status, images) = docker(
-        &bed,
+        bed,
         &["-H", &bearer, "-H", "X-Slipway-Org: acme"],
         "/v1.41/images/json",
     )?;
@@ -135,23 +144,27 @@ fn one_org_cannot_reach_another() -> Result<()> {
         "{status} {images}"
     );
     let bearer = format!("Authorization: Bearer {ours}");
-    let (status, images) = docker(&bed, &["-H", &bearer], "/v1.41/images/json")?;
+    let (status, images) = docker(bed, &["-H", &bearer], "/v1.41/images/json")?;
     ensure!(
         status == 200 && images.contains("secretive"),
         "{status} {images}"
     );
 
-    // No credential, a wrong one, a revoked one.
+    Ok(())
+}
+
+/// No credential, a wrong one, a revoked one.
+fn bad_credentials_are_refused(bed: &Testbed, theirs: &str) -> Result<()> {
     for credential in [
         vec![],
         vec!["-H", "Authorization: Bearer slp_nonsense"],
         vec!["-u", "app:x"],
     ] {
-        let (status, body) = docker(&bed, &credential, "/_ping")?;
+        let (status, body) = docker(bed, &credential, "/_ping")?;
         ensure!(status == 401, "{credential:?} got {status} {body}");
     }
     let tokens = graphql(
-        &bed,
+        bed,
         &bed.admin_token()?,
         "{ tokens(org: \"evil\") { id } }",
         &json!({}),
@@ -161,9 +174,9 @@ fn one_org_cannot_reach_another() -> Result<()> {
         .context("no token")?;
     bed.slipway_ok(&["tokens", "revoke", id])?;
     let bearer = format!("Authorization: Bearer {theirs}");
-    let (status, body) = docker(&bed, &["-H", &bearer], "/_ping")?;
+    let (status, body) = docker(bed, &["-H", &bearer], "/_ping")?;
     ensure!(status == 401, "a revoked token got {status} {body}");
-    let (status, _) = curl(&bed, &[&format!("https://{}/healthz", bed.address("api")?)])?;
+    let (status, _) = curl(bed, &[&format!("https://{}/healthz", bed.address("api")?)])?;
     ensure!(status == 200, "healthz {status}");
     Ok(())
 }
