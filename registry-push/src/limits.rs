@@ -8,8 +8,8 @@ use std::time::Duration;
 /// parallel work. It is part of the digest: changing it changes every compressed layer ([`crate::Codec::id`]).
 pub const MEMBER_BYTES: usize = 1 << 20;
 
-/// Members of one layer that are in compression or wait to be sent, beyond the number of threads. At the limit the reader waits.
-pub const MEMBERS_AHEAD: usize = 2;
+/// Members of one push that are being read, compressed or waited for, beyond the number of threads. At the limit the readers wait.
+pub const MEMBERS_AHEAD: usize = 4;
 
 /// Layers of one push that are read, compressed and sent at the same time. The others wait.
 pub const LAYERS_AT_ONCE: usize = 2;
@@ -30,11 +30,13 @@ pub const CHECKS_AT_ONCE: usize = 8;
 /// Memory above the process's base that one push may take; the sum of the buffers is asserted below and the whole is tested.
 pub const MEMORY_BYTES: usize = 64 << 20;
 
+/// Input and output of each member under way; and for each layer what is kept for another try, the piece after it, and a chunk.
+const BUFFERS: usize = 2 * MEMBER_BYTES * (THREADS_MAX + MEMBERS_AHEAD)
+    + LAYERS_AT_ONCE * (REPLAY_BYTES + 2 * MEMBER_BYTES + CHUNK_FIRST);
+
 const _: () = assert!(
-    LAYERS_AT_ONCE
-        * (REPLAY_BYTES + CHUNK_FIRST + 2 * MEMBER_BYTES * (THREADS_MAX + MEMBERS_AHEAD + 2))
-        <= MEMORY_BYTES,
-    "the buffers of one push must fit its memory bound"
+    BUFFERS <= MEMORY_BYTES * 3 / 4,
+    "the buffers of one push must fit its memory bound, with a quarter left for everything else"
 );
 
 /// One connection attempt, TLS included. After it the attempt counts as failed and is retried.

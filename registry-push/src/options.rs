@@ -22,7 +22,8 @@ pub struct PushOptions {
     /// File that remembers which compressed blob a layer became and where it was pushed to, best kept beside the layers.
     /// Without it every layer is read and compressed each time.
     pub index: Option<PathBuf>,
-    /// Repositories of the same registry that may hold the layers already, such as the image's base: a mount is tried from them.
+    /// Repositories of the same registry that may hold the layers already, such as the image's base: a mount is tried from them for each
+    /// layer whose blob the index knows.
     pub mount_from: Vec<String>,
 }
 

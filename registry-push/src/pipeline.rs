@@ -4,8 +4,8 @@
 //! reader thread ──job──▶ compression threads (shared by the layers of a push)
 //!  (diffID)     └─ticket─▶ collector thread (in order; digest) ─▶ pieces, for the upload
 //! ```
-//! Tickets keep the order; their queue is the bound: when the upload takes no piece, the collector stops, then the tickets' queue is
-//! full, then the reader stops. Knows nothing of registries.
+//! Tickets keep the order. Each holds a permit from before its member is read until its piece is taken, and there are few permits for
+//! all layers of a push: when the uploads take no pieces, the readers stop. Knows nothing of registries.
 
 use crate::compress::Codec;
 use crate::digest::Digest;
@@ -14,7 +14,8 @@ use crate::source::{LayerReader, LayerSource, SourceError};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as blocking};
-use tokio::sync::{mpsc, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 /// One part of a compressed layer, or its end.
 #[derive(Debug)]
@@ -42,6 +43,7 @@ enum Ticket {
     Member {
         output: oneshot::Receiver<Vec<u8>>,
         raw: u64,
+        permit: OwnedSemaphorePermit,
     },
     End(Result<(), SourceError>),
 }
@@ -50,7 +52,8 @@ enum Ticket {
 #[derive(Clone)]
 pub(crate) struct Compressors {
     jobs: blocking::SyncSender<Job>,
-    threads: usize,
+    permits: Arc<Semaphore>,
+    permits_count: usize,
 }
 
 impl Compressors {
@@ -71,7 +74,13 @@ impl Compressors {
                 }
             });
         }
-        Compressors { jobs, threads }
+        let permits_count = threads + MEMBERS_AHEAD;
+        let permits = Arc::new(Semaphore::new(permits_count));
+        Compressors {
+            jobs,
+            permits,
+            permits_count,
+        }
     }
 
     /// Reads a layer from its start. Dropping the receiver ends the reading.
@@ -79,11 +88,13 @@ impl Compressors {
         &self,
         source: Arc<dyn LayerSource>,
     ) -> mpsc::Receiver<Result<Piece, SourceError>> {
-        let (tickets, queue) = mpsc::channel(self.threads + MEMBERS_AHEAD);
+        let (tickets, queue) = mpsc::channel(self.permits_count);
         let (pieces, output) = mpsc::channel(1);
-        let jobs = self.jobs.clone();
+        let (jobs, permits) = (self.jobs.clone(), self.permits.clone());
+        let runtime = Handle::current();
         tokio::task::spawn_blocking(move || {
-            let end = read_layer(&*source, &jobs, &tickets);
+            let permit = || runtime.block_on(permits.clone().acquire_owned()).ok();
+            let end = read_layer(&*source, &jobs, &tickets, permit);
             if let Some(end) = end {
                 let _ = tickets.blocking_send(Ticket::End(end));
             }
@@ -98,6 +109,7 @@ fn read_layer(
     source: &dyn LayerSource,
     jobs: &blocking::SyncSender<Job>,
     tickets: &mpsc::Sender<Ticket>,
+    permit: impl Fn() -> Option<OwnedSemaphorePermit>,
 ) -> Option<Result<(), SourceError>> {
     let mut reader = match source.open() {
         Ok(reader) => reader,
@@ -106,6 +118,8 @@ fn read_layer(
     let mut hasher = Sha256::new();
     let mut is_first = true;
     loop {
+        // While others hold the permits, nobody may be left who wants this layer.
+        let permit = permit().filter(|_| !tickets.is_closed())?;
         let input = match fill(&mut *reader) {
             Ok(input) => input,
             Err(error) => return Some(Err(error)),
@@ -115,11 +129,11 @@ fn read_layer(
             hasher.update(&input);
             let (output, member) = oneshot::channel();
             let raw = input.len() as u64;
-            // The ticket first: it waits when too much is under way, before more memory is taken by the queue of jobs.
             tickets
                 .blocking_send(Ticket::Member {
                     output: member,
                     raw,
+                    permit,
                 })
                 .ok()?;
             jobs.send(Job { input, output }).ok()?;
@@ -158,8 +172,13 @@ fn collect(mut tickets: mpsc::Receiver<Ticket>, pieces: &mpsc::Sender<Result<Pie
     let mut hasher = Sha256::new();
     let (mut size, mut raw_size) = (0, 0);
     while let Some(ticket) = tickets.blocking_recv() {
-        let piece = match ticket {
-            Ticket::Member { output, raw } => {
+        // The permit is given back when the piece was taken over.
+        let (piece, _permit) = match ticket {
+            Ticket::Member {
+                output,
+                raw,
+                permit,
+            } => {
                 // No output means that the compression threads are gone: the receiver sees an early end.
                 let Ok(bytes) = output.blocking_recv() else {
                     return;
@@ -167,20 +186,19 @@ fn collect(mut tickets: mpsc::Receiver<Ticket>, pieces: &mpsc::Sender<Result<Pie
                 hasher.update(&bytes);
                 size += bytes.len() as u64;
                 raw_size += raw;
-                Ok(Piece::Data {
-                    bytes: Bytes::from(bytes),
-                    raw,
-                })
+                let bytes = Bytes::from(bytes);
+                (Ok(Piece::Data { bytes, raw }), Some(permit))
             }
             Ticket::End(Ok(())) => {
                 let digest = Digest::finish(std::mem::take(&mut hasher));
-                Ok(Piece::End(Summary {
+                let summary = Summary {
                     digest,
                     size,
                     raw_size,
-                }))
+                };
+                (Ok(Piece::End(summary)), None)
             }
-            Ticket::End(Err(error)) => Err(error),
+            Ticket::End(Err(error)) => (Err(error), None),
         };
         if pieces.blocking_send(piece).is_err() {
             return;

@@ -3,14 +3,15 @@
 //! Order: ask for what is known; mount or send what is missing, [`LAYERS_AT_ONCE`] layers together; send the manifest; ask for
 //! everything by digest. The tag is written last, so a push that fails leaves no tag on an incomplete image.
 
-use crate::compress::Codec;
 use crate::digest::Digest;
 use crate::error::PushError;
 use crate::index::{Index, Known};
 use crate::limits::{CHECKS_AT_ONCE, LAYERS_AT_ONCE, MOUNTS_TRIED};
+use crate::manifest::{MANIFEST_TYPE, manifest};
 use crate::options::PushOptions;
 use crate::pipeline::Compressors;
 use crate::registry::{Answer, Ask, Feed, Registry, check_digest, upload_blob, upload_bytes};
+use crate::report::{Progress, PushState, Pushed, PushedLayer};
 use crate::source::{ImageSource, LayerSource};
 use crate::target::{Credential, Target};
 use bytes::Bytes;
@@ -19,69 +20,6 @@ use http::{HeaderValue, Method, StatusCode, header};
 use reqwest::Url;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
-
-/// Media type of a Docker schema 2 manifest.
-const MANIFEST_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";
-/// Media type of a Docker image config.
-const CONFIG_TYPE: &str = "application/vnd.docker.container.image.v1+json";
-
-/// News of one part of the image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Progress {
-    /// A layer's diffID, `config` or `manifest`.
-    pub item: String,
-    /// What happens to it.
-    pub state: PushState,
-    /// Uncompressed bytes under way or done.
-    pub current: u64,
-    /// Uncompressed bytes in all, about; 0 when unknown.
-    pub total: u64,
-}
-
-/// What happens to a part of the image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PushState {
-    /// Its turn has not come.
-    Waiting,
-    /// It is being read, compressed and sent.
-    Pushing,
-    /// It was sent.
-    Pushed,
-    /// The repository had it.
-    Exists,
-    /// The registry took it over from another repository.
-    Mounted,
-}
-
-/// A push that is complete in the registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pushed {
-    /// Digest of the manifest.
-    pub digest: Digest,
-    /// The manifest, byte for byte as the registry has it.
-    pub manifest_bytes: Vec<u8>,
-    /// Bytes of the image in the registry: manifest, config and each different layer once.
-    pub size_bytes: u64,
-    /// From the lowest up.
-    pub layers: Vec<PushedLayer>,
-    /// Bytes of blobs and manifest handed to the network, repetitions included.
-    pub sent_bytes: u64,
-}
-
-/// A layer of a complete push.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PushedLayer {
-    /// SHA-256 of its tar.
-    pub diff_id: Digest,
-    /// Digest of its blob.
-    pub digest: Digest,
-    /// Bytes of its blob.
-    pub size_bytes: u64,
-    /// Exists, Mounted or Pushed.
-    pub state: PushState,
-    /// Bytes handed to the network for it.
-    pub sent_bytes: u64,
-}
 
 /// Pushes an image. Returns when the registry has answered for every blob and the manifest by digest. Dropping the future ends the push.
 ///
@@ -488,20 +426,4 @@ fn pushed_layer(
         state: done.state,
         sent_bytes: done.sent,
     })
-}
-
-/// A schema 2 manifest (distribution, docs/spec/manifest-v2-2), always the same bytes for the same image.
-fn manifest(config: &Digest, config_size: usize, layers: &[PushedLayer], codec: Codec) -> Vec<u8> {
-    let descriptor = |media_type: &str, size: u64, digest: &Digest| serde_json::json!({ "mediaType": media_type, "size": size, "digest": digest.as_str() });
-    let layers: Vec<_> = layers
-        .iter()
-        .map(|layer| descriptor(codec.media_type(), layer.size_bytes, &layer.digest))
-        .collect();
-    let manifest = serde_json::json!({
-        "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "config": descriptor(CONFIG_TYPE, config_size as u64, config),
-        "layers": layers,
-    });
-    manifest.to_string().into_bytes()
 }

@@ -4,6 +4,7 @@
 //! [`Registry::request`].
 
 use super::auth::Auth;
+use super::failures::is_hopeless;
 use super::retry::{Attempts, is_transient, retry_after};
 use crate::digest::Digest;
 use crate::error::{ProtocolFault, PushError, Said};
@@ -315,11 +316,15 @@ impl Registry {
                     length.and_then(|value| value.to_str().ok()?.parse().ok()),
                 ))
             }
-            StatusCode::NOT_FOUND => Ok(None),
             // A store that signs only GET: the registry knew the blob, or it would not have sent us there.
             StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED if is_redirected(&answer) => {
                 Ok(Some(None))
             }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
+                Err(self.failed(item, &answer, 1))
+            }
+            // 404, and the 400 or 405 of registries that answer this question for nothing.
+            status if status.is_client_error() => Ok(None),
             _ => Err(self.failed(item, &answer, 1)),
         }
     }
@@ -362,129 +367,5 @@ pub(super) async fn read_answer(mut response: reqwest::Response) -> Answer {
         headers,
         body,
         url,
-    }
-}
-
-/// A failure to connect that no retry mends: a name that does not exist, a certificate that is not trusted.
-fn is_hopeless(error: &PushError) -> bool {
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    while let Some(this) = cause {
-        if this.downcast_ref::<rustls::Error>().is_some() {
-            return true;
-        }
-        // io::Error hides a wrapped error from `source`, giving the source of that one instead.
-        let wrapped = this
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref);
-        if wrapped.is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some()) {
-            return true;
-        }
-        cause = this.source();
-    }
-    false
-}
-
-// === failures ===
-
-impl Registry {
-    pub(crate) fn protocol(&self, item: &str, fault: ProtocolFault) -> PushError {
-        PushError::Protocol {
-            host: self.host.clone(),
-            item: item.to_string(),
-            fault,
-        }
-    }
-
-    pub(super) fn timed_out(&self, item: &str, after: Duration) -> PushError {
-        PushError::TimedOut {
-            host: self.host.clone(),
-            item: item.to_string(),
-            after,
-        }
-    }
-
-    pub(super) fn unauthorized(&self, said: Said) -> PushError {
-        PushError::Unauthorized {
-            host: self.host.clone(),
-            anonymous: self.credential.is_none(),
-            said,
-        }
-    }
-
-    /// A request that got no answer. URLs are taken out: they may be signed.
-    pub(super) fn transport(&self, item: &str, attempts: u32, source: reqwest::Error) -> PushError {
-        let (host, source) = (self.host.clone(), source.without_url());
-        if source.is_connect() {
-            return PushError::Unreachable { host, source };
-        }
-        PushError::Broken {
-            host,
-            item: item.to_string(),
-            attempts,
-            source,
-        }
-    }
-
-    /// The error that a final answer stands for.
-    pub(crate) fn failed(&self, item: &str, answer: &Answer, attempts: u32) -> PushError {
-        let said = Said::from_body(&answer.body);
-        let (host, item, repository) =
-            (self.host.clone(), item.to_string(), self.repository.clone());
-        match answer.status {
-            StatusCode::UNAUTHORIZED => self.unauthorized(said),
-            StatusCode::INSUFFICIENT_STORAGE => PushError::Quota {
-                host,
-                repository,
-                said,
-            },
-            status if status.is_client_error() && said.mentions("quota") => PushError::Quota {
-                host,
-                repository,
-                said,
-            },
-            StatusCode::FORBIDDEN => PushError::Forbidden {
-                host,
-                repository,
-                said,
-            },
-            StatusCode::NOT_FOUND => PushError::NotFound {
-                host,
-                repository,
-                said,
-            },
-            StatusCode::PAYLOAD_TOO_LARGE => PushError::TooLarge { host, item, said },
-            StatusCode::TOO_MANY_REQUESTS => PushError::RateLimited {
-                host,
-                attempts,
-                said,
-            },
-            status if status.is_server_error() => PushError::RegistryFailed {
-                host,
-                item,
-                status,
-                attempts,
-                said,
-            },
-            status if status.is_client_error() => PushError::Rejected {
-                host,
-                item,
-                status,
-                said,
-            },
-            status => PushError::Protocol {
-                host,
-                item,
-                fault: ProtocolFault::Status(status),
-            },
-        }
-    }
-}
-
-impl PushError {
-    fn with_attempts(mut self, made: u32) -> PushError {
-        if let PushError::Broken { attempts, .. } = &mut self {
-            *attempts = made;
-        }
-        self
     }
 }

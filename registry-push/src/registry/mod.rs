@@ -6,10 +6,13 @@
 mod auth;
 pub(crate) mod challenge;
 mod client;
+mod failures;
 mod feed;
 mod retry;
+mod small;
 mod upload;
 
 pub(crate) use client::{Answer, Ask, Registry};
 pub(crate) use feed::Feed;
-pub(crate) use upload::{check_digest, upload_blob, upload_bytes};
+pub(crate) use small::{check_digest, upload_bytes};
+pub(crate) use upload::upload_blob;

@@ -40,7 +40,7 @@ fn a_push_stays_within_its_memory_whatever_the_layers() {
             }
         })
         .await;
-        let image = image(&[Made::new(160 << 20, 1), Made::new(160 << 20, 2)]);
+        let image = image(&[Made::new(64 << 20, 1), Made::new(64 << 20, 2)]);
         let target = Target::parse(&proxy.target("app:v1")).unwrap();
         let options = PushOptions {
             threads: limits::THREADS_MAX,
