@@ -28,8 +28,8 @@ fn every_bound_is_on_the_page() -> Result<()> {
             .filter_map(|line| line.split_once("const "))
             .filter(|(before, _)| before.is_empty() || before.starts_with("pub"))
             .filter_map(|(_, rest)| rest.split_once(':'))
-            .map(|(name, _)| name)
-            .filter(|name| *name != "_")
+            .map(|(name, _)| name.to_owned())
+            .filter(|name| name != "_")
             .collect();
         ensure!(
             !names.is_empty(),
