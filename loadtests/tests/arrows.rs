@@ -1,0 +1,55 @@
+//! Arrows go down only: each crate uses only the crates of the house that docs/ARCHITECTURE.md allows it, and the pure and
+//! the knowing-one crates name no library that they must not know.
+
+use anyhow::{Context, Result, ensure};
+use slipway_loadtests::testbed::checkout_dir;
+
+/// Folder, crates of the house it may use, libraries it must not.
+const TABLE: &[(&str, &[&str], &[&str])] = &[
+    ("scheduler/core", &[], &["tokio", "sqlx", "http", "hyper"]),
+    (
+        "scheduler/store",
+        &["slipway-core"],
+        &["hyper", "async-graphql"],
+    ),
+    (
+        "scheduler/server",
+        &["slipway-core", "slipway-store"],
+        &["sqlx", "bollard"],
+    ),
+    ("volumes", &["slipway-core"], &["sqlx", "hyper"]),
+    (
+        "builder/host",
+        &["slipway-core", "slipway-volumes"],
+        &["sqlx", "async-graphql"],
+    ),
+    (
+        "builder/guest",
+        &["slipway-core", "slipway-buildkit", "slipway-registry-push"],
+        &["sqlx", "async-graphql"],
+    ),
+    ("builder/buildkit", &[], &["sqlx", "async-graphql"]),
+    ("registry-push", &[], &["sqlx", "async-graphql", "tonic"]),
+];
+
+#[test]
+fn crates_know_only_what_they_may() -> Result<()> {
+    for (folder, may, must_not) in TABLE {
+        let path = checkout_dir().join(folder).join("Cargo.toml");
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let used: Vec<&str> = text
+            .split("[dependencies]")
+            .nth(1)
+            .and_then(|rest| rest.split("\n[").next())
+            .with_context(|| format!("{folder} has no dependencies"))?
+            .lines()
+            .filter_map(|line| line.split(['.', ' ', '=']).next())
+            .collect();
+        for name in used {
+            let ours = name.starts_with("slipway-");
+            ensure!(!ours || may.contains(&name), "{folder} must not use {name}");
+            ensure!(!must_not.contains(&name), "{folder} must not know {name}");
+        }
+    }
+    Ok(())
+}
