@@ -75,7 +75,7 @@ fn report(driver: &dyn VolumeDriver, id: &VolumeId) -> VolumeReport {
 }
 
 /// Looks until `condition` holds.
-fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain for: {what}");

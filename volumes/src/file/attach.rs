@@ -86,7 +86,9 @@ impl FileDriver {
         let mut undo = Undo::new();
         self.steps.enter(Step::WriteMarker)?;
         if was_clean {
+            // While a device lives on, the marker says whose it is; one left behind only costs a check.
             undo.push("remove the marker", || {
+                await_no_device(&self.layout.image(id))?;
                 Marker::remove(&marker).map_err(io::Error::other)
             });
         }
@@ -215,6 +217,20 @@ impl FileDriver {
             .map_err(VolumeError::io("make directory", &path))?;
         Ok(path)
     }
+}
+
+/// Waits until no loop device of the image is left. Unmounting frees it at once, unless a namespace that is just being
+/// made has a copy of the mount.
+fn await_no_device(image: &Path) -> io::Result<()> {
+    let deadline = Instant::now() + DEVICE_RELEASE_WAIT_MAX;
+    while let Some(device) = LoopDevice::find(image)? {
+        if Instant::now() >= deadline {
+            let what = format!("{} is still in use", device.display());
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, what));
+        }
+        std::thread::sleep(POLL_PAUSE);
+    }
+    Ok(())
 }
 
 /// `EUCLEAN` and `EFSBADCRC` (which is `EBADMSG`) come from ext4's own checks, `EINVAL` from a superblock that is none.
