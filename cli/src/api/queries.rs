@@ -110,6 +110,16 @@ pub(crate) async fn create_app(client: &ApiClient, org: &str, name: &str) -> Out
         .await?)
 }
 
+/// Makes an app unless somebody else does so at the same time.
+pub(crate) async fn ensure_app(client: &ApiClient, org: &str, name: &str) -> Outcome<()> {
+    let input = json!({ "input": { "org": org, "name": name } });
+    match client.call::<App>(ask::CREATE_APP, input).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.code == "CONFLICT" => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Tokens of an org.
 pub(crate) async fn tokens(client: &ApiClient, org: &str) -> Outcome<Vec<TokenInfo>> {
     Ok(client.call(ask::TOKENS, json!({ "org": org })).await?)

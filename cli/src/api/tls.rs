@@ -28,7 +28,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// Makes connections to the server's listeners. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Transport {
-    connector: TlsConnector,
+    /// Absent if nobody is trusted: then only clear text on this computer works.
+    connector: Option<TlsConnector>,
 }
 
 impl std::fmt::Debug for Transport {
@@ -41,18 +42,23 @@ impl Transport {
     /// Trusts `ca_pem`, or the system's authorities if there is none.
     ///
     /// # Errors
-    /// The caller's fault: no usable certificate.
+    /// The caller's fault: `ca_pem` has no usable certificate.
     pub(crate) fn new(ca_pem: Option<&str>) -> Outcome<Self> {
-        let mut roots = RootCertStore::empty();
         let pem = match ca_pem {
             Some(pem) => pem.as_bytes().to_vec(),
-            None => system_bundle()?,
+            None => system_bundle(),
         };
+        let mut roots = RootCertStore::empty();
         let certificates = CertificateDer::pem_slice_iter(&pem).flatten();
         let (added, _ignored) = roots.add_parsable_certificates(certificates);
+        if added == 0 && ca_pem.is_some() {
+            return Err(
+                Failure::user("there is no usable certificate in the authority's file")
+                    .hint("give the server's own with `slipway login --ca FILE`"),
+            );
+        }
         if added == 0 {
-            return Err(Failure::user("there is no usable certificate authority")
-                .hint("give the server's own with `slipway login --ca FILE`"));
+            return Ok(Self { connector: None });
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
@@ -61,7 +67,7 @@ impl Transport {
             .with_root_certificates(roots)
             .with_no_client_auth();
         Ok(Self {
-            connector: TlsConnector::from(Arc::new(config)),
+            connector: Some(TlsConnector::from(Arc::new(config))),
         })
     }
 
@@ -97,8 +103,11 @@ impl Transport {
         }
         let name = ServerName::try_from(address.host().to_owned())
             .map_err(|_| Failure::user(format!("'{}' is not a host name", address.host())))?;
-        let tls = self
-            .connector
+        let connector = self.connector.as_ref().ok_or_else(|| {
+            Failure::user("this system has no list of certificate authorities")
+                .hint("give the server's own with --ca FILE, or install ca-certificates")
+        })?;
+        let tls = connector
             .connect(name, tcp)
             .await
             .map_err(|error| explain_tls(address, &error))?;
@@ -121,19 +130,13 @@ fn explain_tls(address: &ServerAddress, error: &std::io::Error) -> Failure {
     }
 }
 
-fn system_bundle() -> Outcome<Vec<u8>> {
+/// The system's authorities, PEM; nothing if it has none.
+fn system_bundle() -> Vec<u8> {
     let named = std::env::var_os("SSL_CERT_FILE");
-    let candidates = named
+    named
         .iter()
         .map(Path::new)
-        .chain(SYSTEM_BUNDLES.iter().map(Path::new));
-    for path in candidates {
-        if let Ok(bytes) = std::fs::read(path) {
-            return Ok(bytes);
-        }
-    }
-    Err(
-        Failure::user("this system has no list of certificate authorities")
-            .hint("give the server's own with --ca FILE, or install ca-certificates"),
-    )
+        .chain(SYSTEM_BUNDLES.iter().map(Path::new))
+        .find_map(|path| std::fs::read(path).ok())
+        .unwrap_or_default()
 }

@@ -39,6 +39,14 @@ pub(crate) struct DeployArgs {
     /// Full name of the image, as registry.example/team/app:tag
     #[arg(short, long, value_name = "NAME", help_heading = "What")]
     pub(crate) image: Option<String>,
+    /// Registry (and path) for an image that is not named in full, as registry.example/team
+    #[arg(
+        long,
+        env = "SLIPWAY_REGISTRY",
+        value_name = "REGISTRY",
+        help_heading = "What"
+    )]
+    pub(crate) registry: Option<String>,
     /// Region to build in, where your org has no builder yet
     #[arg(long, value_name = "REGION", help_heading = "What")]
     pub(crate) region: Option<String>,

@@ -97,3 +97,7 @@ impl<'a> Follower<'a> {
         ))
     }
 }
+
+#[cfg(test)]
+#[path = "follow_tests.rs"]
+mod tests;

@@ -199,14 +199,20 @@ async fn solve(
 }
 
 fn explain(error: &SolveError) -> Failure {
-    let failure = if error.is_user_fault() {
-        Failure::user(error.to_string())
+    let (failure, otherwise) = if error.is_user_fault() {
+        (
+            Failure::user(error.to_string()),
+            "what the step said is above",
+        )
     } else {
-        Failure::system_caused("build", error)
+        (
+            Failure::system_caused("the local Docker failed", error),
+            "look at its log, or build remotely with --remote-only",
+        )
     };
     failure
         .maybe_hint(error.hint().map(str::to_owned))
-        .hint("what the failed step said is above")
+        .hint(otherwise)
 }
 
 /// Gives BuildKit's events the form that a builder's events have.

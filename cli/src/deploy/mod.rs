@@ -25,9 +25,6 @@ pub(crate) use progress::seconds;
 use serde::Serialize;
 use summary::Summary;
 
-/// Registry for images that have no other, below configuration and flag.
-const ENV_REGISTRY: &str = "SLIPWAY_REGISTRY";
-
 /// The last line of `--json`.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -70,7 +67,7 @@ async fn build(args: &DeployArgs, caller: &Caller, printer: Printer) -> Outcome<
     let config = ProjectConfig::load(&args.dir, args.config.as_deref())?;
     let env = |name: &str| std::env::var(name).ok();
     let plan = Plan::new(args, &config, &env)?;
-    let image = plan.image_for(env(ENV_REGISTRY).as_deref(), &fresh_tag()?)?;
+    let image = plan.image_for(&fresh_tag()?)?;
     for warning in &plan.warnings {
         printer.warn(warning);
     }

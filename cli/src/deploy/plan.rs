@@ -55,7 +55,7 @@ pub(crate) enum ImageName {
     Given(String),
     /// The app's name in this registry, with a tag of its own for each deploy.
     In(String),
-    /// Nobody said; the org may have a default registry.
+    /// Nobody said.
     Unsaid,
 }
 
@@ -146,22 +146,21 @@ impl Plan {
     ///
     /// # Errors
     /// The caller's fault: a push is wanted and nobody said where to.
-    pub(crate) fn image_for(&self, default_registry: Option<&str>, tag: &str) -> Outcome<String> {
-        match (&self.image, default_registry, self.push) {
-            (ImageName::Given(name), _, _) => Ok(name.clone()),
-            (ImageName::In(registry), _, _) => Ok(in_registry(registry, &self.app, tag)),
-            (ImageName::Unsaid, Some(registry), _) => Ok(in_registry(registry, &self.app, tag)),
-            (ImageName::Unsaid, None, Push::No) => Ok(format!("{}:{tag}", self.app)),
-            (ImageName::Unsaid, None, Push::Yes) => Err(Failure::user(
-                "there is no registry to push to",
-            )
-            .hint("say --image REGISTRY/NAME:TAG, or set registry in slipway.toml, or build without a push: --build-only")),
+    pub(crate) fn image_for(&self, tag: &str) -> Outcome<String> {
+        let app = &self.app;
+        match (&self.image, self.push) {
+            (ImageName::Given(name), _) => Ok(name.clone()),
+            (ImageName::In(registry), _) => {
+                Ok(format!("{}/{app}:{tag}", registry.trim_end_matches('/')))
+            }
+            (ImageName::Unsaid, Push::No) => Ok(format!("{app}:{tag}")),
+            (ImageName::Unsaid, Push::Yes) => Err(Failure::user("there is no registry to push to")
+                .hint(
+                    "say --image REGISTRY/NAME:TAG, or set registry in slipway.toml, \
+                     or build without a push: --build-only",
+                )),
         }
     }
-}
-
-fn in_registry(registry: &str, app: &str, tag: &str) -> String {
-    format!("{}/{app}:{tag}", registry.trim_end_matches('/'))
 }
 
 fn context_dir(dir: &Path) -> Outcome<PathBuf> {
@@ -195,7 +194,8 @@ fn app_name(args: &DeployArgs, config: &ProjectConfig) -> Outcome<String> {
 
 fn image_name(args: &DeployArgs, config: &ProjectConfig) -> Outcome<ImageName> {
     let given = args.image.clone().or_else(|| config.build.image.clone());
-    match (given, &config.registry) {
+    let registry = args.registry.as_ref().or(config.registry.as_ref());
+    match (given, registry) {
         (Some(name), _) => check_image(&name).map(|()| ImageName::Given(name)),
         (None, Some(registry)) => Ok(ImageName::In(registry.clone())),
         (None, None) => Ok(ImageName::Unsaid),

@@ -57,7 +57,7 @@ fn flags_go_before_the_file() {
     ]);
     let plan = project.plan("").unwrap();
     assert_eq!((plan.app.as_str(), plan.org.as_deref()), ("a", Some("o")));
-    assert_eq!(plan.image_for(None, "v1").unwrap(), "r.example/x/a:v1");
+    assert_eq!(plan.image_for("v1").unwrap(), "r.example/x/a:v1");
     let plan = project
         .plan("--app b --build-arg A=9 --build-arg SET --build-arg UNSET --target u --label l=1 --no-cache --platform linux/arm64")
         .unwrap();
@@ -166,20 +166,15 @@ fn what_the_caller_gets_wrong_is_told() {
 fn the_image_has_a_name_or_the_caller_is_told() {
     let project = Project::new(&[FROM]);
     let plan = project.plan("--app a").unwrap();
-    assert_eq!(
-        plan.image_for(Some("r.example/"), "t").unwrap(),
-        "r.example/a:t"
-    );
-    let failure = plan.image_for(None, "t").unwrap_err();
+    let failure = plan.image_for("t").unwrap_err();
     assert!(
         failure.message().contains("no registry to push to"),
         "{failure}"
     );
+    let plan = project.plan("--app a --registry r.example/").unwrap();
+    assert_eq!(plan.image_for("t").unwrap(), "r.example/a:t");
     let plan = project.plan("--app a --build-only").unwrap();
-    assert_eq!(plan.image_for(None, "t").unwrap(), "a:t");
+    assert_eq!(plan.image_for("t").unwrap(), "a:t");
     let plan = project.plan("--app a --image r.example:5000/a:b").unwrap();
-    assert_eq!(
-        plan.image_for(Some("other"), "t").unwrap(),
-        "r.example:5000/a:b"
-    );
+    assert_eq!(plan.image_for("t").unwrap(), "r.example:5000/a:b");
 }

@@ -147,7 +147,7 @@ async fn start(
     let starting = async {
         match queries::start_build(client, &new).await {
             Err(error) if queries::is_unknown_app(&error) => {
-                queries::create_app(client, org, &plan.app).await?;
+                queries::ensure_app(client, org, &plan.app).await?;
                 let build = queries::start_build(client, &new).await?;
                 Ok((build, true))
             }

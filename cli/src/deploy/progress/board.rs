@@ -159,7 +159,10 @@ impl Board {
                 }
                 Some(completed)
             }
-            None if step.started_ms > state.completed_ms => None,
+            None if step.started_ms > state.completed_ms => {
+                state.told = false;
+                None
+            }
             None => state.completed_ms,
         };
     }

@@ -65,6 +65,7 @@ fn details(step: &StepState, most: usize, width: usize) -> Vec<String> {
     let transfers = step.transfers.iter().map(|(what, (current, total))| {
         let what = what.trim_end_matches(':');
         match total {
+            0 if *current == 0 => format!(" => => {what}"),
             0 => format!(" => => {what} {}", bytes(*current)),
             total => format!(" => => {what} {} / {}", bytes(*current), bytes(*total)),
         }

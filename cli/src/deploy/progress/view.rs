@@ -84,6 +84,8 @@ impl View {
         if self.status == message {
             return;
         }
+        let changes = self.board.settle(None);
+        self.show(&changes);
         message.clone_into(&mut self.status);
         match &self.kind {
             Kind::Tree(_) => self.tick(),
@@ -178,8 +180,10 @@ impl View {
         millis(self.began.elapsed())
     }
 
-    /// Takes the live part off the terminal.
-    pub(crate) fn finish(&self) {
+    /// Tells what is left to tell, and takes the live part off the terminal.
+    pub(crate) fn finish(&mut self) {
+        let changes = self.board.settle(None);
+        self.show(&changes);
         if let Kind::Tree(bar) = &self.kind {
             bar.finish_and_clear();
         }
