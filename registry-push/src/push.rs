@@ -135,16 +135,22 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
                 config.len() as u64,
             );
         }
-        let asked: HashMap<&Digest, bool> = stream::iter(&different)
+        // The futures are made before the streams: closures inside of them would keep this future on one thread.
+        let questions: Vec<_> = different
+            .iter()
             .map(|layer| self.is_there(layer, index))
+            .collect();
+        let asked: HashMap<&Digest, bool> = stream::iter(questions)
             .buffer_unordered(CHECKS_AT_ONCE)
             .try_collect()
             .await?;
-        let done: HashMap<&Digest, Done> = stream::iter(&different)
-            .map(|layer| {
-                let is_there = asked.get(layer.diff_id()).copied().unwrap_or(false);
-                self.layer(layer, index, is_there)
-            })
+        let is_there =
+            |layer: &Arc<dyn LayerSource>| asked.get(layer.diff_id()).copied() == Some(true);
+        let pushes: Vec<_> = different
+            .iter()
+            .map(|layer| self.layer(layer, index, is_there(layer)))
+            .collect();
+        let done: HashMap<&Digest, Done> = stream::iter(pushes)
             .buffer_unordered(LAYERS_AT_ONCE)
             .try_collect()
             .await?;
@@ -376,17 +382,23 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             let found = format!("status {} and another manifest or none", answer.status);
             return Err(missing(format!("manifest {digest}"), found));
         }
-        let asked = stream::iter(blobs).map(|(blob, size)| async move {
-            let item = format!("blob {blob}");
-            match self.registry.blob_size(&item, blob).await? {
-                None => Err(missing(item, "nothing".to_string())),
-                Some(Some(found)) if found != *size => {
-                    Err(missing(item, format!("{found} bytes instead of {size}")))
+        let questions: Vec<_> = blobs
+            .iter()
+            .map(|(blob, size)| async move {
+                let item = format!("blob {blob}");
+                match self.registry.blob_size(&item, blob).await? {
+                    None => Err(missing(item, "nothing".to_string())),
+                    Some(Some(found)) if found != *size => {
+                        Err(missing(item, format!("{found} bytes instead of {size}")))
+                    }
+                    Some(_) => Ok(()),
                 }
-                Some(_) => Ok(()),
-            }
-        });
-        asked.buffer_unordered(CHECKS_AT_ONCE).try_collect().await
+            })
+            .collect();
+        stream::iter(questions)
+            .buffer_unordered(CHECKS_AT_ONCE)
+            .try_collect()
+            .await
     }
 
     fn tell(&self, item: &str, state: PushState, current: u64, total: u64) {
@@ -426,4 +438,19 @@ fn pushed_layer(
         state: done.state,
         sent_bytes: done.sent,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_push_can_move_between_threads() {
+        fn check<T: Send>(_: impl Fn(ImageSource) -> T) {}
+        let (target, options) = (
+            Target::parse("host/app:1").expect("parses"),
+            PushOptions::default(),
+        );
+        check(|image| push(image, &target, None, &options, |_| ()));
+    }
 }
