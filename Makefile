@@ -16,8 +16,14 @@ build: setup ## Build everything
 demo: build ## Show the main job: build remotely, push, build again warm, idle end, wake
 	scripts/demo.sh
 
+# Two suites share one dockerd among their tests, so each runs in one process; nextest, which runs every test in a process of
+# its own, runs all the others and prints the summary.
+ONE_DOCKERD = (package(slipway-buildkit) & binary(dockerd)) | (package(slipway-registry-push) & binary(push))
+
 test: lint build ## Prove everything
-	SLIPWAY_TEST_ROOTFS=$$(scripts/test-rootfs.sh) cargo nextest run --workspace --locked
+	SLIPWAY_TEST_ROOTFS=$$(scripts/test-rootfs.sh) cargo test --locked -p slipway-buildkit --test dockerd
+	SLIPWAY_TEST_ROOTFS=$$(scripts/test-rootfs.sh) cargo test --locked -p slipway-registry-push --test push
+	cargo nextest run --workspace --locked -E 'not ($(ONE_DOCKERD))'
 
 bench: setup ## Print the figures, each against the real alternative
 	cargo build --release --workspace --locked
