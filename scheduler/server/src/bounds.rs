@@ -50,6 +50,10 @@ pub const AUTH_FAILURES_MAX: u32 = 30;
 pub const AUTH_FAILURES_WINDOW: Duration = Duration::from_secs(60);
 /// Peers whose failures are counted; the oldest are forgotten first.
 pub const AUTH_PEERS_MAX: usize = 8192;
+/// How long the gateways go by an org's defaults (region, architecture) before they read them again.
+pub const RECENT_ORGS_KEEP: Duration = Duration::from_secs(1);
+/// Orgs whose defaults are remembered; those of further ones are read each time.
+pub const RECENT_ORGS_MAX: usize = 4096;
 /// A use of a token is recorded at most so often.
 pub const TOKEN_TOUCH_EVERY: Duration = Duration::from_secs(60);
 /// Lifetime of the server's certificate.

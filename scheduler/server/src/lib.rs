@@ -2,6 +2,9 @@
 //!
 //! Must not know: how machines or volumes are made.
 
+#[cfg(test)]
+extern crate self as slipway_scheduler;
+
 mod api;
 pub mod auth;
 pub mod bounds;

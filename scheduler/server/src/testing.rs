@@ -28,6 +28,10 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+/// The test host, which the farm's tests have too.
+#[path = "../tests/common/mod.rs"]
+pub(crate) mod host;
+
 /// Longest any test waits for anything.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -108,6 +112,8 @@ pub(crate) struct Bench {
     dir: tempfile::TempDir,
     pub(crate) builder: Arc<TestBuilder>,
     running: Option<Running>,
+    /// Builders are the farm's, on this host; otherwise they are `builder`.
+    host: Option<PathBuf>,
 }
 
 /// How a test speaks to a listener.
@@ -154,6 +160,15 @@ impl Answer {
 
 impl Bench {
     pub(crate) async fn start() -> Self {
+        Self::on(None).await
+    }
+
+    /// With the real farm, on the host that listens on this socket.
+    pub(crate) async fn start_on(host: &Path) -> Self {
+        Self::on(Some(host.to_owned())).await
+    }
+
+    async fn on(host: Option<PathBuf>) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let builder = TestBuilder {
             dir: dir.path().to_owned(),
@@ -163,6 +178,7 @@ impl Bench {
             dir,
             builder: Arc::new(builder),
             running: None,
+            host,
         };
         bench.resume().await;
         bench
@@ -170,16 +186,22 @@ impl Bench {
 
     /// Starts (again) on the same data.
     pub(crate) async fn resume(&mut self) {
+        let host = |socket| json!({ "name": "test", "region": "local", "socket": socket });
         let settings: ServeSettings = serde_json::from_value(json!({
             "data_dir": self.dir.path().join("data"),
             "listen_api": "127.0.0.1:0",
             "listen_docker": "127.0.0.1:0",
             "listen_buildkit": "127.0.0.1:0",
+            "hosts": self.host.iter().map(host).collect::<Vec<_>>(),
+            "builder": { "arch": "amd64", "volume_bytes": 1 << 30, "memory_bytes": 1 << 30 },
         }))
         .expect("good settings");
-        let builder = Arc::clone(&self.builder);
-        let running = start(settings, |_| builder as Arc<dyn Builders>).await;
-        self.running = Some(running.expect("it starts"));
+        let builder = self.host.is_none().then(|| Arc::clone(&self.builder));
+        let way = |farm: &crate::farm::Farm| match builder {
+            Some(builder) => builder as Arc<dyn Builders>,
+            None => Arc::new(farm.clone()),
+        };
+        self.running = Some(start(settings, way).await.expect("it starts"));
     }
 
     pub(crate) async fn end(&mut self) {
@@ -249,6 +271,28 @@ impl Bench {
             .await
     }
 
+    /// Opens a subscription.
+    pub(crate) async fn subscribe(&self, who: &Who, query: &str, variables: Value) -> Events {
+        let body = json!({ "query": query, "variables": variables }).to_string();
+        let mut subscribe = request("POST", "/graphql", full(body));
+        for (name, value) in [
+            ("content-type", "application/json"),
+            ("accept", "text/event-stream"),
+        ] {
+            let value = http::HeaderValue::from_static(value);
+            subscribe.headers_mut().insert(name, value);
+        }
+        let mut sender = self.http("api", who).await;
+        let response = sender.send_request(who.sign(subscribe)).await;
+        let response = response.expect("an answer");
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Events {
+            body: response.into_body(),
+            held: String::new(),
+            _sender: sender,
+        }
+    }
+
     /// A GraphQL request that must succeed; gives its `data`.
     pub(crate) async fn query(&self, who: &Who, query: &str, variables: Value) -> Value {
         let answer = self.try_query(who, query, variables).await;
@@ -312,6 +356,36 @@ impl Bench {
         Who {
             authorization: None,
             certificate: Some((pem("cert"), pem("key"))),
+        }
+    }
+}
+
+/// The answers of a subscription.
+pub(crate) struct Events {
+    body: Incoming,
+    held: String,
+    _sender: SendRequest<Body>,
+}
+
+impl Events {
+    /// The next answer; `None` when the server says that it was the last.
+    pub(crate) async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some((event, rest)) = self.held.split_once("\n\n") {
+                let event = event.to_owned();
+                self.held = rest.to_owned();
+                match event.strip_prefix("event: next\ndata: ") {
+                    Some(data) => return Some(serde_json::from_str(data).expect("JSON")),
+                    None if event == ":" => continue,
+                    None => assert_eq!(event, "event: complete\ndata:"),
+                }
+                return None;
+            }
+            let frame = soon("an event", self.body.frame()).await;
+            let frame = frame.expect("no end without a word").expect("no break");
+            let data = frame.into_data().expect("data");
+            self.held
+                .push_str(std::str::from_utf8(&data).expect("text"));
         }
     }
 }

@@ -172,7 +172,7 @@ impl Gateway {
         let principal = authenticate(&self.0.authenticator, credential, connection.peer()).await?;
         principal.require(TokenRole::Deploy)?;
         let asked = headers::text(headers, ORG_HEADER)?;
-        let entered = self.0.authenticator.enter(&principal, asked).await?;
+        let entered = self.0.authenticator.enter_recent(&principal, asked).await?;
         connection.count_for(&entered.org.id)?;
         let choose = |name, default: &str| match headers::text(headers, name)? {
             None => Ok(default.to_owned()),

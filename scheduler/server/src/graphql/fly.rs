@@ -4,8 +4,8 @@
 
 use super::Result;
 use super::access::Access;
+use super::builder_choice::{builder_key, wait_ready};
 use super::input::{BuilderInput, EnsureMachineRemoteBuilderInput};
-use super::mutation::{builder_key, wait_ready};
 use async_graphql::{ID, SimpleObject};
 use slipway_store::{ErrorKind, StoreError, TokenRole, What};
 use std::net::{IpAddr, SocketAddr};

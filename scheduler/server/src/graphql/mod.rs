@@ -4,6 +4,9 @@
 //! every resolver passes. Must not know: HTTP, how anything is done.
 
 mod access;
+mod builder_choice;
+#[cfg(test)]
+mod farm_tests;
 mod fly;
 mod input;
 mod mutation;

@@ -2,6 +2,7 @@
 
 use super::Result;
 use super::access::Access;
+use super::builder_choice::{builder_key, wait_ready};
 use super::fly::{self, EnsureMachineRemoteBuilderPayload};
 use super::input::{
     AskedBuild, BuilderInput, CreateAppInput, CreateOrgInput, CreateTokenInput,
@@ -12,19 +13,16 @@ use super::scalar::{DateTime, Long};
 use super::view::{
     App, Build, Builder, ClientCertificate, NewToken, Org, RegistryCredential, Token,
 };
-use crate::auth::{Entered, Secret};
+use crate::auth::Secret;
 use crate::bounds::{CLIENT_CERTIFICATE_LIFE_MAX, CLIENT_CERTIFICATE_LIFE_MIN};
 use crate::builds::BuildRequest;
 use crate::ca::CertificateIdentity;
 use crate::credentials::registry_of;
-use crate::farm::{BuilderKey, FarmError, entropy, now};
-use crate::guest_client::GuestClient;
+use crate::farm::{FarmError, entropy, now};
 use crate::problem::{Code, Problem};
 use async_graphql::{Context, ID, Object};
 use slipway_core::build::RegistryCredential as ClearCredential;
-use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{AppId, OrgId, TokenId};
-use slipway_core::limits::MACHINE_READY_WAIT_MAX;
 use slipway_store as store;
 use slipway_store::{AppRole, ErrorKind, StoreError, TokenRole, What};
 use std::time::Duration;
@@ -348,53 +346,6 @@ impl Mutation {
     ) -> Result<EnsureMachineRemoteBuilderPayload> {
         fly::ensure(&Access::of(context)?, input).await
     }
-}
-
-/// Which builder of which org is meant.
-///
-/// # Errors
-/// As [`Access::enter`]; [`Code::Invalid`].
-pub(super) async fn builder_key(
-    access: &Access<'_>,
-    input: BuilderInput,
-    role: TokenRole,
-) -> Result<(Entered, BuilderKey)> {
-    let entered = access.enter(input.org.as_deref(), role).await?;
-    let org = &entered.org;
-    let key = BuilderKey {
-        org: org.id.clone(),
-        region: label(
-            input.region.unwrap_or_else(|| org.default_region.clone()),
-            "region",
-        )?,
-        arch: label(
-            input.arch.unwrap_or_else(|| org.default_arch.clone()),
-            "architecture",
-        )?,
-    };
-    Ok((entered, key))
-}
-
-/// Wakes a builder (which is made if there is none) and waits until its Docker answers.
-///
-/// # Errors
-/// The farm's; [`Code::Unavailable`] if Docker does not answer in time.
-pub(super) async fn wait_ready(access: &Access<'_>, key: &BuilderKey) -> Result<()> {
-    let (stream, _activity) = access.parts.farm.connect(key, EndpointPort::Guest).await?;
-    let mut guest = GuestClient::new(stream).await.map_err(FarmError::from)?;
-    let status = guest
-        .status(MACHINE_READY_WAIT_MAX)
-        .await
-        .map_err(FarmError::from)?;
-    if status.ready {
-        return Ok(());
-    }
-    Err(Problem::new(
-        Code::Unavailable,
-        "the builder's Docker does not answer yet",
-    )
-    .hint("try again in a minute")
-    .into())
 }
 
 /// A certificate never outlives its token; a life that somebody asked for is given or refused, not trimmed.

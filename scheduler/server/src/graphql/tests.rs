@@ -1,9 +1,8 @@
 //! The API through its real listener: who may see what, and what is refused how.
 
 use crate::http::full;
-use crate::testing::{Bench, Who, eventually, request, soon};
-use http_body_util::BodyExt;
-use serde_json::{Value, json};
+use crate::testing::{Bench, Who, request};
+use serde_json::json;
 
 #[tokio::test]
 async fn nothing_answers_without_a_credential_but_health_and_the_public_certificate() {
@@ -348,29 +347,13 @@ async fn a_subscription_ends_with_its_token() {
     let mut bench = Bench::start().await;
     bench.org("acme", "READ").await;
     let (who, id) = bench.token("acme", json!({ "role": "READ" })).await;
-    let body = json!({ "query": "subscription { builderState { id } }" }).to_string();
-    let mut subscribe = request("POST", "/graphql", full(body));
-    let fields = subscribe.headers_mut();
-    fields.insert(
-        "content-type",
-        http::HeaderValue::from_static("application/json"),
-    );
-    fields.insert(
-        "accept",
-        http::HeaderValue::from_static("text/event-stream"),
-    );
-    let mut sender = bench.http("api", &who).await;
-    let response = sender.send_request(who.sign(subscribe)).await.unwrap();
-    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let query = "subscription { builderState { id } }";
+    let mut events = bench.subscribe(&who, query, json!({})).await;
     let revoke = "mutation($id: ID!) { revokeToken(id: $id) { id } }";
     bench
         .query(&bench.admin(), revoke, json!({ "id": id }))
         .await;
-    let body = soon("the end of the stream", response.into_body().collect())
-        .await
-        .unwrap();
-    let text = String::from_utf8(body.to_bytes().to_vec()).unwrap();
-    assert_eq!(text, "event: complete\ndata:\n\n");
+    assert_eq!(events.next().await, None);
     bench.end().await;
 }
 
@@ -379,26 +362,10 @@ async fn an_unknown_build_is_told_as_an_event_of_the_stream() {
     let mut bench = Bench::start().await;
     let who = bench.org("acme", "READ").await;
     let query = "subscription($id: ID!) { buildEvents(id: $id, after: 3) }";
-    let body = json!({ "query": query, "variables": { "id": "bld_0000000000000000" } }).to_string();
-    let mut subscribe = request("POST", "/graphql", full(body));
-    let fields = subscribe.headers_mut();
-    fields.insert(
-        "content-type",
-        http::HeaderValue::from_static("application/json"),
-    );
-    fields.insert(
-        "accept",
-        http::HeaderValue::from_static("text/event-stream"),
-    );
-    let answer = bench.ask("api", &who, subscribe).await;
-    let data = answer
-        .body
-        .lines()
-        .find_map(|line| line.strip_prefix("data: "))
-        .unwrap();
-    let event: Value = serde_json::from_str(data).unwrap();
-    assert_eq!(event["errors"][0]["extensions"]["code"], "NOT_FOUND");
-    assert!(answer.body.ends_with("event: complete\ndata:\n\n"));
-    eventually("no activity", || bench.builder.active() == 0).await;
+    let id = json!({ "id": "bld_0000000000000000" });
+    let mut events = bench.subscribe(&who, query, id).await;
+    let told = events.next().await.unwrap();
+    assert_eq!(told["errors"][0]["extensions"]["code"], "NOT_FOUND");
+    assert_eq!(events.next().await, None);
     bench.end().await;
 }

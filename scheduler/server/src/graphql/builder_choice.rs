@@ -1,0 +1,75 @@
+//! Which builder is meant, and the wait until it answers.
+
+use super::Result;
+use super::access::Access;
+use super::input::{BuilderInput, label};
+use crate::auth::Entered;
+use crate::farm::{BuilderKey, FarmError, NextEvent};
+use crate::guest_client::GuestClient;
+use crate::problem::{Code, Problem};
+use slipway_core::host_api::EndpointPort;
+use slipway_core::limits::MACHINE_READY_WAIT_MAX;
+use slipway_core::machine::MachineState;
+use slipway_store::TokenRole;
+
+/// Which builder of which org is meant.
+///
+/// # Errors
+/// As [`Access::enter`]; [`Code::Invalid`].
+pub(super) async fn builder_key(
+    access: &Access<'_>,
+    input: BuilderInput,
+    role: TokenRole,
+) -> Result<(Entered, BuilderKey)> {
+    let entered = access.enter(input.org.as_deref(), role).await?;
+    let org = &entered.org;
+    let key = BuilderKey {
+        org: org.id.clone(),
+        region: label(
+            input.region.unwrap_or_else(|| org.default_region.clone()),
+            "region",
+        )?,
+        arch: label(
+            input.arch.unwrap_or_else(|| org.default_arch.clone()),
+            "architecture",
+        )?,
+    };
+    Ok((entered, key))
+}
+
+/// Wakes a builder (which is made if there is none) and waits until its Docker answers, and the farm knows it.
+///
+/// # Errors
+/// The farm's; [`Code::Unavailable`] if Docker does not answer in time.
+pub(super) async fn wait_ready(access: &Access<'_>, key: &BuilderKey) -> Result<()> {
+    let farm = &access.parts.farm;
+    let mut changes = farm.subscribe(&key.org);
+    let (stream, _activity) = farm.connect(key, EndpointPort::Guest).await?;
+    let mut guest = GuestClient::new(stream).await.map_err(FarmError::from)?;
+    let known = async {
+        if !guest
+            .status(MACHINE_READY_WAIT_MAX)
+            .await
+            .map_err(FarmError::from)?
+            .ready
+        {
+            return Ok(false);
+        }
+        while !matches!(farm.builder(key)?.state, MachineState::Running { .. }) {
+            if changes.next().await == NextEvent::Closed {
+                return Ok(false);
+            }
+        }
+        Ok::<_, FarmError>(true)
+    };
+    match tokio::time::timeout(MACHINE_READY_WAIT_MAX, known).await {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Err(error)) => Err(error.into()),
+        Ok(Ok(false)) | Err(_) => Err(Problem::new(
+            Code::Unavailable,
+            "the builder's Docker does not answer yet",
+        )
+        .hint("try again in a minute")
+        .into()),
+    }
+}

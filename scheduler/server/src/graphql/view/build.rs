@@ -1,0 +1,190 @@
+//! Builds, as shown.
+
+use super::super::Result;
+use super::super::access::Access;
+use super::super::scalar::{DateTime, Long};
+use crate::bounds::PAGE_MAX;
+use async_graphql::{Context, Enum, ID, Json, Object};
+use slipway_core::build::{BuildOutcome, Fault, NumberedEvent};
+use slipway_store as store;
+
+/// What a build does.
+#[derive(Enum, Clone, Copy, PartialEq, Eq)]
+#[graphql(remote = "store::BuildState")]
+pub(in crate::graphql) enum BuildState {
+    /// Its builder has not accepted it yet.
+    Pending,
+    /// Its builder has accepted it.
+    Running,
+    /// Built, and pushed if that was asked.
+    Succeeded,
+    /// Not.
+    Failed,
+    /// Somebody cancelled it.
+    Cancelled,
+}
+
+/// Whose fault a failure is.
+#[derive(Enum, Clone, Copy, PartialEq, Eq)]
+#[graphql(name = "Fault")]
+pub(in crate::graphql) enum FaultView {
+    /// The caller's.
+    User,
+    /// The server's, or the network's.
+    System,
+}
+
+/// One build of one image.
+pub(in crate::graphql) struct Build(pub(in crate::graphql) store::Build);
+
+/// One build of one image.
+#[Object]
+impl Build {
+    /// Its id.
+    async fn id(&self) -> ID {
+        ID(self.0.id.to_string())
+    }
+
+    /// Name of the app it is for.
+    async fn app(&self, context: &Context<'_>) -> Result<String> {
+        let access = Access::of(context)?;
+        Ok(access.parts.store.app(&self.0.org, &self.0.app).await?.name)
+    }
+
+    /// Id of the builder it runs on.
+    async fn builder(&self) -> ID {
+        ID(self.0.machine.to_string())
+    }
+
+    /// Name of the image.
+    async fn image(&self) -> &str {
+        &self.0.spec.image
+    }
+
+    /// What it does now.
+    async fn state(&self) -> BuildState {
+        self.0.state.into()
+    }
+
+    /// It is pushed when built.
+    async fn push(&self) -> bool {
+        self.0.spec.push
+    }
+
+    /// When it was asked for.
+    async fn created_at(&self) -> DateTime {
+        DateTime(self.0.created_at)
+    }
+
+    /// When it ended.
+    async fn ended_at(&self) -> Option<DateTime> {
+        self.0.ended_at.map(DateTime)
+    }
+
+    /// Digest of the image's config.
+    async fn image_id(&self) -> Option<&str> {
+        self.succeeded().map(|done| done.image_id)
+    }
+
+    /// Digest of the pushed manifest.
+    async fn digest(&self) -> Option<&str> {
+        self.succeeded().and_then(|done| done.digest)
+    }
+
+    /// Bytes of the image, uncompressed.
+    async fn size_bytes(&self) -> Option<Long> {
+        self.succeeded().map(|done| Long(done.size_bytes))
+    }
+
+    /// Milliseconds spent building.
+    async fn build_ms(&self) -> Option<Long> {
+        self.succeeded().map(|done| Long(done.build_ms))
+    }
+
+    /// Milliseconds spent pushing.
+    async fn push_ms(&self) -> Option<Long> {
+        self.succeeded().map(|done| Long(done.push_ms))
+    }
+
+    /// Why it failed.
+    async fn error(&self) -> Option<&str> {
+        self.failed().map(|(_, message, _)| message)
+    }
+
+    /// What to do about that.
+    async fn hint(&self) -> Option<&str> {
+        self.failed().and_then(|(_, _, hint)| hint)
+    }
+
+    /// Whose fault that is.
+    async fn fault(&self) -> Option<FaultView> {
+        self.failed().map(|(fault, _, _)| match fault {
+            Fault::User => FaultView::User,
+            Fault::System => FaultView::System,
+        })
+    }
+
+    /// Number of its newest event.
+    async fn last_seq(&self) -> Long {
+        Long(self.0.last_seq)
+    }
+
+    /// Its events after a number, in order: steps, output, progress, the end. At most 200; ask on from the last.
+    async fn events(
+        &self,
+        context: &Context<'_>,
+        #[graphql(default)] after: u32,
+    ) -> Result<Vec<Json<NumberedEvent>>> {
+        let access = Access::of(context)?;
+        let events = access
+            .parts
+            .store
+            .build_events(&self.0.org, &self.0.id, u64::from(after))
+            .await?;
+        Ok(events
+            .into_iter()
+            .take(PAGE_MAX as usize)
+            .map(Json)
+            .collect())
+    }
+}
+
+struct Succeeded<'a> {
+    image_id: &'a str,
+    digest: Option<&'a str>,
+    size_bytes: u64,
+    build_ms: u64,
+    push_ms: u64,
+}
+
+impl Build {
+    fn succeeded(&self) -> Option<Succeeded<'_>> {
+        match self.0.outcome.as_ref()? {
+            BuildOutcome::Succeeded {
+                image_id,
+                digest,
+                size_bytes,
+                build_ms,
+                push_ms,
+            } => Some(Succeeded {
+                image_id,
+                digest: digest.as_deref(),
+                size_bytes: *size_bytes,
+                build_ms: *build_ms,
+                push_ms: *push_ms,
+            }),
+            BuildOutcome::Failed { .. } | BuildOutcome::Cancelled => None,
+        }
+    }
+
+    fn failed(&self) -> Option<(Fault, &str, Option<&str>)> {
+        match self.0.outcome.as_ref()? {
+            BuildOutcome::Failed {
+                fault,
+                message,
+                hint,
+            } => Some((*fault, message, hint.as_deref())),
+            BuildOutcome::Succeeded { .. } | BuildOutcome::Cancelled => None,
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Builders and their volumes, as shown.
+
+use super::super::Result;
+use super::super::access::Access;
+use super::super::scalar::{DateTime, Long};
+use crate::bounds::GUEST_LOOK_WAIT_MAX;
+use crate::farm::BuilderView;
+use async_graphql::{Context, Enum, ID, Object, SimpleObject};
+use slipway_core::guest_api::GuestStatus;
+use slipway_core::id::HostId;
+use slipway_core::machine::MachineState;
+use slipway_store as store;
+use slipway_store::Intent;
+use std::time::Duration;
+use tokio::sync::OnceCell;
+
+/// What a builder does.
+#[derive(Enum, Clone, Copy, PartialEq, Eq)]
+pub(in crate::graphql) enum BuilderState {
+    /// It does not run; the next request wakes it.
+    Stopped,
+    /// It was asked to start.
+    Starting,
+    /// It runs, and Docker does not answer yet.
+    Booting,
+    /// Docker answers.
+    Running,
+    /// It was asked to end.
+    Ending,
+    /// It ended badly, and is tried again while somebody wants it.
+    Crashed,
+}
+
+/// What is known of a volume.
+#[derive(Enum, Clone, Copy, PartialEq, Eq)]
+#[graphql(remote = "store::VolumeState")]
+pub(in crate::graphql) enum VolumeState {
+    /// Promised, perhaps not made yet.
+    Planned,
+    /// Made.
+    Ready,
+    /// Replaced because its builder would not start; kept for a look.
+    Aside,
+    /// About to be destroyed.
+    Condemned,
+}
+
+/// What is in flight inside a builder.
+#[derive(SimpleObject)]
+pub(in crate::graphql) struct Activity {
+    /// Builds of `startBuild`.
+    builds: u32,
+    /// Pushes.
+    pushes: u32,
+    /// Containers that run, steps of `docker build` among them.
+    containers: u32,
+    /// Milliseconds since the last of these ended; 0 while one is in flight.
+    idle_ms: Long,
+}
+
+/// A builder: one per org, region and architecture.
+pub(in crate::graphql) struct Builder {
+    view: BuilderView,
+    guest: OnceCell<Option<GuestStatus>>,
+}
+
+impl From<BuilderView> for Builder {
+    fn from(view: BuilderView) -> Self {
+        Self {
+            view,
+            guest: OnceCell::new(),
+        }
+    }
+}
+
+impl Builder {
+    /// What the guest says, asked once for all fields; absent if it does not run or does not answer.
+    async fn guest(&self, context: &Context<'_>) -> Option<&GuestStatus> {
+        let ask = || async {
+            let farm = &Access::of(context).ok()?.parts.farm;
+            self.view.state.connectable()?;
+            let ask = async {
+                let mut guest = farm.guest_if_running(&self.view.key).await.ok()?;
+                guest.status(Duration::ZERO).await.ok()
+            };
+            tokio::time::timeout(GUEST_LOOK_WAIT_MAX, ask)
+                .await
+                .ok()
+                .flatten()
+        };
+        self.guest.get_or_init(ask).await.as_ref()
+    }
+}
+
+/// A builder: one per org, region and architecture.
+#[Object]
+impl Builder {
+    /// Id of its machine.
+    async fn id(&self) -> ID {
+        ID(self.view.machine.to_string())
+    }
+
+    /// Region.
+    async fn region(&self) -> &str {
+        &self.view.key.region
+    }
+
+    /// Architecture.
+    async fn arch(&self) -> &str {
+        &self.view.key.arch
+    }
+
+    /// What it does now.
+    async fn state(&self) -> BuilderState {
+        match self.view.state {
+            MachineState::Stopped => BuilderState::Stopped,
+            MachineState::Starting { .. } => BuilderState::Starting,
+            MachineState::Booting { .. } => BuilderState::Booting,
+            MachineState::Running { .. } => BuilderState::Running,
+            MachineState::Ending { .. } => BuilderState::Ending,
+            MachineState::Crashed { .. } => BuilderState::Crashed,
+        }
+    }
+
+    /// Somebody wants it to run.
+    async fn wanted(&self) -> bool {
+        self.view.intent == Intent::Wanted
+    }
+
+    /// Name of the host it is on.
+    async fn host(&self, context: &Context<'_>) -> Result<Option<String>> {
+        let host = Access::of(context)?.host(&self.view.host).await?;
+        Ok(host.map(|host| host.name))
+    }
+
+    /// Id of its cache volume.
+    async fn volume(&self) -> ID {
+        ID(self.view.volume.to_string())
+    }
+
+    /// Processor limit in thousandths.
+    async fn cpu_millis(&self) -> u32 {
+        self.view.size.cpu_millis
+    }
+
+    /// Memory limit.
+    async fn memory_bytes(&self) -> Long {
+        Long(self.view.size.memory.0)
+    }
+
+    /// Size of its cache volume.
+    async fn volume_bytes(&self) -> Long {
+        Long(self.view.size.volume.0)
+    }
+
+    /// Bytes in use on the cache volume; absent while it does not run.
+    async fn volume_used_bytes(&self, context: &Context<'_>) -> Option<Long> {
+        self.guest(context)
+            .await
+            .map(|guest| Long(guest.disk.used_bytes))
+    }
+
+    /// What is in flight inside; absent while it does not run.
+    async fn activity(&self, context: &Context<'_>) -> Option<Activity> {
+        let activity = self.guest(context).await?.activity;
+        Some(Activity {
+            builds: activity.builds,
+            pushes: activity.pushes,
+            containers: activity.containers,
+            idle_ms: Long(activity.idle_ms),
+        })
+    }
+
+    /// Milliseconds since something was last in flight inside; absent while it does not run.
+    async fn idle_ms(&self, context: &Context<'_>) -> Option<Long> {
+        self.guest(context)
+            .await
+            .map(|guest| Long(guest.activity.idle_ms))
+    }
+
+    /// Connections through the gateways now.
+    async fn connections(&self) -> u32 {
+        self.view.in_flight
+    }
+
+    /// Why it last failed.
+    async fn last_error(&self) -> Option<&str> {
+        self.view.last_error.as_deref()
+    }
+
+    /// Something its owner should know, such as a cache that was replaced.
+    async fn notice(&self) -> Option<&str> {
+        self.view.notice.as_deref()
+    }
+
+    /// When it was made.
+    async fn created_at(&self) -> DateTime {
+        DateTime(self.view.created_at)
+    }
+
+    /// When this last changed.
+    async fn updated_at(&self) -> DateTime {
+        DateTime(self.view.updated_at)
+    }
+}
+
+/// A persistent disk.
+pub(in crate::graphql) struct Volume(pub(in crate::graphql) store::Volume);
+
+impl Volume {
+    fn builder(&self, context: &Context<'_>) -> Result<Option<BuilderView>> {
+        let builders = Access::of(context)?.parts.farm.builders(&self.0.org);
+        Ok(builders.into_iter().find(|view| view.volume == self.0.id))
+    }
+}
+
+/// A persistent disk.
+#[Object]
+impl Volume {
+    /// Its id.
+    async fn id(&self) -> ID {
+        ID(self.0.id.to_string())
+    }
+
+    /// What is known of it.
+    async fn state(&self) -> VolumeState {
+        self.0.state.into()
+    }
+
+    /// Region of the host it is on.
+    async fn region(&self, context: &Context<'_>) -> Result<Option<String>> {
+        let host = Access::of(context)?.host(&self.0.host).await?;
+        Ok(host.map(|host| host.region))
+    }
+
+    /// Hard cap.
+    async fn size_bytes(&self) -> Long {
+        Long(self.0.size.0)
+    }
+
+    /// Bytes in use; absent while no builder that runs has it.
+    async fn used_bytes(&self, context: &Context<'_>) -> Result<Option<Long>> {
+        let Some(view) = self.builder(context)? else {
+            return Ok(None);
+        };
+        Ok(Builder::from(view)
+            .guest(context)
+            .await
+            .map(|guest| Long(guest.disk.used_bytes)))
+    }
+
+    /// Id of the builder that has it.
+    async fn attached_to(&self, context: &Context<'_>) -> Result<Option<ID>> {
+        Ok(self
+            .builder(context)?
+            .map(|view| ID(view.machine.to_string())))
+    }
+
+    /// When it was promised.
+    async fn created_at(&self) -> DateTime {
+        DateTime(self.0.created_at)
+    }
+}
+
+impl Access<'_> {
+    async fn host(&self, id: &HostId) -> Result<Option<store::Host>> {
+        let hosts = self.parts.store.hosts().await?;
+        Ok(hosts
+            .into_iter()
+            .map(|used| used.host)
+            .find(|host| host.id == *id))
+    }
+}
