@@ -17,6 +17,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// How long the last lines of a daemon that crashed may be on their way.
+const LAST_WORDS_WAIT: Duration = Duration::from_millis(50);
+
 /// How it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
@@ -44,12 +47,9 @@ pub(crate) async fn live(started: Instant, descriptors: Descriptors) -> Result<E
     let guest = Guest::new(books.clone(), config);
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    tasks.spawn(api::serve(
-        guest_socket,
-        guest.clone(),
-        stop.clone(),
-        tasks.clone(),
-    )?);
+    let server = api::serve(guest_socket, guest.clone(), stop.clone(), tasks.clone())?;
+    // Not among the tasks that the end waits for: who asks while the machine ends still gets an answer.
+    let _server = tokio::spawn(server);
     tasks.spawn(watcher::watch(guest.clone(), stop.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
 
@@ -57,29 +57,26 @@ pub(crate) async fn live(started: Instant, descriptors: Descriptors) -> Result<E
     stop.cancel();
     tasks.close();
     guest.builds.end_all();
+    let drained = tokio::time::timeout(limits::DRAIN_WAIT_MAX, tasks.wait());
     match phase {
         Phase::Ending => {
-            let drained = tokio::time::timeout(limits::DRAIN_WAIT_MAX, tasks.wait());
             let (manner, _drained) = tokio::join!(engine.stop(), drained);
             match books.on(Event::EngineEnded(manner)) {
                 Phase::Ended => {
                     finish(record)?;
-                    Ok(End::Clean)
+                    return Ok(End::Clean);
                 }
-                Phase::Starting | Phase::Ready | Phase::Ending | Phase::Crashed => {
-                    engine.log_last_output();
-                    Ok(End::Crashed)
-                }
+                Phase::Starting | Phase::Ready | Phase::Ending | Phase::Crashed => {}
             }
         }
         Phase::Starting | Phase::Ready | Phase::Ended | Phase::Crashed => {
-            // Let the pipes be read to their ends before the last words are shown.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            engine.log_last_output();
-            init::kill_all();
-            Ok(End::Crashed)
+            // The pipes are read to their ends meanwhile, before the last words are shown.
+            let _ = tokio::join!(drained, tokio::time::sleep(LAST_WORDS_WAIT));
         }
     }
+    engine.log_last_output();
+    init::kill_all();
+    Ok(End::Crashed)
 }
 
 /// Moves the machine on until it is no longer to run; gives the phase then.

@@ -67,8 +67,6 @@ pub(crate) const NO_SPACE_RETRIES: u32 = 1;
 /// How long a build that found the disk full waits for BuildKit to give the failed step's data back. Then garbage is
 /// collected in any case.
 pub(crate) const SETTLE_WAIT_MAX: Duration = Duration::from_secs(1);
-/// How long a build waits for its session to appear. Then it fails.
-pub(crate) const SESSION_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Events between the solve and the build's record; the solve waits when it is full.
 pub(crate) const EVENTS_QUEUED_MAX: usize = 64;
 /// How long an ended build is remembered.

@@ -23,8 +23,8 @@ use tokio_util::task::TaskTracker;
 /// Time before the next attempt to accept when the last one failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A server on `socket`, to be spawned. It accepts until `stop`, runs connections on `tasks`, and lets each finish the
-/// answer it is at.
+/// A server on `socket`, to be spawned. It accepts for as long as it is polled and runs connections on `tasks`. After
+/// `stop` each connection ends with the answer it is at.
 pub(crate) fn serve(
     socket: StdUnixListener,
     guest: Arc<Guest>,
@@ -35,10 +35,10 @@ pub(crate) fn serve(
         .set_nonblocking(true)
         .context("make the socket non-blocking")?;
     let listener = UnixListener::from_std(socket).context("listen on the guest socket")?;
-    Ok(accept_until(listener, guest, stop, tasks))
+    Ok(accept(listener, guest, stop, tasks))
 }
 
-async fn accept_until(
+async fn accept(
     listener: UnixListener,
     guest: Arc<Guest>,
     stop: CancellationToken,
@@ -46,14 +46,9 @@ async fn accept_until(
 ) {
     let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
     loop {
-        let accepted = stop.run_until_cancelled(async {
-            // The semaphore is never closed, so this only waits.
-            let place = places.clone().acquire_owned().await.ok();
-            (listener.accept().await, place)
-        });
-        let Some((accepted, place)) = accepted.await else {
-            return;
-        };
+        // The semaphore is never closed, so this only waits.
+        let place = places.clone().acquire_owned().await.ok();
+        let accepted = listener.accept().await;
         match accepted {
             Ok((stream, _)) => {
                 let (guest, stop) = (guest.clone(), stop.clone());

@@ -140,9 +140,13 @@ async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refu
             Some(_) => Refusal::TooLarge,
             None => Refusal::Malformed("the request's body broke off".to_owned()),
         })?;
-    // serde's message names the field and the place, never a value of a string field that it has taken.
-    serde_json::from_slice(&collected.to_bytes())
-        .map_err(|error| Refusal::Malformed(error.to_string()))
+    // The place only: serde's own words may quote a value, and a value may be a password.
+    serde_json::from_slice(&collected.to_bytes()).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        Refusal::Malformed(format!(
+            "the body is not what it should be at line {line}, column {column}"
+        ))
+    })
 }
 
 /// The whole number that the query gives for `name`.

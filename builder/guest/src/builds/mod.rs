@@ -23,7 +23,7 @@ use slipway_core::id::BuildId;
 use slipway_core::limits::{BUILDS_RUNNING_MAX, BUILDS_WAITING_MAX};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Semaphore, watch};
 
 /// Why a build was not accepted.
@@ -116,26 +116,17 @@ impl Builds {
     /// Forgets builds that ended long ago, or that are too many.
     pub(crate) fn forget_old(&self) {
         let mut known = self.known();
-        let (mut kept, mut bytes) = (0, 0);
-        // From the newest end to the oldest, so that the newest are the ones kept.
-        let mut ended: Vec<(Instant, BuildId, usize)> = known
+        let mut ended: Vec<(Duration, BuildId, usize)> = known
             .iter()
             .filter_map(|build| {
-                Some((
-                    build.ended_at()?,
-                    build.id.clone(),
-                    build.record.borrow().bytes(),
-                ))
+                let size = build.record.borrow().bytes();
+                Some((build.ended_at()?.elapsed(), build.id.clone(), size))
             })
             .collect();
-        ended.sort_by_key(|(at, _, _)| std::cmp::Reverse(*at));
-        ended.retain(|(at, _, size)| {
-            kept += 1;
-            bytes += size;
-            let fits = kept <= limits::BUILDS_KEPT_MAX && bytes <= limits::BUILDS_KEPT_BYTES_MAX;
-            !fits || at.elapsed() > limits::BUILD_KEPT_FOR
-        });
-        known.retain(|build| !ended.iter().any(|(_, id, _)| *id == build.id));
+        ended.sort_by_key(|(age, _, _)| *age);
+        let kept = kept(ended.iter().map(|(age, _, size)| (*age, *size)));
+        let forgotten = ended.split_off(kept);
+        known.retain(|build| !forgotten.iter().any(|(_, id, _)| *id == build.id));
     }
 
     /// Ends all builds, because the machine ends.
@@ -164,6 +155,18 @@ impl Builds {
     fn known(&self) -> MutexGuard<'_, VecDeque<Arc<Build>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How many ended builds are kept, of a list of their ages and sizes from the youngest on.
+fn kept(ended: impl Iterator<Item = (Duration, usize)>) -> usize {
+    let mut bytes = 0_usize;
+    ended
+        .take(limits::BUILDS_KEPT_MAX)
+        .take_while(|(age, size)| {
+            bytes = bytes.saturating_add(*size);
+            *age <= limits::BUILD_KEPT_FOR && bytes <= limits::BUILDS_KEPT_BYTES_MAX
+        })
+        .count()
 }
 
 impl Build {
@@ -234,5 +237,28 @@ impl Build {
 
     fn ended_at(&self) -> Option<Instant> {
         *self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ended_builds_are_forgotten_by_age_number_and_size() {
+        let young = Duration::from_secs(1);
+        let old = limits::BUILD_KEPT_FOR + young;
+        let large = limits::BUILDS_KEPT_BYTES_MAX / 2;
+        for (ended, want) in [
+            (vec![], 0),
+            (vec![(young, 1), (young, 1), (old, 1)], 2),
+            (
+                vec![(young, 1); limits::BUILDS_KEPT_MAX + 5],
+                limits::BUILDS_KEPT_MAX,
+            ),
+            (vec![(young, large), (young, large), (young, 1)], 2),
+        ] {
+            assert_eq!(kept(ended.into_iter()), want);
+        }
     }
 }

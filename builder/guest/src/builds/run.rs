@@ -21,9 +21,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-/// Time before the next attempt when the session is not there yet.
-const SESSION_RETRY_PERIOD: Duration = Duration::from_millis(200);
-
 /// Time between two looks at the disk, see [`settle`].
 const SETTLE_PERIOD: Duration = Duration::from_millis(50);
 
@@ -51,7 +48,7 @@ pub(super) async fn run(
             // Dropping the work cancels the solve at BuildKit and ends the push.
             abort.abort();
             match stopped.ok().and_then(|stop| *stop) {
-                Some(Stop::BuilderEnds) => outcome::of_system("the builder was ended while the build ran"),
+                Some(Stop::BuilderEnds) => outcome::of_system("the builder ended while the build ran"),
                 Some(Stop::Cancelled) | None => BuildOutcome::Cancelled,
             }
         }
@@ -166,17 +163,17 @@ enum NoSolve {
     Solve(#[from] SolveError),
 }
 
-/// Solves, and tries again in two cases only: the session is not there yet, and the disk was full but garbage could be
-/// collected. A failure of the user's is never tried again.
+/// Solves, and tries again in one case only: the disk was full but garbage could be collected. A failure of the user's
+/// is never tried again; for a session that is not there yet BuildKit waits by itself.
 async fn solve(
     guest: &Guest,
     build: &Build,
     request: &StartBuild,
 ) -> Result<SolveResult, BuildOutcome> {
-    let began = Instant::now();
     let mut converter = Converter::new(build.accepted_at);
-    let mut collections = 0;
-    for attempt in 1_u32.. {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
         let error = match solve_once(guest, build, request, attempt, &mut converter).await {
             Ok(solved) => return Ok(solved),
             Err(NoSolve::Solve(error)) => error,
@@ -184,23 +181,17 @@ async fn solve(
                 return Err(outcome::of_system(&super::chain(&error)));
             }
         };
-        if awaits_session(&error) && began.elapsed() < limits::SESSION_WAIT_MAX {
-            tokio::time::sleep(SESSION_RETRY_PERIOD).await;
-            continue;
-        }
         if !filled_the_disk(&error, &converter) {
             return Err(outcome::of_solve(&error));
         }
         settle(guest).await;
-        if collections >= limits::NO_SPACE_RETRIES || guest.collect(Reason::DiskFull).await == 0 {
+        if attempt > limits::NO_SPACE_RETRIES || guest.collect(Reason::DiskFull).await == 0 {
             return Err(outcome::disk_full(&error.to_string()));
         }
-        collections += 1;
         build.append(BuildEvent::Warning {
             message: "the builder's disk was full: its garbage was collected, and the build is tried again".to_owned(),
         });
     }
-    Err(outcome::of_system("the build was tried too often"))
 }
 
 /// Waits a moment for BuildKit to give back what the failed step had written: with it, the volume looks fuller than it
@@ -216,10 +207,6 @@ async fn settle(guest: &Guest) {
         }
         tokio::time::sleep(SETTLE_PERIOD).await;
     }
-}
-
-fn awaits_session(error: &SolveError) -> bool {
-    matches!(error, SolveError::SessionLost { message } if message.contains("no active session"))
 }
 
 /// BuildKit says so, or a step failed after its output said so.

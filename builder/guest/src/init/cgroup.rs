@@ -29,7 +29,11 @@ fn hand_on(root: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     for pid in std::fs::read_to_string(root.join("cgroup.procs"))?.lines() {
-        std::fs::write(leaf.join("cgroup.procs"), pid)?;
+        match std::fs::write(leaf.join("cgroup.procs"), pid) {
+            // It ended meanwhile.
+            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => {}
+            moved => moved?,
+        }
     }
     let controllers = std::fs::read_to_string(root.join("cgroup.controllers"))?;
     for controller in controllers.split_whitespace() {

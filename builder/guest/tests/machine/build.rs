@@ -17,8 +17,8 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 pub(crate) struct Build<'m> {
     machine: &'m Machine<'m>,
     pub(crate) id: String,
-    session: JoinHandle<()>,
-    _context: TempDir,
+    session: Option<JoinHandle<()>>,
+    context: TempDir,
 }
 
 /// What to ask for.
@@ -31,6 +31,13 @@ pub(crate) struct Ask<'a> {
 impl<'m> Build<'m> {
     /// Opens a session and asks for the build. The context has busybox and `hello.txt`.
     pub(crate) fn start(runtime: &Runtime, machine: &'m Machine<'_>, ask: &Ask<'_>) -> Build<'m> {
+        let mut build = Build::start_without_session(machine, ask);
+        build.open_session(runtime);
+        build
+    }
+
+    /// Asks for the build, whose session is not there.
+    pub(crate) fn start_without_session(machine: &'m Machine<'_>, ask: &Ask<'_>) -> Build<'m> {
         let context = tempfile::tempdir().expect("temp dir");
         let busybox = ["/bin/busybox", "/usr/bin/busybox"]
             .into_iter()
@@ -42,25 +49,39 @@ impl<'m> Build<'m> {
         .expect("copy busybox");
         std::fs::write(context.path().join("hello.txt"), "hello\n").expect("write");
         std::fs::write(context.path().join("Dockerfile"), ask.dockerfile).expect("write");
-        let id = new_id();
-        let session_id = format!("session-{id}");
-        let session = runtime.block_on(open_session(machine, &session_id, context.path()));
         let build = Build {
             machine,
-            id,
-            session,
-            _context: context,
+            id: new_id(),
+            session: None,
+            context,
         };
-        let answer = build.ask(&session_id, ask);
-        assert_eq!(answer.status, 202, "{}", answer.body);
-        let again = build.ask(&session_id, ask);
-        assert_eq!(again.status, 202, "the same id again: {}", again.body);
+        for _the_same_id_again in 0..2 {
+            let answer = build.ask(ask);
+            assert_eq!(answer.status, 202, "{}", answer.body);
+        }
         build
     }
 
-    fn ask(&self, session: &str, ask: &Ask<'_>) -> Answer {
+    /// Opens the build's session.
+    pub(crate) fn open_session(&mut self, runtime: &Runtime) {
+        let id = self.session_id();
+        let opened = open_session(self.machine, &id, self.context.path());
+        self.session = Some(runtime.block_on(opened));
+    }
+
+    /// Cuts the build's session off.
+    pub(crate) fn cut_session(&self) {
+        self.session.as_ref().expect("it is open").abort();
+    }
+
+    fn session_id(&self) -> String {
+        format!("session-{}", self.id)
+    }
+
+    fn ask(&self, ask: &Ask<'_>) -> Answer {
         let spec = json!({"image": ask.image, "push": ask.push, "frontend_attrs": {"force-network-mode": "none"}});
-        let body = json!({"id": self.id, "session": session, "spec": spec, "credential": null});
+        let body =
+            json!({"id": self.id, "session": self.session_id(), "spec": spec, "credential": null});
         self.machine.guest("POST", "/v1/builds", &body.to_string())
     }
 
@@ -97,7 +118,9 @@ impl<'m> Build<'m> {
 
 impl Drop for Build<'_> {
     fn drop(&mut self) {
-        self.session.abort();
+        if let Some(session) = &self.session {
+            session.abort();
+        }
     }
 }
 

@@ -3,4 +3,5 @@
 mod build;
 mod harness;
 mod lives;
+mod room;
 mod works;
