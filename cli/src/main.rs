@@ -90,6 +90,7 @@ fn run(cli: Cli, printer: Printer) -> Outcome<()> {
 }
 
 async fn talk(command: Command, caller: &Caller, printer: Printer) -> Outcome<()> {
+    commands::process::init_client_log()?;
     match command {
         Command::Deploy(args) => deploy::run(&args, caller, printer).await,
         Command::Login(args) => commands::login::login(&args, caller, printer).await,

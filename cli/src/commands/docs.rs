@@ -29,6 +29,7 @@ pub(crate) fn page() -> String {
          | `SLIPWAY_CONFIG_DIR` | directory of the stored settings, instead of `~/.config/slipway` |\n\
          | `SLIPWAY_SERVE_<SETTING>` | a setting of `slipway serve` |\n\
          | `SLIPWAY_HOST_<SETTING>` | a setting of `slipway host` |\n\
+         | `SLIPWAY_LOG` | what is logged on standard error, as `debug`; commands other than `serve` and `host` log nothing without it |\n\
          | `DOCKER_CONFIG` | where Docker contexts are written, instead of `~/.docker` |\n\
          | `DOCKER_HOST` | the Docker that `slipway deploy` may use locally |\n",
     );

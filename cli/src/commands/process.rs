@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use toml::{Table, Value};
 use tracing_subscriber::EnvFilter;
 
+/// What is logged, also by commands that only talk to the server.
+const ENV_LOG: &str = "SLIPWAY_LOG";
 /// Environment variables `SLIPWAY_SERVE_<SETTING>` go before the file of `slipway serve`.
 const SERVE_PREFIX: &str = "SLIPWAY_SERVE_";
 /// Environment variables `SLIPWAY_HOST_<SETTING>` go before the file of `slipway host`.
@@ -134,17 +136,29 @@ fn shutdown_on_signal() -> Outcome<CancellationToken> {
 }
 
 fn init_log(args: &ProcessArgs) -> Outcome<()> {
-    let filter = EnvFilter::try_new(&args.log_filter).map_err(|error| {
-        Failure::user_caused(
-            format_args!("'{}' is not a log filter", args.log_filter),
-            &error,
-        )
-        .hint("examples: info, debug, info,slipway_scheduler=debug")
+    start_log(&args.log_filter, args.log)
+}
+
+/// The log of the other commands: nothing, unless the variable asks for it.
+///
+/// # Errors
+/// The caller's fault: the variable is no filter.
+pub(crate) fn init_client_log() -> Outcome<()> {
+    match std::env::var(ENV_LOG) {
+        Ok(filter) if !filter.is_empty() => start_log(&filter, LogFormat::Text),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+fn start_log(filter: &str, format: LogFormat) -> Outcome<()> {
+    let parsed = EnvFilter::try_new(filter).map_err(|error| {
+        Failure::user_caused(format_args!("'{filter}' is not a log filter"), &error)
+            .hint("examples: info, debug, info,slipway_scheduler=debug")
     })?;
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(parsed)
         .with_writer(std::io::stderr);
-    match args.log {
+    match format {
         LogFormat::Text => builder
             .with_ansi(crate::printer::stderr_is_terminal())
             .init(),
