@@ -17,12 +17,14 @@ use slipway_buildkit::{
 use slipway_core::build::{BuildEvent, BuildOutcome, Fault, PushProgress, PushState};
 use slipway_core::guest_api::StartBuild;
 use slipway_core::limits::BUILD_DURATION_MAX;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-/// Time between two looks at the disk, see [`settle`].
-const SETTLE_PERIOD: Duration = Duration::from_millis(50);
+/// Time between two looks at the disk, see [`settle`] and [`watch_disk`].
+const DISK_PERIOD: Duration = Duration::from_millis(50);
 
 /// Runs the build to its end, whatever that is. Its last event is always told.
 pub(super) async fn run(
@@ -171,17 +173,24 @@ async fn solve(
     request: &StartBuild,
 ) -> Result<SolveResult, BuildOutcome> {
     let mut converter = Converter::new(build.accepted_at);
+    let was_full = AtomicBool::new(false);
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let error = match solve_once(guest, build, request, attempt, &mut converter).await {
+        let solving = solve_once(guest, build, request, attempt, &mut converter);
+        let solved = tokio::select! {
+            solved = solving => solved,
+            never = watch_disk(guest, &was_full) => match never {},
+        };
+        let error = match solved {
             Ok(solved) => return Ok(solved),
             Err(NoSolve::Solve(error)) => error,
             Err(error @ (NoSolve::Docker(_) | NoSolve::Dial(_) | NoSolve::Connect(_))) => {
                 return Err(outcome::of_system(&super::chain(&error)));
             }
         };
-        if !filled_the_disk(&error, &converter) {
+        let said_so = converter.saw_disk_full() && was_full.load(Ordering::Relaxed);
+        if !filled_the_disk(&error, said_so) {
             return Err(outcome::of_solve(&error));
         }
         settle(guest).await;
@@ -205,14 +214,41 @@ async fn settle(guest: &Guest) {
         {
             return;
         }
-        tokio::time::sleep(SETTLE_PERIOD).await;
+        tokio::time::sleep(DISK_PERIOD).await;
+    }
+}
+
+/// Looks out for a full disk while a build runs. It must be seen: the words alone may be any program's.
+async fn watch_disk(guest: &Guest, was_full: &AtomicBool) -> Infallible {
+    loop {
+        if guest
+            .disk()
+            .is_some_and(|disk| pressure(disk) == Pressure::High)
+        {
+            was_full.store(true, Ordering::Relaxed);
+        }
+        tokio::time::sleep(DISK_PERIOD).await;
     }
 }
 
 /// BuildKit says so, or a step failed after its output said so.
-fn filled_the_disk(error: &SolveError, converter: &Converter) -> bool {
-    matches!(error, SolveError::NoSpace { .. })
-        || matches!(error, SolveError::StepFailed { .. }) && converter.saw_disk_full()
+fn filled_the_disk(error: &SolveError, output_said_so: bool) -> bool {
+    match error {
+        SolveError::NoSpace { .. } => true,
+        SolveError::StepFailed { .. } => output_said_so,
+        SolveError::Dockerfile { .. }
+        | SolveError::MissingFile { .. }
+        | SolveError::UnknownTarget { .. }
+        | SolveError::ImageUnavailable { .. }
+        | SolveError::MissingSecret { .. }
+        | SolveError::Context { .. }
+        | SolveError::InvalidRequest { .. }
+        | SolveError::SessionLost { .. }
+        | SolveError::Cancelled
+        | SolveError::Transport(_)
+        | SolveError::NoImage
+        | SolveError::Other { .. } => false,
+    }
 }
 
 async fn solve_once(

@@ -191,6 +191,11 @@ fn the_users_mistakes_are_told_as_such() {
     let machine = volume.start();
     for (dockerfile, message) in [
         (shell("echo last words; exit 3"), "exit code: 3"),
+        // Words alone fill no disk.
+        (
+            shell("echo No space left on device; exit 4"),
+            "exit code: 4",
+        ),
         ("FROM scratch\nCOPY absent /\n".to_owned(), "absent"),
         (
             "FROM scratch\nWHAT is this\n".to_owned(),
@@ -219,7 +224,7 @@ fn the_users_mistakes_are_told_as_such() {
         assert_eq!(started, 1);
     }
     let events = machine.guest("GET", "/v1/builds", "").json();
-    assert_eq!(events.as_array().map(Vec::len), Some(4));
+    assert_eq!(events.as_array().map(Vec::len), Some(5));
     // A registry that is not there is nobody's mistake here.
     let build = Build::start(
         &runtime,
