@@ -33,6 +33,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// What the API is made of.
 #[derive(Debug, Clone)]
@@ -47,6 +48,8 @@ pub(crate) struct Parts {
     pub(crate) credentials: Credentials,
     /// The control plane ends: so do subscriptions.
     pub(crate) cancel: CancellationToken,
+    /// Requests that run, even if nobody waits for their answer any more.
+    pub(crate) tasks: TaskTracker,
 }
 
 /// The API; clones are the same.

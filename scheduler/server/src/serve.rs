@@ -166,6 +166,7 @@ pub(crate) async fn start(
         authenticator,
         credentials,
         cancel: cancel.clone(),
+        tasks: tasks.clone(),
     });
     tasks.spawn(identity.keep_fresh(cancel.clone()));
     let addresses = listeners.addresses();

@@ -3,6 +3,7 @@
 use crate::testing::{Bench, Who, host};
 use serde_json::{Value, json};
 use slipway_core::build::{BuildEvent, BuildOutcome, Fault};
+use std::time::Duration;
 
 async fn farm() -> (host::Bed, Bench) {
     let mut bed = host::Bed::start().await;
@@ -139,6 +140,33 @@ async fn two_builds_from_beginning_to_end() {
         list,
         json!([row(&second, "CANCELLED"), row(&first, "FAILED")])
     );
+    bench.end().await;
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_has_begun_is_finished_when_it_goes_away() {
+    let (bed, mut bench) = farm().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    begin_build(&bench, &who).await;
+    let stop = "mutation { stopBuilder(input: {}) { state } }";
+    bench.query(&who, stop, json!({})).await;
+    bed.world.lock().start_pause = Duration::from_millis(300);
+    let start =
+        "mutation { startBuild(input: { app: \"shop\", image: \"left\", session: \"s\" }) { id } }";
+    let list = "{ builds { image state } }";
+    let left = bench.try_query(&who, start, json!({}));
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), left)
+            .await
+            .is_err()
+    );
+    host::eventually("the builder has taken the build", || async {
+        let builds = bench.query(&who, list, json!({})).await["builds"].clone();
+        let newest = json!({ "image": "left", "state": "RUNNING" });
+        (builds[0] == newest).then_some(())
+    })
+    .await;
     bench.end().await;
     bed.end().await;
 }

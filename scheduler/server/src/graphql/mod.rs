@@ -31,12 +31,17 @@ use slipway_core::build::Fault;
 use std::fmt;
 use std::sync::Arc;
 use subscription::Subscription;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 type SlipwaySchema = Schema<Query, Mutation, Subscription>;
 
 /// Carries requests out; clones share the schema.
 #[derive(Clone)]
-pub(crate) struct Executor(SlipwaySchema);
+pub(crate) struct Executor {
+    schema: SlipwaySchema,
+    tasks: TaskTracker,
+}
 
 impl fmt::Debug for Executor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -92,13 +97,16 @@ fn to_json(response: &Response) -> String {
 
 impl Executor {
     pub(crate) fn new(parts: Arc<Parts>) -> Self {
-        Self(builder().data(parts).finish())
+        let tasks = parts.tasks.clone();
+        let schema = builder().data(parts).finish();
+        Self { schema, tasks }
     }
 
-    /// Carries out one request. With `events`, the answers come as a stream; without, a subscription is refused.
+    /// Carries out one request, to its end even if the caller goes away in the middle: what it has begun must not be left
+    /// half done. With `events`, the answers come as a stream; without, a subscription is refused.
     ///
     /// # Errors
-    /// [`Code::Invalid`] if the body is no GraphQL request.
+    /// [`Code::Invalid`] if the body is no GraphQL request; [`Code::Internal`] if a resolver panics.
     pub(crate) async fn execute(
         &self,
         principal: Principal,
@@ -115,15 +123,19 @@ impl Executor {
         let request = request.data(principal);
         if events {
             let answers = self
-                .0
+                .schema
                 .execute_stream(request)
                 .map(|answer| to_json(&explained(answer)));
             return Ok(Outcome::Events(
                 answers.take_until(revoked.cancelled_owned()).boxed(),
             ));
         }
-        let answer = self.0.execute(request).await;
-        Ok(Outcome::Answer(to_json(&explained(answer))))
+        let schema = self.schema.clone();
+        let carried_out = async move { schema.execute(request).await }.in_current_span();
+        match self.tasks.spawn(carried_out).await {
+            Ok(answer) => Ok(Outcome::Answer(to_json(&explained(answer)))),
+            Err(error) => Err(Problem::internal(&error)),
+        }
     }
 }
 
