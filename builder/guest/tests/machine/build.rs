@@ -1,6 +1,6 @@
 //! A build as the scheduler asks for it: the session of a client at dockerd's endpoint, the build at the guest's.
 
-use crate::harness::{Answer, Machine};
+use crate::harness::{Answer, Machine, OpenAnswer};
 use serde_json::{Value, json};
 use slipway_buildkit::{LocalDir, Session, SessionOptions, StatsHandle, dial_docker_session};
 use std::collections::BTreeMap;
@@ -93,6 +93,12 @@ impl<'m> Build<'m> {
             assert_eq!(event["seq"], want, "{event}");
         }
         events
+    }
+
+    /// Opens the stream of all events, which goes on until the build ends.
+    pub(crate) fn open_events(&self) -> OpenAnswer {
+        self.machine
+            .guest_begin(&format!("/v1/builds/{}/events?after=0", self.id))
     }
 
     /// Waits until the build's events hold this text, while it goes on.

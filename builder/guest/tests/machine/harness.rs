@@ -189,6 +189,23 @@ impl Machine<'_> {
         ask(&self.socket("guest.sock"), method, path, body)
     }
 
+    /// Asks, and waits until the first line of the answer's body has come.
+    pub(crate) fn guest_begin(&self, path: &str) -> OpenAnswer {
+        let mut stream = send(&self.socket("guest.sock"), "GET", path, "");
+        let (mut read, mut piece) = (Vec::new(), [0; 4096]);
+        let has_line = |read: &[u8]| {
+            let text = String::from_utf8_lossy(read);
+            text.split_once("\r\n\r\n")
+                .is_some_and(|(_, body)| body.contains('\n'))
+        };
+        while !has_line(&read) {
+            let length = stream.read(&mut piece).expect("read the answer");
+            assert_ne!(length, 0, "ended early: {}", String::from_utf8_lossy(&read));
+            read.extend_from_slice(&piece[..length]);
+        }
+        OpenAnswer { stream, read }
+    }
+
     /// Reads an answer of the guest as it comes, until it holds this text.
     pub(crate) fn guest_until(&self, path: &str, text: &str) {
         let mut stream = send(&self.socket("guest.sock"), "GET", path, "");
@@ -392,9 +409,31 @@ pub(crate) fn children_of(pid: Pid) -> Vec<Pid> {
 
 /// One request over HTTP/1.0, whose answer ends with the connection.
 fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Answer {
-    let mut stream = send(socket, method, path, body);
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("read the answer");
+    let stream = send(socket, method, path, body);
+    OpenAnswer {
+        stream,
+        read: Vec::new(),
+    }
+    .rest()
+}
+
+/// An answer that has begun.
+pub(crate) struct OpenAnswer {
+    stream: UnixStream,
+    read: Vec<u8>,
+}
+
+impl OpenAnswer {
+    /// All of it, when it has ended.
+    pub(crate) fn rest(mut self) -> Answer {
+        self.stream
+            .read_to_end(&mut self.read)
+            .expect("read the answer");
+        parse(&String::from_utf8(self.read).expect("text"))
+    }
+}
+
+fn parse(answer: &str) -> Answer {
     let (head, body) = answer
         .split_once("\r\n\r\n")
         .unwrap_or_else(|| panic!("no HTTP: {answer}"));
