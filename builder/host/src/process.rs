@@ -86,7 +86,9 @@ impl Process {
     /// handles nor blocks.
     pub(crate) fn heeds(&self, signal: nix::sys::signal::Signal) -> io::Result<bool> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
-        let heeded = mask(&status, "SigCgt:") | mask(&status, "SigBlk:");
+        // A blocked one does not count: a shell blocks all of them for the moment of a fork, and PID 1 loses what then
+        // comes through without a handler.
+        let heeded = mask(&status, "SigCgt:");
         Ok(heeded & (1 << (signal as i32 - 1)) != 0)
     }
 
