@@ -1,6 +1,6 @@
 #!/bin/bash
 # Makes a Debian 12 or 13 machine ready to build, run and test Slipway: packages, the Rust toolchain, cargo-nextest, and the
-# builder's root image. Idempotent; asks for nothing; says nothing where nothing is to do.
+# builder's root image, and the tests' virtual machine. Idempotent; asks for nothing; says nothing where nothing is to do.
 #
 # Needs root (or sudo without a password) and a package mirror. Nothing it installs is left running.
 set -euo pipefail
@@ -68,9 +68,32 @@ install_packages() {
 	return "$status"
 }
 
-if ((${#missing[@]})); then
+# The emulator for the tests' virtual machine: theirs is an x86-64 kernel so far.
+emulator=()
+if [[ $(dpkg --print-architecture) == amd64 ]]; then
+	is_installed qemu-system-x86 || emulator=(qemu-system-x86)
+fi
+
+# Where other programs of QEMU were taken from the suite's backports, the emulator must be too, or they would be removed.
+# A mirror that is known to serve the suite serves its backports.
+install_emulator() {
+	local list=/etc/apt/sources.list.d/slipway-backports.list codename site status=0
+	if ! apt-get install -s --no-install-recommends "$@" | grep -q '^Remv '; then
+		install_packages "$@"
+		return
+	fi
+	codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+	site=$(apt-get indextargets --format '$(REPO_URI)' "Origin: Debian" "Codename: $codename" "Created-By: Packages" | head -n 1)
+	echo "deb $site $codename-backports main" | "${root[@]}" tee "$list" >/dev/null
+	{ "${root[@]}" apt-get update -q && install_packages -t "$codename-backports" "$@"; } || status=$?
+	"${root[@]}" rm -f "$list"
+	return "$status"
+}
+
+if ((${#missing[@]} + ${#emulator[@]})); then
 	run "package lists" "${root[@]}" apt-get update -q
-	run "packages: ${missing[*]}" install_packages "${missing[@]}"
+	((!${#missing[@]})) || run "packages: ${missing[*]}" install_packages "${missing[@]}"
+	((!${#emulator[@]})) || run "packages: ${emulator[*]}" install_emulator "${emulator[@]}"
 	# The registry's service would also start at the next boot; one that was there before is not ours to touch.
 	if [[ " ${missing[*]} " == *" docker-registry "* ]]; then
 		# Knows both systemd and the older way.
@@ -125,6 +148,17 @@ at=$SECONDS
 if [[ $(readlink "$cache/image/base.squashfs") != "$link" ]]; then
 	say "builder image: $cache/image/base.squashfs ($((SECONDS - at)) s)"
 	did=1
+fi
+
+# --- the tests' virtual machine
+if [[ $(dpkg --print-architecture) == amd64 ]]; then
+	link=$(readlink "$cache/vm/current" 2>/dev/null || true)
+	at=$SECONDS
+	"${root[@]}" loadtests/vm/image.sh "$cache/vm" >/dev/null
+	if [[ $(readlink "$cache/vm/current") != "$link" ]]; then
+		say "test machine: $cache/vm/current ($((SECONDS - at)) s)"
+		did=1
+	fi
 fi
 
 ((!did)) || say "ready after $((SECONDS - began)) s"
