@@ -23,7 +23,7 @@ pub(crate) struct DriverCapabilities {
 /// Whether a guest was asked to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// It will hear of it.
+    /// It has most likely heard of it.
     Yes,
     /// It is so young that it cannot hear yet: ask again.
     NotYet,
@@ -53,7 +53,7 @@ pub(crate) trait MachineDriver: Send + Sync + std::fmt::Debug {
     /// [`DriverError`].
     fn start(&self, start: &Start<'_>) -> Result<ProcessId, DriverError>;
 
-    /// Asks the guest to end by itself.
+    /// Asks the guest to end by itself. Asking again changes nothing.
     ///
     /// # Errors
     /// Only when the system refuses.

@@ -21,6 +21,11 @@ pub const MACHINE_IDS: u32 = 1 << 16;
 pub const STOP_GRACE_MAX: Duration = Duration::from_secs(600);
 /// How often a guest that is too young to hear that it should end is asked again, until its grace is over.
 pub const ASK_AGAIN_EVERY: Duration = Duration::from_millis(20);
+/// How often one that has heard is asked once more, until its grace is over: a request can be lost, and one that ends takes
+/// no notice of another.
+pub const REMIND_EVERY: Duration = Duration::from_secs(1);
+/// How long the runtime may take from its answer to a start until the guest runs in its place. Then the start has failed.
+pub const EXEC_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long a killed machine may take to be gone. Then the verb fails, and may be asked again.
 pub const KILL_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long a program that the daemon runs (`runc`, `ip`, `nft`, `mount`, `unsquashfs`) may take. Then it is killed.

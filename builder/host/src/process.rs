@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,8 +83,7 @@ impl Process {
         }
     }
 
-    /// Whether it would take note of `signal`: the first process of a PID namespace never gets one that it neither
-    /// handles nor blocks.
+    /// Whether it has a handler for `signal`: the first process of a PID namespace never gets one without.
     pub(crate) fn heeds(&self, signal: nix::sys::signal::Signal) -> io::Result<bool> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         // A blocked one does not count: a shell blocks all of them for the moment of a fork, and PID 1 loses what then
@@ -95,6 +95,41 @@ impl Process {
     /// A descriptor that is readable once it has ended.
     pub(crate) fn pidfd(&self) -> io::Result<OwnedFd> {
         self.pidfd.try_clone()
+    }
+}
+
+/// Which program a process runs, told apart from others by its file; nothing once it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Program(Option<(u64, u64)>);
+
+impl Program {
+    /// Of the process that has the number `pid` now.
+    ///
+    /// # Errors
+    /// Only when the system cannot tell.
+    pub(crate) fn of(pid: i32) -> io::Result<Self> {
+        match fs::metadata(format!("/proc/{pid}/exe")) {
+            Ok(file) => Ok(Self(Some((file.dev(), file.ino())))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self(None)),
+            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(Self(None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until the process runs another program than this, or none, at most `wait`. Blocks.
+    ///
+    /// # Errors
+    /// It still runs this one (`TimedOut`), or the system cannot tell.
+    pub(crate) fn wait_for_another(self, pid: i32, wait: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + wait;
+        while Self::of(pid)? == self {
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            // There is nothing to wait on; what is waited for takes some hundred microseconds.
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(())
     }
 }
 
@@ -148,6 +183,30 @@ mod tests {
             ),
             (1, 0x4000, 0)
         );
+    }
+
+    #[test]
+    fn sees_a_process_become_another_program() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "read go; exec sleep 1000"]);
+        let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let shell = Program::of(pid).unwrap();
+        let late = shell
+            .wait_for_another(pid, Duration::from_millis(5))
+            .unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        drop(child.stdin.take());
+        shell
+            .wait_for_another(pid, Duration::from_secs(10))
+            .unwrap();
+        let sleep = Program::of(pid).unwrap();
+        child.kill().unwrap();
+        sleep
+            .wait_for_another(pid, Duration::from_secs(10))
+            .unwrap();
+        child.wait().unwrap();
+        assert_eq!(Program::of(pid).unwrap(), Program(None));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! farm uses, in one temporary directory. Dropping it ends all of it.
 
 mod docker_client;
+mod leftovers;
 mod process;
 mod registry;
 mod slot;
@@ -11,6 +12,7 @@ pub use process::{Process, wait_for};
 pub use registry::Registry;
 
 use anyhow::{Context, Result, bail, ensure};
+use process::dies_with_us;
 use serde_json::Value;
 use slot::Slot;
 use std::path::{Path, PathBuf};
@@ -45,11 +47,15 @@ impl Testbed {
             "a testbed needs root (it makes machines)"
         );
         let binaries = binaries_dir()?;
-        let slot = Slot::take()?;
+        let mut slot = Slot::take()?;
+        if let Some(dir) = slot.left_behind()? {
+            leftovers::clear(&binaries, &dir)?;
+        }
         let dir = tempfile::Builder::new()
             .prefix("slipway-test-")
             .tempdir_in("/var/tmp")?
             .keep();
+        slot.note(&dir)?;
         let mut bed = Self {
             serve: None,
             host: None,
@@ -175,10 +181,10 @@ impl Testbed {
     /// It does not come up.
     pub fn start_host(&mut self) -> Result<()> {
         let socket = self.dir.join("host.sock");
-        let mut command = Command::new(self.binaries.join("slipway"));
+        let mut command = dies_with_us(&[]);
         command
-            .arg("host")
-            .arg("--config")
+            .arg(self.binaries.join("slipway"))
+            .args(["host", "--config"])
             .arg(self.dir.join("host.toml"));
         command.env("SLIPWAY_LOG", "debug");
         let mut host = Process::start("slipway host", command, &self.dir.join("host.log"))?;
@@ -198,13 +204,12 @@ impl Testbed {
         let data = self.dir.join("serve");
         let addresses = data.join("addresses.json");
         let _absent = std::fs::remove_file(&addresses);
-        let mut command = Command::new("setpriv");
+        let mut command = dies_with_us(&[
+            format!("--reuid={SERVE_UID}"),
+            format!("--regid={SERVE_UID}"),
+            "--clear-groups".to_owned(),
+        ]);
         command
-            .args([
-                format!("--reuid={SERVE_UID}"),
-                format!("--regid={SERVE_UID}"),
-            ])
-            .arg("--clear-groups")
             .arg(self.dir.join("slipway"))
             .args(["serve", "--config"])
             .arg(self.dir.join("serve.toml"));
@@ -339,19 +344,9 @@ impl Drop for Testbed {
         }
         drop(self.serve.take());
         drop(self.host.take());
-        let purge = Command::new(self.binaries.join("slipway"))
-            .args(["host", "--config"])
-            .arg(self.dir.join("host.toml"))
-            .arg("purge")
-            .output();
-        match purge {
-            Ok(output) if output.status.success() => {}
-            Ok(output) => eprintln!("purge failed:\n{}", show(&output)),
-            Err(error) => eprintln!("purge failed: {error}"),
-        }
         self.registry.end();
-        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
-            eprintln!("{} stays: {error}", self.dir.display());
+        if let Err(error) = leftovers::clear(&self.binaries, &self.dir) {
+            eprintln!("{} stays: {error:#}", self.dir.display());
         }
     }
 }

@@ -91,6 +91,14 @@ impl Drop for Process {
     }
 }
 
+/// The start of a command whose process is killed when the thread that starts it ends, however that is. What follows are the
+/// program and its arguments; `options` are more of setpriv(1).
+pub(super) fn dies_with_us(options: &[String]) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).args(options);
+    command
+}
+
 /// Waits until `ready` gives a value, asking every 10 ms.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! Debian's docker-registry on the gateway address of a farm, so that builders reach it.
 
-use super::process::{Process, wait_for};
+use super::process::{Process, dies_with_us, wait_for};
 use anyhow::{Context, Result, ensure};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -45,8 +45,8 @@ impl Registry {
                 self.address
             ),
         )?;
-        let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(&config);
+        let mut command = dies_with_us(&[]);
+        command.args(["docker-registry", "serve"]).arg(&config);
         self.process = Some(Process::start(
             "docker-registry",
             command,

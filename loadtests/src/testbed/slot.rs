@@ -1,8 +1,12 @@
 //! A number that no other testbed on this machine has at the same time, and the names made from it.
+//!
+//! Its lock file says where the farm of its holder lies, so that the next holder can clear away what a killed one left.
 
 use anyhow::{Context, Result, bail};
 use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
 const SLOTS: u8 = 12;
 
@@ -10,7 +14,7 @@ const SLOTS: u8 = 12;
 #[derive(Debug)]
 pub(super) struct Slot {
     number: u8,
-    _lock: nix::fcntl::Flock<File>,
+    lock: nix::fcntl::Flock<File>,
 }
 
 impl Slot {
@@ -22,16 +26,42 @@ impl Slot {
         std::fs::create_dir_all("/run/lock").context("make /run/lock")?;
         for number in 1..=SLOTS {
             let path = format!("/run/lock/slipway-testbed-{number}");
-            let file = File::create(&path).with_context(|| path.clone())?;
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .open(&path)
+                .with_context(|| path.clone())?;
             let how = nix::fcntl::FlockArg::LockExclusiveNonblock;
             if let Ok(lock) = nix::fcntl::Flock::lock(file, how) {
-                return Ok(Self {
-                    number,
-                    _lock: lock,
-                });
+                return Ok(Self { number, lock });
             }
         }
         bail!("all {SLOTS} testbed slots are taken")
+    }
+
+    /// Where the farm of the last holder lies, if it was killed before it could remove it.
+    ///
+    /// # Errors
+    /// The lock file cannot be read.
+    pub(super) fn left_behind(&mut self) -> Result<Option<PathBuf>> {
+        let mut text = String::new();
+        self.lock.rewind()?;
+        self.lock.read_to_string(&mut text)?;
+        let dir = PathBuf::from(text);
+        Ok((!dir.as_os_str().is_empty() && dir.exists()).then_some(dir))
+    }
+
+    /// Notes where the farm lies.
+    ///
+    /// # Errors
+    /// The lock file cannot be written.
+    pub(super) fn note(&mut self, dir: &Path) -> Result<()> {
+        self.lock.rewind()?;
+        self.lock.set_len(0)?;
+        self.lock.write_all(dir.as_os_str().as_encoded_bytes())?;
+        Ok(())
     }
 
     pub(super) fn gateway(&self) -> Ipv4Addr {

@@ -4,12 +4,13 @@
 
 use super::{Entry, Machines, VerbError, blocking, report};
 use crate::driver::{Asked, Start};
-use crate::limits::{ASK_AGAIN_EVERY, KILL_WAIT_MAX, STOP_GRACE_MAX};
+use crate::limits::{ASK_AGAIN_EVERY, KILL_WAIT_MAX, REMIND_EVERY, STOP_GRACE_MAX};
 use crate::process::{Process, ProcessId};
 use crate::record::{Phase, Record};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{EndpointPort, MachineReport, MachineSpec};
 use slipway_core::id::MachineId;
+use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -149,11 +150,9 @@ impl Machines {
             }
             let (machines, name) = (Arc::clone(self), machine.clone());
             let kill = tokio::spawn(async move {
-                let asked =
-                    tokio::time::timeout_at(at, machines.ask_until_heard(&name, &process)).await;
-                if asked.is_ok() {
-                    tokio::time::sleep_until(at).await;
-                }
+                // Ends by the time alone: `finish` aborts this task when the machine has ended.
+                let _over =
+                    tokio::time::timeout_at(at, machines.keep_asking(&name, &process)).await;
                 tracing::info!(machine = %name, "did not end within its grace; killing it");
                 if let Err(error) = machines.driver.kill(&name, &process) {
                     tracing::error!(machine = %name, %error, "cannot kill");
@@ -163,16 +162,18 @@ impl Machines {
         });
     }
 
-    async fn ask_until_heard(&self, machine: &MachineId, process: &Process) {
+    /// Asks, and goes on asking: whoever hears it late, or lost it, hears it then.
+    async fn keep_asking(&self, machine: &MachineId, process: &Process) -> Infallible {
         loop {
-            match self.driver.ask_to_end(machine, process) {
-                Ok(Asked::Yes) => return,
-                Ok(Asked::NotYet) => tokio::time::sleep(ASK_AGAIN_EVERY).await,
+            let again = match self.driver.ask_to_end(machine, process) {
+                Ok(Asked::Yes) => REMIND_EVERY,
+                Ok(Asked::NotYet) => ASK_AGAIN_EVERY,
                 Err(error) => {
                     tracing::error!(%machine, %error, "cannot ask to end");
-                    return;
+                    REMIND_EVERY
                 }
-            }
+            };
+            tokio::time::sleep(again).await;
         }
     }
 

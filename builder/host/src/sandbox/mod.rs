@@ -18,9 +18,9 @@ mod tests;
 
 use crate::driver::{Asked, DriverCapabilities, DriverError, MachineDriver, Start};
 use crate::files::{make_dir, remove_all};
-use crate::limits::{ENDPOINT_CONNECT_WAIT_MAX, MACHINE_IDS};
+use crate::limits::{ENDPOINT_CONNECT_WAIT_MAX, EXEC_WAIT_MAX, MACHINE_IDS};
 use crate::network::Network;
-use crate::process::{Process, ProcessId};
+use crate::process::{Process, ProcessId, Program};
 use crate::program::{ProgramError, run, run_status};
 use crate::settings::HostSettings;
 use crate::sys;
@@ -242,6 +242,22 @@ impl Sandbox {
             .map_err(|_| DriverError::at("parse", &pid_file)(io::Error::other("not a number")))
     }
 
+    /// `runc start`, until PID 1 is the guest. The runtime answers a moment before its own program has made room for it,
+    /// and a signal of that moment would meet the runtime's handlers: ended by them, or lost.
+    fn run_guest(&self, machine: &MachineId, pid: i32) -> Result<(), DriverError> {
+        let path = PathBuf::from(format!("/proc/{pid}/exe"));
+        let runtime = Program::of(pid).map_err(DriverError::at("examine", &path))?;
+        run(self.runc().arg("start").arg(machine.as_str()), "").map_err(|source| {
+            DriverError::Runtime {
+                action: "start the container",
+                source,
+            }
+        })?;
+        runtime
+            .wait_for_another(pid, EXEC_WAIT_MAX)
+            .map_err(DriverError::at("wait for another program at", &path))
+    }
+
     /// `runc delete --force`: kills what runs, forgets it, removes its cgroups. Absent is fine.
     fn delete(&self, machine: &MachineId) -> Result<(), DriverError> {
         if self.runc_root.join(machine.as_str()).exists() {
@@ -307,12 +323,7 @@ impl MachineDriver for Sandbox {
         });
         self.network.connect(start.slot, pid)?;
         self.done(StartStep::Network, &mut since)?;
-        run(self.runc().arg("start").arg(machine.as_str()), "").map_err(|source| {
-            DriverError::Runtime {
-                action: "start the container",
-                source,
-            }
-        })?;
+        self.run_guest(machine, pid)?;
         self.done(StartStep::Run, &mut since)?;
         undo.disarm();
         tracing::info!(%machine, pid, elapsed_ms = began.elapsed().as_millis(), "started");

@@ -5,7 +5,8 @@ dockerd() {
   sh -c 'exec 4>&- 5>&-; LISTEN_FDS=1 LISTEN_PID=$$ exec dockerd -H fd://' &
   docker=$!
 }
-trap 'kill -TERM $docker; wait $docker; echo "end 0" >&5; exit 0' TERM
+# Asked once more while it ends, it must go on waiting.
+trap 'trap : TERM; kill -TERM $docker; while kill -0 $docker 2>/dev/null; do wait $docker; done; echo "end 0" >&5; exit 0' TERM
 mount -o remount,rw /sys 2>/dev/null
 dockerd
 while kill -0 $docker 2>/dev/null; do wait $docker; done

@@ -1,7 +1,9 @@
 //! A host daemon of a test's own: its directories, addresses, ids and names are nobody else's, and nothing of it is left.
 
 use crate::client::Client;
+use crate::leftovers::{clear, clear_dead_run, leftovers};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{MachineRunState, MachineSpec};
 use slipway_core::id::{MachineId, VolumeId};
@@ -40,6 +42,8 @@ pub(crate) fn daemon_main() {
     let Ok(settings) = std::env::var(SETTINGS) else {
         return;
     };
+    // It must not outlive a test that is killed.
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::DEBUG)
         .with_ansi(false)
@@ -96,8 +100,8 @@ impl Host {
             return None;
         }
         let (place, lock) = take_place();
-        let dir = PathBuf::from(format!("/tmp/slipway-host-test-{place}"));
-        let _ = fs::remove_dir_all(&dir);
+        let dir = place_dir(place);
+        clear_dead_run(&dir, place);
         fs::create_dir_all(&dir).unwrap();
         let guest_binary = dir.join("guest");
         let script = match guest {
@@ -232,54 +236,7 @@ impl Host {
 
     /// What there is of machines outside the records; empty when all is cleared away.
     pub(crate) fn leftovers(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        let run = self.dir.join("run/machines");
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let below = format!("{}/", run.display());
-        found.extend(
-            mounts
-                .lines()
-                .filter(|line| line.contains(&below))
-                .map(|line| format!("mount {line}")),
-        );
-        let pool = mounts
-            .lines()
-            .filter(|line| line.contains(&format!("{}/pool", self.dir.display())));
-        found.extend(pool.map(|line| format!("volume {line}")));
-        let list = |dir: &Path| {
-            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-            entries
-                .map(|entry| entry.path().display().to_string())
-                .collect::<Vec<_>>()
-        };
-        found.extend(list(&run));
-        found.extend(list(&self.dir.join("run/runc")));
-        let veth = format!("/sys/class/net/slt{}-", self.place);
-        found.extend(
-            list(Path::new("/sys/class/net"))
-                .into_iter()
-                .filter(|path| path.starts_with(&veth)),
-        );
-        for top in list(Path::new("/sys/fs/cgroup")) {
-            let parent = Path::new(&top).join(format!("slipway-test-{}", self.place));
-            found.extend(
-                list(&parent)
-                    .into_iter()
-                    .filter(|path| path.contains("mch_")),
-            );
-        }
-        let loops = Command::new("losetup")
-            .args(["-l", "-n", "-O", "BACK-FILE"])
-            .output()
-            .unwrap();
-        let pool = self.dir.join("pool").display().to_string();
-        found.extend(
-            String::from_utf8_lossy(&loops.stdout)
-                .lines()
-                .filter(|l| l.contains(&pool))
-                .map(str::to_owned),
-        );
-        found
+        leftovers(&self.dir, self.place)
     }
 }
 
@@ -300,57 +257,35 @@ impl Drop for Host {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
-        let name = format!("slt{}", self.place);
-        let _ = Command::new("nft")
-            .args([
-                "delete",
-                "table",
-                "inet",
-                &format!("slipway-test-{}", self.place),
-            ])
-            .output();
-        let _ = Command::new("ip").args(["link", "delete", &name]).output();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let own = format!("{}/", self.dir.display());
-        let targets: Vec<_> = mounts
-            .lines()
-            .filter_map(|line| line.split(' ').nth(4))
-            .collect();
-        for target in targets
-            .into_iter()
-            .rev()
-            .filter(|target| target.starts_with(&own))
-        {
-            let _ = nix::mount::umount(target);
-        }
-        for top in fs::read_dir("/sys/fs/cgroup")
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let _ = fs::remove_dir(top.path().join(format!("slipway-test-{}", self.place)));
-        }
-        let _ = fs::remove_dir_all(&self.dir);
+        clear(&self.dir, self.place);
     }
 }
 
 /// A place that no other test, of this process or another, has.
 fn take_place() -> (u8, Flock<File>) {
     static NEXT: AtomicU8 = AtomicU8::new(0);
-    let dir = Path::new("/tmp/slipway-host-test-places");
-    fs::create_dir_all(dir).unwrap();
     loop {
         let place = NEXT.fetch_add(1, Ordering::Relaxed) % PLACES;
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(dir.join(place.to_string()))
-            .unwrap();
-        if let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        if let Some(lock) = lock_place(place) {
             return (place, lock);
         }
     }
+}
+
+pub(crate) fn lock_place(place: u8) -> Option<Flock<File>> {
+    let dir = Path::new("/tmp/slipway-host-test-places");
+    fs::create_dir_all(dir).unwrap();
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join(place.to_string()))
+        .unwrap();
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()
+}
+
+pub(crate) fn place_dir(place: u8) -> PathBuf {
+    PathBuf::from(format!("/tmp/slipway-host-test-{place}"))
 }
 
 /// Asks until there is an answer, at most [`WAIT`].

@@ -245,6 +245,22 @@ fn a_guest_that_does_not_end_is_killed_after_its_grace() {
 }
 
 #[test]
+fn a_guest_that_cannot_hear_yet_is_asked_again() {
+    let Some(host) = Host::start(Guest::Idle) else {
+        return;
+    };
+    let late =
+        "#!/bin/sh\nsleep 1\ntrap 'echo end 0 >&5; exit 0' TERM\nwhile :; do sleep 0.1; done\n";
+    std::fs::write(host.dir.join("guest"), late).unwrap();
+    let mut client = host.client();
+    let spec = host.machine(&mut client, 1);
+    let began = Instant::now();
+    client.stop(&spec.machine, 1, WAIT).unwrap();
+    assert!(client.wait_exit(&spec.machine, WAIT));
+    assert!(began.elapsed() < WAIT / 2, "long before its grace was over");
+}
+
+#[test]
 fn a_watch_waits_for_a_change() {
     let Some(host) = Host::start(Guest::Idle) else {
         return;

@@ -10,6 +10,8 @@ mod api;
 mod client;
 mod docker;
 mod harness;
+mod killed_run;
+mod leftovers;
 mod lives;
 mod network;
 mod walls;

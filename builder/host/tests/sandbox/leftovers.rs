@@ -1,0 +1,119 @@
+//! What a place has of machines, and how it is cleared.
+
+use crate::harness::{lock_place, place_dir, wait_for};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Clears a place whose test was killed.
+pub(crate) fn clear_killed(place: u8) {
+    let lock = wait_for("the killed test's place", || lock_place(place));
+    clear_dead_run(&place_dir(place), place);
+    drop(lock);
+}
+
+/// Ends and removes what a test that was killed has left at a place; we have its lock, so nobody uses it. Its daemon dies with it.
+pub(crate) fn clear_dead_run(dir: &Path, place: u8) {
+    if let Ok(text) = fs::read_to_string(dir.join("settings.json")) {
+        println!("clearing what a killed run left in {}", dir.display());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let purged = wait_for("the killed run's daemon to be gone", || {
+            let settings = serde_json::from_str(&text).ok()?;
+            match runtime.block_on(slipway_host::purge(settings)) {
+                Err(slipway_host::HostRunError::AlreadyRunning { .. }) => None,
+                purged => Some(purged),
+            }
+        });
+        if let Err(error) = purged {
+            println!("not all of it could be purged: {error:?}");
+        }
+    }
+    clear(dir, place);
+}
+
+/// Removes what is left once nothing runs any more.
+pub(crate) fn clear(dir: &Path, place: u8) {
+    let table = format!("slipway-test-{place}");
+    let _ = Command::new("nft")
+        .args(["delete", "table", "inet", &table])
+        .output();
+    let _ = Command::new("ip")
+        .args(["link", "delete", &format!("slt{place}")])
+        .output();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let own = format!("{}/", dir.display());
+    let targets: Vec<_> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .collect();
+    for target in targets
+        .into_iter()
+        .rev()
+        .filter(|target| target.starts_with(&own))
+    {
+        let _ = nix::mount::umount(target);
+    }
+    for top in fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let _ = fs::remove_dir(top.path().join(&table));
+    }
+    let _ = fs::remove_dir_all(dir);
+}
+
+/// As [`Host::leftovers`], of any place.
+pub(crate) fn leftovers(dir: &Path, place: u8) -> Vec<String> {
+    let mut found = Vec::new();
+    let run = dir.join("run/machines");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let below = format!("{}/", run.display());
+    found.extend(
+        mounts
+            .lines()
+            .filter(|line| line.contains(&below))
+            .map(|line| format!("mount {line}")),
+    );
+    let pool = mounts
+        .lines()
+        .filter(|line| line.contains(&format!("{}/pool", dir.display())));
+    found.extend(pool.map(|line| format!("volume {line}")));
+    let list = |dir: &Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .map(|entry| entry.path().display().to_string())
+            .collect::<Vec<_>>()
+    };
+    found.extend(list(&run));
+    found.extend(list(&dir.join("run/runc")));
+    let veth = format!("/sys/class/net/slt{place}-");
+    found.extend(
+        list(Path::new("/sys/class/net"))
+            .into_iter()
+            .filter(|path| path.starts_with(&veth)),
+    );
+    for top in list(Path::new("/sys/fs/cgroup")) {
+        let parent = Path::new(&top).join(format!("slipway-test-{place}"));
+        found.extend(
+            list(&parent)
+                .into_iter()
+                .filter(|path| path.contains("mch_")),
+        );
+    }
+    let loops = Command::new("losetup")
+        .args(["-l", "-n", "-O", "BACK-FILE"])
+        .output()
+        .unwrap();
+    let pool = dir.join("pool").display().to_string();
+    found.extend(
+        String::from_utf8_lossy(&loops.stdout)
+            .lines()
+            .filter(|l| l.contains(&pool))
+            .map(str::to_owned),
+    );
+    found
+}

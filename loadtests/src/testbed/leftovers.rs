@@ -1,0 +1,53 @@
+//! Clearing away a farm: its own, at the end, and that of a run that was killed.
+
+use super::process::wait_for;
+use anyhow::{Context, Result, bail, ensure};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// Ends every machine of the farm in `dir`, whose processes have ended or are about to, and removes the directory.
+///
+/// # Errors
+/// Something does not go away; it may be called again.
+pub(super) fn clear(binaries: &Path, dir: &Path) -> Result<()> {
+    let settings = dir.join("host.toml");
+    if settings.exists() {
+        // A daemon that is killed with its test may need a moment to be gone.
+        wait_for("the purge", Duration::from_secs(20), || {
+            let output = Command::new(binaries.join("slipway"))
+                .args(["host", "--config"])
+                .arg(&settings)
+                .arg("purge")
+                .output()?;
+            ensure!(
+                output.status.success(),
+                "purge failed:\n{}",
+                super::show(&output)
+            );
+            Ok(())
+        })?;
+    }
+    unmount_below(dir)?;
+    std::fs::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))
+}
+
+/// Unmounts what tests have mounted, the last first; lazily, so that nothing that still looks at it keeps it.
+fn unmount_below(dir: &Path) -> Result<()> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let below: Vec<_> = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|point| Path::new(point).starts_with(dir))
+        .collect();
+    for point in below.iter().rev() {
+        let _private = Command::new("mount")
+            .args(["--make-rprivate", point])
+            .output();
+        let output = Command::new("umount").args(["--lazy", point]).output()?;
+        if !output.status.success() {
+            bail!("unmount {point}:\n{}", super::show(&output));
+        }
+    }
+    Ok(())
+}
