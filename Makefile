@@ -1,5 +1,5 @@
 # Each target is the only command a newcomer needs: it does the set-up itself. Run as root on Debian 12 or 13.
-.PHONY: help setup build demo test bench lint schema docs
+.PHONY: help setup build demo test bench install lint schema docs
 
 # Cargo may just have been installed by the set-up, for this very shell.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -28,6 +28,10 @@ test: lint build ## Prove everything
 bench: setup ## Print the figures, each against the real alternative
 	cargo build --release --workspace --locked
 	target/release/slipway-loadtest bench
+
+install: setup ## Install this computer as a farm: programs, settings, systemd units (DESTDIR is honoured)
+	cargo build --release --locked -p slipway -p slipway-guest -p slipway-registry-push
+	scripts/install.sh
 
 lint: setup ## Formatting and clippy, warnings are errors
 	cargo fmt --all --check

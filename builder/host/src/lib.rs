@@ -195,6 +195,7 @@ fn prepare(
     make_dir(&settings.state_dir, 0o700).map_err(at("make", &settings.state_dir))?;
     make_dir(&settings.run_dir, 0o755).map_err(at("make", &settings.run_dir))?;
     let lock = lock(&settings.state_dir)?;
+    let allowed_uids = server::allowed_uids(settings)?;
     check_searchable(&settings.run_dir)?;
     let encryption = match settings.encryption {
         EncryptionSetting::Off => Encryption::Off,
@@ -228,7 +229,7 @@ fn prepare(
         drivers,
         cpu_millis: settings.cpu_millis.unwrap_or_else(all_cpu_millis),
         memory: settings.memory.unwrap_or_else(all_memory),
-        allowed_uids: settings.allowed_uids.clone(),
+        allowed_uids,
     };
     Ok((lock, service, network))
 }

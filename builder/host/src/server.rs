@@ -6,7 +6,7 @@ use crate::files::remove_all;
 use crate::image::Images;
 use crate::limits::{CONNECTIONS_MAX, FRAME_WAIT_MAX, REQUEST_WAIT_MAX, SHUTDOWN_WAIT_MAX};
 use crate::machines::{Machines, VerbError};
-use crate::settings::HostSettings;
+use crate::settings::{HostSettings, InvalidSettings};
 use crate::wire::{self, FrameError};
 use slipway_core::host_api::{
     HOST_API_VERSION, HostError, HostErrorCode, HostInfo, HostReply, HostRequest, HostRequestFrame,
@@ -72,6 +72,21 @@ pub(crate) fn bind(settings: &HostSettings) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// The ids of everybody whom the settings let speak, besides root.
+///
+/// # Errors
+/// [`InvalidSettings::User`] for a name that the system does not know.
+pub(crate) fn allowed_uids(settings: &HostSettings) -> Result<Vec<u32>, InvalidSettings> {
+    let mut uids = settings.allowed_uids.clone();
+    for name in &settings.allowed_users {
+        // An unreadable user database knows nobody.
+        let user = nix::unistd::User::from_name(name).ok().flatten();
+        let user = user.ok_or_else(|| InvalidSettings::User(name.clone()))?;
+        uids.push(user.uid.as_raw());
+    }
+    Ok(uids)
+}
+
 /// Serves until `stop`; then finishes what is in hand.
 pub(crate) async fn serve(listener: UnixListener, service: Arc<Service>, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -120,7 +135,7 @@ async fn connection(mut stream: UnixStream, service: &Arc<Service>, stop: &Cance
     if !allowed {
         tracing::warn!(?uid, "refused a peer");
         let message =
-            "this user may not speak to the host daemon (hint: allowed_uids in its settings)";
+            "this user may not speak to the host daemon (hint: allowed_users in its settings)";
         // Its request is read first: to close on unread bytes would lose the answer. It may have gone already.
         let _ = tokio::time::timeout(FRAME_WAIT_MAX, wire::read(&mut stream)).await;
         let _ = send(&mut stream, &refusal(HostErrorCode::Denied, message)).await;

@@ -31,6 +31,8 @@ pub struct HostSettings {
     pub socket_group: String,
     /// Users, besides root, whose processes may speak on the socket. Empty.
     pub allowed_uids: Vec<u32>,
+    /// The same by name; an unknown name is an error. Empty.
+    pub allowed_users: Vec<String>,
     /// Where volumes lie. `/var/lib/slipway/pool`.
     pub pool_dir: PathBuf,
     /// What the pool may promise, as `500GiB` or in bytes. Absent: what the driver finds on the disk.
@@ -111,6 +113,7 @@ impl Default for HostSettings {
             socket: "/run/slipway/host.sock".into(),
             socket_group: "root".into(),
             allowed_uids: Vec::new(),
+            allowed_users: Vec::new(),
             pool_dir: "/var/lib/slipway/pool".into(),
             pool_capacity: None,
             encryption: EncryptionSetting::Off,
@@ -168,6 +171,9 @@ pub enum InvalidSettings {
         "id_base {0} leaves no room for the machines' id ranges, or overlaps the host's own ids"
     )]
     IdBase(u32),
+    /// Nobody has that name here.
+    #[error("allowed_users: there is no user '{0}' (hint: useradd --system '{0}')")]
+    User(String),
     /// A path must be absolute.
     #[error("{setting} must be an absolute path")]
     RelativePath {

@@ -255,6 +255,18 @@ mod tests {
     }
 
     #[test]
+    fn the_installed_settings_are_good() {
+        let read = |text| toml::from_str::<HostSettings>(text).unwrap();
+        read(include_str!("../../../scripts/install/host.toml"))
+            .check()
+            .unwrap();
+        let serve: ServeSettings =
+            toml::from_str(include_str!("../../../scripts/install/serve.toml")).unwrap();
+        serve.check().unwrap();
+        assert_eq!(serve.hosts[0].socket, HostSettings::default().socket);
+    }
+
+    #[test]
     fn mistakes_name_the_file_and_the_setting() {
         for (text, env, flags, part) in [
             ("name=", vec![], vec![], "x.toml"),

@@ -54,9 +54,9 @@ fn nonsense_is_refused_and_the_daemon_goes_on() {
 
 #[test]
 fn only_root_and_listed_users_may_speak() {
-    let nobody = 65534;
     let Some(host) = Host::start_with(Guest::Idle, |settings, _| {
-        settings["allowed_uids"] = serde_json::json!([nobody])
+        settings["allowed_users"] = serde_json::json!(["nobody"]);
+        settings["allowed_uids"] = serde_json::json!([65532]);
     }) else {
         return;
     };
@@ -96,7 +96,9 @@ fn only_root_and_listed_users_may_speak() {
     };
     assert_eq!(ask("65533", "65533").0, Some(9));
     assert!(ask("65533", "0").1.contains("denied"));
-    assert!(ask("65534", "0").1.contains(r#""reply":"info""#));
+    for listed in ["65534", "65532"] {
+        assert!(ask(listed, "0").1.contains(r#""reply":"info""#));
+    }
 }
 
 #[test]
