@@ -105,9 +105,16 @@ impl Failure {
         &self.message
     }
 
-    /// What to do, if anybody knew.
+    /// What to do: what somebody knew, else where to look. Who pressed Ctrl-C needs none.
     pub(crate) fn hint_text(&self) -> Option<&str> {
-        self.hint.as_deref()
+        match (&self.hint, self.kind) {
+            (Some(hint), _) => Some(hint),
+            (None, FailureKind::User) => Some("`slipway help COMMAND` shows what it takes"),
+            (None, FailureKind::System) => {
+                Some("try again; `slipway status` shows whether the server answers")
+            }
+            (None, FailureKind::Interrupted) => None,
+        }
     }
 
     /// The number the process ends with.
@@ -128,7 +135,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "error: {}", self.message)?;
-        match &self.hint {
+        match self.hint_text() {
             Some(hint) => write!(f, "\nhint: {hint}"),
             None => Ok(()),
         }

@@ -191,6 +191,59 @@ fn buildx_builds_through_the_buildkit_gateway() -> Result<()> {
     Ok(())
 }
 
+const COMPOSE: &str = "\
+services:
+  store:
+    build: {context: ./store, args: {WORD: hello}}
+    image: two-store:1
+  web:
+    build: ./web
+    image: two-web:1
+    depends_on: [store]
+    command: [sh, -c, 'until wget -qO- http://store:8000/word; do sleep 0.1; done; echo; exec sleep 300']
+";
+
+#[test]
+fn docker_compose_builds_and_runs_two_services() -> Result<()> {
+    let bed = Testbed::start()?;
+    bed.registry.seed(&["busybox"])?;
+    let docker = client(&bed)?;
+    write(&docker, "two/compose.yaml", COMPOSE)?;
+    write(
+        &docker,
+        "two/store/Dockerfile",
+        "FROM busybox\nARG WORD\nRUN mkdir /srv && echo $WORD from the store > /srv/word\n\
+         CMD [\"httpd\", \"-f\", \"-p\", \"8000\", \"-h\", \"/srv\"]\n",
+    )?;
+    write(&docker, "two/web/Dockerfile", "FROM busybox\nCOPY x /x\n")?;
+    write(&docker, "two/web/x", "x\n")?;
+    let compose = |arguments: &[&str]| {
+        let all = ["compose", "--project-directory", "/two"];
+        docker.docker_ok(&[&all[..], arguments].concat())
+    };
+    compose(&["build"])?;
+    compose(&["up", "--detach", "--no-build"])?;
+    wait_for(
+        "one service to hear the other",
+        Duration::from_secs(30),
+        || {
+            let logs = compose(&["logs", "web"])?;
+            ensure!(logs.contains("hello from the store"), "{logs}");
+            Ok(())
+        },
+    )?;
+    let running = compose(&["ps", "--services", "--status", "running"])?;
+    let mut running: Vec<_> = running.lines().collect();
+    running.sort_unstable();
+    ensure!(running == ["store", "web"], "{running:?}");
+    let word = compose(&["exec", "-T", "store", "cat", "/srv/word"])?;
+    ensure!(word == "hello from the store\n", "{word}");
+    compose(&["down", "--timeout", "0"])?;
+    let left = docker.docker_ok(&["ps", "--all", "--quiet"])?;
+    ensure!(left.is_empty(), "containers are left: {left}");
+    Ok(())
+}
+
 /// docker-py comes from PyPI, into a virtual environment that is kept beside the other things made once.
 #[test]
 fn docker_py_works_unmodified() -> Result<()> {

@@ -44,6 +44,18 @@ pub enum SolveError {
         /// Which image, and the registry's answer.
         message: String,
     },
+    /// The registry of a base image, or the way to it, failed.
+    #[error("{message}")]
+    RegistryUnreachable {
+        /// Which image, and what went wrong.
+        message: String,
+    },
+    /// The context holds a device, which a builder without privilege cannot make.
+    #[error("{message}")]
+    Device {
+        /// Which file.
+        message: String,
+    },
     /// A step mounts a secret that the session does not serve.
     #[error("{message}")]
     MissingSecret {
@@ -105,10 +117,12 @@ impl SolveError {
             | SolveError::StepFailed { .. }
             | SolveError::UnknownTarget { .. }
             | SolveError::ImageUnavailable { .. }
+            | SolveError::Device { .. }
             | SolveError::MissingSecret { .. }
             | SolveError::Context { .. }
             | SolveError::InvalidRequest { .. } => true,
             SolveError::NoSpace { .. }
+            | SolveError::RegistryUnreachable { .. }
             | SolveError::SessionLost { .. }
             | SolveError::Cancelled
             | SolveError::Transport(_)
@@ -129,14 +143,21 @@ impl SolveError {
             SolveError::ImageUnavailable { .. } => {
                 Some("check the name and tag, and log in to the registry if the image is private")
             }
+            SolveError::RegistryUnreachable { .. } => Some(
+                "the registry of a base image does not answer the builder: check its name, or try again later",
+            ),
+            SolveError::Device { .. } | SolveError::Context { .. } => {
+                Some("leave out what the build does not need with a line in .dockerignore")
+            }
+            SolveError::UnknownTarget { .. } => {
+                Some("the target must be the name of a stage: FROM ... AS NAME")
+            }
             SolveError::MissingSecret { .. } => Some("pass it with --secret"),
             SolveError::NoSpace { .. } => {
                 Some("collect the builder's garbage or give it a larger cache")
             }
             SolveError::Dockerfile { .. }
             | SolveError::StepFailed { .. }
-            | SolveError::UnknownTarget { .. }
-            | SolveError::Context { .. }
             | SolveError::InvalidRequest { .. }
             | SolveError::SessionLost { .. }
             | SolveError::Cancelled
@@ -204,8 +225,15 @@ fn classify(code: Code, message: String) -> SolveError {
     if secret_is_missing(&message) {
         return SolveError::MissingSecret { message };
     }
-    if image_is_unavailable(&message) {
-        return SolveError::ImageUnavailable { message };
+    if image_cannot_be_had(&message) {
+        return if registry_out_of_reach(&message) {
+            SolveError::RegistryUnreachable { message }
+        } else {
+            SolveError::ImageUnavailable { message }
+        };
+    }
+    if let Some(message) = device_not_made(&message) {
+        return SolveError::Device { message };
     }
     if code == Code::InvalidArgument
         || has("invalid reference format")
@@ -268,7 +296,17 @@ fn secret_is_missing(message: &str) -> bool {
         && (message.starts_with("secret ") || message.contains(": secret "))
 }
 
-fn image_is_unavailable(message: &str) -> bool {
+/// `failed to create device .../diff/path: operation not permitted`. Where the builder keeps it is noise.
+fn device_not_made(message: &str) -> Option<String> {
+    let (_, rest) = message.split_once("failed to create device ")?;
+    let path = rest.strip_suffix(": operation not permitted")?;
+    let path = path.split_once("/diff/").map_or(path, |(_, path)| path);
+    Some(format!(
+        "{path} is a device, which no build context can hold"
+    ))
+}
+
+fn image_cannot_be_had(message: &str) -> bool {
     [
         "pull access denied",
         "failed to resolve source metadata for",
@@ -280,7 +318,6 @@ fn image_is_unavailable(message: &str) -> bool {
     ]
     .iter()
     .any(|part| message.contains(part))
-        && !registry_out_of_reach(message)
 }
 
 /// The network's fault or the registry's: not the caller's.

@@ -64,7 +64,14 @@ impl PushFailure {
                 Some("try again")
             }
             PushFailure::Source(source) => source.hint(),
-            PushFailure::Push(error) => error.hint(),
+            PushFailure::Push(error) => match &**error {
+                PushError::Unauthorized {
+                    anonymous: true, ..
+                } => Some(
+                    "store a login with `slipway registry login REGISTRY --username NAME`, or `docker login` where you deploy",
+                ),
+                error => error.hint(),
+            },
         }
     }
 }

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 const PATH: &str = "/graphql";
+/// Our own code for answers and refusals that only another version gives.
+const OTHER_VERSION: &str = "OTHER_VERSION";
 
 /// A request text, and the one field of its answer that matters.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +41,24 @@ pub(crate) struct ApiError {
     pub(crate) code: String,
     /// What the caller is told.
     pub(crate) failure: Failure,
+}
+
+impl ApiError {
+    /// Says which versions do not understand each other, if that is what it is about.
+    fn with_versions(mut self, server: Option<String>) -> Self {
+        if self.code == OTHER_VERSION {
+            let ours = env!("CARGO_PKG_VERSION");
+            self.failure = self.failure.hint(match server {
+                Some(theirs) if theirs != ours => format!(
+                    "this is slipway {ours} and the server is {theirs}: use the same version of both"
+                ),
+                Some(_) | None => format!(
+                    "this is slipway {ours} and the server is another version: use the same version of both"
+                ),
+            });
+        }
+        self
+    }
 }
 
 impl From<Failure> for ApiError {
@@ -109,10 +129,11 @@ impl ApiClient {
     ) -> Result<T, ApiError> {
         let request = self.request(query, &variables, "application/json")?;
         let answer = self.send(request, wait).await?;
+        let server = answer.server_version();
         let (status, body) = self.connections.read(answer, wait).await?;
         match serde_json::from_slice::<Value>(&body) {
             Ok(value) if value.get("data").is_some() || value.get("errors").is_some() => {
-                interpret(value, query.field)
+                interpret(value, query.field).map_err(|error| error.with_versions(server))
             }
             Ok(_) if status == StatusCode::OK => Err(not_ours(&self.address).into()),
             Err(_) if status == StatusCode::OK => Err(not_ours(&self.address).into()),
@@ -140,11 +161,13 @@ impl ApiClient {
         if answer.response.status() == StatusCode::OK && is_stream {
             return Ok(EventStream::new(answer.response.into_body(), query.field));
         }
+        let server = answer.server_version();
         let (status, body) = self.connections.read(answer, API_WAIT_MAX).await?;
         match serde_json::from_slice::<Value>(&body) {
             Ok(value) if value.get("errors").is_some() => {
                 Err(interpret::<Value>(value, query.field)
                     .err()
+                    .map(|error| error.with_versions(server))
                     .unwrap_or_else(|| not_ours(&self.address).into()))
             }
             Ok(_) | Err(_) => Err(wire::refused(status, &body).into()),
@@ -194,10 +217,9 @@ pub(super) fn interpret<T: DeserializeOwned>(
         .and_then(|data| data.get_mut(field))
         .map(Value::take)
         .unwrap_or_default();
-    serde_json::from_value(data).map_err(|error| {
-        Failure::system_caused("the server's answer is not what was asked for", &error)
-            .hint("client and server may be of different versions; `slipway status` shows both")
-            .into()
+    serde_json::from_value(data).map_err(|error| ApiError {
+        code: OTHER_VERSION.to_owned(),
+        failure: Failure::system_caused("the server's answer is not what was asked for", &error),
     })
 }
 
@@ -205,7 +227,7 @@ fn explain(error: &Value) -> ApiError {
     let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
     let extension = |name: &str| error.get("extensions").and_then(|all| all.get(name));
     let message = text(error.get("message")).unwrap_or_else(|| "unknown error".to_owned());
-    let code = text(extension("code")).unwrap_or_default();
+    let mut code = text(extension("code")).unwrap_or_default();
     let kind = match text(extension("fault")).as_deref() {
         Some("user") => FailureKind::User,
         Some("system") => FailureKind::System,
@@ -218,8 +240,9 @@ fn explain(error: &Value) -> ApiError {
     let failure = failure.maybe_hint(text(extension("hint")));
     let failure = match code.as_str() {
         "UNAUTHENTICATED" => failure.hint("log in again: `slipway login`"),
-        "" if is_schema_mismatch(&message) => {
-            failure.hint("client and server are of different versions; `slipway status` shows both")
+        "" | "INVALID" if is_schema_mismatch(&message) => {
+            OTHER_VERSION.clone_into(&mut code);
+            failure
         }
         _ => failure,
     };

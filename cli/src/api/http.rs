@@ -33,6 +33,16 @@ pub(super) struct Answer {
     sender: Sender,
 }
 
+impl Answer {
+    /// The server's version, if it is a slipway server that says so.
+    pub(super) fn server_version(&self) -> Option<String> {
+        let server = self.response.headers().get(header::SERVER)?.to_str().ok()?;
+        let version = server.strip_prefix("slipway/")?;
+        let known = version.len() < 32 && version.bytes().all(|b| b.is_ascii_graphic());
+        known.then(|| version.to_owned())
+    }
+}
+
 impl Connections {
     /// Sends `request` and waits for the head of the answer, at most `wait`.
     ///

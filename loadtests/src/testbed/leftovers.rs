@@ -33,7 +33,7 @@ pub(super) fn clear(binaries: &Path, dir: &Path) -> Result<()> {
 }
 
 /// Unmounts what tests have mounted, the last first; lazily, so that nothing that still looks at it keeps it.
-fn unmount_below(dir: &Path) -> Result<()> {
+pub(super) fn unmount_below(dir: &Path) -> Result<()> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;
     let below: Vec<_> = table
         .lines()

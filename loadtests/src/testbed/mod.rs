@@ -1,14 +1,19 @@
 //! A whole farm on this machine: host daemon, control plane, registry, each a real process, under names that no other
 //! farm uses, in one temporary directory. Dropping it ends all of it.
 
+mod deploy;
 mod docker_client;
 mod leftovers;
+mod power;
 mod process;
+mod proxy;
 mod registry;
 mod slot;
 
+pub use deploy::{RunningDeploy, check_refusal};
 pub use docker_client::DockerClient;
 pub use process::{Process, wait_for};
+pub use proxy::{Manner, Proxy};
 pub use registry::Registry;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,6 +27,10 @@ use std::time::Duration;
 /// The unprivileged user that `slipway serve` runs as in a testbed (nobody).
 const SERVE_UID: u32 = 65534;
 const START_WAIT: Duration = Duration::from_secs(30);
+
+/// Where else builders may find a registry, on the registry's address.
+const PROXY_PORT: u16 = 5001;
+const PRIVATE_PORT: u16 = 5002;
 
 /// A running farm.
 #[derive(Debug)]
@@ -85,6 +94,30 @@ impl Testbed {
     /// The host daemon's process; absent while it is down.
     pub fn host(&mut self) -> Option<&mut Process> {
         self.host.as_mut()
+    }
+
+    /// Starts a proxy in front of the registry.
+    ///
+    /// # Errors
+    /// One runs already.
+    pub fn proxy(&self) -> Result<Proxy> {
+        Proxy::start(&self.beside(PROXY_PORT), self.registry.address())
+    }
+
+    /// Starts a second, empty registry that demands the login `someone` with the password `secret-word`.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn private_registry(&self) -> Result<Registry> {
+        let dir = self.dir.join("private");
+        std::fs::create_dir_all(&dir)?;
+        let mut registry = Registry::private(&dir, self.beside(PRIVATE_PORT));
+        registry.start()?;
+        Ok(registry)
+    }
+
+    fn beside(&self, port: u16) -> String {
+        format!("{}:{port}", self.slot.gateway())
     }
 
     /// Address of a listener of the control plane: `api`, `docker` or `buildkit`.
@@ -258,6 +291,13 @@ impl Testbed {
     fn write_settings(&self) -> Result<()> {
         let (dir, bin) = (self.dir.display(), self.binaries.display());
         let registry = self.registry.address();
+        let registries = [
+            registry.to_owned(),
+            self.beside(PROXY_PORT),
+            self.beside(PRIVATE_PORT),
+        ]
+        .map(|address| format!("\"{address}\""))
+        .join(", ");
         let cache = cache_dir();
         let base = cache.join("image/base.squashfs");
         ensure!(
@@ -282,9 +322,9 @@ id_base = {uid_base}
 veth_prefix = "{interface}m"
 cgroup_parent = "{table}"
 machines_max = 64
-allow = ["{registry}"]
+allow = [{registries}]
 registry_mirrors = ["http://{registry}"]
-insecure_registries = ["{registry}"]
+insecure_registries = [{registries}]
 "#,
             base = base.display(),
             cidr = self.slot.cidr(),

@@ -8,11 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+/// `htpasswd -B`'s line for the user `someone` with the password `secret-word`.
+const USERS: &str = "someone:$2b$04$c8VbT1TZioeTyRkSBZRSu.bOvKXw7g2izbeDVAjHyO4Rg04Q2YPE6\n";
+
 /// A real registry over plain HTTP.
 #[derive(Debug)]
 pub struct Registry {
     address: String,
     dir: PathBuf,
+    /// Lines of the settings that say who may come in.
+    access: String,
     process: Option<Process>,
 }
 
@@ -21,6 +26,20 @@ impl Registry {
         Self {
             address: format!("{ip}:5000"),
             dir: dir.to_owned(),
+            access: String::new(),
+            process: None,
+        }
+    }
+
+    /// One for the user `someone` with the password `secret-word` alone.
+    pub(super) fn private(dir: &Path, address: String) -> Self {
+        Self {
+            address,
+            dir: dir.to_owned(),
+            access: format!(
+                "auth: {{htpasswd: {{realm: test, path: {}/users}}}}\n",
+                dir.display()
+            ),
             process: None,
         }
     }
@@ -36,13 +55,15 @@ impl Registry {
     /// It does not answer.
     pub fn start(&mut self) -> Result<()> {
         let config = self.dir.join("registry.yml");
+        std::fs::write(self.dir.join("users"), USERS)?;
         std::fs::write(
             &config,
             format!(
                 "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}/registry}}, \
-                 delete: {{enabled: true}}}}\nhttp: {{addr: \"{}\"}}\n",
+                 delete: {{enabled: true}}}}\nhttp: {{addr: \"{}\"}}\n{}",
                 self.dir.display(),
-                self.address
+                self.address,
+                self.access
             ),
         )?;
         let mut command = dies_with_us(&[]);
@@ -54,7 +75,7 @@ impl Registry {
         )?);
         let get = || {
             let (code, _) = self.get("/v2/")?;
-            ensure!(code == 200, "{code}");
+            ensure!(code == 200 || code == 401, "{code}");
             Ok(())
         };
         wait_for("the registry", Duration::from_secs(20), get)

@@ -24,7 +24,7 @@ use crate::serve::PublicAddresses;
 use crate::settings::ServeSettings;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
+use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, SERVER};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -59,6 +59,7 @@ pub(crate) struct Api {
     executor: Executor,
 }
 
+const VERSION: &str = concat!("slipway/", env!("CARGO_PKG_VERSION"));
 const JSON: &str = "application/json; charset=utf-8";
 const EVENT_STREAM: &str = "text/event-stream";
 
@@ -73,6 +74,19 @@ impl Api {
 
     /// Answers one request.
     pub(crate) async fn serve(
+        &self,
+        connection: &Arc<Connection>,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let mut response = self.route(connection, request).await;
+        // RFC 9110, 10.2.4. A client of another version can say so when it does not understand the answer.
+        response
+            .headers_mut()
+            .insert(SERVER, HeaderValue::from_static(VERSION));
+        response
+    }
+
+    async fn route(
         &self,
         connection: &Arc<Connection>,
         request: Request<Incoming>,

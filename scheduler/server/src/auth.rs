@@ -136,7 +136,10 @@ impl Principal {
         Err(Problem::new(
             Code::Forbidden,
             format!("this needs a token with the role {needs}"),
-        ))
+        )
+        .hint(format!(
+            "whoever has an admin token of the org can make one: `slipway tokens create NAME --role {needs}`"
+        )))
     }
 
     /// Is it the installation's administrator?

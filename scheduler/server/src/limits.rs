@@ -7,6 +7,8 @@ use std::time::Duration;
 /// Longest a connection waits for its builder to come up (over an end under way, a start, and starts anew with an empty
 /// cache). Then it is refused, and the builder goes on starting.
 pub const WAKE_WAIT_MAX: Duration = Duration::from_secs(180);
+/// Longest a connection waits for a host that does not answer: enough for its daemon to be started anew. Then it is refused.
+pub const HOST_AWAY_WAIT_MAX: Duration = Duration::from_secs(20);
 /// First wait before a connection that the host refused is tried again; doubles up to [`CONNECT_RETRY_MAX`].
 pub const CONNECT_RETRY_MIN: Duration = Duration::from_millis(20);
 /// Longest such wait.
@@ -42,5 +44,6 @@ pub const BUILD_GONE_WAIT: Duration = Duration::from_secs(5);
 
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > MACHINE_READY_WAIT_MAX.as_secs());
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > END_WAIT_MAX.as_secs());
+const _: () = assert!(WAKE_WAIT_MAX.as_secs() > HOST_AWAY_WAIT_MAX.as_secs());
 const _: () =
     assert!(HOST_WATCH_WAIT.as_secs() < slipway_core::limits::HOST_API_WATCH_WAIT_MAX.as_secs());

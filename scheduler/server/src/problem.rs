@@ -128,6 +128,23 @@ impl Problem {
     }
 }
 
+/// Which command lists what was not found.
+fn where_to_look(error: &StoreError) -> Option<&'static str> {
+    let StoreError::NotFound(what) = error else {
+        return None;
+    };
+    match what {
+        What::Org => Some("`slipway orgs list` shows the orgs your token is good for"),
+        What::App => Some("`slipway apps list` shows the apps there are"),
+        What::Token => Some("`slipway tokens list` shows the tokens there are"),
+        What::Volume => Some("`slipway volumes list` shows the volumes there are"),
+        What::Machine => Some("`slipway builders list` shows the builders there are"),
+        What::Build => Some("`slipway builds list` shows the last builds"),
+        What::Credential => Some("`slipway registry list` shows the credentials there are"),
+        What::Host => None,
+    }
+}
+
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error.kind() {
@@ -137,7 +154,11 @@ impl From<StoreError> for Problem {
                 } else {
                     Code::NotFound
                 };
-                Self::new(code, error.to_string())
+                let problem = Self::new(code, error.to_string());
+                match where_to_look(&error) {
+                    Some(hint) => problem.hint(hint),
+                    None => problem,
+                }
             }
             ErrorKind::Conflict => Self::new(Code::Conflict, error.to_string()),
             ErrorKind::NoSpace => Self::new(Code::NoSpace, error.to_string()),
@@ -170,6 +191,7 @@ impl From<FarmError> for Problem {
             FarmError::TooManyConnections { .. } => Self::new(Code::Limit, error.to_string()),
             FarmError::Place(PlacementError::NoneReachable { .. })
             | FarmError::TimedOut { .. }
+            | FarmError::HostAway
             | FarmError::Closed => Self::new(Code::Unavailable, error.to_string()),
             FarmError::WontStart(_) => {
                 tracing::warn!(why = chain(&error), "builder does not start");

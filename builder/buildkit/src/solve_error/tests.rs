@@ -57,8 +57,13 @@ fn faults_are_told_apart() {
         ),
         (
             "a: failed to do request: failed to resolve source metadata for r/a: dial tcp: lookup r: no such host",
-            "Other",
+            "RegistryUnreachable",
             false,
+        ),
+        (
+            "failed to create device /var/lib/docker/overlay2/x/diff/sub/null: operation not permitted",
+            "Device { message: \"sub/null is a device",
+            true,
         ),
         (
             "pull access denied, repository does not exist or may require authorization",

@@ -7,7 +7,7 @@ use crate::push::PushFailure;
 use slipway_buildkit::SolveError;
 use slipway_core::build::{BuildOutcome, Fault};
 
-const DISK_FULL_HINT: &str = "give the builder a larger cache volume, or reset its cache";
+const DISK_FULL_HINT: &str = "give the builder a larger cache: `slipway orgs update --volume-size`, then `slipway builders reset-cache`";
 
 /// The outcome of a solve that failed and is not tried again.
 pub(crate) fn of_solve(error: &SolveError) -> BuildOutcome {
@@ -28,6 +28,8 @@ pub(crate) fn of_solve(error: &SolveError) -> BuildOutcome {
         | SolveError::StepFailed { .. }
         | SolveError::UnknownTarget { .. }
         | SolveError::ImageUnavailable { .. }
+        | SolveError::RegistryUnreachable { .. }
+        | SolveError::Device { .. }
         | SolveError::MissingSecret { .. }
         | SolveError::Context { .. }
         | SolveError::InvalidRequest { .. }
@@ -36,11 +38,12 @@ pub(crate) fn of_solve(error: &SolveError) -> BuildOutcome {
     failed(fault, &error.to_string(), hint)
 }
 
-/// The outcome of a step that failed because the volume was full, after the garbage was collected.
+/// The outcome of a step that failed because the volume was full, after the garbage was collected: the build needs more than
+/// its owner has given the builder, and trying again is of no use.
 pub(crate) fn disk_full(message: &str) -> BuildOutcome {
     let message =
         format!("the builder's disk is full, even after its garbage was collected: {message}");
-    failed(Fault::System, &message, Some(DISK_FULL_HINT))
+    failed(Fault::User, &message, Some(DISK_FULL_HINT))
 }
 
 /// The outcome of a push that failed after the image was built.

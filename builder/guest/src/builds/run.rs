@@ -240,6 +240,8 @@ fn filled_the_disk(error: &SolveError, output_said_so: bool) -> bool {
         | SolveError::MissingFile { .. }
         | SolveError::UnknownTarget { .. }
         | SolveError::ImageUnavailable { .. }
+        | SolveError::RegistryUnreachable { .. }
+        | SolveError::Device { .. }
         | SolveError::MissingSecret { .. }
         | SolveError::Context { .. }
         | SolveError::InvalidRequest { .. }

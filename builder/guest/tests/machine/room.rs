@@ -112,7 +112,7 @@ fn a_full_disk_is_collected_once_and_then_told() {
     let outcome = build.outcome();
     assert_eq!(
         (&outcome["outcome"], &outcome["fault"]),
-        (&json!("failed"), &json!("system")),
+        (&json!("failed"), &json!("user")),
         "{outcome}"
     );
     assert!(

@@ -42,6 +42,9 @@ pub enum FarmError {
         /// What it was doing then.
         state: &'static str,
     },
+    /// The host that it is on does not answer.
+    #[error("the builder's host does not answer")]
+    HostAway,
     /// Too many connections at once.
     #[error("the builder has {max} connections, and takes no more")]
     TooManyConnections {
@@ -89,6 +92,7 @@ impl FarmError {
             Self::Place(PlacementError::NoneReachable { .. } | PlacementError::NoSpace { .. })
             | Self::WontStart(_)
             | Self::TimedOut { .. }
+            | Self::HostAway
             | Self::Host(_)
             | Self::Guest(_)
             | Self::Entropy(_)
@@ -110,8 +114,9 @@ impl FarmError {
             Self::WontStart(_) => Some("try `slipway builders reset`, and tell the operator"),
             Self::Place(PlacementError::NoneReachable { .. })
             | Self::Host(_)
+            | Self::HostAway
             | Self::TimedOut { .. }
-            | Self::Closed => Some("try again in a minute"),
+            | Self::Closed => Some("try again in a minute, and tell the operator if it stays so"),
             Self::Quota(_)
             | Self::Store(_)
             | Self::NoBuilder { .. }

@@ -6,7 +6,9 @@ use super::builder::{Attempt, Builder};
 use super::host::chain;
 use super::{FarmError, Shared, timed_out};
 use crate::host_client::HostClientError;
-use crate::limits::{CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, CRASHES_SEEN_MAX, WAKE_WAIT_MAX};
+use crate::limits::{
+    CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, CRASHES_SEEN_MAX, HOST_AWAY_WAIT_MAX, WAKE_WAIT_MAX,
+};
 use slipway_core::host_api::{EndpointPort, HostErrorCode};
 use slipway_core::machine::MachineState;
 use std::time::Duration;
@@ -65,6 +67,8 @@ pub(super) fn has_ended(error: &HostClientError) -> bool {
 /// A connection that waits for its builder.
 struct Waiting {
     deadline: Instant,
+    /// Until when the builder's host may be silent, while it is.
+    host_deadline: Option<Instant>,
     retry: Duration,
     /// The host has just refused a connection although the builder seems to run: do not count on a change.
     refused: bool,
@@ -76,6 +80,7 @@ impl Default for Waiting {
     fn default() -> Self {
         Self {
             deadline: Instant::now() + WAKE_WAIT_MAX,
+            host_deadline: None,
             retry: CONNECT_RETRY_MIN,
             refused: false,
             crashed: None,
@@ -85,8 +90,17 @@ impl Default for Waiting {
 }
 
 impl Waiting {
-    /// Counts crashes; enough is enough.
+    /// Counts crashes, and how long the host is away; enough is enough.
     fn look(&mut self, builder: &Builder) -> Result<(), FarmError> {
+        if *builder.host.reachable.borrow() {
+            self.host_deadline = None;
+        } else {
+            let now = Instant::now();
+            let until = *self.host_deadline.get_or_insert(now + HOST_AWAY_WAIT_MAX);
+            if now >= until {
+                return Err(FarmError::HostAway);
+            }
+        }
         let inner = builder.lock();
         let state = inner.machine.state;
         if matches!(state, MachineState::Crashed { .. }) && self.crashed != Some(state) {
@@ -102,7 +116,9 @@ impl Waiting {
 
     /// Waits for a change. Gives whether there is time left.
     async fn pause(&mut self, changes: &mut tokio::sync::watch::Receiver<u64>) -> bool {
-        let mut until = self.deadline;
+        let mut until = self
+            .deadline
+            .min(self.host_deadline.unwrap_or(self.deadline));
         if std::mem::take(&mut self.refused) {
             until = until.min(Instant::now() + self.retry);
             self.retry = CONNECT_RETRY_MAX.min(self.retry * 2);

@@ -1,0 +1,138 @@
+//! The registry is down, hangs up, demands a login, or is slow.
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use slipway_loadtests::testbed::{Manner, Testbed, wait_for};
+use std::io::Write;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+/// Random, so that no layer of it is there already or is compressed.
+const LARGE: &str =
+    "FROM busybox\nRUN dd if=/dev/urandom of=/large bs=1024 count=1536 && echo written\n";
+
+#[test]
+fn a_registry_that_cannot_be_pushed_to_is_told_and_the_next_deploy_works() -> Result<()> {
+    let mut bed = Testbed::start()?;
+    bed.registry.seed(&["busybox"])?;
+    let proxy = bed.proxy()?;
+    let dir = bed.project(
+        "web",
+        &[("Dockerfile", "FROM busybox\nCOPY a /a\n"), ("a", "1")],
+    )?;
+    let through = format!("{}/web:1", proxy.address());
+    bed.deployed(&mut bed.deploy_as(&dir, &through))?;
+
+    std::fs::write(dir.join("a"), "2")?;
+    proxy.be(Manner::HangUp);
+    bed.refused(
+        &mut bed.deploy_as(&dir, &through),
+        2,
+        &["push", proxy.address()],
+    )?;
+    proxy.be(Manner::Pass);
+    bed.deployed(&mut bed.deploy_as(&dir, &through))?;
+
+    std::fs::write(dir.join("a"), "3")?;
+    drop(proxy);
+    bed.refused(&mut bed.deploy_as(&dir, &through), 2, &["push", &through])?;
+    bed.registry.end();
+    // A base image that nobody has yet cannot be had either.
+    let other = bed.project("other", &[("Dockerfile", "FROM busybox:other\n")])?;
+    bed.refused(
+        &mut bed.deploy(&other, "other:1"),
+        2,
+        &["busybox:other", "does not answer the builder"],
+    )?;
+    bed.registry.start()?;
+    let pushed = bed.deployed(&mut bed.deploy(&dir, "web:1"))?;
+    let digest = pushed["digest"].as_str().unwrap_or_default();
+    let (code, _) = bed.registry.get(&format!("/v2/web/manifests/{digest}"))?;
+    ensure!(code == 200, "{code} for {digest}");
+    Ok(())
+}
+
+#[test]
+fn a_registry_that_demands_a_login_says_how() -> Result<()> {
+    let bed = Testbed::start()?;
+    bed.registry.seed(&["busybox"])?;
+    let private = bed.private_registry()?;
+    let dir = bed.project("web", &[("Dockerfile", "FROM busybox\nRUN echo 1 > /1\n")])?;
+    let image = format!("{}/web:1", private.address());
+    let deploy = || bed.deploy_as(&dir, &image);
+    bed.refused(
+        &mut deploy(),
+        1,
+        &[private.address(), "slipway registry login"],
+    )?;
+    login(&bed, private.address(), "wrong-word")?;
+    let said = bed.refused(&mut deploy(), 1, &[private.address()])?;
+    ensure!(
+        !said.contains("wrong-word"),
+        "the password is shown: {said}"
+    );
+    login(&bed, private.address(), "secret-word")?;
+    bed.deployed(&mut deploy())?;
+    Ok(())
+}
+
+fn login(bed: &Testbed, registry: &str, password: &str) -> Result<()> {
+    let mut child = bed
+        .slipway(&[
+            "registry",
+            "login",
+            registry,
+            "--username",
+            "someone",
+            "--org",
+            "acme",
+        ])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(password.as_bytes())?;
+    }
+    ensure!(child.wait()?.success(), "registry login failed");
+    Ok(())
+}
+
+#[test]
+fn a_slow_push_goes_on_and_can_be_interrupted() -> Result<()> {
+    let bed = Testbed::start()?;
+    bed.registry.seed(&["busybox"])?;
+    let proxy = bed.proxy()?;
+    let dir = bed.project("slow", &[("Dockerfile", LARGE)])?;
+    let image = format!("{}/slow:1", proxy.address());
+
+    proxy.be(Manner::Slow(128 << 10));
+    let began = Instant::now();
+    let output = bed.deploy_as(&dir, &image).arg("--json").output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{text}\n{}", bed.logs());
+    let told = text
+        .lines()
+        .filter(|line| line.contains(r#""state":"pushing""#))
+        .count();
+    ensure!(began.elapsed() > Duration::from_secs(10), "it was not slow");
+    ensure!(told >= 5, "progress was told {told} times: {text}");
+
+    // The same again under a new name and with a new layer, cut off in the middle.
+    std::fs::write(dir.join("Dockerfile"), format!("{LARGE}RUN echo other\n"))?;
+    proxy.be(Manner::Slow(16 << 10));
+    let before = proxy.taken();
+    let image = format!("{}/slow-other:2", proxy.address());
+    let deploy = bed.start_deploy(bed.deploy_as(&dir, &image).arg("--no-cache"))?;
+    wait_for("the push to be under way", Duration::from_secs(60), || {
+        ensure!(proxy.taken() > before + (64 << 10), "{}", deploy.said());
+        Ok(())
+    })?;
+    let asked = Instant::now();
+    deploy.signal(Signal::SIGINT)?;
+    let (code, said) = deploy.end()?;
+    ensure!(code == Some(130), "{code:?}: {said}");
+    ensure!(asked.elapsed() < Duration::from_secs(10), "{said}");
+    proxy.be(Manner::Pass);
+    let (code, _) = bed.registry.get("/v2/slow-other/manifests/2")?;
+    ensure!(code == 404, "a push that was cut off left a tag: {code}");
+    Ok(())
+}
