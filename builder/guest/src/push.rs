@@ -64,16 +64,22 @@ impl PushFailure {
                 Some("try again")
             }
             PushFailure::Source(source) => source.hint(),
-            PushFailure::Push(error) => match &**error {
-                PushError::Unauthorized {
-                    anonymous: true, ..
-                } => Some(
-                    "store a login with `slipway registry login REGISTRY --username NAME`, or `docker login` where you deploy",
-                ),
-                error => error.hint(),
-            },
+            PushFailure::Push(error) if lacks_credential(error) => Some(
+                "store a login with `slipway registry login REGISTRY --username NAME`, or `docker login` where you deploy",
+            ),
+            PushFailure::Push(error) => error.hint(),
         }
     }
+}
+
+fn lacks_credential(error: &PushError) -> bool {
+    matches!(
+        error,
+        PushError::Unauthorized {
+            anonymous: true,
+            ..
+        }
+    )
 }
 
 /// Pushes the image of this name or id to `target`. `progress` is called often and must not block. Dropping the future
