@@ -45,9 +45,11 @@ packages=(
 	# the builder's image, and base images for the demo and the tests
 	mmdebstrap squashfs-tools skopeo busybox-static
 	# what the host daemon calls
-	runc nftables iproute2 e2fsprogs util-linux
+	runc nftables iproute2 e2fsprogs util-linux lvm2 thin-provisioning-tools cryptsetup-bin
 	# the demo and the tests
 	docker-registry jq python3 python3-venv
+	# file systems that share blocks, for the tests of volumes
+	xfsprogs btrfs-progs
 )
 is_installed() { [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
 missing=()

@@ -2,7 +2,7 @@
 //!
 //! Must not know: how errors are shown or sent.
 
-use slipway_core::id::{MachineId, VolumeId};
+use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::units::ByteSize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,9 +25,7 @@ pub enum VolumeError {
         holder: Option<MachineId>,
     },
     /// It was made with another size.
-    #[error(
-        "volume {volume} has {have}, not the {want} asked for; a volume's size cannot be changed here"
-    )]
+    #[error("volume {volume} has {have}, not the {want} asked for (hint: extend it)")]
     SizeDiffers {
         /// Which.
         volume: VolumeId,
@@ -58,6 +56,54 @@ pub enum VolumeError {
         /// [`crate::limits::VOLUME_SIZE_MAX`].
         max: ByteSize,
     },
+    /// A volume does not become smaller.
+    #[error("volume {volume} has {have} and cannot be made smaller, to {want}")]
+    Shrink {
+        /// Which.
+        volume: VolumeId,
+        /// Its size.
+        have: ByteSize,
+        /// What was asked.
+        want: ByteSize,
+    },
+    /// The pool takes nothing more, although it has promised less than it may.
+    #[error("the pool takes nothing more: {reason}")]
+    PoolFull {
+        /// Why, and what helps.
+        reason: String,
+    },
+    /// No such snapshot.
+    #[error("snapshot {snapshot} does not exist")]
+    SnapshotNotFound {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// Something else uses the snapshot and did not let go in time.
+    #[error("snapshot {snapshot} is being read (waited {} s)", waited.as_secs())]
+    SnapshotBusy {
+        /// Which.
+        snapshot: SnapshotId,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The volume is encrypted, and no key was given.
+    #[error("volume {volume} is encrypted, and this host has no lease of its key")]
+    KeyNeeded {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// Another key opens it.
+    #[error("the key given for volume {volume} does not open it")]
+    WrongKey {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// It cannot be done here, or not now.
+    #[error("{0}")]
+    Unsupported(String),
+    /// An exported stream is not one, not whole, or could not be read or written.
+    #[error("the stream: {0}")]
+    Stream(String),
     /// Its file system cannot be repaired, or not mounted after it was.
     #[error("the file system of volume {volume} is damaged: {detail}")]
     Damaged {

@@ -1,21 +1,33 @@
 //! Volumes: disks that persist, are attached to at most one holder at a time, and never promise more than the pool
 //! can hold.
 //!
-//! Owns: [`VolumeDriver`], the `file` driver (a sparse ext4 image behind a loop device), the pool's accounting, and
-//! the conformance suite that any other driver must pass.
+//! Owns: [`VolumeDriver`]; the `file` driver (sparse images behind loop devices); encryption; snapshots; the pool's
+//! accounting; the format of an exported volume ([`stream`]); and the conformance suite that every driver must pass.
 //!
-//! Must not know: what a machine is (a holder is an opaque id), orgs, placement, or who asks.
+//! ```text
+//! pool (verbs) ─▶ backing: file
+//!    └─▶ luks, fs, freeze, mounts, marker, lock, undo
+//! ```
+//!
+//! Must not know: what a machine is (a holder is an opaque id), orgs, placement, who asks, or where keys come from.
 //!
 //! All functions block; callers on an async runtime run them on its blocking threads.
 
+mod backing;
 mod driver;
 mod error;
 mod file;
+mod freeze;
+mod fs;
 pub mod limits;
 mod lock;
 mod loopdev;
+mod luks;
+mod lvm;
 mod marker;
 mod mounts;
+mod pool;
+pub mod stream;
 mod tool;
 mod trim;
 mod undo;
@@ -23,6 +35,9 @@ mod undo;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 
-pub use driver::{Capabilities, Encryption, PoolReport, VolumeDriver};
+pub use driver::{
+    AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
+};
 pub use error::VolumeError;
-pub use file::FileDriver;
+pub use file::open_file_pool;
+pub use lvm::{ThinPool, open_thin_pool};

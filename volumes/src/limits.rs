@@ -28,8 +28,38 @@ pub const POLL_PAUSE: Duration = Duration::from_millis(5);
 pub const MKFS_DURATION_MAX: Duration = Duration::from_secs(120);
 /// Longest single run of `e2fsck`; then it is killed and `attach` fails with `Tool`.
 pub const FSCK_DURATION_MAX: Duration = Duration::from_secs(1800);
+/// Longest `resize2fs`; then it is killed, and the next attachment goes on with it.
+pub const RESIZE_DURATION_MAX: Duration = Duration::from_secs(600);
+/// Longest run of `cryptsetup`; then it is killed and the verb fails with `Tool`.
+pub const CRYPTSETUP_DURATION_MAX: Duration = Duration::from_secs(60);
+/// Longest time that a mounted volume stands still for a snapshot or a fork. Then it goes on, and the verb fails with
+/// `Unsupported`.
+pub const FREEZE_DURATION_MAX: Duration = Duration::from_secs(10);
+/// How long an import that broke off can be taken up again. Then its part is removed at the next opening of the pool.
+pub const IMPORT_KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
+/// Bytes of a volume in one record of an exported stream.
+pub const STREAM_RECORD_BYTES: usize = 1 << 20;
+/// Longest encoded record that is read from a stream; a longer one is not ours.
+pub const STREAM_ENCODED_BYTES_MAX: usize = STREAM_RECORD_BYTES + (64 << 10);
+/// How often an import makes what it has durable, in bytes: so much is sent again at most.
+pub const IMPORT_SYNC_BYTES: u64 = 64 << 20;
+/// Bytes of an image that are copied between two looks at whether there is time left.
+pub const COPY_STRETCH_BYTES: u64 = 16 << 20;
 /// Bytes of a program's output that are kept (the last ones) for error messages; the rest is read and dropped.
 pub const TOOL_OUTPUT_BYTES_MAX: usize = 4 << 10;
+/// Bytes of a program's report that are read; a longer one is an error. Ten thousand volumes of LVM take some 3 MiB.
+pub const TOOL_REPORT_BYTES_MAX: usize = 32 << 20;
+/// Longest run of an LVM program; then it is killed and the verb fails with `Tool`.
+pub const LVM_DURATION_MAX: Duration = Duration::from_secs(60);
+/// Percent of a thin pool's data from which the operator is told.
+pub const THIN_DATA_WARN_PERCENT: f64 = 80.0;
+/// Percent of a thin pool's data from which nothing more is promised: `PoolFull`.
+pub const THIN_DATA_REFUSE_PERCENT: f64 = 90.0;
+/// Percent of a thin pool's metadata from which the operator is told.
+pub const THIN_METADATA_WARN_PERCENT: f64 = 60.0;
+/// Percent of a thin pool's metadata from which nothing more is promised: `PoolFull`. Lower than that of data, since a pool
+/// without room for metadata needs repair.
+pub const THIN_METADATA_REFUSE_PERCENT: f64 = 75.0;
 /// Tries to get a free loop device while others take them at the same time; then `Io`.
 pub const LOOP_DEVICE_TRIES_MAX: u32 = 64;
 /// Longest attachment marker that is read; a longer one is not ours and counts as unreadable.

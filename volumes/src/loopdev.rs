@@ -1,13 +1,14 @@
 //! Loop devices: a file as a block device.
 //!
 //! A device made here clears itself when its last user closes it (`LO_FLAGS_AUTOCLEAR`), so that a killed process
-//! leaves none behind. The kernel keeps the very open file it was given for as long as the device lives: a `flock` on
+//! leaves none behind, unless it was made to last. The kernel keeps the very open file it was given for as long as the device lives: a `flock` on
 //! that file is therefore held exactly as long as the device is in use, by whichever process or mount.
 //!
 //! Interface: `include/uapi/linux/loop.h` of Linux (5.8 or newer for `LOOP_CONFIGURE`).
 //!
 //! Must not know: volumes, file systems.
 
+use crate::backing::Device;
 use crate::limits::LOOP_DEVICE_TRIES_MAX;
 use nix::errno::Errno;
 use std::fs::{File, OpenOptions};
@@ -59,6 +60,20 @@ mod sys {
 
     nix::ioctl_none_bad!(ctl_get_free, 0x4C82);
     nix::ioctl_write_ptr_bad!(configure_raw, 0x4C0A, LoopConfig);
+    nix::ioctl_none_bad!(clear_raw, 0x4C01);
+    nix::ioctl_none_bad!(set_capacity_raw, 0x4C07);
+
+    /// `LOOP_CLR_FD`: frees the device, now or when its last user closes it.
+    pub(super) fn clear(device: &File) -> nix::Result<()> {
+        // SAFETY: the descriptor is open for the call; the request takes no pointer.
+        unsafe { clear_raw(device.as_raw_fd()) }.map(drop)
+    }
+
+    /// `LOOP_SET_CAPACITY`: the device becomes as large as its file.
+    pub(super) fn set_capacity(device: &File) -> nix::Result<()> {
+        // SAFETY: as above.
+        unsafe { set_capacity_raw(device.as_raw_fd()) }.map(drop)
+    }
 
     /// `LOOP_CTL_GET_FREE`: the number of a device that is free right now.
     pub(super) fn get_free(control: &File) -> nix::Result<c_int> {
@@ -78,24 +93,22 @@ mod sys {
 #[derive(Debug)]
 pub(crate) struct LoopDevice {
     path: PathBuf,
-    _open: File,
+    open: File,
 }
 
 impl LoopDevice {
     /// Makes a device of `backing`, which must be open for reading and writing.
     ///
-    /// Uses direct I/O where the backing file system can, so that data is not cached twice.
-    pub(crate) fn attach(backing: &File) -> io::Result<Self> {
+    /// Uses direct I/O where the backing file system can, so that data is not cached twice. A `lasting` one stays when it is
+    /// closed, until [`release`].
+    pub(crate) fn attach(backing: &File, lasting: bool) -> io::Result<Self> {
         let control = open_rw(Path::new("/dev/loop-control"))?;
         for _ in 0..LOOP_DEVICE_TRIES_MAX {
             let path = PathBuf::from(format!("/dev/loop{}", sys::get_free(&control)?));
             let device = open_rw(&path)?;
-            match configure(&device, backing) {
+            match configure(&device, backing, lasting) {
                 Ok(()) => {
-                    return Ok(Self {
-                        path,
-                        _open: device,
-                    });
+                    return Ok(Self { path, open: device });
                 }
                 // Somebody else took it in between.
                 Err(Errno::EBUSY) => {}
@@ -105,9 +118,11 @@ impl LoopDevice {
         Err(Errno::EBUSY.into())
     }
 
-    /// As in `/dev/loop0`.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    pub(crate) fn into_device(self) -> Device {
+        Device {
+            path: self.path,
+            _open: Some(self.open),
+        }
     }
 
     /// The device whose backing file is at `backing` (a canonical path), if there is one.
@@ -139,7 +154,36 @@ pub(crate) fn in_use() -> io::Result<Vec<(PathBuf, PathBuf)>> {
     Ok(found)
 }
 
-fn configure(device: &File, backing: &File) -> Result<(), Errno> {
+/// The device of `backing`, open: it cannot become another file's meanwhile.
+fn open_device_of(backing: &Path) -> io::Result<Option<File>> {
+    let Some(path) = LoopDevice::find(backing)? else {
+        return Ok(None);
+    };
+    let device = open_rw(&path)?;
+    Ok((LoopDevice::find(backing)?.as_ref() == Some(&path)).then_some(device))
+}
+
+/// Frees the device of `backing` as soon as its last user is gone; none is fine.
+pub(crate) fn release(backing: &Path) -> io::Result<()> {
+    let Some(device) = open_device_of(backing)? else {
+        return Ok(());
+    };
+    match sys::clear(&device) {
+        // It is being freed.
+        Ok(()) | Err(Errno::ENXIO | Errno::EBUSY) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The device of `backing`, if there is one, becomes as large as it.
+pub(crate) fn follow(backing: &Path) -> io::Result<()> {
+    match open_device_of(backing)? {
+        Some(device) => Ok(sys::set_capacity(&device)?),
+        None => Ok(()),
+    }
+}
+
+fn configure(device: &File, backing: &File, lasting: bool) -> Result<(), Errno> {
     let with = |flags| LoopConfig {
         fd: backing.as_raw_fd().cast_unsigned(),
         block_size: BLOCK_BYTES,
@@ -160,9 +204,10 @@ fn configure(device: &File, backing: &File) -> Result<(), Errno> {
         },
         reserved: [0; 8],
     };
-    match sys::configure(device, &with(LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO)) {
+    let flags = if lasting { 0 } else { LO_FLAGS_AUTOCLEAR };
+    match sys::configure(device, &with(flags | LO_FLAGS_DIRECT_IO)) {
         // The backing file system has no direct I/O.
-        Err(Errno::EINVAL) => sys::configure(device, &with(LO_FLAGS_AUTOCLEAR)),
+        Err(Errno::EINVAL) => sys::configure(device, &with(flags)),
         other => other,
     }
 }

@@ -5,6 +5,7 @@
 //!
 //! Must not know: mounts, devices.
 
+use crate::driver::AttachAs;
 use crate::error::VolumeError;
 use crate::limits::MARKER_BYTES_MAX;
 use serde::{Deserialize, Serialize};
@@ -18,13 +19,16 @@ use std::path::{Path, PathBuf};
 #[derive(Serialize, Deserialize)]
 struct Content {
     holder: MachineId,
+    /// It has the block device, and mounts it by itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    device: bool,
 }
 
 /// What a look at the marker shows.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Marker {
     Absent,
-    HeldBy(MachineId),
+    HeldBy(MachineId, AttachAs),
     /// It is there, but does not say for whom (torn by a crash of the disk below, or not ours).
     Unreadable,
 }
@@ -41,16 +45,24 @@ impl Marker {
             .read_to_end(&mut text)
             .map_err(VolumeError::io("read", path))?;
         Ok(match serde_json::from_slice::<Content>(&text) {
-            Ok(content) => Self::HeldBy(content.holder),
+            Ok(Content {
+                holder,
+                device: true,
+            }) => Self::HeldBy(holder, AttachAs::Device),
+            Ok(Content {
+                holder,
+                device: false,
+            }) => Self::HeldBy(holder, AttachAs::Mount),
             Err(_) => Self::Unreadable,
         })
     }
 
     /// Writes the marker so that it survives a power cut: contents first, then the name, then the directory.
-    pub(crate) fn write(path: &Path, holder: &MachineId) -> Result<(), VolumeError> {
+    pub(crate) fn write(path: &Path, holder: &MachineId, how: AttachAs) -> Result<(), VolumeError> {
         let temporary = temporary(path);
         let mut text = serde_json::to_vec(&Content {
             holder: holder.clone(),
+            device: how == AttachAs::Device,
         })
         .map_err(|error| VolumeError::io("encode", path)(io::Error::from(error)))?;
         text.push(b'\n');
@@ -107,8 +119,13 @@ mod tests {
         let path = dir.path().join("v.attached");
         let holder = MachineId::from_entropy([7; 10]);
         assert_eq!(Marker::read(&path).unwrap(), Marker::Absent);
-        Marker::write(&path, &holder).unwrap();
-        assert_eq!(Marker::read(&path).unwrap(), Marker::HeldBy(holder.clone()));
+        for how in [AttachAs::Device, AttachAs::Mount] {
+            Marker::write(&path, &holder, how).unwrap();
+            assert_eq!(
+                Marker::read(&path).unwrap(),
+                Marker::HeldBy(holder.clone(), how)
+            );
+        }
         let text = std::fs::read(&path).unwrap();
         for torn in [&text[..0], &text[..5], &text[..text.len() - 3]] {
             std::fs::write(&path, torn).unwrap();

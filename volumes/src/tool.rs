@@ -3,9 +3,10 @@
 //! Must not know: what the programs do.
 
 use crate::error::VolumeError;
-use crate::limits::{POLL_PAUSE, TOOL_OUTPUT_BYTES_MAX};
+use crate::limits::{POLL_PAUSE, TOOL_OUTPUT_BYTES_MAX, TOOL_REPORT_BYTES_MAX};
 use std::ffi::OsStr;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,19 @@ pub(crate) struct Ended {
     pub(crate) output: String,
 }
 
+impl Ended {
+    /// For programs that end with 0 when all went well.
+    pub(crate) fn success(self, program: &'static str) -> Result<(), VolumeError> {
+        match self.code {
+            Some(0) => Ok(()),
+            Some(_) | None => Err(VolumeError::Tool {
+                program,
+                detail: self.output,
+            }),
+        }
+    }
+}
+
 /// Runs `program` to its end, with nothing of our environment.
 ///
 /// # Errors
@@ -28,6 +42,27 @@ pub(crate) struct Ended {
 pub(crate) fn run(
     program: &'static str,
     args: &[&OsStr],
+    duration_max: Duration,
+) -> Result<Ended, VolumeError> {
+    run_with_input(program, args, None, duration_max)
+}
+
+/// The same, with something to read: at most what a pipe takes at once (4 KiB).
+pub(crate) fn run_with_input(
+    program: &'static str,
+    args: &[&OsStr],
+    input: Option<&[u8]>,
+    duration_max: Duration,
+) -> Result<Ended, VolumeError> {
+    start(program, args, input, None, duration_max)
+}
+
+/// Both streams go to [`Ended::output`], but the standard output to `report` if there is one.
+fn start(
+    program: &'static str,
+    args: &[&OsStr],
+    input: Option<&[u8]>,
+    report: Option<io::PipeWriter>,
     duration_max: Duration,
 ) -> Result<Ended, VolumeError> {
     let fail = |detail: String| VolumeError::Tool { program, detail };
@@ -39,10 +74,25 @@ pub(crate) fn run(
         .env_clear()
         .env("PATH", SEARCH_PATH)
         .env("LC_ALL", "C");
-    command.stdin(Stdio::null()).stdout(writer).stderr(clone);
+    if !Path::new("/run/udev/control").exists() {
+        // Without a udev daemon device-mapper's programs make their nodes themselves, and wait for nobody.
+        command.env("DM_DISABLE_UDEV", "1");
+    }
+    let stdin = match input {
+        None => Stdio::null(),
+        Some(input) => {
+            let (read, mut write) = io::pipe().map_err(|e| fail(e.to_string()))?;
+            write.write_all(input).map_err(|e| fail(e.to_string()))?;
+            Stdio::from(read)
+        }
+    };
+    command
+        .stdin(stdin)
+        .stdout(report.unwrap_or(writer))
+        .stderr(clone);
     let mut child = command.spawn().map_err(|e| {
         fail(if e.kind() == io::ErrorKind::NotFound {
-            "not installed (hint: apt-get install e2fsprogs)".to_owned()
+            format!("not installed (hint: apt-get install {})", package(program))
         } else {
             format!("cannot be started: {e}")
         })
@@ -61,6 +111,45 @@ pub(crate) fn run(
             "killed after {} s: {output}",
             duration_max.as_secs()
         ))),
+    }
+}
+
+/// Runs `program` to its end and gives what it wrote to its standard output.
+///
+/// # Errors
+/// [`VolumeError::Tool`] if it does not end with 0, or writes more than [`TOOL_REPORT_BYTES_MAX`].
+pub(crate) fn output(
+    program: &'static str,
+    args: &[&str],
+    duration_max: Duration,
+) -> Result<Vec<u8>, VolumeError> {
+    let fail = |detail: String| VolumeError::Tool { program, detail };
+    let (reader, writer) = io::pipe().map_err(|e| fail(e.to_string()))?;
+    let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
+    let report = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let most = TOOL_REPORT_BYTES_MAX as u64 + 1;
+        reader.take(most).read_to_end(&mut text).map(|_| text)
+    });
+    let ended = start(program, &args, None, Some(writer), duration_max);
+    let text = report.join().map_err(|_| fail("not read".to_owned()))?;
+    ended?.success(program)?;
+    let text = text.map_err(|e| fail(e.to_string()))?;
+    if text.len() > TOOL_REPORT_BYTES_MAX {
+        return Err(fail("it writes too much".to_owned()));
+    }
+    Ok(text)
+}
+
+/// Debian's package of a program.
+fn package(program: &str) -> &str {
+    match program {
+        "mkfs.ext4" | "e2fsck" | "resize2fs" => "e2fsprogs",
+        "cryptsetup" => "cryptsetup-bin",
+        "lvs" | "lvcreate" | "lvchange" | "lvremove" | "lvextend" => "lvm2",
+        "dmsetup" => "dmsetup",
+        "fsfreeze" => "util-linux",
+        other => other,
     }
 }
 

@@ -9,6 +9,7 @@ use crate::process::{Process, ProcessId};
 use crate::program::ProgramError;
 use slipway_core::host_api::{EndpointPort, MachineSpec};
 use slipway_core::id::MachineId;
+use slipway_volumes::AttachAs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ use std::path::{Path, PathBuf};
 pub(crate) struct DriverCapabilities {
     /// As it is listed in the host's information.
     pub(crate) name: &'static str,
+    /// How its machines want their volumes.
+    pub(crate) volume: AttachAs,
 }
 
 /// Whether a guest was asked to end.
@@ -36,7 +39,7 @@ pub(crate) struct Start<'a> {
     pub(crate) spec: &'a MachineSpec,
     /// Its place: it chooses ids, address and link, and nobody else has it.
     pub(crate) slot: u16,
-    /// Where its volume is mounted on the host.
+    /// Where its volume is mounted on the host, or its block device: as [`DriverCapabilities::volume`] wants it.
     pub(crate) volume: &'a Path,
     /// What it boots.
     pub(crate) image: &'a BootImage,

@@ -14,6 +14,7 @@
 mod driver;
 mod files;
 mod image;
+mod keys;
 pub mod limits;
 mod machines;
 mod network;
@@ -43,7 +44,7 @@ use nix::fcntl::{Flock, FlockArg};
 use record::{RecordError, Records};
 use settings::EncryptionSetting;
 use slipway_core::units::ByteSize;
-use slipway_volumes::{Encryption, FileDriver, VolumeDriver, VolumeError};
+use slipway_volumes::{Encryption, VolumeError};
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::io;
@@ -146,6 +147,7 @@ pub async fn run(
     };
     let (_lock, service, network) =
         prepared.map_err(|error| HostRunError::Recover(error.into()))??;
+    let keys = Arc::clone(&service.keys);
     let listener = server::bind(&settings).map_err(at("listen at", &settings.socket))?;
     tracing::info!(socket = %settings.socket.display(), "host ready");
     let stop = CancellationToken::new();
@@ -155,7 +157,8 @@ pub async fn run(
         stop.cancel();
     };
     let keeping = keep_network(&network, &stop);
-    tokio::join!(serving, stopping, keeping);
+    let wiping = wipe_keys(&keys, &stop);
+    tokio::join!(serving, stopping, keeping, wiping);
     Ok(())
 }
 
@@ -176,6 +179,17 @@ async fn keep_network(network: &Arc<Network>, stop: &CancellationToken) {
                 "machines may be without network, or with too much"
             );
         }
+    }
+}
+
+/// Wipes the keys whose leases are over.
+async fn wipe_keys(keys: &keys::Keys, stop: &CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(limits::KEYS_CHECK_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+        keys.forget_expired(std::time::Instant::now());
     }
 }
 
@@ -201,18 +215,22 @@ fn prepare(
         EncryptionSetting::Off => Encryption::Off,
         EncryptionSetting::Required => Encryption::Required,
     };
-    let pool = FileDriver::open(&settings.pool_dir, settings.pool_capacity, encryption)
-        .map_err(HostRunError::Pool)?;
-    let volumes: Arc<dyn VolumeDriver> = Arc::new(pool);
+    let volumes =
+        slipway_volumes::open_file_pool(&settings.pool_dir, settings.pool_capacity, encryption)
+            .map_err(HostRunError::Pool)?;
     let network = Arc::new(Network::set_up(settings)?);
     let images = Arc::new(Images::new(settings));
     let driver: Arc<dyn MachineDriver> =
         Arc::new(sandbox::Sandbox::new(settings, Arc::clone(&network))?);
     let drivers = vec![driver.capabilities().name.to_owned()];
     let records = Records::open(&settings.state_dir)?;
+    let keys = Arc::new(keys::Keys::default());
     let machines = Machines::recover(
         driver,
-        Arc::clone(&volumes),
+        machines::Pool {
+            volumes: Arc::clone(&volumes),
+            keys: Arc::clone(&keys),
+        },
         Arc::clone(&network),
         Arc::clone(&images),
         records,
@@ -225,6 +243,8 @@ fn prepare(
     let service = server::Service {
         machines,
         volumes,
+        keys,
+        transfers: server::transfers(),
         images,
         drivers,
         cpu_millis: settings.cpu_millis.unwrap_or_else(all_cpu_millis),

@@ -47,6 +47,16 @@ pub const END_RECORD_BYTES_MAX: u64 = 4 << 10;
 pub const FENCE_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How long a mount may stay busy while a machine is cleared away. Then it is detached lazily and that is logged.
 pub const UNMOUNT_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Longest lease of a volume's key; more is cut to it.
+pub const KEY_LEASE_MAX: Duration = Duration::from_secs(3600);
+/// How often leases that are over are looked for, to wipe their keys. They are of no use from the moment they are over.
+pub const KEYS_CHECK_EVERY: Duration = Duration::from_secs(5);
+/// Volumes whose keys may be lent to one host. One more is refused with `busy`.
+pub const KEYS_MAX: usize = 16 << 10;
+/// Exports and imports at once. One more is refused with `busy`.
+pub const TRANSFERS_MAX: usize = 4;
+/// How long an export or import waits for its other side to take or give a byte. Then it breaks off.
+pub const TRANSFER_IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// How often the firewall table is looked after. For so long at most, a reload of the host's own firewall that flushes
 /// every table leaves machines without theirs.

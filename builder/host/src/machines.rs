@@ -8,7 +8,8 @@
 
 use crate::driver::{DriverError, MachineDriver};
 use crate::image::{ImageError, Images};
-use crate::limits::KILL_WAIT_MAX;
+use crate::keys::{Keys, LeaseError};
+use crate::limits::{KILL_WAIT_MAX, TRANSFERS_MAX};
 use crate::network::{Network, NetworkError};
 use crate::process::Process;
 use crate::record::{Phase, Record, RecordError, Records};
@@ -72,6 +73,15 @@ pub(crate) enum VerbError {
         #[source]
         source: io::Error,
     },
+    /// A key's lease.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// Nothing came with it.
+    #[error("there is no lease with the request")]
+    NoLease,
+    /// Too much at once.
+    #[error("{TRANSFERS_MAX} exports and imports are going on already (hint: ask again later)")]
+    TransfersFull,
     /// The work ended without an answer.
     #[error("the work on this request was cut off")]
     CutOff,
@@ -84,7 +94,7 @@ mod verbs;
 #[derive(Debug)]
 pub(crate) struct Machines {
     driver: Arc<dyn MachineDriver>,
-    volumes: Arc<dyn VolumeDriver>,
+    pool: Pool,
     network: Arc<Network>,
     images: Arc<Images>,
     records: Records,
@@ -92,6 +102,13 @@ pub(crate) struct Machines {
     table: Mutex<Table>,
     revision: watch::Sender<u64>,
     starts: Semaphore,
+}
+
+/// Where volumes come from, and the keys that are lent for them.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    pub(crate) volumes: Arc<dyn VolumeDriver>,
+    pub(crate) keys: Arc<Keys>,
 }
 
 #[derive(Debug, Default)]
@@ -171,7 +188,7 @@ impl Machines {
     /// Takes everything of a machine away, gives its volume back, and frees its slot. Blocks.
     fn clear(&self, spec: &MachineSpec, slot: u16) -> Result<(), VerbError> {
         self.driver.clear(&spec.machine, slot)?;
-        self.volumes.detach(&spec.volume, &spec.machine)?;
+        self.pool.volumes.detach(&spec.volume, &spec.machine)?;
         self.table().used_slots.remove(&slot);
         Ok(())
     }

@@ -4,6 +4,7 @@
 
 use crate::files::remove_all;
 use crate::image::Images;
+use crate::keys::{Keys, LeaseError};
 use crate::limits::{CONNECTIONS_MAX, FRAME_WAIT_MAX, REQUEST_WAIT_MAX, SHUTDOWN_WAIT_MAX};
 use crate::machines::{Machines, VerbError};
 use crate::settings::{HostSettings, InvalidSettings};
@@ -11,9 +12,10 @@ use crate::wire::{self, FrameError};
 use slipway_core::host_api::{
     HOST_API_VERSION, HostError, HostErrorCode, HostInfo, HostReply, HostRequest, HostRequestFrame,
 };
+use slipway_core::key::KeyLease;
 use slipway_core::limits::HOST_API_WATCH_WAIT_MAX;
 use slipway_core::units::ByteSize;
-use slipway_volumes::{VolumeDriver, VolumeError};
+use slipway_volumes::VolumeDriver;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,14 +26,22 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use zeroize::Zeroizing;
 
 const ROOT: u32 = 0;
+
+mod volumes;
+
+pub(crate) use volumes::transfers;
 
 /// Everything a request may need.
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) machines: Arc<Machines>,
     pub(crate) volumes: Arc<dyn VolumeDriver>,
+    pub(crate) keys: Arc<Keys>,
+    /// Room for exports and imports.
+    pub(crate) transfers: Arc<Semaphore>,
     pub(crate) images: Arc<Images>,
     pub(crate) drivers: Vec<String>,
     pub(crate) cpu_millis: u32,
@@ -147,7 +157,8 @@ async fn connection(mut stream: UnixStream, service: &Arc<Service>, stop: &Cance
             () = stop.cancelled() => return,
         };
         let answer = match frame {
-            Ok(frame) => answer_within(service, &frame, stop).await,
+            // It may have a key in it.
+            Ok(frame) => answer_within(service, &Zeroizing::new(frame), stop).await,
             Err(FrameError::Closed) => return,
             Err(error) => {
                 // The stream's place is lost, so this is the last answer.
@@ -195,8 +206,8 @@ async fn answer_within(service: &Arc<Service>, frame: &[u8], stop: &Cancellation
         }
         Ok(_) | Err(_) => {}
     }
-    let request = match serde_json::from_slice::<HostRequestFrame>(frame) {
-        Ok(frame) => frame.request,
+    let HostRequestFrame { request, lease, .. } = match serde_json::from_slice(frame) {
+        Ok(frame) => frame,
         Err(error) => {
             return refusal(
                 HostErrorCode::BadRequest,
@@ -207,7 +218,7 @@ async fn answer_within(service: &Arc<Service>, frame: &[u8], stop: &Cancellation
     let name = verb(&request);
     // A task of its own: what was begun is ended even if the peer goes away or the time is up.
     let (work, stop) = (Arc::clone(service), stop.clone());
-    let work = tokio::spawn(async move { answer(&work, request, &stop).await });
+    let work = tokio::spawn(async move { answer(&work, request, lease, &stop).await });
     match tokio::time::timeout(REQUEST_WAIT_MAX, work).await {
         Ok(Ok(Ok(answer))) => answer,
         Ok(Ok(Err(error))) => {
@@ -237,32 +248,28 @@ async fn answer_within(service: &Arc<Service>, frame: &[u8], stop: &Cancellation
 async fn answer(
     service: &Arc<Service>,
     request: HostRequest,
+    lease: Option<KeyLease>,
     stop: &CancellationToken,
 ) -> Result<Answer, VerbError> {
     let machines = &service.machines;
     Ok(match request {
-        HostRequest::Info => volumes(service, info).await?,
-        HostRequest::EnsureVolume { volume, size_bytes } => {
-            let ensure = move |s: &Service| {
-                Ok(HostReply::Volume(
-                    s.volumes.ensure(&volume, ByteSize(size_bytes))?,
-                ))
-            };
-            volumes(service, ensure).await?
+        HostRequest::Info => blocking(service, |s| info(s).map(Answer::from)).await?,
+        volume_verb @ (HostRequest::EnsureVolume { .. }
+        | HostRequest::ExtendVolume { .. }
+        | HostRequest::DestroyVolume { .. }
+        | HostRequest::ListVolumes
+        | HostRequest::CreateSnapshot { .. }
+        | HostRequest::DeleteSnapshot { .. }
+        | HostRequest::ListSnapshots
+        | HostRequest::ExportSnapshot { .. }
+        | HostRequest::ImportVolume { .. }
+        | HostRequest::RevokeKey { .. }) => {
+            blocking(service, move |s| s.volume_verb(volume_verb)).await?
         }
-        HostRequest::DestroyVolume { volume } => {
-            volumes(service, move |s| {
-                Ok(s.volumes.destroy(&volume).map(|()| HostReply::Done)?)
-            })
-            .await?
-        }
-        HostRequest::ListVolumes => {
-            volumes(service, |s| {
-                Ok(HostReply::Volumes {
-                    volumes: s.volumes.list()?,
-                })
-            })
-            .await?
+        HostRequest::LendKey => {
+            let lease = lease.ok_or(VerbError::NoLease)?;
+            service.keys.lend(lease, std::time::Instant::now())?;
+            HostReply::Done.into()
         }
         HostRequest::EnsureMachine(spec) => HostReply::Machine(machines.ensure(spec).await?).into(),
         HostRequest::StopMachine {
@@ -302,18 +309,19 @@ async fn answer(
     })
 }
 
-/// Runs a volume verb on a blocking thread.
-async fn volumes(
+/// Runs work on a blocking thread.
+async fn blocking(
     service: &Arc<Service>,
-    work: impl FnOnce(&Service) -> Result<HostReply, VerbError> + Send + 'static,
+    work: impl FnOnce(&Arc<Service>) -> Result<Answer, VerbError> + Send + 'static,
 ) -> Result<Answer, VerbError> {
     let service = Arc::clone(service);
     let done = tokio::task::spawn_blocking(move || work(&service));
-    Ok(done.await.map_err(|_| VerbError::CutOff)??.into())
+    done.await.map_err(|_| VerbError::CutOff)?
 }
 
 fn info(service: &Service) -> Result<HostReply, VerbError> {
     let pool = service.volumes.pool()?;
+    let capabilities = service.volumes.capabilities();
     Ok(HostReply::Info(HostInfo {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         arch: arch().to_owned(),
@@ -323,6 +331,9 @@ fn info(service: &Service) -> Result<HostReply, VerbError> {
         pool_capacity_bytes: pool.capacity.0,
         pool_promised_bytes: pool.promised.0,
         pool_used_bytes: pool.used.0,
+        encrypts: capabilities.encryption,
+        cloning: capabilities.cloning,
+        pool_notices: pool.notices,
         image: service.images.hash()?,
     }))
 }
@@ -340,6 +351,14 @@ fn verb(request: &HostRequest) -> &'static str {
     match request {
         HostRequest::Info => "info",
         HostRequest::EnsureVolume { .. } => "ensure_volume",
+        HostRequest::ExtendVolume { .. } => "extend_volume",
+        HostRequest::CreateSnapshot { .. } => "create_snapshot",
+        HostRequest::DeleteSnapshot { .. } => "delete_snapshot",
+        HostRequest::ListSnapshots => "list_snapshots",
+        HostRequest::ExportSnapshot { .. } => "export_snapshot",
+        HostRequest::ImportVolume { .. } => "import_volume",
+        HostRequest::LendKey => "lend_key",
+        HostRequest::RevokeKey { .. } => "revoke_key",
         HostRequest::DestroyVolume { .. } => "destroy_volume",
         HostRequest::ListVolumes => "list_volumes",
         HostRequest::EnsureMachine(_) => "ensure_machine",
@@ -357,7 +376,10 @@ fn code(error: &VerbError) -> HostErrorCode {
         VerbError::NotRunning(_) | VerbError::NotFound(_) => HostErrorCode::NotFound,
         VerbError::Running(_) | VerbError::WouldNotEnd { .. } => HostErrorCode::Busy,
         VerbError::Full(_) => HostErrorCode::NoSpace,
-        VerbError::Volume(error) => volume_code(error),
+        VerbError::Volume(error) => volumes::code(error),
+        VerbError::Lease(LeaseError::Stale(_)) => HostErrorCode::StaleGeneration,
+        VerbError::TransfersFull | VerbError::Lease(LeaseError::TooMany) => HostErrorCode::Busy,
+        VerbError::NoLease => HostErrorCode::BadRequest,
         VerbError::Driver(DriverError::Endpoint { source, .. }) => match source.raw_os_error() {
             // Nobody listens any more: it is ending.
             Some(nix::libc::ECONNREFUSED | nix::libc::ENOENT) => HostErrorCode::NotFound,
@@ -370,23 +392,6 @@ fn code(error: &VerbError) -> HostErrorCode {
         | VerbError::Image(_)
         | VerbError::Process { .. }
         | VerbError::CutOff => HostErrorCode::Failed,
-    }
-}
-
-fn volume_code(error: &VolumeError) -> HostErrorCode {
-    match error {
-        VolumeError::NotFound { .. } => HostErrorCode::NotFound,
-        VolumeError::InUse { .. } | VolumeError::Busy { .. } | VolumeError::PoolBusy { .. } => {
-            HostErrorCode::Busy
-        }
-        VolumeError::NoSpace { .. } => HostErrorCode::NoSpace,
-        VolumeError::SizeDiffers { .. } | VolumeError::InvalidSize { .. } => {
-            HostErrorCode::BadRequest
-        }
-        VolumeError::Damaged { .. } => HostErrorCode::VolumeDamaged,
-        VolumeError::EncryptionUnavailable { .. }
-        | VolumeError::Tool { .. }
-        | VolumeError::Io { .. } => HostErrorCode::Failed,
     }
 }
 

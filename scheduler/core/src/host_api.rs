@@ -7,13 +7,23 @@
 //! the stream outlives the host daemon.
 //!
 //! Every verb is idempotent. Verbs on a machine carry its generation; an older one is refused.
+//!
+//! **Keys.** Where [`HostInfo::encrypts`] holds, a volume is made, attached, extended, forked or shown in clear only while
+//! the host has a lease of its key ([`HostRequest::LendKey`]). A host cannot ask for one: leases only come from the control
+//! plane. They live in the memory of the host daemon and nowhere else; without one the answer is
+//! [`HostErrorCode::KeyNeeded`].
+//!
+//! **Streams.** The replies to [`HostRequest::ExportSnapshot`] and [`HostRequest::ImportVolume`] carry a descriptor as well:
+//! one end of a socket pair that the host writes to, or reads from, until the end of the stream
+//! (`slipway_volumes::stream` has its format).
 
 use crate::generation::Generation;
-use crate::id::{MachineId, VolumeId};
+use crate::id::{MachineId, SnapshotId, VolumeId};
+use crate::key::KeyLease;
 use serde::{Deserialize, Serialize};
 
 /// The version both sides must speak.
-pub const HOST_API_VERSION: u32 = 1;
+pub const HOST_API_VERSION: u32 = 2;
 
 /// One request frame.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +33,10 @@ pub struct HostRequestFrame {
     pub version: u32,
     /// What is asked.
     pub request: HostRequest,
+    /// With [`HostRequest::LendKey`] what is lent, and with nothing else. It is apart from the request so that reading it
+    /// makes no copies of the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<KeyLease>,
 }
 
 /// What may be asked of a host.
@@ -35,8 +49,65 @@ pub enum HostRequest {
     EnsureVolume {
         /// Which volume.
         volume: VolumeId,
+        /// Its hard cap in bytes. With a source at least the source's.
+        size_bytes: u64,
+        /// What it holds at first; absent: an empty file system. Of no meaning for a volume that is there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<VolumeSource>,
+    },
+    /// Makes a volume larger, attached or not, its file system with it. A size that it has is fine, a smaller one is
+    /// [`HostErrorCode::BadRequest`]. A machine that has the volume as a device must grow the file system itself. Replies
+    /// [`HostReply::Volume`].
+    ExtendVolume {
+        /// Which volume.
+        volume: VolumeId,
+        /// Its new hard cap in bytes.
+        size_bytes: u64,
+    },
+    /// Keeps what the volume holds now, as after a power cut at this moment. One that is there is fine, whatever the volume
+    /// holds by now. Replies [`HostReply::Snapshot`].
+    CreateSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+        /// The name it gets.
+        snapshot: SnapshotId,
+    },
+    /// Removes a snapshot for good; absent is fine. Volumes made from it stay. Replies [`HostReply::Done`].
+    DeleteSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// Replies [`HostReply::Snapshots`]. Snapshots outlive their volume.
+    ListSnapshots,
+    /// The contents of a snapshot as a stream that can be taken up again at any `offset_bytes`. Replies
+    /// [`HostReply::Stream`] with a descriptor to read from; a stream that ends without its trailer is not whole.
+    ExportSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Where to begin.
+        offset_bytes: u64,
+        /// As they are on disk (of use where the key is) rather than in clear. No matter where nothing is encrypted.
+        sealed: bool,
+    },
+    /// Makes a volume from an exported stream, if it is not there. Replies [`HostReply::Stream`] with a descriptor to write the
+    /// stream to, from the reply's offset on; then close the writing side and read one [`HostReply`] as JSON up to the end:
+    /// [`HostReply::Volume`] if it is whole. One that broke off is kept for a while, and goes on where it stopped.
+    ImportVolume {
+        /// Which volume it becomes.
+        volume: VolumeId,
         /// Its hard cap in bytes.
         size_bytes: u64,
+    },
+    /// Lends the key of a volume, or renews the lease: the one in [`HostRequestFrame::lease`]. An older generation than one
+    /// lent before is refused. Replies [`HostReply::Done`].
+    LendKey,
+    /// Forgets the key of a volume if it was lent for this or an earlier generation; none is fine. What is attached stays so
+    /// until its machine ends. Replies [`HostReply::Done`].
+    RevokeKey {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Up to which generation.
+        generation: Generation,
     },
     /// Removes a volume for good; absent is fine; attached is refused. Replies [`HostReply::Done`].
     DestroyVolume {
@@ -85,6 +156,22 @@ pub enum HostRequest {
     },
 }
 
+/// What a new volume holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "from", deny_unknown_fields)]
+pub enum VolumeSource {
+    /// What a snapshot kept (a restore).
+    Snapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// What another volume holds now (a fork).
+    Volume {
+        /// Which.
+        volume: VolumeId,
+    },
+}
+
 /// The listeners a machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -109,6 +196,18 @@ pub enum HostReply {
     Volumes {
         /// In id order.
         volumes: Vec<VolumeReport>,
+    },
+    /// The snapshot as it is now.
+    Snapshot(SnapshotReport),
+    /// All snapshots of this host.
+    Snapshots {
+        /// In id order.
+        snapshots: Vec<SnapshotReport>,
+    },
+    /// The descriptor that came along is the stream.
+    Stream {
+        /// Where the stream begins.
+        offset_bytes: u64,
     },
     /// The machine as it is now.
     Machine(MachineReport),
@@ -153,6 +252,10 @@ pub enum HostErrorCode {
     NoSpace,
     /// The volume's file system cannot be repaired.
     VolumeDamaged,
+    /// The volume is encrypted, and this host has no lease of its key.
+    KeyNeeded,
+    /// This host, or this volume as it is now, cannot do that; the message says why.
+    Unsupported,
     /// Anything else that failed on the host.
     Failed,
 }
@@ -176,6 +279,15 @@ pub struct HostInfo {
     pub pool_promised_bytes: u64,
     /// Bytes taken on disk.
     pub pool_used_bytes: u64,
+    /// New volumes are encrypted, and need a key.
+    #[serde(default)]
+    pub encrypts: bool,
+    /// What snapshots and forks cost here.
+    #[serde(default)]
+    pub cloning: Cloning,
+    /// What the operator must see to, in plain words: a pool about to be full, things found that belong to nobody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pool_notices: Vec<String>,
     /// Content hash of the builder image that new machines boot.
     pub image: String,
 }
@@ -191,6 +303,39 @@ pub struct VolumeReport {
     pub used_bytes: u64,
     /// The machine that has it, if one does.
     pub attached_to: Option<MachineId>,
+    /// It is encrypted on disk.
+    #[serde(default)]
+    pub encrypted: bool,
+}
+
+/// A snapshot as its host sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotReport {
+    /// Which.
+    pub snapshot: SnapshotId,
+    /// Of which volume; it may be gone.
+    pub volume: VolumeId,
+    /// The volume's hard cap at that time: a volume made from it has at least this.
+    pub size_bytes: u64,
+    /// Bytes it may take on disk by itself, when all else has changed. This is what the pool has promised for it.
+    pub stored_bytes: u64,
+    /// When it was made, in milliseconds since 1970.
+    pub created_at_ms: u64,
+    /// It is encrypted on disk, with the key that the volume has.
+    pub encrypted: bool,
+}
+
+/// What a snapshot or a fork costs when it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cloning {
+    /// All that is stored is copied: time and room for a second copy. A volume that is mounted is frozen meanwhile.
+    #[default]
+    FullCopy,
+    /// An instant; blocks are shared until one side writes (reflinks of XFS and btrfs).
+    Reflink,
+    /// An instant; blocks are shared until one side writes (thin volumes of device-mapper).
+    Thin,
 }
 
 /// A machine to run.

@@ -112,6 +112,8 @@ ids! {
     MachineId = "mch", "machine";
     /// A persistent disk.
     VolumeId = "vol", "volume";
+    /// What a volume held at one moment, kept apart from it.
+    SnapshotId = "snp", "snapshot";
     /// A region-labelled computer that runs machines.
     HostId = "hst", "host";
     /// One build of one image.

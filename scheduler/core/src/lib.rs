@@ -11,6 +11,7 @@ pub mod guest_api;
 pub mod host_api;
 pub mod id;
 pub mod idle;
+pub mod key;
 pub mod limits;
 pub mod machine;
 pub mod placement;

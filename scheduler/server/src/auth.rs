@@ -9,7 +9,6 @@ mod cache;
 mod credential;
 mod failures;
 mod recent;
-mod watch;
 
 pub use credential::{Credential, CredentialError, SECRET_PREFIX, Secret};
 
@@ -55,7 +54,7 @@ pub enum Denial {
     TooManyFailures,
 }
 
-/// Somebody whose credential is good. Clones end together when the token is revoked or expires.
+/// Somebody whose credential is good. Clones end together when the token is revoked.
 #[derive(Debug, Clone)]
 pub struct Principal {
     token: Arc<Token>,
@@ -63,7 +62,7 @@ pub struct Principal {
     org: Option<OrgId>,
     /// The app that was named as Basic's user name.
     named_app: Option<String>,
-    ended: Arc<CancellationToken>,
+    revoked: Arc<CancellationToken>,
 }
 
 /// An org that a principal has entered, and what it may do there.
@@ -116,10 +115,9 @@ impl Principal {
         self.org.as_ref()
     }
 
-    /// Cancelled when the token is revoked or has expired: whatever runs for it ends. That is at once for a revocation
-    /// by this process, and within [`TOKEN_LOOK_EVERY`](crate::bounds::TOKEN_LOOK_EVERY) for everything else.
-    pub fn ended(&self) -> &CancellationToken {
-        &self.ended
+    /// Cancelled when the token is revoked: whatever runs for it ends.
+    pub fn revoked(&self) -> &CancellationToken {
+        &self.revoked
     }
 
     /// May it do what needs `role`?
@@ -130,10 +128,14 @@ impl Principal {
         if self.token.role >= role {
             return Ok(());
         }
-        let (has, needs) = (name(self.token.role), name(role));
+        let needs = match role {
+            TokenRole::Read => "read",
+            TokenRole::Deploy => "deploy",
+            TokenRole::Admin => "admin",
+        };
         Err(Problem::new(
             Code::Forbidden,
-            format!("this needs a token with the role {needs}; yours has the role {has}"),
+            format!("this needs a token with the role {needs}"),
         )
         .hint(format!(
             "whoever has an admin token of the org can make one: `slipway tokens create NAME --role {needs}`"
@@ -173,7 +175,7 @@ impl Authenticator {
             Credential::Certificate(identity) => CacheKey::Certificate(identity.clone()),
         };
         let inner = &self.0;
-        let Good { token, ended } = match inner.cache.get(&key) {
+        let Good { token, revoked } = match inner.cache.get(&key) {
             Some(good) => good,
             None if inner.failures.too_many(peer, Instant::now()) => {
                 return AuthOutcome::Denied(Denial::TooManyFailures);
@@ -199,7 +201,7 @@ impl Authenticator {
             org,
             named_app: credential.named_app(),
             token,
-            ended,
+            revoked,
         })
     }
 
@@ -268,7 +270,7 @@ impl Authenticator {
 
     /// Forgets a token, at once, and ends what runs for it. Call it after the store has revoked it.
     pub fn revoked(&self, token: &TokenId) {
-        self.0.cache.end(token);
+        self.0.cache.revoke(token);
     }
 }
 
@@ -282,14 +284,6 @@ impl Entered {
             Some(only) if *only != app.id => Err(other_app()),
             Some(_) | None => Ok(()),
         }
-    }
-}
-
-fn name(role: TokenRole) -> &'static str {
-    match role {
-        TokenRole::Read => "read",
-        TokenRole::Deploy => "deploy",
-        TokenRole::Admin => "admin",
     }
 }
 
@@ -361,16 +355,20 @@ impl Inner {
         }
     }
 
-    /// The token a certificate was issued with, if it may speak for the certificate's org: it is the org's own, or the
-    /// administrator's.
+    /// The token a certificate was issued with, if it may still speak for the certificate's org.
     async fn token_of(&self, identity: &CertificateIdentity) -> Result<Option<Token>, StoreError> {
-        let token = self.store.token(&identity.token).await?;
-        Ok(token.filter(|token| {
-            token
-                .org
-                .as_ref()
-                .is_none_or(|owner| *owner == identity.org)
-        }))
+        let CertificateIdentity { token: id, org } = identity;
+        for owner in [Some(org), None] {
+            let tokens = match self.store.tokens(owner).await {
+                Ok(tokens) => tokens,
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if let Some(token) = tokens.into_iter().find(|token| token.id == *id) {
+                return Ok(Some(token));
+            }
+        }
+        Ok(None)
     }
 
     fn touch(&self, token: &Token) {

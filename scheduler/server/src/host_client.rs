@@ -95,7 +95,11 @@ impl HostClient {
         volume: VolumeId,
         size_bytes: u64,
     ) -> Result<VolumeReport, HostClientError> {
-        let request = HostRequest::EnsureVolume { volume, size_bytes };
+        let request = HostRequest::EnsureVolume {
+            volume,
+            size_bytes,
+            source: None,
+        };
         let HostReply::Volume(report) = self.call(request, MAKING_WAIT_MAX).await?.0 else {
             return Err(HostClientError::Protocol("no volume"));
         };
@@ -307,6 +311,9 @@ fn machine_list(reply: HostReply) -> Result<MachineList, HostClientError> {
         | HostReply::Info(_)
         | HostReply::Volume(_)
         | HostReply::Volumes { .. }
+        | HostReply::Snapshot(_)
+        | HostReply::Snapshots { .. }
+        | HostReply::Stream { .. }
         | HostReply::Machine(_)
         | HostReply::Endpoint => Err(HostClientError::Protocol("no machines")),
     }
@@ -346,8 +353,12 @@ impl HostWatch {
 
 fn request_frame(request: HostRequest) -> Result<Vec<u8>, HostClientError> {
     let version = HOST_API_VERSION;
-    serde_json::to_vec(&HostRequestFrame { version, request })
-        .map_err(|_| HostClientError::Protocol("request cannot be written"))
+    serde_json::to_vec(&HostRequestFrame {
+        version,
+        request,
+        lease: None,
+    })
+    .map_err(|_| HostClientError::Protocol("request cannot be written"))
 }
 
 fn millis(time: Duration) -> u64 {

@@ -149,7 +149,6 @@ pub(crate) async fn start(
 
     let tasks = TaskTracker::new();
     let authenticator = Authenticator::new(Arc::clone(&store));
-    let watched = authenticator.clone();
     let credentials = Credentials::new(Arc::clone(&store), opened.sealer);
     let gateway = Gateway::new(
         authenticator.clone(),
@@ -170,7 +169,6 @@ pub(crate) async fn start(
         tasks: tasks.clone(),
     });
     tasks.spawn(identity.keep_fresh(cancel.clone()));
-    tasks.spawn(watched.watch(cancel.clone()));
     let addresses = listeners.addresses();
     listeners.spawn(&tasks, &cancel, gateway, api);
     let path = settings.data_dir.join(ADDRESSES_FILE);

@@ -3,13 +3,12 @@
 //!
 //! Must not know: how anything is started.
 
-use super::{Machines, VerbError};
+use super::{Machines, Pool, VerbError};
 use crate::driver::MachineDriver;
 use crate::image::Images;
 use crate::limits::STARTS_AT_ONCE_MAX;
 use crate::network::Network;
 use crate::record::{Phase, Record, Records};
-use slipway_volumes::VolumeDriver;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Semaphore, watch};
 
@@ -21,7 +20,7 @@ impl Machines {
     /// [`VerbError`] when the records or the pool cannot be read.
     pub(crate) fn recover(
         driver: Arc<dyn MachineDriver>,
-        volumes: Arc<dyn VolumeDriver>,
+        pool: Pool,
         network: Arc<Network>,
         images: Arc<Images>,
         records: Records,
@@ -29,7 +28,7 @@ impl Machines {
     ) -> Result<Arc<Self>, VerbError> {
         let machines = Arc::new(Self {
             driver,
-            volumes,
+            pool,
             network,
             images,
             records,
@@ -95,7 +94,7 @@ impl Machines {
 
     /// Detaches volumes that no running machine holds.
     fn detach_unheld(&self) -> Result<(), VerbError> {
-        for report in self.volumes.list()? {
+        for report in self.pool.volumes.list()? {
             let Some(holder) = report.attached_to else {
                 continue;
             };
@@ -107,7 +106,7 @@ impl Machines {
                 .is_some_and(|record| {
                     record.spec.volume == report.volume && record.phase.slot().is_some()
                 });
-            if !held && let Err(error) = self.volumes.detach(&report.volume, &holder) {
+            if !held && let Err(error) = self.pool.volumes.detach(&report.volume, &holder) {
                 tracing::error!(volume = %report.volume, error = &error as &dyn std::error::Error, "cannot detach");
             }
         }

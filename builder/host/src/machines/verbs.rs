@@ -82,12 +82,15 @@ impl Machines {
         self.records.write(&starting)?;
         self.with_entry(&spec.machine, |entry| entry.record = Some(starting));
         let began = std::time::Instant::now();
-        let volume = self.volumes.attach(&spec.volume, &spec.machine)?;
+        let (volumes, keys) = (&self.pool.volumes, &self.pool.keys);
+        let key = keys.for_machine(&spec.volume, &spec.machine, spec.generation, began);
+        let how = self.driver.capabilities().volume;
+        let volume = volumes.attach(&spec.volume, &spec.machine, how, key.as_deref())?;
         tracing::debug!(elapsed_us = began.elapsed().as_micros(), "volume attached");
         Ok(self.driver.start(&Start {
             spec,
             slot,
-            volume: &volume,
+            volume: volume.path(),
             image,
         })?)
     }

@@ -30,6 +30,7 @@ use rootfs::Places;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::MachineId;
 use slipway_core::units::ByteSize;
+use slipway_volumes::AttachAs;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -278,7 +279,10 @@ impl Sandbox {
 
 impl MachineDriver for Sandbox {
     fn capabilities(&self) -> DriverCapabilities {
-        DriverCapabilities { name: "sandbox" }
+        DriverCapabilities {
+            name: "sandbox",
+            volume: AttachAs::Mount,
+        }
     }
 
     fn start(&self, start: &Start<'_>) -> Result<ProcessId, DriverError> {

@@ -29,11 +29,11 @@ fn nonsense_is_refused_and_the_daemon_goes_on() {
             HostErrorCode::BadRequest,
         ),
         (
-            r#"{"version":1,"request":{"verb":"reboot"}}"#,
+            r#"{"version":2,"request":{"verb":"reboot"}}"#,
             HostErrorCode::BadRequest,
         ),
         (
-            r#"{"version":1,"request":{"verb":"destroy_volume","volume":"../../etc"}}"#,
+            r#"{"version":2,"request":{"verb":"destroy_volume","volume":"../../etc"}}"#,
             HostErrorCode::BadRequest,
         ),
         ("{", HostErrorCode::BadRequest),
@@ -70,7 +70,7 @@ fn only_root_and_listed_users_may_speak() {
     .unwrap();
     // `uid 65533` may not even open it; as a member of the socket's group it may, and is then refused by its id.
     let ask = |uid: &str, gid: &str| {
-        let request = r#"{"version":1,"request":{"verb":"info"}}"#;
+        let request = r#"{"version":2,"request":{"verb":"info"}}"#;
         let script = format!(
             "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => '{}') or exit 9; $s->print(pack('N', {}) . '{request}'); $s->flush; sysread($s, my $h, 4); sysread($s, my $b, 65536); print $b",
             socket.display(),
@@ -129,7 +129,7 @@ fn no_more_than_so_many_connections() {
     let get_in = || {
         let mut client = host.client();
         client
-            .send_json(br#"{"version":1,"request":{"verb":"info"}}"#)
+            .send_json(br#"{"version":2,"request":{"verb":"info"}}"#)
             .ok()?;
         client.receive().ok().map(|_| client)
     };

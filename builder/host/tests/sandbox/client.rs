@@ -80,6 +80,7 @@ impl Client {
         let frame = HostRequestFrame {
             version: HOST_API_VERSION,
             request,
+            lease: None,
         };
         self.send_json(&serde_json::to_vec(&frame).unwrap())
             .unwrap();
@@ -98,6 +99,7 @@ impl Client {
             .ask(HostRequest::EnsureVolume {
                 volume: volume.clone(),
                 size_bytes,
+                source: None,
             })
             .0
         {
@@ -119,6 +121,7 @@ impl Client {
         let frame = HostRequestFrame {
             version: HOST_API_VERSION,
             request,
+            lease: None,
         };
         self.send_json(&serde_json::to_vec(&frame)?)?;
         match self.receive()?.0 {

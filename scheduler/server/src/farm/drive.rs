@@ -238,7 +238,9 @@ pub(super) fn start_failed(
                 | HostErrorCode::StaleGeneration
                 | HostErrorCode::NotFound
                 | HostErrorCode::Busy
-                | HostErrorCode::NoSpace,
+                | HostErrorCode::NoSpace
+                | HostErrorCode::KeyNeeded
+                | HostErrorCode::Unsupported,
             ) => failed.saturating_sub(1),
         };
         let at = now();

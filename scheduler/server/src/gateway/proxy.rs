@@ -5,7 +5,7 @@
 use super::endpoints::Endpoint;
 use super::pump::pump;
 use super::relay::{Return, relay};
-use super::{Activity, Caller, Gateway, ended, headers};
+use super::{Activity, Caller, Gateway, headers};
 use crate::bounds::UPGRADE_WAIT_MAX;
 use crate::connection::Connection;
 use crate::farm::{BuilderKey, chain};
@@ -47,10 +47,12 @@ impl Gateway {
         *outgoing.uri_mut() = target(&endpoint.path, parts.uri.query())?;
         *outgoing.headers_mut() = headers::to_builder(parts.headers, endpoint.credentials);
 
-        let principal = &caller.principal;
+        let revoked = caller.principal.revoked().clone();
         let answered = tokio::select! {
             biased;
-            () = principal.ended().cancelled() => return Err(ended()),
+            () = revoked.cancelled() => {
+                return Err(Problem::new(Code::Unauthenticated, "the token has been revoked"));
+            }
             answered = self.ask(&caller.key, outgoing) => answered?,
         };
         if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -73,7 +75,7 @@ impl Gateway {
                 sender,
             });
         let (parts, body) = response.into_parts();
-        let mut response = Response::new(relay(body, activity, back, principal.ended()));
+        let mut response = Response::new(relay(body, activity, back, &revoked));
         *response.status_mut() = parts.status;
         *response.headers_mut() = headers::to_client(parts.headers);
         Ok(response)
@@ -97,7 +99,7 @@ impl Gateway {
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
-                    None => return Err(not_answered(error.error())),
+                    None => return Err(broken(&chain(error.error()))),
                 },
             }
         }
@@ -119,7 +121,7 @@ impl Gateway {
                 sender,
                 activity,
             }),
-            Err(error) => Err(not_answered(&error)),
+            Err(error) => Err(broken(&chain(&error))),
         }
     }
 
@@ -166,7 +168,7 @@ impl Gateway {
     }
 }
 
-/// Copies until the end, or until the caller's token is good no longer.
+/// Copies until the end, or until the caller's token is revoked.
 pub(super) async fn stream<A, B>(caller: &Caller, client: A, builder: B)
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -174,8 +176,8 @@ where
 {
     let org = &caller.entered.org.id;
     tokio::select! {
-        () = caller.principal.ended().cancelled() => {
-            tracing::info!(%org, "stream ended: its token is good no longer");
+        () = caller.principal.revoked().cancelled() => {
+            tracing::info!(%org, "stream ended: token revoked");
         }
         done = pump(client, builder) => match done {
             Ok((sent, received)) => tracing::debug!(%org, sent, received, "stream ended"),
@@ -191,18 +193,6 @@ fn target(path: &str, query: Option<&str>) -> Result<Uri, Problem> {
     };
     text.parse()
         .map_err(|_| Problem::new(Code::Invalid, "the path or query is malformed"))
-}
-
-/// Whose fault it is that a request has no answer: the body's, which the client sends, or the builder's.
-fn not_answered(error: &hyper::Error) -> Problem {
-    if error.is_user() {
-        tracing::debug!(why = chain(error), "a request's body broke off");
-        return Problem::new(
-            Code::Invalid,
-            "the request's body is malformed, or broke off",
-        );
-    }
-    broken(&chain(error))
 }
 
 fn broken(why: &str) -> Problem {

@@ -227,7 +227,15 @@ async fn answer(
         | HostRequest::DestroyVolume { .. }
         | HostRequest::ListVolumes
         | HostRequest::StopMachine { .. }
-        | HostRequest::RemoveMachine { .. }) => (world.answer(other), None),
+        | HostRequest::RemoveMachine { .. }
+        | HostRequest::ExtendVolume { .. }
+        | HostRequest::CreateSnapshot { .. }
+        | HostRequest::DeleteSnapshot { .. }
+        | HostRequest::ListSnapshots
+        | HostRequest::ExportSnapshot { .. }
+        | HostRequest::ImportVolume { .. }
+        | HostRequest::LendKey
+        | HostRequest::RevokeKey { .. }) => (world.answer(other), None),
     }
 }
 

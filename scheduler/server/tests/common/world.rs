@@ -3,8 +3,8 @@
 use super::guest::TestGuest;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{
-    EndpointPort, HostError, HostErrorCode, HostInfo, HostReply, HostRequest, MachineReport,
-    MachineRunState, MachineSpec, VolumeReport,
+    Cloning, EndpointPort, HostError, HostErrorCode, HostInfo, HostReply, HostRequest,
+    MachineReport, MachineRunState, MachineSpec, VolumeReport,
 };
 use slipway_core::id::{MachineId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -223,9 +223,14 @@ impl World {
                 pool_capacity_bytes: 200 << 30,
                 pool_promised_bytes: 0,
                 pool_used_bytes: 0,
+                encrypts: false,
+                cloning: Cloning::FullCopy,
+                pool_notices: vec![],
                 image: "test".into(),
             }),
-            HostRequest::EnsureVolume { volume, size_bytes } => {
+            HostRequest::EnsureVolume {
+                volume, size_bytes, ..
+            } => {
                 self.lock().volumes.insert(volume.clone());
                 let (used_bytes, attached_to) = (0, None);
                 HostReply::Volume(VolumeReport {
@@ -233,6 +238,7 @@ impl World {
                     size_bytes,
                     used_bytes,
                     attached_to,
+                    encrypted: false,
                 })
             }
             HostRequest::DestroyVolume { volume } => self.destroy_volume(&volume),
@@ -249,6 +255,14 @@ impl World {
             HostRequest::EnsureMachine(_)
             | HostRequest::WatchMachines { .. }
             | HostRequest::OpenEndpoint { .. } => panic!("answered elsewhere"),
+            HostRequest::ExtendVolume { .. }
+            | HostRequest::CreateSnapshot { .. }
+            | HostRequest::DeleteSnapshot { .. }
+            | HostRequest::ListSnapshots
+            | HostRequest::ExportSnapshot { .. }
+            | HostRequest::ImportVolume { .. }
+            | HostRequest::LendKey
+            | HostRequest::RevokeKey { .. } => panic!("not asked of this host"),
         }
     }
 

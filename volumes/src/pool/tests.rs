@@ -1,18 +1,21 @@
 //! The `file` driver over real images, loop devices and mounts.
 
-use super::FileDriver;
+use super::Pool;
 use super::steps::{Fault, Step};
 use crate::conformance::{CASES, POOL_CAPACITY, wait_for};
-use crate::driver::{Encryption, VolumeDriver};
+use crate::driver::{AttachAs, Attachment, Encryption, NewVolume, VolumeDriver};
 use crate::error::VolumeError;
+use crate::file::{self, Images, open_file_pool};
 use crate::{loopdev, mounts};
-use slipway_core::id::{MachineId, VolumeId};
+use slipway_core::host_api::{Cloning, VolumeReport, VolumeSource};
+use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::units::ByteSize;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 const SIZE: ByteSize = ByteSize::mib(64);
 /// Tells a process started by a test what to do: `POOL MACHINE STEP`.
@@ -45,8 +48,12 @@ impl TestPool {
         self.dir.path().canonicalize().unwrap()
     }
 
-    fn open(&self) -> FileDriver {
+    fn open(&self) -> Pool<Images> {
         open(&self.path())
+    }
+
+    fn mounted(&self) -> PathBuf {
+        self.path().join("mnt").join(volume().as_str())
     }
 
     /// No device, no mount, and in `volumes/` exactly these files besides locks.
@@ -85,8 +92,8 @@ impl Drop for TestPool {
     }
 }
 
-fn open(pool: &Path) -> FileDriver {
-    FileDriver::open(pool, Some(POOL_CAPACITY), Encryption::Off).unwrap()
+fn open(pool: &Path) -> Pool<Images> {
+    file::open(pool, Some(POOL_CAPACITY), Encryption::Off).unwrap()
 }
 
 fn volume() -> VolumeId {
@@ -97,6 +104,19 @@ fn machine(n: u8) -> MachineId {
     MachineId::from_entropy([n; 10])
 }
 
+fn ensure(driver: &Pool<Images>, size: ByteSize) -> Result<VolumeReport, VolumeError> {
+    driver.ensure(&NewVolume::empty(&volume(), size))
+}
+
+fn attach(driver: &Pool<Images>, holder: u8) -> Result<PathBuf, VolumeError> {
+    driver
+        .attach(&volume(), &machine(holder), AttachAs::Mount, None)
+        .map(|attachment| match attachment {
+            Attachment::Mount(path) => path,
+            Attachment::Device(path) => panic!("{}", path.display()),
+        })
+}
+
 fn image_name() -> String {
     format!("{}.img", volume())
 }
@@ -105,14 +125,32 @@ fn marker_name() -> String {
     format!("{}.attached", volume())
 }
 
-fn fail_at(driver: &FileDriver, step: Step, fault: Fault) {
-    *driver.steps.fault.lock().unwrap() = Some((step, fault));
+fn snapshot() -> SnapshotId {
+    SnapshotId::from_entropy([1; 10])
+}
+
+fn restored() -> VolumeId {
+    VolumeId::from_entropy([2; 10])
+}
+
+/// Another volume from the snapshot.
+fn restore(driver: &Pool<Images>) -> Result<VolumeReport, VolumeError> {
+    driver.ensure(&NewVolume {
+        source: Some(&VolumeSource::Snapshot {
+            snapshot: snapshot(),
+        }),
+        ..NewVolume::empty(&restored(), SIZE)
+    })
+}
+
+fn fail_at(driver: &Pool<Images>, step: Step, fault: Fault) {
+    driver.steps.fail_at(step, fault);
 }
 
 /// Runs this very test once more in a process of its own, with a job.
 fn child(test: &str, job: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", &format!("file::tests::{test}"), "--nocapture"]);
+    command.args(["--exact", &format!("pool::tests::{test}"), "--nocapture"]);
     command
         .env(CHILD_ENV, job)
         .stdout(Stdio::null())
@@ -126,7 +164,49 @@ fn conforms() {
         let Some(pool) = TestPool::new() else { return };
         eprintln!("case: {name}");
         let path = pool.path();
-        case(&|| Box::new(open(&path)));
+        case(&|| Arc::new(open(&path)));
+    }
+}
+
+/// Pools on file systems whose files can share blocks.
+#[test]
+fn conforms_where_blocks_are_shared() {
+    for (kind, program, options) in [
+        ("xfs", "mkfs.xfs", "-q -s size=4096 -m reflink=1"),
+        ("btrfs", "mkfs.btrfs", "-q"),
+    ] {
+        let Some(outer) = TestPool::new() else { return };
+        let image = outer.path().join("disk");
+        fs::File::create(&image).unwrap().set_len(2 << 30).unwrap();
+        let made = Command::new(program)
+            .args(options.split(' '))
+            .arg(&image)
+            .status();
+        assert!(
+            made.is_ok_and(|made| made.success()),
+            "{program} (hint: scripts/setup.sh)"
+        );
+        let dir = outer.path().join("mnt").join(kind);
+        fs::create_dir_all(&dir).unwrap();
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&image)
+            .unwrap();
+        let device = loopdev::LoopDevice::attach(&file, false)
+            .unwrap()
+            .into_device();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some(&device.path), &dir, Some(kind), flags, None::<&str>).unwrap();
+        drop(device);
+        for (n, (name, case)) in CASES.iter().enumerate() {
+            eprintln!("{kind}: {name}");
+            let pool = dir.join(n.to_string());
+            let first = open(&pool);
+            assert_eq!(first.capabilities().cloning, Cloning::Reflink);
+            drop(first);
+            case(&|| Arc::new(open(&pool)));
+        }
     }
 }
 
@@ -136,25 +216,46 @@ fn a_failed_step_leaves_nothing_behind() {
     let driver = pool.open();
     for step in Step::CREATE {
         fail_at(&driver, step, Fault::Error);
-        let error = driver.ensure(&volume(), SIZE).unwrap_err();
+        let error = ensure(&driver, SIZE).unwrap_err();
         assert!(error.to_string().contains("injected"), "{step:?}: {error}");
         pool.assert_world(&format!("{step:?}"), &[]);
         assert_eq!(driver.pool().unwrap().promised, ByteSize(0));
     }
-    driver.ensure(&volume(), SIZE).unwrap();
+    ensure(&driver, SIZE).unwrap();
     for step in Step::ATTACH {
         fail_at(&driver, step, Fault::Error);
-        let error = driver.attach(&volume(), &machine(1)).unwrap_err();
+        let error = attach(&driver, 1).unwrap_err();
         assert!(error.to_string().contains("injected"), "{step:?}: {error}");
         pool.assert_world(&format!("{step:?}"), &[image_name()]);
     }
+    for step in Step::SNAPSHOT {
+        attach(&driver, 1).unwrap();
+        fail_at(&driver, step, Fault::Error);
+        let error = driver.snapshot(&volume(), &snapshot()).unwrap_err();
+        assert!(error.to_string().contains("injected"), "{step:?}: {error}");
+        assert_eq!(driver.snapshots().unwrap(), [], "{step:?}");
+        assert_eq!(driver.pool().unwrap().promised, SIZE, "{step:?}");
+        // It does not stand still any more.
+        fs::write(pool.mounted().join("written"), [1; 8192]).unwrap();
+        driver.detach(&volume(), &machine(1)).unwrap();
+        pool.assert_world(&format!("{step:?}"), &[image_name()]);
+    }
+    driver.snapshot(&volume(), &snapshot()).unwrap();
+    let promised = driver.pool().unwrap().promised;
+    for step in Step::CLONE {
+        fail_at(&driver, step, Fault::Error);
+        let error = restore(&driver).unwrap_err();
+        assert!(error.to_string().contains("injected"), "{step:?}: {error}");
+        assert_eq!(driver.pool().unwrap().promised, promised, "{step:?}");
+        pool.assert_world(&format!("{step:?}"), &[image_name()]);
+    }
     for step in Step::DETACH {
-        driver.attach(&volume(), &machine(1)).unwrap();
+        attach(&driver, 1).unwrap();
         fail_at(&driver, step, Fault::Error);
         driver.detach(&volume(), &machine(1)).unwrap_err();
         // Called again, it goes on from wherever it stopped; then anybody may have it.
         driver.detach(&volume(), &machine(1)).unwrap();
-        driver.attach(&volume(), &machine(2)).unwrap();
+        attach(&driver, 2).unwrap();
         driver.detach(&volume(), &machine(2)).unwrap();
         pool.assert_world(&format!("{step:?}"), &[image_name()]);
     }
@@ -171,8 +272,8 @@ fn a_process_that_dies_at_any_step_is_recovered_from() {
         let step = all.into_iter().find(|s| format!("{s:?}") == step).unwrap();
         let driver = open(Path::new(pool));
         fail_at(&driver, step, Fault::Death);
-        driver.ensure(&volume(), SIZE).unwrap();
-        driver.attach(&volume(), &machine(1)).unwrap();
+        ensure(&driver, SIZE).unwrap();
+        attach(&driver, 1).unwrap();
         driver.detach(&volume(), &machine(1)).unwrap();
         panic!("it should have died before");
     }
@@ -197,29 +298,99 @@ fn a_process_that_dies_at_any_step_is_recovered_from() {
         assert!(
             !pool
                 .path()
-                .join(format!("volumes/{}.img.tmp", volume()))
+                .join(format!("volumes/{}.{}.img.tmp", volume(), SIZE.0))
                 .exists(),
             "{step:?}"
         );
-        driver.ensure(&volume(), SIZE).unwrap();
+        ensure(&driver, SIZE).unwrap();
         let mounted = matches!(step, Step::FinishAttach | Step::Unmount);
         wait_for(&format!("{step:?}: attached is {mounted}"), || {
             driver.list().unwrap()[0].attached_to.is_some() == mounted
         });
         if mounted {
-            let refused = driver.attach(&volume(), &machine(2));
+            let refused = attach(&driver, 2);
             assert!(
                 matches!(refused, Err(VolumeError::InUse { .. })),
                 "{step:?}: {refused:?}"
             );
         }
         driver.detach(&volume(), &machine(1)).unwrap();
-        let dir = driver.attach(&volume(), &machine(2)).unwrap();
+        let dir = attach(&driver, 2).unwrap();
         fs::write(dir.join("works"), "").unwrap();
         driver.detach(&volume(), &machine(2)).unwrap();
         pool.assert_world(&format!("{step:?}"), &[image_name()]);
         driver.destroy(&volume()).unwrap();
         pool.assert_world(&format!("{step:?}"), &[]);
+    }
+}
+
+/// The same for what is done to a volume while it is attached.
+#[test]
+fn a_process_that_dies_at_any_step_of_other_verbs_is_recovered_from() {
+    let steps = || {
+        Step::SNAPSHOT
+            .into_iter()
+            .chain(Step::CLONE)
+            .chain(Step::EXTEND)
+            .chain(Step::DESTROY)
+    };
+    let larger = ByteSize(2 * SIZE.0);
+    if let Ok(job) = std::env::var(CHILD_ENV) {
+        let (pool, step) = job.split_once(' ').unwrap();
+        let step = steps().find(|s| format!("{s:?}") == step).unwrap();
+        let driver = open(Path::new(pool));
+        attach(&driver, 1).unwrap();
+        if !Step::CLONE.contains(&step) {
+            fail_at(&driver, step, Fault::Death);
+        }
+        driver.snapshot(&volume(), &snapshot()).unwrap();
+        fail_at(&driver, step, Fault::Death);
+        restore(&driver).unwrap();
+        driver.extend(&volume(), larger, None).unwrap();
+        driver.detach(&volume(), &machine(1)).unwrap();
+        driver.destroy(&volume()).unwrap();
+        panic!("it should have died before");
+    }
+    for step in steps() {
+        let Some(pool) = TestPool::new() else { return };
+        let driver = pool.open();
+        ensure(&driver, SIZE).unwrap();
+        let dir = attach(&driver, 1).unwrap();
+        fs::write(dir.join("kept"), "contents").unwrap();
+        driver.detach(&volume(), &machine(1)).unwrap();
+        let test = "a_process_that_dies_at_any_step_of_other_verbs_is_recovered_from";
+        let job = format!("{} {step:?}", pool.path().display());
+        let output = child(test, &job).output().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), None, "{step:?}: {words}");
+
+        let driver = pool.open();
+        let half_made = fs::read_dir(pool.path().join("snapshots"))
+            .unwrap()
+            .chain(fs::read_dir(pool.path().join("volumes")).unwrap())
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .find(|name| name.ends_with(".tmp"));
+        assert_eq!(half_made, None, "{step:?}");
+        // Whatever was done, doing all of it again works.
+        if step != Step::RemoveNames {
+            let dir = attach(&driver, 1).unwrap();
+            fs::write(dir.join("works"), [1; 8192]).unwrap();
+            assert_eq!(
+                fs::read_to_string(dir.join("kept")).unwrap(),
+                "contents",
+                "{step:?}"
+            );
+            driver.snapshot(&volume(), &snapshot()).unwrap();
+            let report = driver.extend(&volume(), larger, None).unwrap();
+            assert_eq!(report.size_bytes, larger.0);
+            driver.detach(&volume(), &machine(1)).unwrap();
+        }
+        restore(&driver).unwrap();
+        driver.destroy(&volume()).unwrap();
+        driver.delete_snapshot(&snapshot()).unwrap();
+        driver.destroy(&restored()).unwrap();
+        pool.assert_world(&format!("{step:?}"), &[]);
+        assert_eq!(driver.pool().unwrap().promised, ByteSize(0), "{step:?}");
     }
 }
 
@@ -231,9 +402,7 @@ fn of_two_processes_one_gets_the_volume_and_keeps_it_through_its_death() {
         // Ready; then wait for the start that both get together, and end at once, detaching nothing.
         eprintln!("READY");
         std::io::stdin().read_line(&mut String::new()).unwrap();
-        let won = driver
-            .attach(&volume(), &machine(n.parse().unwrap()))
-            .is_ok();
+        let won = attach(&driver, n.parse().unwrap()).is_ok();
         nix::sys::signal::raise(if won {
             nix::sys::signal::Signal::SIGKILL
         } else {
@@ -243,7 +412,7 @@ fn of_two_processes_one_gets_the_volume_and_keeps_it_through_its_death() {
     }
     let Some(pool) = TestPool::new() else { return };
     let driver = pool.open();
-    driver.ensure(&volume(), SIZE).unwrap();
+    ensure(&driver, SIZE).unwrap();
     for round in 0..3 {
         let mut children: Vec<_> = (1..=2)
             .map(|n| {
@@ -276,7 +445,7 @@ fn of_two_processes_one_gets_the_volume_and_keeps_it_through_its_death() {
         };
         let driver = pool.open();
         assert_eq!(driver.list().unwrap()[0].attached_to, Some(winner.clone()));
-        let refused = driver.attach(&volume(), &machine(3));
+        let refused = attach(&driver, 3);
         assert!(
             matches!(refused, Err(VolumeError::InUse { .. })),
             "{refused:?}"
@@ -289,10 +458,10 @@ fn of_two_processes_one_gets_the_volume_and_keeps_it_through_its_death() {
 fn an_unclean_end_is_checked_and_repaired() {
     let Some(pool) = TestPool::new() else { return };
     let driver = pool.open();
-    driver.ensure(&volume(), SIZE).unwrap();
+    ensure(&driver, SIZE).unwrap();
     let image = pool.path().join("volumes").join(image_name());
     let unclean = |n: u8| {
-        let dir = driver.attach(&volume(), &machine(n)).unwrap();
+        let dir = attach(&driver, n).unwrap();
         for i in 0..200 {
             fs::write(dir.join(format!("file{i}")), vec![7; 8192]).unwrap();
         }
@@ -307,7 +476,7 @@ fn an_unclean_end_is_checked_and_repaired() {
     // Late words of the one that had it change nothing: the check is still due.
     driver.detach(&volume(), &machine(1)).unwrap();
     assert!(pool.path().join("volumes").join(marker_name()).exists());
-    let dir = driver.attach(&volume(), &machine(2)).unwrap();
+    let dir = attach(&driver, 2).unwrap();
     assert_eq!(fs::read(dir.join("file199")).unwrap().len(), 8192);
     driver.detach(&volume(), &machine(2)).unwrap();
 
@@ -324,7 +493,7 @@ fn an_unclean_end_is_checked_and_repaired() {
         .output()
         .unwrap();
     assert_ne!(checked.status.code(), Some(0), "the test did no damage");
-    let dir = driver.attach(&volume(), &machine(4)).unwrap();
+    let dir = attach(&driver, 4).unwrap();
     fs::write(dir.join("works"), "again").unwrap();
     driver.detach(&volume(), &machine(4)).unwrap();
     let checked = Command::new("e2fsck")
@@ -345,15 +514,15 @@ fn an_unclean_end_is_checked_and_repaired() {
     file.write_all_at(&vec![0; usize::try_from(SIZE.0).unwrap()], 0)
         .unwrap();
     drop(file);
-    let damaged = driver.attach(&volume(), &machine(6));
+    let damaged = attach(&driver, 6);
     assert!(
         matches!(damaged, Err(VolumeError::Damaged { .. })),
         "{damaged:?}"
     );
     pool.assert_world("damaged", &[marker_name(), image_name()]);
     driver.destroy(&volume()).unwrap();
-    driver.ensure(&volume(), SIZE).unwrap();
-    driver.attach(&volume(), &machine(6)).unwrap();
+    ensure(&driver, SIZE).unwrap();
+    attach(&driver, 6).unwrap();
     driver.detach(&volume(), &machine(6)).unwrap();
 }
 
@@ -362,7 +531,7 @@ fn an_unclean_end_is_checked_and_repaired() {
 fn programs_being_started_do_not_count_as_holders() {
     let Some(pool) = TestPool::new() else { return };
     let driver = pool.open();
-    driver.ensure(&volume(), SIZE).unwrap();
+    ensure(&driver, SIZE).unwrap();
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -375,10 +544,7 @@ fn programs_being_started_do_not_count_as_holders() {
         let results: Vec<_> = (0..400)
             .map(|_| {
                 fail_at(&driver, Step::MakeDevice, Fault::Error);
-                driver
-                    .attach(&volume(), &machine(1))
-                    .unwrap_err()
-                    .to_string()
+                attach(&driver, 1).unwrap_err().to_string()
             })
             .collect();
         done.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -394,8 +560,8 @@ fn programs_being_started_do_not_count_as_holders() {
 fn open_files_delay_a_detach_and_do_not_lose_the_volume() {
     let Some(pool) = TestPool::new() else { return };
     let driver = pool.open();
-    driver.ensure(&volume(), SIZE).unwrap();
-    let dir = driver.attach(&volume(), &machine(1)).unwrap();
+    ensure(&driver, SIZE).unwrap();
+    let dir = attach(&driver, 1).unwrap();
     let held = fs::File::create(dir.join("held")).unwrap();
     let busy = driver.detach(&volume(), &machine(1));
     assert!(matches!(busy, Err(VolumeError::Busy { .. })), "{busy:?}");
@@ -410,8 +576,8 @@ fn open_files_delay_a_detach_and_do_not_lose_the_volume() {
 fn another_mount_keeps_the_volume_attached() {
     let Some(pool) = TestPool::new() else { return };
     let driver = pool.open();
-    driver.ensure(&volume(), SIZE).unwrap();
-    let dir = driver.attach(&volume(), &machine(1)).unwrap();
+    ensure(&driver, SIZE).unwrap();
+    let dir = attach(&driver, 1).unwrap();
     let other = pool.path().join("mnt").join("elsewhere");
     fs::create_dir(&other).unwrap();
     let bind = nix::mount::MsFlags::MS_BIND;
@@ -419,7 +585,7 @@ fn another_mount_keeps_the_volume_attached() {
     let busy = driver.detach(&volume(), &machine(1));
     assert!(matches!(busy, Err(VolumeError::Busy { .. })), "{busy:?}");
     assert_eq!(driver.list().unwrap()[0].attached_to, Some(machine(1)));
-    let refused = driver.attach(&volume(), &machine(2));
+    let refused = attach(&driver, 2);
     assert!(
         matches!(refused, Err(VolumeError::InUse { .. })),
         "{refused:?}"
@@ -430,7 +596,7 @@ fn another_mount_keeps_the_volume_attached() {
     ));
     // Its own holder gets the same file system once more.
     fs::write(other.join("seen"), "").unwrap();
-    let dir = pool.open().attach(&volume(), &machine(1)).unwrap();
+    let dir = attach(&pool.open(), 1).unwrap();
     assert!(dir.join("seen").exists());
     mounts::unmount(&other).unwrap();
     driver.detach(&volume(), &machine(1)).unwrap();
@@ -441,11 +607,11 @@ fn another_mount_keeps_the_volume_attached() {
 fn leftovers_of_a_crash_are_cleared_and_nothing_else() {
     let Some(pool) = TestPool::new() else { return };
     let driver = pool.open();
-    driver.ensure(&volume(), SIZE).unwrap();
+    ensure(&driver, SIZE).unwrap();
     let volumes = pool.path().join("volumes");
     let gone = VolumeId::from_entropy([9; 10]);
     for name in [
-        format!("{gone}.img.tmp"),
+        format!("{gone}.4096.img.tmp"),
         format!("{gone}.attached"),
         format!("{gone}.lock"),
     ] {
@@ -459,7 +625,7 @@ fn leftovers_of_a_crash_are_cleared_and_nothing_else() {
         &["notes.txt".to_owned(), marker_name(), image_name()],
     );
     assert!(!volumes.join(format!("{gone}.lock")).exists());
-    driver.attach(&volume(), &machine(1)).unwrap();
+    attach(&driver, 1).unwrap();
     driver.detach(&volume(), &machine(1)).unwrap();
 }
 
@@ -469,7 +635,7 @@ fn only_root_can_enter() {
     fs::create_dir(pool.path().join("mnt")).unwrap();
     fs::set_permissions(pool.path().join("mnt"), fs::Permissions::from_mode(0o755)).unwrap();
     let driver = pool.open();
-    driver.ensure(&volume(), SIZE).unwrap();
+    ensure(&driver, SIZE).unwrap();
     for (path, mode) in [
         ("mnt", 0o700),
         ("volumes", 0o700),
@@ -487,7 +653,7 @@ fn only_root_can_enter() {
 #[test]
 fn a_pool_that_must_encrypt_does_not_open() {
     let dir = tempfile::tempdir().unwrap();
-    let error = FileDriver::open(dir.path(), None, Encryption::Required).unwrap_err();
+    let error = open_file_pool(dir.path(), None, Encryption::Required).unwrap_err();
     let text = error.to_string();
     assert!(
         text.contains("requires encryption") && text.contains("encryption = \"off\""),
@@ -503,7 +669,7 @@ fn a_pool_that_must_encrypt_does_not_open() {
 #[test]
 fn the_default_capacity_is_what_can_be_kept() {
     let Some(pool) = TestPool::new() else { return };
-    let driver = FileDriver::open(&pool.path(), None, Encryption::Off).unwrap();
+    let driver = file::open(&pool.path(), None, Encryption::Off).unwrap();
     let statistics = nix::sys::statvfs::statvfs(&pool.path()).unwrap();
     let whole = statistics.blocks() * statistics.fragment_size();
     let capacity = driver.pool().unwrap().capacity;
@@ -511,9 +677,5 @@ fn the_default_capacity_is_what_can_be_kept() {
         capacity.0 > 0 && capacity.0 < whole / 100 * 91,
         "{capacity}"
     );
-    assert!(
-        driver
-            .ensure(&volume(), ByteSize(capacity.0 + (1 << 20)))
-            .is_err()
-    );
+    assert!(ensure(&driver, ByteSize(capacity.0 + (1 << 20))).is_err());
 }

@@ -1,0 +1,242 @@
+//! The verbs of the host API on volumes, snapshots and keys.
+//!
+//! Must not know: frames, or how a volume is made.
+
+use super::{Answer, Service};
+use crate::limits::{TRANSFER_IDLE_MAX, TRANSFERS_MAX};
+use crate::machines::VerbError;
+use slipway_core::host_api::{HostError, HostErrorCode, HostReply, HostRequest, VolumeSource};
+use slipway_core::id::{SnapshotId, VolumeId};
+use slipway_core::key::VolumeKey;
+use slipway_core::units::ByteSize;
+use slipway_volumes::{NewVolume, VolumeError};
+use std::io::{self, BufReader, BufWriter, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::Semaphore;
+
+/// Room for exports and imports.
+pub(crate) fn transfers() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(TRANSFERS_MAX))
+}
+
+/// Bytes that are read or written at once.
+const BUFFER_BYTES: usize = 256 << 10;
+
+impl Service {
+    fn key(&self, volume: &VolumeId) -> Option<Arc<VolumeKey>> {
+        self.keys.for_work(volume, Instant::now())
+    }
+
+    /// The key of what a snapshot was made of.
+    fn snapshot_key(&self, snapshot: &SnapshotId) -> Result<Option<Arc<VolumeKey>>, VolumeError> {
+        let found = self.volumes.snapshots()?;
+        let of = found.into_iter().find(|found| found.snapshot == *snapshot);
+        Ok(of.and_then(|found| self.key(&found.volume)))
+    }
+
+    /// Answers a verb on volumes. Blocks.
+    pub(super) fn volume_verb(self: &Arc<Self>, request: HostRequest) -> Result<Answer, VerbError> {
+        let reply = match request {
+            HostRequest::EnsureVolume {
+                volume,
+                size_bytes,
+                source,
+            } => self.ensure_volume(&volume, size_bytes, source.as_ref())?,
+            HostRequest::ExtendVolume { volume, size_bytes } => {
+                self.extend_volume(&volume, size_bytes)?
+            }
+            HostRequest::DestroyVolume { volume } => {
+                self.volumes.destroy(&volume)?;
+                HostReply::Done
+            }
+            HostRequest::ListVolumes => HostReply::Volumes {
+                volumes: self.volumes.list()?,
+            },
+            HostRequest::CreateSnapshot { volume, snapshot } => {
+                HostReply::Snapshot(self.volumes.snapshot(&volume, &snapshot)?)
+            }
+            HostRequest::DeleteSnapshot { snapshot } => {
+                self.volumes.delete_snapshot(&snapshot)?;
+                HostReply::Done
+            }
+            HostRequest::ListSnapshots => HostReply::Snapshots {
+                snapshots: self.volumes.snapshots()?,
+            },
+            HostRequest::ExportSnapshot {
+                snapshot,
+                offset_bytes,
+                sealed,
+            } => return self.export(snapshot, offset_bytes, sealed),
+            HostRequest::ImportVolume { volume, size_bytes } => {
+                return self.import(volume, size_bytes);
+            }
+            HostRequest::RevokeKey { volume, generation } => {
+                self.keys.revoke(&volume, generation);
+                HostReply::Done
+            }
+            HostRequest::Info
+            | HostRequest::LendKey
+            | HostRequest::EnsureMachine(_)
+            | HostRequest::StopMachine { .. }
+            | HostRequest::RemoveMachine { .. }
+            | HostRequest::WatchMachines { .. }
+            | HostRequest::OpenEndpoint { .. } => return Err(VerbError::CutOff),
+        };
+        Ok(reply.into())
+    }
+
+    fn ensure_volume(
+        &self,
+        volume: &VolumeId,
+        size_bytes: u64,
+        source: Option<&VolumeSource>,
+    ) -> Result<HostReply, VerbError> {
+        let source_key = match source {
+            Some(VolumeSource::Snapshot { snapshot }) => self.snapshot_key(snapshot)?,
+            Some(VolumeSource::Volume { volume }) => self.key(volume),
+            None => None,
+        };
+        Ok(HostReply::Volume(self.volumes.ensure(&NewVolume {
+            id: volume,
+            size: ByteSize(size_bytes),
+            source,
+            key: self.key(volume).as_deref(),
+            source_key: source_key.as_deref(),
+        })?))
+    }
+
+    fn extend_volume(&self, volume: &VolumeId, size_bytes: u64) -> Result<HostReply, VerbError> {
+        let key = self.key(volume);
+        Ok(HostReply::Volume(self.volumes.extend(
+            volume,
+            ByteSize(size_bytes),
+            key.as_deref(),
+        )?))
+    }
+
+    /// Begins an export; the answer has the end to read from.
+    fn export(
+        self: &Arc<Self>,
+        snapshot: SnapshotId,
+        offset_bytes: u64,
+        sealed: bool,
+    ) -> Result<Answer, VerbError> {
+        let found = self.volumes.snapshots()?;
+        let Some(found) = found.into_iter().find(|found| found.snapshot == snapshot) else {
+            return Err(VolumeError::SnapshotNotFound { snapshot }.into());
+        };
+        let key = self.key(&found.volume);
+        if found.encrypted && !sealed && key.is_none() {
+            return Err(VolumeError::KeyNeeded {
+                volume: found.volume,
+            }
+            .into());
+        }
+        let key = key.filter(|_| !sealed);
+        let (theirs, ours) = UnixStream::pair().map_err(stream_error)?;
+        ours.set_write_timeout(Some(TRANSFER_IDLE_MAX))
+            .map_err(stream_error)?;
+        self.in_background(move |service| {
+            let mut to = BufWriter::with_capacity(BUFFER_BYTES, &ours);
+            let done = service
+                .volumes
+                .export(&snapshot, offset_bytes, key.as_deref(), &mut to);
+            if let Err(error) = done {
+                // The reader sees a stream without its end.
+                tracing::warn!(%snapshot, error = &error as &dyn std::error::Error, "export broke off");
+            }
+        })?;
+        Ok(stream(theirs, offset_bytes))
+    }
+
+    /// Begins an import; the answer has the end to write to, and to read the outcome from.
+    fn import(self: &Arc<Self>, volume: VolumeId, size_bytes: u64) -> Result<Answer, VerbError> {
+        let size = ByteSize(size_bytes);
+        let offset = self.volumes.import_offset(&volume, size)?;
+        let key = self.key(&volume);
+        let (theirs, ours) = UnixStream::pair().map_err(stream_error)?;
+        ours.set_read_timeout(Some(TRANSFER_IDLE_MAX))
+            .map_err(stream_error)?;
+        self.in_background(move |service| {
+            let mut from = BufReader::with_capacity(BUFFER_BYTES, &ours);
+            let done = service
+                .volumes
+                .import(&volume, size, key.as_deref(), &mut from);
+            let reply = done.map_or_else(|error| refusal(&error.into()), HostReply::Volume);
+            let told = serde_json::to_vec(&reply)
+                .map_err(io::Error::other)
+                .and_then(|json| (&ours).write_all(&json))
+                .and_then(|()| ours.shutdown(Shutdown::Both));
+            if let Err(error) = told {
+                tracing::debug!(%volume, %error, "nobody heard how an import ended");
+            }
+        })?;
+        Ok(stream(theirs, offset))
+    }
+
+    /// On a thread of its own, for it may take hours. Refused when too many do.
+    fn in_background(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Service) + Send + 'static,
+    ) -> Result<(), VerbError> {
+        let Ok(place) = Arc::clone(&self.transfers).try_acquire_owned() else {
+            return Err(VerbError::TransfersFull);
+        };
+        let service = Arc::clone(self);
+        std::thread::Builder::new()
+            .name("transfer".to_owned())
+            .spawn(move || {
+                work(&service);
+                drop(place);
+            })
+            .map(drop)
+            .map_err(stream_error)
+    }
+}
+
+fn stream(theirs: UnixStream, offset_bytes: u64) -> Answer {
+    Answer {
+        reply: HostReply::Stream { offset_bytes },
+        descriptor: Some(OwnedFd::from(theirs)),
+    }
+}
+
+fn refusal(error: &VerbError) -> HostReply {
+    HostReply::Error(HostError {
+        code: super::code(error),
+        message: super::chain(error),
+    })
+}
+
+fn stream_error(error: io::Error) -> VerbError {
+    VolumeError::Stream(error.to_string()).into()
+}
+
+/// What a volume's refusal is to whoever asked.
+pub(super) fn code(error: &VolumeError) -> HostErrorCode {
+    match error {
+        VolumeError::NotFound { .. } | VolumeError::SnapshotNotFound { .. } => {
+            HostErrorCode::NotFound
+        }
+        VolumeError::InUse { .. }
+        | VolumeError::Busy { .. }
+        | VolumeError::SnapshotBusy { .. }
+        | VolumeError::PoolBusy { .. } => HostErrorCode::Busy,
+        VolumeError::NoSpace { .. } | VolumeError::PoolFull { .. } => HostErrorCode::NoSpace,
+        VolumeError::SizeDiffers { .. }
+        | VolumeError::InvalidSize { .. }
+        | VolumeError::Shrink { .. }
+        | VolumeError::Stream(_) => HostErrorCode::BadRequest,
+        VolumeError::Damaged { .. } => HostErrorCode::VolumeDamaged,
+        VolumeError::KeyNeeded { .. } => HostErrorCode::KeyNeeded,
+        VolumeError::Unsupported(_) => HostErrorCode::Unsupported,
+        VolumeError::EncryptionUnavailable { .. }
+        | VolumeError::WrongKey { .. }
+        | VolumeError::Tool { .. }
+        | VolumeError::Io { .. } => HostErrorCode::Failed,
+    }
+}

@@ -1,0 +1,90 @@
+//! Volumes as block devices, for machines with a kernel of their own.
+
+use super::{SIZE, Verbs, machine, report, snapshot, volume};
+use crate::VolumeError;
+use slipway_core::host_api::Cloning;
+use std::fs;
+use std::io::{Read, Seek, SeekFrom, Write};
+
+pub(super) fn for_one_holder(open: super::Open<'_>) {
+    let driver = open();
+    driver.ensure_empty(1, SIZE).unwrap();
+    let device = driver.device(1, 1).unwrap();
+    assert_eq!(driver.device(1, 1).unwrap(), device, "again");
+    assert_eq!(
+        fs::File::open(&device)
+            .unwrap()
+            .seek(SeekFrom::End(0))
+            .unwrap(),
+        SIZE.0
+    );
+    let other = driver.device(1, 2);
+    assert!(matches!(other, Err(VolumeError::InUse { .. })), "{other:?}");
+    let mounted = driver.mount(1, 1);
+    assert!(
+        matches!(mounted, Err(VolumeError::Unsupported(_))),
+        "{mounted:?}"
+    );
+    // It lasts while nobody has it open, and whoever opened the pool may be gone.
+    drop(driver);
+    let driver = open();
+    assert_eq!(report(&*driver, &volume(1)).attached_to, Some(machine(1)));
+    assert_eq!(driver.device(1, 1).unwrap(), device);
+    assert!(matches!(
+        driver.destroy(&volume(1)),
+        Err(VolumeError::InUse { .. })
+    ));
+    if driver.capabilities().cloning == Cloning::FullCopy {
+        let refused = driver.snapshot(&volume(1), &snapshot(1));
+        assert!(
+            matches!(refused, Err(VolumeError::Unsupported(_))),
+            "{refused:?}"
+        );
+        assert_eq!(driver.snapshots().unwrap(), []);
+    }
+    // A machine that still has it open keeps it.
+    let held = fs::File::open(&device).unwrap();
+    let busy = driver.detach(&volume(1), &machine(1));
+    assert!(matches!(busy, Err(VolumeError::Busy { .. })), "{busy:?}");
+    let other = driver.device(1, 2);
+    assert!(matches!(other, Err(VolumeError::InUse { .. })), "{other:?}");
+    drop(held);
+    driver.release(1, 1);
+    assert_eq!(report(&*driver, &volume(1)).attached_to, None);
+    driver.mount(1, 2).unwrap();
+    let as_device = driver.device(1, 2);
+    assert!(
+        matches!(as_device, Err(VolumeError::Unsupported(_))),
+        "{as_device:?}"
+    );
+    driver.release(1, 2);
+}
+
+pub(super) fn contents(open: super::Open<'_>) {
+    let driver = open();
+    driver.ensure_empty(1, SIZE).unwrap();
+    let dir = driver.mount(1, 1).unwrap();
+    fs::write(dir.join("marked"), "find this text on the device").unwrap();
+    driver.release(1, 1);
+    let device = driver.device(1, 1).unwrap();
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&device)
+        .unwrap();
+    let mut all = Vec::new();
+    file.read_to_end(&mut all).unwrap();
+    let text = b"find this text on the device";
+    let at = all.windows(text.len()).position(|w| w == text).unwrap();
+    file.seek(SeekFrom::Start(at as u64)).unwrap();
+    file.write_all(b"FOUND").unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    driver.release(1, 1);
+    let dir = driver.mount(1, 2).unwrap();
+    assert_eq!(
+        fs::read_to_string(dir.join("marked")).unwrap(),
+        "FOUNDthis text on the device"
+    );
+    driver.release(1, 2);
+}

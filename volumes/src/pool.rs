@@ -1,0 +1,437 @@
+//! A pool: the verbs of [`VolumeDriver`], whatever its volumes are made of.
+//!
+//! **Locks.** A verb on a volume holds that volume's lock to its end, and the pool's lock only while promises are summed up
+//! and one more is made; always in this order, and two volumes in the order of their ids.
+//!
+//! **What attached means.** A volume is in use exactly while its device exists, which the kernel keeps through the death
+//! of this process and through any other mount of the same file system in any namespace. The marker only adds for whom, and,
+//! when there is no device, that the last end was unclean.
+//!
+//! **Half done things.** What is being made gets its name last, so it is there whole or not at all; what was cut off is
+//! cleared away by the next opening. The growth of a file system is finished by the next attachment.
+//!
+//! Must not know: machines, orgs, where keys come from.
+
+mod attach;
+mod create;
+mod extend;
+pub(crate) mod layout;
+#[cfg(test)]
+mod machine_tests;
+mod snapshot;
+pub(crate) mod steps;
+#[cfg(test)]
+mod tests;
+mod transfer;
+
+pub(crate) use snapshot::too_slow;
+
+use crate::backing::{Backing, Making, Stored, StoredSnapshot, Unfinished};
+use crate::driver::{
+    AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
+};
+use crate::error::VolumeError;
+use crate::limits::{IMPORT_KEPT_FOR, POOL_LOCK_WAIT_MAX, VOLUME_LOCK_WAIT_MAX};
+use crate::lock::{FileLock, Locked};
+use crate::marker::{Marker, remove_if_there};
+use crate::{freeze, fs, luks, mounts};
+use layout::Layout;
+use slipway_core::host_api::{SnapshotReport, VolumeReport};
+use slipway_core::id::{MachineId, SnapshotId, VolumeId};
+use slipway_core::key::VolumeKey;
+use slipway_core::units::ByteSize;
+use std::io::{Read, Write};
+use std::sync::Mutex;
+use std::time::Duration;
+use steps::Steps;
+
+/// A pool of volumes. Several of these, in one process or in several, may work on one pool.
+#[derive(Debug)]
+pub(crate) struct Pool<B> {
+    pub(crate) layout: Layout,
+    pub(crate) backing: B,
+    /// New volumes are encrypted.
+    seals: bool,
+    pub(crate) steps: Steps,
+    /// What was found at the opening that belongs to nobody.
+    found: Mutex<Vec<String>>,
+}
+
+/// What a mapping of a volume in clear is called.
+fn clear_name(id: &VolumeId) -> String {
+    format!("slipway-{id}")
+}
+
+/// The same while the volume is made.
+fn clear_name_in_making(id: &VolumeId) -> String {
+    format!("slipway-{id}.making")
+}
+
+/// The same of a snapshot that is read.
+fn clear_name_of_snapshot(id: &SnapshotId) -> String {
+    format!("slipway-{id}")
+}
+
+impl<B: Backing> Pool<B> {
+    /// Takes a pool over: clears what a crash left half made, lets go on what it left frozen, and adopts what is attached.
+    pub(crate) fn open(
+        layout: Layout,
+        backing: B,
+        encryption: Encryption,
+    ) -> Result<Self, VolumeError> {
+        let pool = Self {
+            layout,
+            backing,
+            seals: encryption == Encryption::Required,
+            steps: Steps::default(),
+            found: Mutex::default(),
+        };
+        if !pool.backing.traits().discard {
+            tracing::warn!(pool = %pool.layout.root().display(), "the pool cannot take back freed blocks");
+        }
+        pool.thaw_all();
+        pool.clear_leftovers()?;
+        for report in pool.list()? {
+            if let Some(holder) = report.attached_to {
+                tracing::info!(volume = %report.volume, %holder, "attached volume adopted");
+            }
+        }
+        Ok(pool)
+    }
+
+    fn lock_pool(&self) -> Result<FileLock, VolumeError> {
+        let path = self.layout.pool_lock();
+        match FileLock::acquire(&path, POOL_LOCK_WAIT_MAX)
+            .map_err(VolumeError::io("lock", &path))?
+        {
+            Locked::Held(lock) => Ok(lock),
+            Locked::TimedOut => Err(VolumeError::PoolBusy {
+                waited: POOL_LOCK_WAIT_MAX,
+            }),
+        }
+    }
+
+    fn lock_volume(&self, id: &VolumeId) -> Result<FileLock, VolumeError> {
+        let path = self.layout.lock(id);
+        match FileLock::acquire(&path, VOLUME_LOCK_WAIT_MAX)
+            .map_err(VolumeError::io("lock", &path))?
+        {
+            Locked::Held(lock) => Ok(lock),
+            Locked::TimedOut => Err(VolumeError::Busy {
+                volume: id.clone(),
+                what: "another operation on it is going on",
+                waited: VOLUME_LOCK_WAIT_MAX,
+            }),
+        }
+    }
+
+    /// So that a snapshot does not go while it is read.
+    fn lock_snapshot(&self, snapshot: &SnapshotId) -> Result<FileLock, VolumeError> {
+        let path = self.layout.snapshot_lock(snapshot);
+        match FileLock::acquire(&path, VOLUME_LOCK_WAIT_MAX)
+            .map_err(VolumeError::io("lock", &path))?
+        {
+            Locked::Held(lock) => Ok(lock),
+            Locked::TimedOut => Err(VolumeError::SnapshotBusy {
+                snapshot: snapshot.clone(),
+                waited: VOLUME_LOCK_WAIT_MAX,
+            }),
+        }
+    }
+
+    /// Refuses to promise `more`. The pool is locked.
+    fn check_room(&self, more: u64) -> Result<(), VolumeError> {
+        let state = self.backing.state()?;
+        let promised = self.promised()?;
+        if promised.saturating_add(more) > state.capacity {
+            return Err(VolumeError::NoSpace {
+                want: ByteSize(more),
+                promised: ByteSize(promised),
+                capacity: ByteSize(state.capacity),
+            });
+        }
+        match state.refuses_growth {
+            Some(reason) => Err(VolumeError::PoolFull { reason }),
+            None => Ok(()),
+        }
+    }
+
+    fn promised(&self) -> Result<u64, VolumeError> {
+        let inventory = self.backing.inventory()?;
+        let volumes = inventory.volumes.iter().map(|(_, stored)| stored.size);
+        let snapshots = inventory
+            .snapshots
+            .iter()
+            .map(|snapshot| self.backing.snapshot_reserve(&snapshot.stored));
+        Ok(volumes
+            .chain(snapshots)
+            .fold(inventory.reserved, u64::saturating_add))
+    }
+
+    fn report(
+        &self,
+        id: &VolumeId,
+        stored: &Stored,
+        active: bool,
+    ) -> Result<VolumeReport, VolumeError> {
+        let attached_to = match Marker::read(&self.layout.marker(id))? {
+            Marker::HeldBy(holder, _) if active => Some(holder),
+            Marker::HeldBy(..) | Marker::Absent | Marker::Unreadable => None,
+        };
+        Ok(VolumeReport {
+            volume: id.clone(),
+            size_bytes: stored.size,
+            used_bytes: stored.used,
+            attached_to,
+            encrypted: stored.sealed,
+        })
+    }
+
+    fn report_now(&self, id: &VolumeId) -> Result<Option<VolumeReport>, VolumeError> {
+        let Some(stored) = self.backing.find(id)? else {
+            return Ok(None);
+        };
+        let active = self.backing.active(id)?.is_some();
+        self.report(id, &stored, active).map(Some)
+    }
+
+    fn found_now(&self, id: &VolumeId) -> Result<Stored, VolumeError> {
+        self.backing
+            .find(id)?
+            .ok_or_else(|| VolumeError::NotFound { volume: id.clone() })
+    }
+
+    fn find_snapshot(&self, snapshot: &SnapshotId) -> Result<Option<StoredSnapshot>, VolumeError> {
+        let inventory = self.backing.inventory()?;
+        Ok(inventory
+            .snapshots
+            .into_iter()
+            .find(|found| found.snapshot == *snapshot))
+    }
+
+    /// Removes what a crash left: what was being made, and markers and locks of volumes that are not there. What somebody
+    /// is making right now is locked, and left alone.
+    fn clear_leftovers(&self) -> Result<(), VolumeError> {
+        for unfinished in self.backing.unfinished()? {
+            let id = match &unfinished {
+                Unfinished::Volume { id, .. } | Unfinished::Snapshot(_, id) => id,
+            };
+            let Some(_volume) = self.try_lock_volume(id)? else {
+                continue;
+            };
+            match &unfinished {
+                Unfinished::Volume {
+                    making: Making::Import,
+                    idle_s,
+                    ..
+                } if Duration::from_secs(*idle_s) < IMPORT_KEPT_FOR => {
+                    luks_close_making(id)?;
+                }
+                Unfinished::Volume { making, .. } => {
+                    tracing::warn!(volume = %id, "half made volume removed");
+                    luks_close_making(id)?;
+                    self.backing.abandon(id, *making)?;
+                }
+                Unfinished::Snapshot(snapshot, _) => {
+                    tracing::warn!(volume = %id, %snapshot, "half made snapshot removed");
+                    self.backing.abandon_snapshot(snapshot)?;
+                }
+            }
+        }
+        let there = self.backing.inventory()?;
+        let volumes: Vec<&VolumeId> = there.volumes.iter().map(|(id, _)| id).collect();
+        for name in Layout::file_names(&self.layout.volumes_dir())? {
+            let Some((
+                stem,
+                "attached.tmp" | "attached" | "import" | "import.tmp" | "used" | "lock",
+            )) = name.split_once('.')
+            else {
+                continue;
+            };
+            let Ok(id) = stem.parse::<VolumeId>() else {
+                continue;
+            };
+            if volumes.contains(&&id) {
+                continue;
+            }
+            // One that is being made is locked, and one that was made meanwhile is there.
+            let Some(_volume) = self.try_lock_volume(&id)? else {
+                continue;
+            };
+            let importing = self.backing.is_begun(&id, Making::Import)?;
+            if !importing && self.backing.find(&id)?.is_none() {
+                remove_if_there(&self.layout.marker(&id))?;
+                remove_if_there(&self.layout.volumes_dir().join(&name))?;
+                remove_if_there(&self.layout.lock(&id))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn try_lock_volume(&self, id: &VolumeId) -> Result<Option<FileLock>, VolumeError> {
+        let path = self.layout.lock(id);
+        match FileLock::acquire(&path, Duration::ZERO).map_err(VolumeError::io("lock", &path))? {
+            Locked::Held(lock) => Ok(Some(lock)),
+            Locked::TimedOut => Ok(None),
+        }
+    }
+
+    /// A process that died while a volume stood still is gone, and so may be its guard.
+    fn thaw_all(&self) {
+        let Ok(names) = Layout::file_names(&self.layout.mounts_dir()) else {
+            return;
+        };
+        for name in names {
+            let path = self.layout.mounts_dir().join(name);
+            if !mounts::is_mount_point(&path).unwrap_or(false) {
+                continue;
+            }
+            match freeze::thaw_if_frozen(&path) {
+                Ok(true) => {
+                    tracing::warn!(path = %path.display(), "a frozen file system goes on");
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "cannot see whether a file system is frozen");
+                }
+            }
+        }
+    }
+
+    fn in_use(&self, id: &VolumeId) -> Result<VolumeError, VolumeError> {
+        let holder = match Marker::read(&self.layout.marker(id))? {
+            Marker::HeldBy(holder, _) => Some(holder),
+            Marker::Absent | Marker::Unreadable => None,
+        };
+        Ok(VolumeError::InUse {
+            volume: id.clone(),
+            holder,
+        })
+    }
+}
+
+fn luks_close_making(id: &VolumeId) -> Result<(), VolumeError> {
+    luks::close(&clear_name_in_making(id)).map(drop)
+}
+
+/// What an encrypted volume cannot do without.
+fn needed<'k>(id: &VolumeId, key: Option<&'k VolumeKey>) -> Result<&'k VolumeKey, VolumeError> {
+    key.ok_or_else(|| VolumeError::KeyNeeded { volume: id.clone() })
+}
+
+impl<B: Backing> VolumeDriver for Pool<B> {
+    fn capabilities(&self) -> Capabilities {
+        let traits = self.backing.traits();
+        Capabilities {
+            name: traits.name,
+            thin: traits.thin,
+            discard: traits.discard,
+            encryption: self.seals,
+            cloning: traits.cloning,
+            grows_mounted: fs::may_grow_mounted(),
+        }
+    }
+
+    fn ensure(&self, new: &NewVolume<'_>) -> Result<VolumeReport, VolumeError> {
+        self.create(new)
+    }
+
+    fn extend(
+        &self,
+        id: &VolumeId,
+        size: ByteSize,
+        key: Option<&VolumeKey>,
+    ) -> Result<VolumeReport, VolumeError> {
+        self.make_larger(id, size, key)
+    }
+
+    fn destroy(&self, id: &VolumeId) -> Result<(), VolumeError> {
+        self.remove(id)
+    }
+
+    fn list(&self) -> Result<Vec<VolumeReport>, VolumeError> {
+        let active = self.backing.all_active()?;
+        let mut reports = Vec::new();
+        for (id, stored) in self.backing.inventory()?.volumes {
+            reports.push(self.report(&id, &stored, active.contains(&id))?);
+        }
+        reports.sort_by(|a, b| a.volume.cmp(&b.volume));
+        Ok(reports)
+    }
+
+    fn attach(
+        &self,
+        id: &VolumeId,
+        holder: &MachineId,
+        how: AttachAs,
+        key: Option<&VolumeKey>,
+    ) -> Result<Attachment, VolumeError> {
+        self.attach_to(id, holder, how, key)
+    }
+
+    fn detach(&self, id: &VolumeId, holder: &MachineId) -> Result<(), VolumeError> {
+        self.detach_from(id, holder)
+    }
+
+    fn snapshot(
+        &self,
+        id: &VolumeId,
+        snapshot: &SnapshotId,
+    ) -> Result<SnapshotReport, VolumeError> {
+        self.keep(id, snapshot)
+    }
+
+    fn delete_snapshot(&self, snapshot: &SnapshotId) -> Result<(), VolumeError> {
+        self.remove_snapshot(snapshot)
+    }
+
+    fn snapshots(&self) -> Result<Vec<SnapshotReport>, VolumeError> {
+        self.all_snapshots()
+    }
+
+    fn export(
+        &self,
+        snapshot: &SnapshotId,
+        offset: u64,
+        key: Option<&VolumeKey>,
+        to: &mut dyn Write,
+    ) -> Result<(), VolumeError> {
+        self.send(snapshot, offset, key, to)
+    }
+
+    fn import_offset(&self, id: &VolumeId, size: ByteSize) -> Result<u64, VolumeError> {
+        self.receive_offset(id, size)
+    }
+
+    fn import(
+        &self,
+        id: &VolumeId,
+        size: ByteSize,
+        key: Option<&VolumeKey>,
+        from: &mut dyn Read,
+    ) -> Result<VolumeReport, VolumeError> {
+        self.receive(id, size, key, from)
+    }
+
+    fn pool(&self) -> Result<PoolReport, VolumeError> {
+        let state = self.backing.state()?;
+        let inventory = self.backing.inventory()?;
+        let volumes = inventory.volumes.iter().map(|(_, stored)| stored.used);
+        let snapshots = inventory.snapshots.iter().map(|s| s.stored.used);
+        let used = state
+            .used
+            .unwrap_or_else(|| volumes.chain(snapshots).fold(0, u64::saturating_add));
+        let mut notices = state.notices;
+        let found = self
+            .found
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        notices.extend(found.iter().cloned());
+        Ok(PoolReport {
+            capacity: ByteSize(state.capacity),
+            promised: ByteSize(self.promised()?),
+            used: ByteSize(used),
+            notices,
+        })
+    }
+}

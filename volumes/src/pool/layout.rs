@@ -1,0 +1,94 @@
+//! Where a pool keeps what is not blocks: locks, markers, mount points. Ids are validated types, so that no path leaves it.
+//!
+//! ```text
+//! POOL/pool.lock              held while the sum of the promises may change
+//! POOL/volumes/ID.attached    who holds it (see `marker`)
+//! POOL/volumes/ID.lock        held during any operation on the one volume
+//! POOL/mnt/ID                 where it is mounted; only root can enter POOL/mnt
+//! ```
+//!
+//! Must not know: what volumes are made of.
+
+use crate::error::VolumeError;
+use slipway_core::id::{SnapshotId, VolumeId};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// The directories of one pool.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// Makes what is not there.
+    pub(crate) fn make(pool_dir: &Path) -> Result<Self, VolumeError> {
+        make_dir(pool_dir)?;
+        // Device and mount tables show canonical paths.
+        let root = pool_dir
+            .canonicalize()
+            .map_err(VolumeError::io("resolve", pool_dir))?;
+        let layout = Self { root };
+        // What is inside volumes, setuid files among it, must be out of reach of the host's users.
+        for dir in [layout.volumes_dir(), layout.mounts_dir()] {
+            make_dir(&dir)?;
+            std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700))
+                .map_err(VolumeError::io("restrict", &dir))?;
+        }
+        Ok(layout)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn pool_lock(&self) -> PathBuf {
+        self.root.join("pool.lock")
+    }
+
+    pub(crate) fn volumes_dir(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
+    pub(crate) fn mounts_dir(&self) -> PathBuf {
+        self.root.join("mnt")
+    }
+
+    pub(crate) fn marker(&self, id: &VolumeId) -> PathBuf {
+        self.volumes_dir().join(format!("{id}.attached"))
+    }
+
+    pub(crate) fn lock(&self, id: &VolumeId) -> PathBuf {
+        self.volumes_dir().join(format!("{id}.lock"))
+    }
+
+    pub(crate) fn snapshot_lock(&self, id: &SnapshotId) -> PathBuf {
+        self.volumes_dir().join(format!("{id}.lock"))
+    }
+
+    pub(crate) fn mount_point(&self, id: &VolumeId) -> PathBuf {
+        self.mounts_dir().join(id.as_str())
+    }
+
+    /// The names of all files in `dir`; one that is not UTF-8 is not ours.
+    pub(crate) fn file_names(dir: &Path) -> Result<Vec<String>, VolumeError> {
+        let fail = || VolumeError::io::<io::Error>("list", dir);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(fail())? {
+            if let Ok(name) = entry.map_err(fail())?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+}
+
+/// For root alone.
+pub(crate) fn make_dir(path: &Path) -> Result<(), VolumeError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(VolumeError::io("make directory", path))
+}

@@ -1,0 +1,372 @@
+//! The format of an exported volume: a stream that leaves holes out, is compressed, and proves itself.
+//!
+//! ```text
+//! header   "slipvol1", flags u8 (1: encrypted as on disk), size u64 of the contents, start u64
+//! record   offset u64, length u32 of the contents, encoded u32, SHA-256 of the contents, that many bytes of zstd
+//! trailer  offset u64::MAX, length 0, encoded 0, SHA-256 over the heads of all records since the header
+//! ```
+//! Numbers are big-endian; records come in the order of their offsets; what no record has reads as zeros. A stream that
+//! begins at `start` leaves out what lies before it, so that one that broke off is taken up again.
+//!
+//! Must not know: volumes, devices.
+
+use crate::limits::{STREAM_ENCODED_BYTES_MAX, STREAM_RECORD_BYTES};
+use nix::errno::Errno;
+use nix::unistd::Whence;
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+
+const MAGIC: &[u8; 8] = b"slipvol1";
+const FLAG_SEALED: u8 = 1;
+const HEAD_BYTES: usize = 16 + 32;
+/// Fast: the network is slower than any more would be worth.
+const ZSTD_LEVEL: i32 = 1;
+
+/// What a stream says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The contents are encrypted, as they are on disk.
+    pub sealed: bool,
+    /// Bytes of the contents.
+    pub size: u64,
+    /// Where the stream begins.
+    pub start: u64,
+}
+
+/// What lies below a device that shows it decrypted: that and how far its contents are shifted in it. Where nothing was
+/// ever written, it reads as zeros, and the device as noise.
+#[derive(Debug, Clone, Copy)]
+pub struct Below<'a> {
+    /// The encrypted device or image.
+    pub file: &'a File,
+    /// Where the contents begin in it.
+    pub shift: u64,
+}
+
+/// Writes the contents of `from` as a stream.
+///
+/// # Errors
+/// What reading or writing said.
+pub fn write(
+    from: &File,
+    below: Option<Below<'_>>,
+    header: Header,
+    to: &mut dyn Write,
+) -> io::Result<()> {
+    let mut head = MAGIC.to_vec();
+    head.push(if header.sealed { FLAG_SEALED } else { 0 });
+    head.extend_from_slice(&header.size.to_be_bytes());
+    head.extend_from_slice(&header.start.to_be_bytes());
+    to.write_all(&head)?;
+    let mut whole = Sha256::new();
+    let mut contents = vec![0; STREAM_RECORD_BYTES];
+    let mut at = header.start;
+    let shift = below.map_or(0, |below| below.shift);
+    let holes = below.map_or(from, |below| below.file);
+    while let Some(offset) = next_data(holes, at + shift, header.size + shift)? {
+        let offset = offset - shift;
+        // Records begin at multiples of their size: the same data gives the same records wherever a stream begins.
+        let offset = (offset - offset % RECORD).max(at);
+        let end = (offset - offset % RECORD + RECORD).min(header.size);
+        let length = usize::try_from(end - offset).map_err(io::Error::other)?;
+        let contents = &mut contents[..length];
+        holes.read_exact_at(contents, offset + shift)?;
+        if contents.iter().any(|byte| *byte != 0) {
+            if below.is_some() {
+                from.read_exact_at(contents, offset)?;
+            }
+            write_record(contents, offset, &mut whole, to)?;
+        }
+        at = end;
+    }
+    to.write_all(&record_head(u64::MAX, 0, 0, &whole.finalize().into()))?;
+    to.flush()
+}
+
+const RECORD: u64 = STREAM_RECORD_BYTES as u64;
+
+fn write_record(
+    contents: &[u8],
+    offset: u64,
+    whole: &mut Sha256,
+    to: &mut dyn Write,
+) -> io::Result<()> {
+    let encoded = zstd::bulk::compress(contents, ZSTD_LEVEL)?;
+    let length = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(io::Error::other);
+    let head = record_head(
+        offset,
+        length(contents)?,
+        length(&encoded)?,
+        &Sha256::digest(contents).into(),
+    );
+    whole.update(head);
+    to.write_all(&head)?;
+    to.write_all(&encoded)
+}
+
+fn record_head(offset: u64, length: u32, encoded: u32, digest: &[u8; 32]) -> [u8; HEAD_BYTES] {
+    let mut head = [0; HEAD_BYTES];
+    head[..8].copy_from_slice(&offset.to_be_bytes());
+    head[8..12].copy_from_slice(&length.to_be_bytes());
+    head[12..16].copy_from_slice(&encoded.to_be_bytes());
+    head[16..].copy_from_slice(digest);
+    head
+}
+
+/// Where data is next, at or after `at`; nothing if there is none before `size`. A block device has data everywhere.
+fn next_data(from: &File, at: u64, size: u64) -> io::Result<Option<u64>> {
+    if at >= size {
+        return Ok(None);
+    }
+    let start = i64::try_from(at).map_err(io::Error::other)?;
+    match nix::unistd::lseek(from, start, Whence::SeekData) {
+        Ok(offset) => {
+            let offset = u64::try_from(offset).map_err(io::Error::other)?;
+            Ok((offset < size).then_some(offset))
+        }
+        Err(Errno::ENXIO) => Ok(None),
+        // It cannot tell.
+        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(Some(at)),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Why a stream was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It is no stream of this version, or not in order.
+    #[error("it is not an exported volume, or damaged: {0}")]
+    Malformed(&'static str),
+    /// It ended before its end, or could not be read.
+    #[error("it broke off: {0}")]
+    BrokenOff(#[source] io::Error),
+    /// It could not be written down.
+    #[error("it could not be written down: {0}")]
+    Write(#[source] io::Error),
+}
+
+/// Reads the beginning of a stream.
+///
+/// # Errors
+/// [`ReadError`].
+pub fn read_header(from: &mut dyn Read) -> Result<Header, ReadError> {
+    let mut head = [0; 25];
+    from.read_exact(&mut head).map_err(ReadError::BrokenOff)?;
+    if head[..8] != MAGIC[..] || head[8] & !FLAG_SEALED != 0 {
+        return Err(ReadError::Malformed("its beginning is unknown"));
+    }
+    Ok(Header {
+        sealed: head[8] & FLAG_SEALED != 0,
+        size: u64_at(&head, 9),
+        start: u64_at(&head, 17),
+    })
+}
+
+/// Where a stream's contents go.
+pub struct Target<'a> {
+    /// The volume.
+    pub file: &'a File,
+    /// It reads as zeros where nothing was written. If not, zeros are written.
+    pub zeroed: bool,
+    /// After so many bytes `durable` is called.
+    pub sync_every: u64,
+    /// Told how far all is written; it is to make that durable.
+    pub durable: &'a mut dyn FnMut(u64) -> io::Result<()>,
+}
+
+impl std::fmt::Debug for Target<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Target").finish_non_exhaustive()
+    }
+}
+
+impl Target<'_> {
+    fn zero(&self, from: u64, to: u64) -> io::Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let mut at = from;
+        while !self.zeroed && at < to {
+            let length = usize::try_from(to - at).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            self.file.write_all_at(&ZEROS[..length], at)?;
+            at += length as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the rest of a stream into its target.
+///
+/// # Errors
+/// [`ReadError`]; what was told durable is right all the same.
+pub fn read_records(
+    header: Header,
+    from: &mut dyn Read,
+    to: &mut Target<'_>,
+) -> Result<(), ReadError> {
+    let mut whole = Sha256::new();
+    let (mut at, mut since) = (header.start, 0_u64);
+    let mut encoded = Vec::new();
+    loop {
+        let mut head = [0; HEAD_BYTES];
+        from.read_exact(&mut head).map_err(ReadError::BrokenOff)?;
+        let offset = u64_at(&head, 0);
+        let (length, encoded_length) = (u32_at(&head, 8), u32_at(&head, 12));
+        if offset == u64::MAX {
+            if head[16..] != whole.finalize()[..] {
+                return Err(ReadError::Malformed("records are missing"));
+            }
+            return to
+                .zero(at, header.size)
+                .and_then(|()| (to.durable)(header.size))
+                .map_err(ReadError::Write);
+        }
+        let end = offset.checked_add(length as u64);
+        let fits = offset >= at && end.is_some_and(|end| end <= header.size);
+        if !fits || length > STREAM_RECORD_BYTES || encoded_length > STREAM_ENCODED_BYTES_MAX {
+            return Err(ReadError::Malformed("a record is out of its place"));
+        }
+        encoded.resize(encoded_length, 0);
+        from.read_exact(&mut encoded)
+            .map_err(ReadError::BrokenOff)?;
+        let contents = zstd::bulk::decompress(&encoded, length)
+            .map_err(|_| ReadError::Malformed("a record does not unpack"))?;
+        if contents.len() != length || head[16..] != Sha256::digest(&contents)[..] {
+            return Err(ReadError::Malformed("a record's checksum is wrong"));
+        }
+        whole.update(head);
+        to.zero(at, offset)
+            .and_then(|()| to.file.write_all_at(&contents, offset))
+            .map_err(ReadError::Write)?;
+        at = offset + length as u64;
+        since += length as u64;
+        if since >= to.sync_every {
+            (to.durable)(at).map_err(ReadError::Write)?;
+            since = 0;
+        }
+    }
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes[at..at + 8].try_into().map_or(0, u64::from_be_bytes)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> usize {
+    let number = bytes[at..at + 4].try_into().map_or(0, u32::from_be_bytes);
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 8 << 20;
+
+    fn sparse() -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(SIZE).unwrap();
+        file.write_all_at(b"beginning", 0).unwrap();
+        file.write_all_at(&[7; 100_000], (3 << 20) - 50_000)
+            .unwrap();
+        file.write_all_at(b"end", SIZE - 3).unwrap();
+        file
+    }
+
+    fn exported(file: &File, start: u64) -> Vec<u8> {
+        let mut stream = Vec::new();
+        let header = Header {
+            sealed: false,
+            size: SIZE,
+            start,
+        };
+        write(file, None, header, &mut stream).unwrap();
+        stream
+    }
+
+    fn taken(mut stream: &[u8], to: &File) -> (Result<(), ReadError>, u64) {
+        let mut durable = 0;
+        let header = read_header(&mut stream).unwrap();
+        let mut target = Target {
+            file: to,
+            zeroed: true,
+            sync_every: 1 << 20,
+            durable: &mut |at| {
+                durable = at;
+                Ok(())
+            },
+        };
+        let done = read_records(header, &mut stream, &mut target);
+        (done, durable)
+    }
+
+    fn contents(file: &File) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(SIZE).unwrap()];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    fn empty() -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(SIZE).unwrap();
+        file
+    }
+
+    #[test]
+    fn contents_arrive_and_holes_cost_nothing() {
+        let (file, copy) = (sparse(), empty());
+        let stream = exported(&file, 0);
+        assert!(stream.len() < 10_000, "{}", stream.len());
+        let (done, durable) = taken(&stream, &copy);
+        done.unwrap();
+        assert_eq!(durable, SIZE);
+        assert_eq!(contents(&copy), contents(&file));
+    }
+
+    #[test]
+    fn one_that_broke_off_goes_on_where_it_was() {
+        let (file, copy) = (sparse(), empty());
+        let stream = exported(&file, 0);
+        for cut in (0..stream.len()).step_by(97) {
+            if cut < 25 {
+                assert!(read_header(&mut &stream[..cut]).is_err());
+                continue;
+            }
+            let (done, durable) = taken(&stream[..cut], &copy);
+            assert!(matches!(done, Err(ReadError::BrokenOff(_))), "{cut}");
+            let (done, _) = taken(&exported(&file, durable), &copy);
+            done.unwrap();
+            assert_eq!(contents(&copy), contents(&file), "{cut}");
+        }
+    }
+
+    #[test]
+    fn no_flipped_bit_and_no_lost_record_passes() {
+        let whole = sparse();
+        let stream = exported(&whole, 0);
+        for at in 0..stream.len() {
+            let mut damaged = stream.clone();
+            damaged[at] ^= 1;
+            let (mut rest, copy) = (&damaged[..], empty());
+            let passed = read_header(&mut rest).is_ok_and(|header| {
+                let mut target = Target {
+                    file: &copy,
+                    zeroed: true,
+                    sync_every: SIZE,
+                    durable: &mut |_| Ok(()),
+                };
+                // A size or a start that is another is for the caller to compare.
+                header.size == SIZE
+                    && header.start == 0
+                    && !header.sealed
+                    && read_records(header, &mut rest, &mut target).is_ok()
+            });
+            // Some bits of zstd's own heads mean nothing.
+            assert!(!passed || contents(&copy) == contents(&whole), "byte {at}");
+        }
+        // Without its first record it is in order, but not whole.
+        let first = HEAD_BYTES + u32_at(&stream, 25 + 12);
+        let lacking = [&stream[..25], &stream[25 + first..]].concat();
+        let (done, _) = taken(&lacking, &empty());
+        assert!(matches!(done, Err(ReadError::Malformed(_))), "{done:?}");
+    }
+}
