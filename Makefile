@@ -28,6 +28,7 @@ test: lint build ## Prove everything
 bench: setup ## Print the figures, each against the real alternative
 	cargo build --release --workspace --locked
 	target/release/slipway-loadtest bench
+	target/release/slipway-loadtest compare
 
 install: setup ## Install this computer as a farm: programs, settings, systemd units (DESTDIR is honoured)
 	cargo build --release --locked -p slipway -p slipway-guest -p slipway-registry-push

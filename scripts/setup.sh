@@ -50,6 +50,8 @@ packages=(
 	docker-registry jq python3 python3-venv
 	# file systems that share blocks, for the tests of volumes
 	xfsprogs btrfs-progs
+	# what a push is compared with, beside docker and skopeo
+	buildah
 )
 is_installed() { [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
 missing=()

@@ -4,5 +4,6 @@
 //! works inside; it uses the binaries as a user would.
 
 pub mod bench;
+pub mod compare;
 pub mod testbed;
 pub mod vm;

@@ -3,6 +3,8 @@
 
 mod deploy;
 mod docker_client;
+mod engine;
+mod image_root;
 mod leftovers;
 mod power;
 mod process;
@@ -12,6 +14,8 @@ mod slot;
 
 pub use deploy::{RunningDeploy, check_refusal};
 pub use docker_client::DockerClient;
+pub use engine::{Engine, ImageStore};
+pub use image_root::ImageRoot;
 pub use process::{Process, wait_for};
 pub use proxy::{Manner, Proxy};
 pub use registry::Registry;
@@ -413,7 +417,7 @@ pub fn checkout_dir() -> PathBuf {
         .map_or_else(PathBuf::new, Path::to_owned)
 }
 
-fn binaries_dir() -> Result<PathBuf> {
+pub(crate) fn binaries_dir() -> Result<PathBuf> {
     let here = std::env::current_exe()?;
     for dir in here.ancestors() {
         if dir.join("slipway").is_file() && dir.join("slipway-guest").is_file() {

@@ -44,6 +44,35 @@ impl Registry {
         }
     }
 
+    /// One below `dir`, at `address` (`ip:port`); not started yet.
+    pub fn at(dir: &Path, address: &str) -> Self {
+        Self {
+            address: address.to_owned(),
+            dir: dir.to_owned(),
+            process: None,
+        }
+    }
+
+    /// Ends it, takes away all that it held, and starts it again.
+    ///
+    /// # Errors
+    /// A file stays, or it does not answer.
+    pub fn start_empty(&mut self) -> Result<()> {
+        self.end();
+        match std::fs::remove_dir_all(self.dir.join("registry")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => self.start(),
+        }
+    }
+
+    /// Requests it has answered since its first start.
+    pub fn requests(&self) -> u64 {
+        let log = std::fs::read_to_string(self.dir.join("registry.log")).unwrap_or_default();
+        // Apache's format: ... "METHOD /v2/... HTTP/1.1" status ...
+        let answered = log.lines().filter(|line| line.contains(" /v2/"));
+        answered.filter(|line| line.contains(" HTTP/1.")).count() as u64
+    }
+
     /// `ip:port`.
     pub fn address(&self) -> &str {
         &self.address
@@ -110,11 +139,23 @@ impl Registry {
     /// # Errors
     /// No answer, or not HTTP.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        self.ask("GET", path)
+    }
+
+    /// Status of a HEAD.
+    ///
+    /// # Errors
+    /// No answer, or not HTTP.
+    pub fn head(&self, path: &str) -> Result<u16> {
+        self.ask("HEAD", path).map(|(status, _)| status)
+    }
+
+    fn ask(&self, method: &str, path: &str) -> Result<(u16, String)> {
         let mut stream = TcpStream::connect(&self.address)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         write!(
             stream,
-            "GET {path} HTTP/1.0\r\nHost: {}\r\nAccept: application/vnd.docker.distribution.manifest.v2+json, \
+            "{method} {path} HTTP/1.0\r\nHost: {}\r\nAccept: application/vnd.docker.distribution.manifest.v2+json, \
              application/vnd.oci.image.manifest.v1+json\r\n\r\n",
             self.address
         )?;

@@ -1,0 +1,89 @@
+//! `slipway-loadtest compare`: Slipway against every peer that is installed, interleaved in one run, on the same input.
+//!
+//! Owns: taking turns, figures, verdicts and reports. A scenario owns its input, its contenders and what must come out; it is a
+//! function in a folder of its own, named in [`SCENARIOS`].
+
+mod arguments;
+mod case;
+mod machine;
+mod outcome;
+mod push;
+pub mod report;
+mod run;
+
+pub use arguments::Arguments;
+pub use case::{Bar, Case, Contender, Runner, Sample, Unit};
+pub use machine::{Machine, version_of};
+pub use outcome::{Outcome, Standing, Verdict};
+pub use run::{Choice, Run};
+
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+
+/// A scenario: its name, what it is about (the title of its page), and what runs its cases.
+pub type Scenario = (&'static str, &'static str, fn(&mut Run) -> Result<()>);
+
+/// All there are, in the order in which they run.
+pub const SCENARIOS: &[Scenario] = &[(
+    "push",
+    "Pushing an image: slipway-push against docker, skopeo and buildah",
+    push::run,
+)];
+
+/// Runs what was asked for. False when `--strict` was given and a required figure is missed or could not be measured.
+///
+/// # Errors
+/// No such scenario or case, one of ours fails, or results cannot be written.
+pub fn main(arguments: &Arguments) -> Result<bool> {
+    let known = |name: &String| SCENARIOS.iter().any(|(scenario, ..)| scenario == name);
+    if let Some(unknown) = arguments.scenarios.iter().find(|name| !known(name)) {
+        let names: Vec<&str> = SCENARIOS.iter().map(|(name, ..)| *name).collect();
+        bail!(
+            "no scenario '{unknown}' (hint: one of {})",
+            names.join(", ")
+        );
+    }
+    let dir = match (&arguments.out, arguments.write) {
+        (Some(dir), _) => Some(dir.clone()),
+        (None, true) => Some(benchmarks_dir()),
+        (None, false) => None,
+    };
+    let mut all_hold = true;
+    let mut outcomes_count = 0;
+    for (name, about, scenario) in SCENARIOS {
+        if !arguments.scenarios.is_empty() && !arguments.scenarios.iter().any(|one| one == name) {
+            continue;
+        }
+        let mut run = Run::new(arguments.choice());
+        scenario(&mut run).with_context(|| format!("scenario {name}"))?;
+        let outcomes = run.finish();
+        outcomes_count += outcomes.len();
+        print(&outcomes, arguments.json)?;
+        let verdicts = outcomes.iter().flat_map(|outcome| &outcome.verdicts);
+        all_hold &= verdicts.into_iter().all(|one| one.holds == Some(true));
+        if let Some(dir) = &dir {
+            report::write(dir, name, about, outcomes)?;
+        }
+    }
+    if outcomes_count == 0 {
+        bail!("no case of that name (hint: run without --only to see them)");
+    }
+    Ok(all_hold || !arguments.strict)
+}
+
+fn print(outcomes: &[Outcome], as_json: bool) -> Result<()> {
+    use std::io::Write;
+    let mut stdout = std::io::stdout();
+    if as_json {
+        writeln!(stdout, "{}", serde_json::to_string(outcomes)?)?;
+        return Ok(());
+    }
+    for outcome in outcomes {
+        writeln!(stdout, "\n{}", report::table(outcome))?;
+    }
+    Ok(())
+}
+
+fn benchmarks_dir() -> PathBuf {
+    crate::testbed::checkout_dir().join("docs/benchmarks")
+}
