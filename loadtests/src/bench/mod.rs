@@ -46,7 +46,7 @@ fn outln(line: &str) {
 }
 
 /// dockerd's own socket of the one machine that runs.
-fn machine_socket(bed: &Testbed) -> Result<PathBuf> {
+pub(crate) fn machine_socket(bed: &Testbed) -> Result<PathBuf> {
     let machines = bed.dir().join("host/machines");
     for entry in std::fs::read_dir(&machines)? {
         let socket = entry?.path().join("docker.sock");

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod case;
+mod deploy;
 mod machine;
 mod outcome;
 mod push;
@@ -24,11 +25,18 @@ use std::path::PathBuf;
 pub type Scenario = (&'static str, &'static str, fn(&mut Run) -> Result<()>);
 
 /// All there are, in the order in which they run.
-pub const SCENARIOS: &[Scenario] = &[(
-    "push",
-    "Pushing an image: slipway-push against docker, skopeo and buildah",
-    push::run,
-)];
+pub const SCENARIOS: &[Scenario] = &[
+    (
+        "push",
+        "Pushing an image: slipway-push against docker, skopeo and buildah",
+        push::run,
+    ),
+    (
+        "deploy",
+        "From solved build to pushed image: slipway deploy against buildx",
+        deploy::run,
+    ),
+];
 
 /// Runs what was asked for. False when `--strict` was given and a required figure is missed or could not be measured.
 ///

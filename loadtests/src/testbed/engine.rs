@@ -28,16 +28,20 @@ pub struct Engine {
 const SOCKET: &str = "/run/docker.sock";
 
 impl Engine {
-    /// Starts one with everything it makes below `dir`, which must be empty or absent.
+    /// Starts one with everything it makes below `dir`, which must be empty or absent. `insecure`: registries (`ip:port`) besides loopback's
+    /// that it is to speak to in clear.
     ///
     /// # Errors
     /// Not root, no builder image, or dockerd does not come up.
-    pub fn start(dir: &Path, store: ImageStore) -> Result<Engine> {
+    pub fn start(dir: &Path, store: ImageStore, insecure: &[String]) -> Result<Engine> {
         let data = dir.join("data");
         std::fs::create_dir_all(&data)?;
         let root = ImageRoot::mount(dir, &[(&data, "/var/lib/docker")])?;
         let features = store == ImageStore::Containerd;
-        let settings = serde_json::json!({"features": {"containerd-snapshotter": features}});
+        let settings = serde_json::json!({
+            "features": {"containerd-snapshotter": features},
+            "insecure-registries": insecure,
+        });
         std::fs::write(
             root.path().join("etc/docker/daemon.json"),
             settings.to_string(),
@@ -50,9 +54,7 @@ impl Engine {
             "--iptables=false",
             "--ip6tables=false",
         ];
-        let mut command = root.daemon("dockerd", &arguments);
-        // Older clients (skopeo of Debian 12) speak an API that dockerd 26 refuses unless told.
-        command.env("DOCKER_MIN_API_VERSION", "1.12");
+        let command = root.daemon("dockerd", &arguments);
         let dockerd = Process::start("dockerd", command, &dir.join("dockerd.log"))?;
         let mut engine = Engine {
             dockerd,
@@ -76,9 +78,9 @@ impl Engine {
         &self.root
     }
 
-    /// Its socket, as this machine's programs know it (`unix://...`).
-    pub fn host(&self) -> String {
-        format!("unix://{}{SOCKET}", self.root.path().display())
+    /// Its socket, on this machine.
+    pub fn socket(&self) -> PathBuf {
+        self.root.path().join(&SOCKET[1..])
     }
 
     /// A `docker` of the same image, speaking to it.

@@ -1,6 +1,7 @@
 //! What the cases share: one dockerd with the images, one registry on loopback, a store for buildah.
 
 use super::super::{Run, Sample, version_of};
+use super::old_api::OldApi;
 use crate::testbed::{Engine, ImageStore, Registry, binaries_dir, show};
 use anyhow::{Context, Result, ensure};
 use std::cell::RefCell;
@@ -13,6 +14,7 @@ use std::time::Instant;
 /// Ended and removed when dropped.
 pub(super) struct Bench {
     // Dropped in this order.
+    pub(super) old_api: OldApi,
     pub(super) engine: Engine,
     registry: RefCell<Registry>,
     pub(super) slipway_push: PathBuf,
@@ -34,8 +36,10 @@ impl Bench {
         std::fs::create_dir(&place)?;
         let mut registry = Registry::at(&place, &free_address()?);
         registry.start()?;
-        let engine = Engine::start(&dir.path().join("engine"), ImageStore::Classic)?;
+        let engine = Engine::start(&dir.path().join("engine"), ImageStore::Classic, &[])?;
+        let socket = engine.socket();
         Ok(Bench {
+            old_api: OldApi::start(&dir.path().join("docker.sock"), &socket)?,
             engine,
             registry: RefCell::new(registry),
             slipway_push,
@@ -85,7 +89,11 @@ pub(super) fn free_address() -> Result<String> {
 }
 
 /// Runs a push to the end, and demands that what it pushed is whole in the registry.
-pub(super) fn timed(mut command: Command, registry: &Registry, pushed: &str) -> Result<Sample> {
+pub(in crate::compare) fn timed(
+    mut command: Command,
+    registry: &Registry,
+    pushed: &str,
+) -> Result<Sample> {
     let before = registry.requests();
     let began = Instant::now();
     let output = command.output()?;

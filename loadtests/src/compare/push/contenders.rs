@@ -65,10 +65,9 @@ impl Way {
                 bench.engine.docker_ok(&["save", "-o", &inside, image])?;
                 let outside = bench.engine.root().path().join(&inside[1..]);
                 let archive = format!("docker-archive:{}", outside.display());
-                ok(buildah(bench, &["pull", "-q", &archive]))?;
+                let id = ok(buildah(bench, &["pull", "-q", &archive]))?;
                 std::fs::remove_file(&outside)?;
-                let local = format!("docker.io/library/{image}:latest");
-                ok(buildah(bench, &["tag", &local, target]))
+                ok(buildah(bench, &["tag", id.trim(), target])).map(drop)
             }
             Way::Slipway(_) | Way::Skopeo => Ok(()),
         }
@@ -100,7 +99,7 @@ impl Way {
                 let mut command = Command::new("skopeo");
                 command
                     .args(["copy", "-q", "--dest-tls-verify=false"])
-                    .args(["--src-daemon-host", &bench.engine.host()])
+                    .args(["--src-daemon-host", &bench.old_api.host()])
                     .arg(format!("docker-daemon:{image}:latest"))
                     .arg(format!("docker://{target}"))
                     .env("HOME", bench.scratch("skopeo"))
@@ -125,8 +124,8 @@ fn buildah(bench: &Bench, arguments: &[&str]) -> Command {
     command
 }
 
-fn ok(mut command: Command) -> Result<()> {
+fn ok(mut command: Command) -> Result<String> {
     let output = command.output()?;
     ensure!(output.status.success(), "{}", show(&output));
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -34,7 +34,7 @@ pub(super) fn build(
 }
 
 /// A Dockerfile.
-pub(super) fn dockerfile(dir: &Path, text: &str) -> Result<()> {
+pub(in crate::compare) fn dockerfile(dir: &Path, text: &str) -> Result<()> {
     std::fs::write(dir.join("Dockerfile"), text).context("write Dockerfile")
 }
 
@@ -50,7 +50,7 @@ pub(super) fn root_layer(bench: &Bench, name: &str, bytes: u64) -> Result<(u64, 
 
 /// A tar of the first regular files, directories and links of a root in the order of their names, up to `bytes` of content.
 /// Devices stay out; so does one giant: a file larger than a fifth of it all.
-pub(super) fn root_tar(root: &Path, tar: &Path, bytes: u64) -> Result<(u64, usize)> {
+pub(in crate::compare) fn root_tar(root: &Path, tar: &Path, bytes: u64) -> Result<(u64, usize)> {
     let mut names = Vec::new();
     list(root, Path::new("."), &mut names)?;
     names.sort();
@@ -96,7 +96,7 @@ fn list(root: &Path, dir: &Path, names: &mut Vec<(PathBuf, u64)>) -> Result<()> 
 }
 
 /// The usual size of the root file system's layer, or a small one.
-pub(super) fn root_bytes(quick: bool) -> u64 {
+pub(in crate::compare) fn root_bytes(quick: bool) -> u64 {
     if quick { ROOT_BYTES / 20 } else { ROOT_BYTES }
 }
 

@@ -3,10 +3,11 @@
 //! Every peer pushes the very image that we push: docker and skopeo from the same dockerd, buildah from a store of its own into
 //! which the image was copied before. buildx builds and pushes at once, so it is compared in the scenario `deploy`.
 
-mod bench;
+pub(super) mod bench;
 mod cases;
 mod contenders;
-mod images;
+pub(super) mod images;
+mod old_api;
 mod proxy;
 
 use super::Run;
