@@ -134,8 +134,7 @@ fn tell(line: &str) {
 
 /// Enough of a reason for a table: the end of its last line, where programs say what was wrong.
 fn reason(text: &str) -> String {
-    let lines = text.lines().map(str::trim);
-    let line = lines.filter(|line| !line.is_empty()).next_back();
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
     let line = line.unwrap_or("failed").trim_start_matches("stderr: ");
     let from = line.floor_char_boundary(line.len().saturating_sub(REASON_BYTES));
     line[from..].to_owned()

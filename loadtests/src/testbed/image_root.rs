@@ -72,9 +72,16 @@ impl ImageRoot {
 
     /// The same as PID 1 of a PID namespace with a `/proc` of its own (runc looks there): what it starts or mounts ends with it.
     pub fn daemon<S: AsRef<std::ffi::OsStr>>(&self, program: &str, arguments: &[S]) -> Command {
-        let mut command = Command::new("unshare");
+        let mut command = super::process::dies_with_us(&[]);
         let proc = format!("--mount-proc={}", self.path().join("proc").display());
-        command.args(["--pid", "--fork", "--kill-child", &proc, "chroot"]);
+        command.args([
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            &proc,
+            "chroot",
+        ]);
         command.arg(self.path()).arg(program).args(arguments);
         clean(&mut command);
         command

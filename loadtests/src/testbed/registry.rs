@@ -49,6 +49,7 @@ impl Registry {
         Self {
             address: address.to_owned(),
             dir: dir.to_owned(),
+            access: String::new(),
             process: None,
         }
     }
@@ -59,10 +60,11 @@ impl Registry {
     /// A file stays, or it does not answer.
     pub fn start_empty(&mut self) -> Result<()> {
         self.end();
-        match std::fs::remove_dir_all(self.dir.join("registry")) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => self.start(),
+        let held = self.dir.join("registry");
+        if held.exists() {
+            std::fs::remove_dir_all(held)?;
         }
+        self.start()
     }
 
     /// Requests it has answered since its first start.

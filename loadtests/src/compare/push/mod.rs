@@ -14,9 +14,12 @@ use super::Run;
 use anyhow::Result;
 use bench::Bench;
 
+/// Makes the input of a case, and runs it.
+type MakeAndRun = fn(&mut Bench, &mut Run) -> Result<()>;
+
 /// Runs the cases that were asked for.
 pub(super) fn run(run: &mut Run) -> Result<()> {
-    const CASES: [(&str, fn(&mut Bench, &mut Run) -> Result<()>); 5] = [
+    const CASES: [(&str, MakeAndRun); 5] = [
         ("first", cases::first),
         ("unchanged", cases::unchanged),
         ("changed-top", cases::changed_top),
