@@ -185,9 +185,9 @@ pub(crate) enum BuildersVerb {
     Show(BuilderChoice),
     /// Start the builder if it does not run, and wait until it is ready
     Ensure(BuilderChoice),
-    /// End the builder now; its cache stays
+    /// End the builder now, with all that runs on it; its cache stays (needs the role admin)
     Stop(BuilderChoice),
-    /// End the builder and start its cache anew, empty
+    /// End the builder and start its cache anew, empty (needs the role admin)
     #[command(alias = "reset")]
     ResetCache {
         #[command(flatten)]

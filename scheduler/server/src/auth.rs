@@ -9,6 +9,7 @@ mod cache;
 mod credential;
 mod failures;
 mod recent;
+mod watch;
 
 pub use credential::{Credential, CredentialError, SECRET_PREFIX, Secret};
 
@@ -54,7 +55,7 @@ pub enum Denial {
     TooManyFailures,
 }
 
-/// Somebody whose credential is good. Clones end together when the token is revoked.
+/// Somebody whose credential is good. Clones end together when the token is revoked or expires.
 #[derive(Debug, Clone)]
 pub struct Principal {
     token: Arc<Token>,
@@ -62,7 +63,7 @@ pub struct Principal {
     org: Option<OrgId>,
     /// The app that was named as Basic's user name.
     named_app: Option<String>,
-    revoked: Arc<CancellationToken>,
+    ended: Arc<CancellationToken>,
 }
 
 /// An org that a principal has entered, and what it may do there.
@@ -115,9 +116,10 @@ impl Principal {
         self.org.as_ref()
     }
 
-    /// Cancelled when the token is revoked: whatever runs for it ends.
-    pub fn revoked(&self) -> &CancellationToken {
-        &self.revoked
+    /// Cancelled when the token is revoked or has expired: whatever runs for it ends. That is at once for a revocation
+    /// by this process, and within [`TOKEN_LOOK_EVERY`](crate::bounds::TOKEN_LOOK_EVERY) for everything else.
+    pub fn ended(&self) -> &CancellationToken {
+        &self.ended
     }
 
     /// May it do what needs `role`?
@@ -128,14 +130,10 @@ impl Principal {
         if self.token.role >= role {
             return Ok(());
         }
-        let needs = match role {
-            TokenRole::Read => "read",
-            TokenRole::Deploy => "deploy",
-            TokenRole::Admin => "admin",
-        };
+        let (has, needs) = (name(self.token.role), name(role));
         Err(Problem::new(
             Code::Forbidden,
-            format!("this needs a token with the role {needs}"),
+            format!("this needs a token with the role {needs}; yours has the role {has}"),
         )
         .hint(format!(
             "whoever has an admin token of the org can make one: `slipway tokens create NAME --role {needs}`"
@@ -175,7 +173,7 @@ impl Authenticator {
             Credential::Certificate(identity) => CacheKey::Certificate(identity.clone()),
         };
         let inner = &self.0;
-        let Good { token, revoked } = match inner.cache.get(&key) {
+        let Good { token, ended } = match inner.cache.get(&key) {
             Some(good) => good,
             None if inner.failures.too_many(peer, Instant::now()) => {
                 return AuthOutcome::Denied(Denial::TooManyFailures);
@@ -201,7 +199,7 @@ impl Authenticator {
             org,
             named_app: credential.named_app(),
             token,
-            revoked,
+            ended,
         })
     }
 
@@ -270,7 +268,7 @@ impl Authenticator {
 
     /// Forgets a token, at once, and ends what runs for it. Call it after the store has revoked it.
     pub fn revoked(&self, token: &TokenId) {
-        self.0.cache.revoke(token);
+        self.0.cache.end(token);
     }
 }
 
@@ -284,6 +282,14 @@ impl Entered {
             Some(only) if *only != app.id => Err(other_app()),
             Some(_) | None => Ok(()),
         }
+    }
+}
+
+fn name(role: TokenRole) -> &'static str {
+    match role {
+        TokenRole::Read => "read",
+        TokenRole::Deploy => "deploy",
+        TokenRole::Admin => "admin",
     }
 }
 
@@ -355,20 +361,16 @@ impl Inner {
         }
     }
 
-    /// The token a certificate was issued with, if it may still speak for the certificate's org.
+    /// The token a certificate was issued with, if it may speak for the certificate's org: it is the org's own, or the
+    /// administrator's.
     async fn token_of(&self, identity: &CertificateIdentity) -> Result<Option<Token>, StoreError> {
-        let CertificateIdentity { token: id, org } = identity;
-        for owner in [Some(org), None] {
-            let tokens = match self.store.tokens(owner).await {
-                Ok(tokens) => tokens,
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            if let Some(token) = tokens.into_iter().find(|token| token.id == *id) {
-                return Ok(Some(token));
-            }
-        }
-        Ok(None)
+        let token = self.store.token(&identity.token).await?;
+        Ok(token.filter(|token| {
+            token
+                .org
+                .as_ref()
+                .is_none_or(|owner| *owner == identity.org)
+        }))
     }
 
     fn touch(&self, token: &Token) {

@@ -40,9 +40,12 @@ pub const SSE_HEARTBEAT: Duration = Duration::from_secs(15);
 pub const SSE_QUEUE_MAX: usize = 16;
 /// Good credentials remembered.
 pub const AUTH_CACHE_MAX: usize = 4096;
-/// How long a good credential is remembered. A revocation by another process takes effect after this at the latest; one
-/// by this process, at once.
+/// How long a good credential is remembered. A revocation by another process takes effect on new requests after this at
+/// the latest; one by this process, at once.
 pub const AUTH_CACHE_KEEP: Duration = Duration::from_secs(5);
+/// How often the tokens are looked at that something runs for. What runs for one that has expired, or that another process
+/// has revoked, ends after this at the latest.
+pub const TOKEN_LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Wrong credentials one peer may present in [`AUTH_FAILURES_WINDOW`]; then it is answered 429 unless its credential is
 /// known to be good.
 pub const AUTH_FAILURES_MAX: u32 = 30;

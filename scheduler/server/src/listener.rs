@@ -21,6 +21,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
@@ -125,11 +126,9 @@ async fn shake_hands(
 }
 
 /// Serves HTTP/1.1 on a connection until it ends; when cancelled, until the request under way is answered.
-pub(crate) async fn serve_http<S, F>(
-    tls: TlsStream<TcpStream>,
-    cancel: CancellationToken,
-    service: S,
-) where
+pub(crate) async fn serve_http<I, S, F>(io: I, cancel: CancellationToken, service: S)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Body>>,
 {
@@ -143,7 +142,7 @@ pub(crate) async fn serve_http<S, F>(
         .max_headers(REQUEST_HEADERS_MAX)
         .max_header_size(REQUEST_HEAD_BYTES_MAX)
         .max_buf_size(REQUEST_HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(tls), service)
+        .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     let mut served = pin!(served);
     let done = tokio::select! {
@@ -155,5 +154,58 @@ pub(crate) async fn serve_http<S, F>(
     };
     if let Err(error) = done {
         tracing::debug!(why = chain(&error), "connection broke");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::full;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::Instant;
+
+    async fn ok(_request: Request<Incoming>) -> Response<Body> {
+        Response::new(full("OK"))
+    }
+
+    /// How long a connection lives on which a byte of a head comes every `pause`, after `first`.
+    async fn life(first: &'static [u8], pause: Duration) -> Duration {
+        let (mut client, server) = duplex(1 << 16);
+        tokio::spawn(serve_http(server, CancellationToken::new(), ok));
+        client.write_all(first).await.unwrap();
+        let begin = Instant::now();
+        while client.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(pause).await;
+        }
+        begin.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_drips_is_given_up() {
+        let late = REQUEST_HEAD_WAIT_MAX + Duration::from_secs(6);
+        for (first, pause) in [
+            (&b"GET / HTTP/1.1\r\nX-Slow: "[..], Duration::from_secs(5)),
+            (b"G", Duration::from_millis(500)),
+            // The second request of a connection gets no longer than the first.
+            (
+                b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nX: ",
+                Duration::from_secs(5),
+            ),
+        ] {
+            let lived = life(first, pause).await;
+            assert!((REQUEST_HEAD_WAIT_MAX..late).contains(&lived), "{lived:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_not_used_again_is_closed() {
+        let (mut client, server) = duplex(1 << 16);
+        tokio::spawn(serve_http(server, CancellationToken::new(), ok));
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let begin = Instant::now();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("\r\n\r\nOK"), "{answer}");
+        assert!(begin.elapsed() <= REQUEST_HEAD_WAIT_MAX + Duration::from_secs(1));
     }
 }

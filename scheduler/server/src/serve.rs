@@ -149,6 +149,7 @@ pub(crate) async fn start(
 
     let tasks = TaskTracker::new();
     let authenticator = Authenticator::new(Arc::clone(&store));
+    let watched = authenticator.clone();
     let credentials = Credentials::new(Arc::clone(&store), opened.sealer);
     let gateway = Gateway::new(
         authenticator.clone(),
@@ -169,6 +170,7 @@ pub(crate) async fn start(
         tasks: tasks.clone(),
     });
     tasks.spawn(identity.keep_fresh(cancel.clone()));
+    tasks.spawn(watched.watch(cancel.clone()));
     let addresses = listeners.addresses();
     listeners.spawn(&tasks, &cancel, gateway, api);
     let path = settings.data_dir.join(ADDRESSES_FILE);

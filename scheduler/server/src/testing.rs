@@ -243,6 +243,12 @@ impl Bench {
         tls(&self.address(listener), &self.file("ca.pem"), who, alpn).await
     }
 
+    /// A connection to a listener, without TLS.
+    pub(crate) async fn tcp(&self, listener: &str) -> TcpStream {
+        let tcp = TcpStream::connect(self.address(listener)).await;
+        tcp.expect("it listens")
+    }
+
     /// An HTTP connection to a listener.
     pub(crate) async fn http(&self, listener: &str, who: &Who) -> SendRequest<Body> {
         let tls = self

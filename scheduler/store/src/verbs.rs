@@ -144,6 +144,8 @@ pub trait SystemStore: Send + Sync + std::fmt::Debug {
     async fn all_orgs(&self) -> Result<Vec<Org>>;
     /// The token with this secret, if there is one; revoked and expired ones too.
     async fn token_by_hash(&self, hash: &SecretHash) -> Result<Option<Token>>;
+    /// One token by its id, if there is one; revoked and expired ones too.
+    async fn token(&self, token: &TokenId) -> Result<Option<Token>>;
     /// Notes that a token was used. Absent is fine.
     async fn touch_token(&self, token: &TokenId, at: Timestamp) -> Result<()>;
     /// Records a host by its name, or changes the one of that name, which keeps its id. Gives the host.

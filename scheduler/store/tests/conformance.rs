@@ -194,6 +194,40 @@ async fn survives_being_closed_and_opened_again() {
 }
 
 #[tokio::test]
+async fn tokens_are_found_by_id_whoever_has_them() {
+    let it = fresh().await;
+    let acme = org(&it.store, "acme").await;
+    for (n, owner) in [(1, Some(acme.id.clone())), (2, None)] {
+        let mut token = Token {
+            id: TokenId::from_entropy(entropy()),
+            org: owner.clone(),
+            app: None,
+            name: "ci".into(),
+            role: TokenRole::Deploy,
+            created_at: Timestamp(1),
+            expires_at: Some(Timestamp(2)),
+            revoked_at: None,
+            last_used_at: None,
+        };
+        assert_eq!(it.store.token(&token.id).await.expect("read"), None);
+        it.store
+            .create_token(&token, &SecretHash([n; 32]))
+            .await
+            .expect("recorded");
+        assert_eq!(
+            it.store.token(&token.id).await.expect("read"),
+            Some(token.clone())
+        );
+        it.store
+            .revoke_token(owner.as_ref(), &token.id, Timestamp(3))
+            .await
+            .expect("revoked");
+        token.revoked_at = Some(Timestamp(3));
+        assert_eq!(it.store.token(&token.id).await.expect("read"), Some(token));
+    }
+}
+
+#[tokio::test]
 async fn tokens_are_found_by_hash_and_listed_by_org() {
     let it = fresh().await;
     let (acme, rival) = (org(&it.store, "acme").await, org(&it.store, "rival").await);

@@ -1,10 +1,11 @@
-//! Good credentials, remembered for a moment; and the switch that ends what runs for a token when it is revoked.
+//! Good credentials, remembered for a moment; and the switch that ends what runs for a token when it is good no longer.
 //!
 //! Must not know: how a credential is found to be good.
 
 use crate::bounds::{AUTH_CACHE_KEEP, AUTH_CACHE_MAX};
 use crate::ca::CertificateIdentity;
 use slipway_core::id::TokenId;
+use slipway_core::time::Timestamp;
 use slipway_store::Token;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -26,28 +27,36 @@ struct State {
     epoch: u64,
     good: HashMap<CacheKey, (Arc<Token>, Instant)>,
     /// Of each token that something runs for.
-    live: HashMap<TokenId, Weak<CancellationToken>>,
+    live: HashMap<TokenId, Live>,
 }
 
-/// A token whose credential is good, and the switch that is thrown when it is revoked.
+#[derive(Debug)]
+struct Live {
+    switch: Weak<CancellationToken>,
+    expires_at: Option<Timestamp>,
+}
+
+/// A token whose credential is good, and the switch that is thrown when it is revoked or expires.
 #[derive(Debug)]
 pub(super) struct Good {
     pub(super) token: Arc<Token>,
-    pub(super) revoked: Arc<CancellationToken>,
+    pub(super) ended: Arc<CancellationToken>,
 }
 
 impl State {
     /// The switch of a token; all holders have the same.
-    fn switch(&mut self, token: &TokenId) -> Arc<CancellationToken> {
-        if let Some(switch) = self.live.get(token).and_then(Weak::upgrade) {
+    fn switch(&mut self, token: &Token) -> Arc<CancellationToken> {
+        let live = self.live.get(&token.id);
+        if let Some(switch) = live.and_then(|live| live.switch.upgrade()) {
             return switch;
         }
-        if self.live.len() >= AUTH_CACHE_MAX {
-            self.live.retain(|_, switch| switch.strong_count() > 0);
-        }
-        let switch = Arc::new(CancellationToken::new());
-        self.live.insert(token.clone(), Arc::downgrade(&switch));
-        switch
+        let ended = Arc::new(CancellationToken::new());
+        let live = Live {
+            switch: Arc::downgrade(&ended),
+            expires_at: token.expires_at,
+        };
+        self.live.insert(token.id.clone(), live);
+        ended
     }
 }
 
@@ -61,8 +70,8 @@ impl Cache {
         let mut state = self.state();
         let (token, until) = state.good.get(key)?;
         let token = (*until > Instant::now()).then(|| Arc::clone(token))?;
-        let revoked = state.switch(&token.id);
-        Some(Good { token, revoked })
+        let ended = state.switch(&token);
+        Some(Good { token, ended })
     }
 
     /// Read it before the store is asked.
@@ -86,15 +95,26 @@ impl Cache {
                 .good
                 .insert(key, (Arc::clone(&token), at + AUTH_CACHE_KEEP));
         }
-        let revoked = state.switch(&token.id);
-        Some(Good { token, revoked })
+        let ended = state.switch(&token);
+        Some(Good { token, ended })
     }
 
-    pub(super) fn revoke(&self, token: &TokenId) {
+    /// The tokens that something runs for, and when they expire. Forgets the others.
+    pub(super) fn live(&self) -> Vec<(TokenId, Option<Timestamp>)> {
+        let mut state = self.state();
+        state.live.retain(|_, live| live.switch.strong_count() > 0);
+        let live = state.live.iter();
+        live.map(|(token, live)| (token.clone(), live.expires_at))
+            .collect()
+    }
+
+    /// Forgets a token, and ends what runs for it.
+    pub(super) fn end(&self, token: &TokenId) {
         let mut state = self.state();
         state.epoch += 1;
         state.good.retain(|_, (known, _)| known.id != *token);
-        let switch = state.live.remove(token).and_then(|switch| switch.upgrade());
+        let live = state.live.remove(token);
+        let switch = live.and_then(|live| live.switch.upgrade());
         drop(state);
         if let Some(switch) = switch {
             switch.cancel();

@@ -5,7 +5,7 @@
 
 use super::endpoints::RegistryHeaders;
 use super::proxy::{Answered, stream};
-use super::{Caller, Gateway, headers};
+use super::{Caller, Gateway, ended, headers};
 use crate::bounds::UPGRADE_WAIT_MAX;
 use crate::connection::Connection;
 use crate::http::empty;
@@ -32,11 +32,8 @@ where
     let opened = async {
         let caller = gateway.caller(connection, &HeaderMap::new()).await?;
         tracing::debug!(org = %caller.entered.org.id, "buildkit connection");
-        let revoked = caller.principal.revoked();
         let opened = tokio::select! {
-            () = revoked.cancelled() => {
-                Err(Problem::new(Code::Unauthenticated, "the token has been revoked"))
-            }
+            () = caller.principal.ended().cancelled() => Err(ended()),
             opened = gateway.open_grpc(&caller) => opened,
         };
         opened.map(|(builder, held)| (caller, builder, held))

@@ -40,6 +40,27 @@ pub(super) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
         .flatten()
 }
 
+/// A body comes in chunks or with a length. One that has a further encoding would reach the builder without the field
+/// that says so.
+///
+/// # Errors
+/// [`Code::Invalid`].
+pub(super) fn check_framing(headers: &HeaderMap) -> Result<(), Problem> {
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let known = match (encodings.next(), encodings.next()) {
+        (None, _) => true,
+        (Some(one), None) => one.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    };
+    if known {
+        return Ok(());
+    }
+    Err(Problem::new(
+        Code::Invalid,
+        "the only transfer encoding is chunked, once",
+    ))
+}
+
 /// What of a client's header goes to the builder.
 pub(super) fn to_builder(mut headers: HeaderMap, needs: RegistryHeaders) -> HeaderMap {
     let wants_trailers = headers.get_all(header::TE).iter().any(|te| {

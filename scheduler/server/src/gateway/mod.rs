@@ -146,6 +146,9 @@ impl Gateway {
             Ok(caller) => caller,
             Err(problem) => return docker_problem(&problem),
         };
+        if let Err(problem) = headers::check_framing(request.headers()) {
+            return docker_problem(&problem);
+        }
         let method = request.method().clone();
         let decision = decide(method.as_str(), request.uri().path());
         tracing::debug!(
@@ -220,6 +223,14 @@ pub(crate) async fn authenticate(
         )
         .hint("try again in a minute")),
     }
+}
+
+/// The token was good when the request came.
+fn ended() -> Problem {
+    Problem::new(
+        Code::Unauthenticated,
+        "the token has been revoked or has expired",
+    )
 }
 
 fn refused(refusal: Refusal) -> Response<Body> {

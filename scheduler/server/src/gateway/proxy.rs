@@ -5,7 +5,7 @@
 use super::endpoints::Endpoint;
 use super::pump::pump;
 use super::relay::{Return, relay};
-use super::{Activity, Caller, Gateway, headers};
+use super::{Activity, Caller, Gateway, ended, headers};
 use crate::bounds::UPGRADE_WAIT_MAX;
 use crate::connection::Connection;
 use crate::farm::{BuilderKey, chain};
@@ -47,12 +47,10 @@ impl Gateway {
         *outgoing.uri_mut() = target(&endpoint.path, parts.uri.query())?;
         *outgoing.headers_mut() = headers::to_builder(parts.headers, endpoint.credentials);
 
-        let revoked = caller.principal.revoked().clone();
+        let principal = &caller.principal;
         let answered = tokio::select! {
             biased;
-            () = revoked.cancelled() => {
-                return Err(Problem::new(Code::Unauthenticated, "the token has been revoked"));
-            }
+            () = principal.ended().cancelled() => return Err(ended()),
             answered = self.ask(&caller.key, outgoing) => answered?,
         };
         if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -75,7 +73,7 @@ impl Gateway {
                 sender,
             });
         let (parts, body) = response.into_parts();
-        let mut response = Response::new(relay(body, activity, back, &revoked));
+        let mut response = Response::new(relay(body, activity, back, principal.ended()));
         *response.status_mut() = parts.status;
         *response.headers_mut() = headers::to_client(parts.headers);
         Ok(response)
@@ -99,7 +97,7 @@ impl Gateway {
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
-                    None => return Err(broken(&chain(error.error()))),
+                    None => return Err(not_answered(error.error())),
                 },
             }
         }
@@ -121,7 +119,7 @@ impl Gateway {
                 sender,
                 activity,
             }),
-            Err(error) => Err(broken(&chain(&error))),
+            Err(error) => Err(not_answered(&error)),
         }
     }
 
@@ -168,7 +166,7 @@ impl Gateway {
     }
 }
 
-/// Copies until the end, or until the caller's token is revoked.
+/// Copies until the end, or until the caller's token is good no longer.
 pub(super) async fn stream<A, B>(caller: &Caller, client: A, builder: B)
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -176,8 +174,8 @@ where
 {
     let org = &caller.entered.org.id;
     tokio::select! {
-        () = caller.principal.revoked().cancelled() => {
-            tracing::info!(%org, "stream ended: token revoked");
+        () = caller.principal.ended().cancelled() => {
+            tracing::info!(%org, "stream ended: its token is good no longer");
         }
         done = pump(client, builder) => match done {
             Ok((sent, received)) => tracing::debug!(%org, sent, received, "stream ended"),
@@ -193,6 +191,18 @@ fn target(path: &str, query: Option<&str>) -> Result<Uri, Problem> {
     };
     text.parse()
         .map_err(|_| Problem::new(Code::Invalid, "the path or query is malformed"))
+}
+
+/// Whose fault it is that a request has no answer: the body's, which the client sends, or the builder's.
+fn not_answered(error: &hyper::Error) -> Problem {
+    if error.is_user() {
+        tracing::debug!(why = chain(error), "a request's body broke off");
+        return Problem::new(
+            Code::Invalid,
+            "the request's body is malformed, or broke off",
+        );
+    }
+    broken(&chain(error))
 }
 
 fn broken(why: &str) -> Problem {

@@ -115,7 +115,7 @@ impl Gateway {
                 response.into_body(),
                 activity,
                 None,
-                caller.principal.revoked(),
+                caller.principal.ended(),
             )),
             Err(GuestError::Refused { status, message }) => {
                 let code = match status.as_u16() {

@@ -29,23 +29,23 @@ struct Relay {
     ended: bool,
     activity: Option<Activity>,
     back: Option<Return>,
-    revoked: Pin<Box<WaitForCancellationFutureOwned>>,
+    token_ended: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// Passes `body` on. It counts as activity until its end, and breaks off when the token is revoked.
+/// Passes `body` on. It counts as activity until its end, and breaks off when the token is good no longer.
 pub(super) fn relay(
     body: Incoming,
     activity: Activity,
     back: Option<Return>,
-    revoked: &CancellationToken,
+    token_ended: &CancellationToken,
 ) -> Body {
-    let revoked = Box::pin(revoked.clone().cancelled_owned());
+    let token_ended = Box::pin(token_ended.clone().cancelled_owned());
     Relay {
         body,
         ended: false,
         activity: Some(activity),
         back,
-        revoked,
+        token_ended,
     }
     .boxed_unsync()
 }
@@ -58,8 +58,8 @@ impl hyper::body::Body for Relay {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.revoked.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Some(Err("the token has been revoked".into())));
+        if self.token_ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err("the token is good no longer".into())));
         }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(None) = polled {

@@ -15,8 +15,10 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
+mod endings;
 mod pushes;
 mod streams;
+mod wire;
 
 /// A builder whose dockerd is `handle`, over hyper.
 fn serve<F, Fut>(bench: &Bench, socket: &str, handle: F)

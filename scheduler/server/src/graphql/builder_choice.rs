@@ -10,7 +10,7 @@ use crate::problem::{Code, Problem};
 use slipway_core::host_api::EndpointPort;
 use slipway_core::limits::MACHINE_READY_WAIT_MAX;
 use slipway_core::machine::MachineState;
-use slipway_store::TokenRole;
+use slipway_store::{Org, TokenRole};
 
 /// Which builder of which org is meant.
 ///
@@ -22,8 +22,26 @@ pub(super) async fn builder_key(
     role: TokenRole,
 ) -> Result<(Entered, BuilderKey)> {
     let entered = access.enter(input.org.as_deref(), role).await?;
-    let org = &entered.org;
-    let key = BuilderKey {
+    let key = key_in(&entered.org, input)?;
+    Ok((entered, key))
+}
+
+/// The same, for what ends everybody's work on it: with the role admin, and not with a token of one app.
+///
+/// # Errors
+/// As [`Access::enter_whole`]; [`Code::Invalid`].
+pub(super) async fn whole_builder_key(
+    access: &Access<'_>,
+    input: BuilderInput,
+) -> Result<BuilderKey> {
+    let entered = access
+        .enter_whole(input.org.as_deref(), TokenRole::Admin)
+        .await?;
+    key_in(&entered.org, input)
+}
+
+fn key_in(org: &Org, input: BuilderInput) -> Result<BuilderKey> {
+    Ok(BuilderKey {
         org: org.id.clone(),
         region: label(
             input.region.unwrap_or_else(|| org.default_region.clone()),
@@ -33,8 +51,7 @@ pub(super) async fn builder_key(
             input.arch.unwrap_or_else(|| org.default_arch.clone()),
             "architecture",
         )?,
-    };
-    Ok((entered, key))
+    })
 }
 
 /// Wakes a builder (which is made if there is none) and waits until its Docker answers, and the farm knows it.

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 use slipway_core::build::{BuildEvent, BuildOutcome, Fault};
 use std::time::Duration;
 
+const STOP: &str = "mutation { stopBuilder(input: { org: \"acme\" }) { state } }";
+
 async fn farm() -> (host::Bed, Bench) {
     let mut bed = host::Bed::start().await;
     bed.stop_farm().await;
@@ -53,8 +55,7 @@ async fn a_builder_from_beginning_to_end() {
         "id": builder["volume"], "attachedTo": builder["id"], "region": "local" });
     assert_eq!(volumes["volumes"], json!([volume]));
 
-    let stop = "mutation { stopBuilder(input: {}) { state } }";
-    let stopped = bench.query(&who, stop, json!({})).await;
+    let stopped = bench.query(&bench.admin(), STOP, json!({})).await;
     assert_eq!(stopped["stopBuilder"]["state"], "STOPPED");
     let nowhere = "mutation { ensureBuilder(input: { region: \"mars\" }) { id } }";
     assert_eq!(bench.refused(&who, nowhere, json!({})).await, "INVALID");
@@ -149,8 +150,7 @@ async fn what_a_client_has_begun_is_finished_when_it_goes_away() {
     let (bed, mut bench) = farm().await;
     let who = bench.org("acme", "DEPLOY").await;
     begin_build(&bench, &who).await;
-    let stop = "mutation { stopBuilder(input: {}) { state } }";
-    bench.query(&who, stop, json!({})).await;
+    bench.query(&bench.admin(), STOP, json!({})).await;
     bed.world.lock().start_pause = Duration::from_millis(300);
     let start =
         "mutation { startBuild(input: { app: \"shop\", image: \"left\", session: \"s\" }) { id } }";

@@ -119,7 +119,7 @@ impl Executor {
                 format!("the body is not a GraphQL request: {error}"),
             )
         })?;
-        let revoked = principal.revoked().clone();
+        let ended = principal.ended().clone();
         let request = request.data(principal);
         if events {
             let answers = self
@@ -127,7 +127,7 @@ impl Executor {
                 .execute_stream(request)
                 .map(|answer| to_json(&explained(answer)));
             return Ok(Outcome::Events(
-                answers.take_until(revoked.cancelled_owned()).boxed(),
+                answers.take_until(ended.cancelled_owned()).boxed(),
             ));
         }
         let schema = self.schema.clone();

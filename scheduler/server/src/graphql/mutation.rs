@@ -2,7 +2,7 @@
 
 use super::Result;
 use super::access::Access;
-use super::builder_choice::{builder_key, wait_ready};
+use super::builder_choice::{builder_key, wait_ready, whole_builder_key};
 use super::fly::{self, EnsureMachineRemoteBuilderPayload};
 use super::input::{
     AskedBuild, BuilderInput, CreateAppInput, CreateOrgInput, CreateTokenInput,
@@ -137,8 +137,7 @@ impl Mutation {
                 Ok(()) => {
                     access.parts.authenticator.revoked(&id);
                     tracing::info!(token = %id, "token revoked");
-                    let tokens = access.store().tokens(owner.as_ref()).await?;
-                    let token = tokens.into_iter().find(|token| token.id == id);
+                    let token = access.store().token(&id).await?;
                     return token.map(Token::from).ok_or_else(no_token);
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -174,21 +173,22 @@ impl Mutation {
         Ok(access.parts.farm.builder(&key)?.into())
     }
 
-    /// Ends the builder now, busy or not. Its cache stays, and the next request wakes it.
+    /// Ends the builder now, busy or not. Its cache stays, and the next request wakes it. Needs the role admin, for the
+    /// whole org: everybody's builds end with it.
     async fn stop_builder(&self, context: &Context<'_>, input: BuilderInput) -> Result<Builder> {
         let access = Access::of(context)?;
-        let (_, key) = builder_key(&access, input, TokenRole::Deploy).await?;
+        let key = whole_builder_key(&access, input).await?;
         Ok(access.parts.farm.stop_builder(&key).await?.into())
     }
 
-    /// Ends the builder and empties its cache, for good.
+    /// Ends the builder and empties its cache, for good. Needs the role admin, for the whole org.
     async fn reset_builder_cache(
         &self,
         context: &Context<'_>,
         input: BuilderInput,
     ) -> Result<Builder> {
         let access = Access::of(context)?;
-        let (_, key) = builder_key(&access, input, TokenRole::Deploy).await?;
+        let key = whole_builder_key(&access, input).await?;
         Ok(access.parts.farm.reset_cache(&key).await?.into())
     }
 

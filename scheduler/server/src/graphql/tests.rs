@@ -151,6 +151,9 @@ async fn an_org_sees_nothing_of_another() {
     bench.end().await;
 }
 
+const STOP: &str = "mutation { stopBuilder(input: {}) { id } }";
+const RESET: &str = "mutation { resetBuilderCache(input: {}) { id } }";
+
 #[tokio::test]
 async fn roles_and_scopes_bound_what_a_token_may_do() {
     let mut bench = Bench::start().await;
@@ -178,6 +181,8 @@ async fn roles_and_scopes_bound_what_a_token_may_do() {
         "mutation { updateOrg(input: { name: \"x\" }) { id } }",
         "mutation { createToken(input: { name: \"x\" }) { secret } }",
         "{ tokens { id } }",
+        STOP,
+        RESET,
     ] {
         assert_eq!(
             bench.refused(&deployer, query, json!({})).await,
@@ -185,6 +190,14 @@ async fn roles_and_scopes_bound_what_a_token_may_do() {
             "{query}"
         );
     }
+    let told = &bench.try_query(&deployer, STOP, json!({})).await["errors"][0];
+    let message = "this needs a token with the role admin; yours has the role deploy";
+    assert_eq!(told["message"], message);
+    let hint = told["extensions"]["hint"].as_str().unwrap();
+    assert!(
+        hint.contains("`slipway tokens create NAME --role admin`"),
+        "{hint}"
+    );
     let start = "mutation($app: String!) {
         startBuild(input: { app: $app, image: \"i\", session: \"s\" }) { id } }";
     assert_eq!(
@@ -202,10 +215,10 @@ async fn roles_and_scopes_bound_what_a_token_may_do() {
             .await,
         "FORBIDDEN"
     );
-    assert_eq!(
-        bench.refused(&scoped, "{ tokens { id } }", json!({})).await,
-        "FORBIDDEN"
-    );
+    for query in ["{ tokens { id } }", STOP, RESET] {
+        let code = bench.refused(&scoped, query, json!({})).await;
+        assert_eq!(code, "FORBIDDEN", "{query}");
+    }
     let seen = bench.query(&scoped, "{ apps { name } }", json!({})).await;
     assert_eq!(seen, json!({ "apps": [{ "name": "shop" }] }));
     // The administrator has no org of its own, and says which.

@@ -266,6 +266,15 @@ impl SqliteStore {
         row.as_ref().map(token_of).transpose()
     }
 
+    pub(super) async fn select_token(&self, token: &TokenId) -> Result<Option<Token>> {
+        let row = sqlx::query("SELECT * FROM tokens WHERE id = ?")
+            .bind(token.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(unavailable("look a token up"))?;
+        row.as_ref().map(token_of).transpose()
+    }
+
     pub(super) async fn mark_token_revoked(
         &self,
         org: Option<&OrgId>,

@@ -203,6 +203,10 @@ impl SystemStore for SqliteStore {
         self.select_token_by_hash(hash).await
     }
 
+    async fn token(&self, token: &TokenId) -> Result<Option<Token>> {
+        self.select_token(token).await
+    }
+
     async fn touch_token(&self, token: &TokenId, at: Timestamp) -> Result<()> {
         self.mark_token_used(token, at).await
     }

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use hyper_util::rt::TokioIo;
-use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -169,41 +168,6 @@ async fn a_broken_client_breaks_the_builders_side() {
     // What was sent behind the head, before the 101, is not lost.
     assert_eq!(soon("the builder's side ends", ends.recv()).await, Some(5));
     eventually("no activity", || bench.builder.active() == 0).await;
-    bench.end().await;
-}
-
-#[tokio::test]
-async fn revoking_a_token_cuts_its_streams_and_certificates() {
-    let mut bench = Bench::start().await;
-    bench.org("acme", "DEPLOY").await;
-    let (who, id) = bench.token("acme", json!({ "role": "DEPLOY" })).await;
-    let (other, _) = bench.token("acme", json!({ "role": "DEPLOY" })).await;
-    let certificate = bench.certificate(&who).await;
-    hijack(&bench, |mut writer, mut reader| async move {
-        let _ = tokio::io::copy(&mut reader, &mut writer).await;
-    });
-    let mut streams = Vec::new();
-    for who in [&who, &certificate, &other] {
-        let mut sender = bench.http("docker", who).await;
-        let ask = who.sign(upgrade("/v1.45/containers/a/attach?stream=1", "tcp"));
-        let mut response = sender.send_request(ask).await.unwrap();
-        assert_eq!(response.status(), 101);
-        streams.push(TokioIo::new(
-            hyper::upgrade::on(&mut response).await.unwrap(),
-        ));
-    }
-    assert_eq!(bench.builder.active(), 3);
-    let revoke = "mutation($id: ID!) { revokeToken(id: $id) { id } }";
-    bench
-        .query(&bench.admin(), revoke, json!({ "id": id }))
-        .await;
-    eventually("the revoked two end", || bench.builder.active() == 1).await;
-    let mut alive = streams.pop().unwrap();
-    alive.write_all(b"x").await.unwrap();
-    assert_eq!(soon("an echo", alive.read_u8()).await.unwrap(), b'x');
-    for who in [&who, &certificate] {
-        assert_eq!(bench.docker(who, "GET", "/_ping").await.status, 401);
-    }
     bench.end().await;
 }
 
