@@ -42,6 +42,8 @@ fi
 packages=(
 	# to build
 	gcc libc6-dev pkg-config make git curl ca-certificates
+	# to build ISA-L, which compresses layers
+	nasm autoconf automake libtool
 	# the builder's image, and base images for the demo and the tests
 	mmdebstrap squashfs-tools skopeo busybox-static
 	# what the host daemon calls

@@ -6,6 +6,7 @@
 use crate::digest::Digest;
 use crate::registry::challenge::ChallengeError;
 use crate::source::SourceError;
+use crate::target::TargetError;
 use http::StatusCode;
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ pub enum PushError {
     /// The image or a layer could not be read as it should be.
     #[error("cannot read the image")]
     Source(#[from] SourceError),
+    /// A tag cannot be written.
+    #[error("the image cannot be pushed under that name")]
+    Target(#[from] TargetError),
     /// The TLS client could not be set up.
     #[error("cannot set up the connection to {host}")]
     Client {
@@ -316,7 +320,8 @@ impl PushError {
         match self {
             PushError::Source(source) => source.blame(),
             PushError::Client { .. } | PushError::Pipeline { .. } => Blame::Local,
-            PushError::Unauthorized { .. }
+            PushError::Target(_)
+            | PushError::Unauthorized { .. }
             | PushError::Forbidden { .. }
             | PushError::NotFound { .. }
             | PushError::TooLarge { .. }
@@ -340,6 +345,7 @@ impl PushError {
             PushError::Client { .. } => {
                 Some("install the ca-certificates package where the push runs")
             }
+            PushError::Target(_) => Some("name it as host/repository:tag"),
             PushError::Pipeline { .. } => None,
             PushError::Unauthorized {
                 anonymous: true, ..

@@ -2,11 +2,12 @@
 //!
 //! An append-only file of JSON lines, each with its own checksum; a torn or foreign line is skipped. What it says is a hint:
 //! the registry is asked before anything is left out, and a wrong digest shows when the layer is next read. Losing the file costs time only.
+//! An image's manifest is remembered in the same way, under the image's id and [`MANIFEST_OF`] before the codec.
 
 use crate::digest::Digest;
 use crate::limits::{INDEX_BYTES, INDEX_PLACES, INDEX_RECORDS};
 use rustix::fs::{FlockOperation, flock};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,9 @@ pub enum IndexError {
         source: std::io::Error,
     },
 }
+
+/// Before the codec of a record whose blob is a manifest and whose diffID is the image's id.
+pub(crate) const MANIFEST_OF: &str = "manifest-";
 
 /// The blob of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,18 +55,25 @@ struct Line {
     record: Record,
 }
 
-/// The index as it was when it was opened, plus what was added since.
+/// How each line begins, but for the sum between the two.
+const LINE_HEAD: (&[u8], &[u8]) = (br#"{"sum":""#, br#"","record":{"diff_id":""#);
+const SUM_DIGITS: usize = 16;
+
+/// What the index said of some layers when it was opened, plus what was added since.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     path: Option<PathBuf>,
+    /// Lines of the file, those of other layers included.
+    lines: usize,
     blobs: HashMap<(Digest, String), Known>,
     places: HashMap<(Digest, String), Vec<String>>,
     records: Vec<Record>,
 }
 
 impl Index {
-    /// Reads the file; one that is absent, or too long to be ours, is an empty index. Blocks.
-    pub(crate) fn open(path: &Path) -> Result<Index, IndexError> {
+    /// Reads what the file says of these diffIDs and image ids; of all, when none are named. A file that is absent, or too long to be ours,
+    /// is an empty index. Blocks.
+    pub(crate) fn open(path: &Path, wanted: &HashSet<Digest>) -> Result<Index, IndexError> {
         let mut index = Index {
             path: Some(path.to_path_buf()),
             ..Index::default()
@@ -78,14 +89,26 @@ impl Index {
             .map_err(io("read", path))?;
         if text.len() as u64 > INDEX_BYTES {
             tracing::warn!(path = %path.display(), "digest index too long, started anew");
+            std::fs::remove_file(path).map_err(io("remove", path))?;
             return Ok(index);
         }
         for line in text.split(|&byte| byte == b'\n') {
-            if let Some(record) = parse(line) {
+            index.lines += usize::from(!line.is_empty());
+            let is_other = !wanted.is_empty()
+                && diff_id_of(line).is_some_and(|diff_id| !wanted.contains(&diff_id));
+            if let Some(record) = (!is_other).then(|| parse(line)).flatten() {
                 index.take(record);
             }
         }
         Ok(index)
+    }
+
+    /// Takes in what other pushes have added to the file since. Blocks.
+    pub(crate) fn refresh(&mut self, wanted: &HashSet<Digest>) -> Result<(), IndexError> {
+        if let Some(path) = self.path.clone() {
+            *self = Index::open(&path, wanted)?;
+        }
+        Ok(())
     }
 
     /// The blob that a layer becomes under a codec.
@@ -125,6 +148,7 @@ impl Index {
                 repository: repository.to_string(),
             };
             lines.extend(line(&record));
+            self.lines += 1;
             self.take(record);
         }
         let Some(path) = self.path.clone() else {
@@ -133,11 +157,11 @@ impl Index {
         if lines.is_empty() {
             return Ok(());
         }
-        if self.records.len() > INDEX_RECORDS {
-            self.rewrite(&path)
-        } else {
-            append(&path, &lines)
+        append(&path, &lines)?;
+        if self.lines > INDEX_RECORDS {
+            self.lines = Index::open(&path, &HashSet::new())?.rewrite(&path)?;
         }
+        Ok(())
     }
 
     fn take(&mut self, record: Record) {
@@ -164,23 +188,26 @@ impl Index {
         self.records.push(record);
     }
 
-    /// Drops the older half and replaces the file in one step.
-    fn rewrite(&mut self, path: &Path) -> Result<(), IndexError> {
+    /// Replaces the file by its newer half, in one step; says how many lines that leaves. What another process adds meanwhile is lost, which
+    /// costs time only.
+    fn rewrite(mut self, path: &Path) -> Result<usize, IndexError> {
         let keep = self.records.split_off(self.records.len() / 2);
         let text: Vec<u8> = keep.iter().flat_map(line).collect();
-        self.blobs.clear();
-        self.places.clear();
-        self.records.clear();
-        for record in keep {
-            self.take(record);
-        }
         let new = path.with_extension(format!("new-{}", std::process::id()));
         let mut file = File::create(&new).map_err(io("create", &new))?;
         file.write_all(&text)
             .and_then(|()| file.sync_all())
             .map_err(io("write", &new))?;
-        std::fs::rename(&new, path).map_err(io("replace", path))
+        std::fs::rename(&new, path).map_err(io("replace", path))?;
+        Ok(keep.len())
     }
+}
+
+/// The diffID of a line, without reading the rest; `None` for a line of another shape.
+fn diff_id_of(line: &[u8]) -> Option<Digest> {
+    let rest = line.strip_prefix(LINE_HEAD.0)?.get(SUM_DIGITS..)?;
+    let text = rest.strip_prefix(LINE_HEAD.1)?.get(..71)?;
+    Digest::parse(std::str::from_utf8(text).ok()?).ok()
 }
 
 /// One write of whole lines at the end of the file. A line torn by a crash is closed by a line feed first.
@@ -212,7 +239,8 @@ fn parse(line: &[u8]) -> Option<Record> {
 }
 
 fn sum(json: &str) -> String {
-    Digest::of(json.as_bytes()).hex().chars().take(16).collect()
+    let digest = Digest::of(json.as_bytes());
+    digest.hex().chars().take(SUM_DIGITS).collect()
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> IndexError {
@@ -240,7 +268,7 @@ mod tests {
         let base = tempfile::tempdir().expect("tempdir");
         let path = base.path().join("index");
         let layer = Digest::of(b"layer");
-        let mut index = Index::open(&path).expect("opens");
+        let mut index = Index::open(&path, &HashSet::new()).expect("opens");
         for repository in ["a", "b", "a", "c"] {
             index
                 .add(
@@ -251,7 +279,7 @@ mod tests {
                 )
                 .expect("adds");
         }
-        let again = Index::open(&path).expect("opens");
+        let again = Index::open(&path, &HashSet::new()).expect("opens");
         assert_eq!(again.blob(&layer, "gzip"), Some(&known("blob")));
         assert_eq!(again.blob(&layer, "zstd"), None);
         assert_eq!(
@@ -268,7 +296,7 @@ mod tests {
         let base = tempfile::tempdir().expect("tempdir");
         let path = base.path().join("index");
         let (first, second) = (Digest::of(b"1"), Digest::of(b"2"));
-        let mut index = Index::open(&path).expect("opens");
+        let mut index = Index::open(&path, &HashSet::new()).expect("opens");
         index
             .add([(first.clone(), known("one"))], "gzip", "h", "r")
             .expect("adds");
@@ -284,7 +312,7 @@ mod tests {
                 broken[position] ^= 1
             }
             std::fs::write(&path, broken).expect("writes");
-            let mut found = Index::open(&path).expect("opens");
+            let mut found = Index::open(&path, &HashSet::new()).expect("opens");
             for (layer, right) in [(&first, known("one")), (&second, known("two"))] {
                 assert!(
                     found
@@ -296,7 +324,7 @@ mod tests {
             found
                 .add([(Digest::of(b"3"), known("three"))], "gzip", "h", "r")
                 .expect("adds");
-            let after = Index::open(&path).expect("opens");
+            let after = Index::open(&path, &HashSet::new()).expect("opens");
             assert_eq!(
                 after.blob(&Digest::of(b"3"), "gzip"),
                 Some(&known("three")),
@@ -306,13 +334,37 @@ mod tests {
     }
 
     #[test]
+    fn of_other_layers_nothing_is_read() {
+        let base = tempfile::tempdir().expect("tempdir");
+        let path = base.path().join("index");
+        let layers: Vec<Digest> = (0..9_u8).map(|n| Digest::of(&[n])).collect();
+        let mut index = Index::open(&path, &HashSet::new()).expect("opens");
+        for layer in &layers {
+            index
+                .add([(layer.clone(), known("blob"))], "gzip", "h", "r")
+                .expect("adds");
+        }
+        let wanted = HashSet::from([layers[3].clone()]);
+        let mut index = Index::open(&path, &wanted).expect("opens");
+        assert_eq!((index.records.len(), index.lines), (1, layers.len()));
+        assert_eq!(index.blob(&layers[3], "gzip"), Some(&known("blob")));
+        // Another process has found out something.
+        let mut other = Index::open(&path, &HashSet::new()).expect("opens");
+        other
+            .add([(layers[3].clone(), known("smaller"))], "zstd", "h", "r")
+            .expect("adds");
+        index.refresh(&wanted).expect("refreshes");
+        assert_eq!(index.blob(&layers[3], "zstd"), Some(&known("smaller")));
+    }
+
+    #[test]
     fn it_does_not_grow_without_end() {
         let base = tempfile::tempdir().expect("tempdir");
         let path = base.path().join("index");
-        let mut index = Index::open(&path).expect("opens");
+        let mut index = Index::open(&path, &HashSet::new()).expect("opens");
         let many = (0..=INDEX_RECORDS).map(|n| (Digest::of(&n.to_le_bytes()), known("blob")));
         index.add(many, "gzip", "h", "r").expect("adds");
-        let again = Index::open(&path).expect("opens");
+        let again = Index::open(&path, &HashSet::new()).expect("opens");
         assert!(
             again.records.len() <= INDEX_RECORDS / 2 + 1,
             "{}",

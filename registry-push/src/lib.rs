@@ -1,10 +1,10 @@
 //! Pushes a built image from the place where its layers lie to an OCI registry.
 //!
-//! Owns the layer sources (dockerd's overlay2 store today), compression, the upload and its proof. Knows nothing of
-//! Slipway: no orgs, builds or machines. One push is [`push`]; `slipway-push` is the same thing for a shell.
+//! Owns the layer sources (dockerd's overlay2 store, containerd's content store, OCI layouts and `docker save` archives), compression,
+//! the upload and its proof. Knows nothing of Slipway: no orgs, builds or machines. One push is [`push`]; `slipway-push` is the same thing for a shell.
 //!
 //! ```text
-//! layer directory + tar-split ─▶ read, sha256 (diffID) ─▶ compress 1 MiB members in parallel ─▶ sha256 (digest) ─▶ upload
+//! layer directory + tar-split ─▶ read, sha256 (diffID) ─▶ compress members in parallel ─▶ sha256 (digest) ─▶ upload
 //! ```
 //!
 //! Every arrow is a bounded queue, so a slow registry slows the reading down and memory stays flat. The manifest is sent
@@ -18,13 +18,15 @@ pub mod limits;
 mod manifest;
 mod options;
 mod pipeline;
+mod pool;
 mod push;
 mod registry;
 mod report;
 mod source;
+pub mod spool;
 mod target;
 
-pub use compress::Codec;
+pub use compress::{Codec, CodecError};
 pub use digest::{Digest, DigestError};
 pub use error::{Blame, ProtocolFault, PushError, Said};
 pub use index::IndexError;
@@ -32,5 +34,8 @@ pub use options::PushOptions;
 pub use push::push;
 pub use registry::challenge::ChallengeError;
 pub use report::{Progress, PushState, Pushed, PushedLayer};
-pub use source::{DockerStore, ImageSource, LayerReader, LayerSource, SourceError};
+pub use source::{
+    DockerStore, ImageSource, LayerReader, LayerSource, Layout, Packed, Packing, Platform,
+    SourceError,
+};
 pub use target::{Credential, Target, TargetError};

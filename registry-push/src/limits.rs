@@ -4,39 +4,65 @@
 
 use std::time::Duration;
 
-/// Uncompressed bytes of one gzip member. Members are compressed apart from each other, so this is the grain of
-/// parallel work. It is part of the digest: changing it changes every compressed layer ([`crate::Codec::id`]).
-pub const MEMBER_BYTES: usize = 1 << 20;
+/// Uncompressed bytes of one gzip member or zstd frame. They are compressed apart from each other, so this is the grain of parallel
+/// work; twice as much makes a layer smaller by less than 1%. It is part of the digest: changing it changes every compressed layer
+/// ([`crate::Codec::id`]).
+pub const MEMBER_BYTES: usize = 512 << 10;
 
 /// Members of one push that are being read, compressed or waited for, beyond the number of threads. At the limit the readers wait.
 pub const MEMBERS_AHEAD: usize = 4;
 
-/// Layers of one push that are read, compressed and sent at the same time. The others wait.
-pub const LAYERS_AT_ONCE: usize = 2;
+/// Layers of one push that are streamed, while they are read and compressed, at the same time. The others wait.
+pub const LAYERS_AT_ONCE: usize = 4;
+
+/// Layers of one push that go whole, in one request, at the same time: what counts with them is the way to the registry. The others wait.
+pub const SMALL_LAYERS_AT_ONCE: usize = 16;
+
+/// Uncompressed bytes up to which a layer goes whole.
+pub const SMALL_LAYER_BYTES: usize = MEMBER_BYTES;
 
 /// Compression threads of one push, whatever the machine has. More would need more buffers than the memory bound allows.
 pub const THREADS_MAX: usize = 8;
 
+/// Tables of all compressors of one push. Levels that need more for each get fewer threads.
+pub const TABLES_BYTES: usize = 12 << 20;
+
 /// Compressed bytes of one layer kept in memory after they were handed to the network, so that a broken upload goes on
 /// from the registry's offset. If the registry lost more than this, the layer is read and compressed again.
-pub const REPLAY_BYTES: usize = 6 << 20;
+pub const REPLAY_BYTES: usize = 3 << 20;
 
 /// Bytes handed to the connection at once. Small enough that a slow link shows progress well within [`IDLE_TIMEOUT`].
-pub const FRAME_BYTES: usize = 64 << 10;
+pub const FRAME_BYTES: usize = 256 << 10;
 
 /// Blobs asked about at the same time. The others wait.
-pub const CHECKS_AT_ONCE: usize = 8;
+pub const CHECKS_AT_ONCE: usize = 16;
+
+/// Blobs asked about when the repository already has the very manifest, which a registry takes only with all its blobs. One of them is
+/// the config, the others are drawn by lot. With the question for the tag that makes four requests for an unchanged image of any size.
+pub const UNCHANGED_CHECKS: usize = 3;
+
+/// Longest wait for another push that uploads the same layer. Then the layer is uploaded a second time.
+pub const TURN_WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// Pause between two looks at the lock of a layer that another process uploads.
+pub const TURN_LOOK: Duration = Duration::from_millis(50);
+
+/// Tags written by one push. More are refused.
+pub const TAGS: usize = 32;
 
 /// Memory above the process's base that one push may take; the sum of the buffers is asserted below and the whole is tested.
 pub const MEMORY_BYTES: usize = 64 << 20;
 
-/// Input and output of each member under way; and for each layer what is kept for another try, the piece after it, and a chunk.
+/// Input and output of each member under way; for each streamed layer what is kept for another try, the piece after it, and a chunk;
+/// each small layer; and the compressors.
 const BUFFERS: usize = 2 * MEMBER_BYTES * (THREADS_MAX + MEMBERS_AHEAD)
-    + LAYERS_AT_ONCE * (REPLAY_BYTES + 2 * MEMBER_BYTES + CHUNK_FIRST);
+    + LAYERS_AT_ONCE * (REPLAY_BYTES + MEMBER_BYTES + CHUNK_FIRST)
+    + SMALL_LAYERS_AT_ONCE * SMALL_LAYER_BYTES
+    + TABLES_BYTES;
 
 const _: () = assert!(
-    BUFFERS <= MEMORY_BYTES * 3 / 4,
-    "the buffers of one push must fit its memory bound, with a quarter left for everything else"
+    BUFFERS <= MEMORY_BYTES * 4 / 5,
+    "the buffers of one push must fit its memory bound, with a fifth left for everything else"
 );
 
 /// One connection attempt, TLS included. After it the attempt counts as failed and is retried.
@@ -99,6 +125,18 @@ pub const REPOSITORIES_BYTES: u64 = 64 << 20;
 
 /// Bytes of an image config; registries refuse configs far smaller than this.
 pub const CONFIG_BYTES: u64 = 8 << 20;
+
+/// Bytes of a manifest, an index or a list of images; registries refuse more than 4 MiB (distribution-spec, "Pushing Manifests").
+pub const MANIFEST_BYTES: u64 = 4 << 20;
+
+/// Indexes that are descended from the first to a manifest.
+pub const INDEX_DEPTH: u32 = 3;
+
+/// Entries of an image archive; more are refused.
+pub const ARCHIVE_ENTRIES: usize = 100_000;
+
+/// Links that are followed from one entry of an image archive. Then it counts as missing.
+pub const ARCHIVE_LINKS: u32 = 8;
 
 /// Layers of one image (Docker itself stops at 128). More are refused.
 pub const LAYERS: usize = 512;

@@ -3,6 +3,7 @@
 //! Holds values only; each use of them is elsewhere.
 
 use crate::compress::Codec;
+use crate::limits::{TABLES_BYTES, THREADS_MAX};
 use crate::target::{host_name, is_loopback};
 use std::path::PathBuf;
 
@@ -22,6 +23,11 @@ pub struct PushOptions {
     /// File that remembers which compressed blob a layer became and where it was pushed to, best kept beside the layers.
     /// Without it every layer is read and compressed each time.
     pub index: Option<PathBuf>,
+    /// Further tags of the target's repository that get the image too. One push of several tags costs little more than one.
+    pub more_tags: Vec<String>,
+    /// Ask for every blob even when the repository has this very manifest. Without it an unchanged image costs four requests at most,
+    /// and blobs that somebody removed from below a manifest may go unnoticed.
+    pub ask_for_every_blob: bool,
     /// Repositories of the same registry that may hold the layers already, such as the image's base: a mount is tried from them for each
     /// layer whose blob the index knows.
     pub mount_from: Vec<String>,
@@ -45,6 +51,8 @@ impl PushOptions {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             n => n,
         };
-        wanted.clamp(1, crate::limits::THREADS_MAX)
+        // A small level that needs large tables gets fewer threads rather than more memory.
+        let fit = TABLES_BYTES / self.codec.tables_bytes();
+        wanted.min(fit).clamp(1, THREADS_MAX)
     }
 }

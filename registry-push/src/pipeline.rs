@@ -2,7 +2,10 @@
 //!
 //! ```text
 //! reader thread ──job──▶ compression threads (shared by the layers of a push)
-//!  (diffID)     └─ticket─▶ collector thread (in order; digest) ─▶ pieces, for the upload
+//!      │  │     └─ticket─▶ collector thread (in order; digest) ─▶ pieces, for the upload
+//!      │  └─input─▶ hasher thread (diffID)
+//!      ▼
+//! a layer that is compressed already: pieces, digest checked, nothing else
 //! ```
 //! Tickets keep the order. Each holds a permit from before its member is read until its piece is taken, and there are few permits for
 //! all layers of a push: when the uploads take no pieces, the readers stop. Knows nothing of registries.
@@ -10,6 +13,7 @@
 use crate::compress::Codec;
 use crate::digest::Digest;
 use crate::limits::{MEMBER_BYTES, MEMBERS_AHEAD};
+use crate::pool::{Buffer, Pool};
 use crate::source::{LayerReader, LayerSource, SourceError};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -35,13 +39,13 @@ pub(crate) struct Summary {
 }
 
 struct Job {
-    input: Vec<u8>,
-    output: oneshot::Sender<Vec<u8>>,
+    input: Bytes,
+    output: oneshot::Sender<Bytes>,
 }
 
 enum Ticket {
     Member {
-        output: oneshot::Receiver<Vec<u8>>,
+        output: oneshot::Receiver<Bytes>,
         raw: u64,
         permit: OwnedSemaphorePermit,
     },
@@ -54,7 +58,11 @@ pub(crate) struct Compressors {
     jobs: blocking::SyncSender<Job>,
     permits: Arc<Semaphore>,
     permits_count: usize,
+    pool: Pool,
 }
+
+/// The next member's worth of input, when it may be read.
+type Permit<'a> = &'a dyn Fn() -> Option<OwnedSemaphorePermit>;
 
 impl Compressors {
     /// Starts the threads.
@@ -63,23 +71,14 @@ impl Compressors {
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..threads {
             let queue = queue.clone();
-            tokio::task::spawn_blocking(move || {
-                let mut compressor = codec.compressor();
-                loop {
-                    // The lock is held while waiting: whoever waits takes the next job, the others take turns.
-                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(job) = job else { return };
-                    // A receiver that is gone belongs to a push that ended.
-                    let _ = job.output.send(compressor.member(&job.input));
-                }
-            });
+            tokio::task::spawn_blocking(move || compress(codec, &queue));
         }
         let permits_count = threads + MEMBERS_AHEAD;
-        let permits = Arc::new(Semaphore::new(permits_count));
         Compressors {
             jobs,
-            permits,
+            permits: Arc::new(Semaphore::new(permits_count)),
             permits_count,
+            pool: Pool::new(MEMBER_BYTES, permits_count),
         }
     }
 
@@ -88,45 +87,73 @@ impl Compressors {
         &self,
         source: Arc<dyn LayerSource>,
     ) -> mpsc::Receiver<Result<Piece, SourceError>> {
-        let (tickets, queue) = mpsc::channel(self.permits_count);
         let (pieces, output) = mpsc::channel(1);
-        let (jobs, permits) = (self.jobs.clone(), self.permits.clone());
-        let runtime = Handle::current();
+        let (this, runtime) = (self.clone(), Handle::current());
+        if source.packed().is_some() {
+            tokio::task::spawn_blocking(move || {
+                let permit = || this.permit(&runtime);
+                if let Err(error) = copy_layer(&*source, &this.pool, &pieces, &permit) {
+                    let _ = pieces.blocking_send(Err(error));
+                }
+            });
+            return output;
+        }
+        let (tickets, queue) = mpsc::channel(self.permits_count);
         tokio::task::spawn_blocking(move || {
-            let permit = || runtime.block_on(permits.clone().acquire_owned()).ok();
-            let end = read_layer(&*source, &jobs, &tickets, permit);
-            if let Some(end) = end {
+            let permit = || this.permit(&runtime);
+            if let Some(end) = read_layer(&*source, &this, &tickets, &permit) {
                 let _ = tickets.blocking_send(Ticket::End(end));
             }
         });
         tokio::task::spawn_blocking(move || collect(queue, &pieces));
         output
     }
+
+    fn permit(&self, runtime: &Handle) -> Option<OwnedSemaphorePermit> {
+        runtime.block_on(self.permits.clone().acquire_owned()).ok()
+    }
+}
+
+fn compress(codec: Codec, queue: &Mutex<blocking::Receiver<Job>>) {
+    // Without a compressor the outputs are dropped with their jobs, and whoever waits for one sees an early end.
+    let mut compressor = codec.compressor();
+    loop {
+        // The lock is held while waiting: whoever waits takes the next job, the others take turns.
+        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Job { input, output }) = job else {
+            return;
+        };
+        let member = compressor.as_mut().and_then(|one| one.member(&input));
+        drop(input);
+        if let Some(member) = member {
+            // A receiver that is gone belongs to a push that ended.
+            let _ = output.send(member);
+        }
+    }
 }
 
 /// Reads, hashes and hands out members. `None` when nobody waits for the layer any more.
 fn read_layer(
     source: &dyn LayerSource,
-    jobs: &blocking::SyncSender<Job>,
+    compressors: &Compressors,
     tickets: &mpsc::Sender<Ticket>,
-    permit: impl Fn() -> Option<OwnedSemaphorePermit>,
+    permit: Permit<'_>,
 ) -> Option<Result<(), SourceError>> {
     let mut reader = match source.open() {
         Ok(reader) => reader,
         Err(error) => return Some(Err(error)),
     };
-    let mut hasher = Sha256::new();
+    let (inputs, hashed) = Hashing::start(compressors.permits_count);
     let mut is_first = true;
     loop {
         // While others hold the permits, nobody may be left who wants this layer.
         let permit = permit().filter(|_| !tickets.is_closed())?;
-        let input = match fill(&mut *reader) {
+        let input = match fill(&mut *reader, &compressors.pool) {
             Ok(input) => input,
             Err(error) => return Some(Err(error)),
         };
         let is_last = input.len() < MEMBER_BYTES;
         if !input.is_empty() || is_first {
-            hasher.update(&input);
             let (output, member) = oneshot::channel();
             let raw = input.len() as u64;
             tickets
@@ -136,36 +163,100 @@ fn read_layer(
                     permit,
                 })
                 .ok()?;
-            jobs.send(Job { input, output }).ok()?;
+            inputs.send(input.clone()).ok()?;
+            compressors.jobs.send(Job { input, output }).ok()?;
         }
         is_first = false;
         if is_last {
             break;
         }
     }
-    let found = Digest::finish(hasher);
-    if &found != source.diff_id() {
-        return Some(Err(SourceError::DiffId {
-            expected: source.diff_id().clone(),
-            found,
-        }));
+    drop(inputs);
+    let found = hashed.blocking_recv().ok()?;
+    Some(same(source.diff_id(), found))
+}
+
+/// The diffID, computed beside the reading.
+struct Hashing;
+
+impl Hashing {
+    fn start(ahead: usize) -> (blocking::SyncSender<Bytes>, oneshot::Receiver<Digest>) {
+        let (inputs, queue) = blocking::sync_channel::<Bytes>(ahead);
+        let (result, hashed) = oneshot::channel();
+        tokio::task::spawn_blocking(move || {
+            let mut hasher = Sha256::new();
+            for input in queue {
+                hasher.update(&input);
+            }
+            let _ = result.send(Digest::finish(hasher));
+        });
+        (inputs, hashed)
     }
-    Some(Ok(()))
+}
+
+fn same(expected: &Digest, found: Digest) -> Result<(), SourceError> {
+    if *expected == found {
+        return Ok(());
+    }
+    Err(SourceError::DiffId {
+        expected: expected.clone(),
+        found,
+    })
+}
+
+/// Hands out a blob as it is.
+fn copy_layer(
+    source: &dyn LayerSource,
+    pool: &Pool,
+    pieces: &mpsc::Sender<Result<Piece, SourceError>>,
+    permit: Permit<'_>,
+) -> Result<(), SourceError> {
+    let mut reader = source.open()?;
+    let mut hasher = Sha256::new();
+    let mut size = 0;
+    loop {
+        // Given back when the piece was taken over.
+        let Some(_permit) = permit().filter(|_| !pieces.is_closed()) else {
+            return Ok(());
+        };
+        let bytes = fill(&mut *reader, pool)?;
+        let (raw, is_last) = (bytes.len() as u64, bytes.len() < MEMBER_BYTES);
+        hasher.update(&bytes);
+        size += raw;
+        let is_wanted = raw == 0 || pieces.blocking_send(Ok(Piece::Data { bytes, raw })).is_ok();
+        if !is_wanted {
+            return Ok(());
+        }
+        if is_last {
+            break;
+        }
+    }
+    let digest = Digest::finish(hasher);
+    if let Some(packed) = source.packed() {
+        same(&packed.digest, digest.clone())?;
+    }
+    let summary = Summary {
+        digest,
+        size,
+        raw_size: size,
+    };
+    let _ = pieces.blocking_send(Ok(Piece::End(summary)));
+    Ok(())
 }
 
 /// A whole member of input; less only at the end of the layer.
-fn fill(reader: &mut dyn LayerReader) -> Result<Vec<u8>, SourceError> {
-    let mut input = vec![0; MEMBER_BYTES];
+fn fill(reader: &mut dyn LayerReader, pool: &Pool) -> Result<Bytes, SourceError> {
+    let mut input: Buffer = pool.take();
     let mut length = 0;
-    while length < MEMBER_BYTES {
-        let count = reader.read(&mut input[length..])?;
+    let room = input.room();
+    while length < room.len() {
+        let count = reader.read(&mut room[length..])?;
         if count == 0 {
             break;
         }
         length += count;
     }
-    input.truncate(length);
-    Ok(input)
+    Ok(input.freeze(length))
 }
 
 fn collect(mut tickets: mpsc::Receiver<Ticket>, pieces: &mpsc::Sender<Result<Piece, SourceError>>) {
@@ -186,7 +277,6 @@ fn collect(mut tickets: mpsc::Receiver<Ticket>, pieces: &mpsc::Sender<Result<Pie
                 hasher.update(&bytes);
                 size += bytes.len() as u64;
                 raw_size += raw;
-                let bytes = Bytes::from(bytes);
                 (Ok(Piece::Data { bytes, raw }), Some(permit))
             }
             Ticket::End(Ok(())) => {

@@ -25,6 +25,12 @@ pub enum TargetError {
         /// What the grammar says.
         reason: String,
     },
+    /// More tags than one push writes.
+    #[error("a push writes {most} tags at most")]
+    Tags {
+        /// How many it writes.
+        most: usize,
+    },
     /// A push writes a tag; a digest cannot be chosen.
     #[error("{text:?} names a digest; a push needs a tag, such as host/repository:tag")]
     Digest {
@@ -63,6 +69,19 @@ impl Target {
             repository: reference.repository().to_string(),
             tag: reference.tag().unwrap_or("latest").to_string(),
         })
+    }
+
+    /// The same repository with another tag.
+    pub fn with_tag(&self, tag: &str) -> Result<Target, TargetError> {
+        // Parsed anew, so that a tag cannot smuggle in anything else.
+        let other = Target::parse(&format!("{}/{}:{tag}", self.registry, self.repository))?;
+        if other.tag != tag || other.repository != self.repository {
+            return Err(TargetError::Malformed {
+                text: tag.chars().take(300).collect(),
+                reason: "not a tag".to_string(),
+            });
+        }
+        Ok(other)
     }
 
     /// Registry as the user wrote it, with its port if any.
@@ -180,6 +199,16 @@ mod tests {
             Target::parse(&digest),
             Err(TargetError::Digest { .. })
         ));
+    }
+
+    #[test]
+    fn another_tag_is_a_tag_and_nothing_else() {
+        let target = Target::parse("host:1/a/b:v1").expect("parses");
+        let other = target.with_tag("v2").expect("a tag");
+        assert_eq!(other.to_string(), "host:1/a/b:v2");
+        for tag in ["", "a/b", "a:b", "a b", "a@sha256:x", "../x", "-x"] {
+            assert!(target.with_tag(tag).is_err(), "{tag:?}");
+        }
     }
 
     #[test]

@@ -74,12 +74,6 @@ impl<'a> Ask<'a> {
             within: ANSWER_TIMEOUT,
         }
     }
-
-    /// With a header.
-    pub(crate) fn header(mut self, name: HeaderName, value: &'static str) -> Ask<'a> {
-        self.headers.push((name, HeaderValue::from_static(value)));
-        self
-    }
 }
 
 impl Registry {
@@ -124,6 +118,11 @@ impl Registry {
     /// Host and port of the API.
     pub(crate) fn name(&self) -> &str {
         &self.host
+    }
+
+    /// Whether there is a credential to show.
+    pub(crate) fn has_credential(&self) -> bool {
+        self.credential.is_some()
     }
 
     /// The repository pushed to.

@@ -3,7 +3,7 @@
 //! Knows the pipeline and nothing of HTTP.
 
 use crate::error::PushError;
-use crate::limits::{CHUNK_FIRST, FRAME_BYTES, MEMBER_BYTES, REPLAY_BYTES};
+use crate::limits::{CHUNK_FIRST, FRAME_BYTES, MEMBER_BYTES, REPLAY_BYTES, SMALL_LAYER_BYTES};
 use crate::pipeline::{Compressors, Piece, Summary};
 use crate::source::{LayerSource, SourceError};
 use bytes::{Bytes, BytesMut};
@@ -13,6 +13,8 @@ use tokio::sync::mpsc;
 
 // A chunk that was sent must still be in memory when it has to be sent again.
 const _: () = assert!(CHUNK_FIRST + 2 * MEMBER_BYTES <= REPLAY_BYTES);
+// A small layer is held whole, however badly it compresses.
+const _: () = assert!(SMALL_LAYER_BYTES + MEMBER_BYTES <= REPLAY_BYTES);
 
 /// The compressed bytes of a layer, by offset, with the last of them kept for another try.
 pub(crate) struct Feed<'a> {
@@ -90,6 +92,24 @@ impl<'a> Feed<'a> {
                 }
             }
         }
+    }
+
+    /// The whole blob of a layer of at most [`SMALL_LAYER_BYTES`]; `None` when it is larger.
+    pub(crate) async fn whole(&mut self) -> Result<Option<(Bytes, Summary)>, PushError> {
+        while self.raw <= SMALL_LAYER_BYTES as u64 {
+            if self.frame(self.kept_to).await?.is_some() {
+                continue;
+            }
+            let Some(summary) = self.end.clone() else {
+                break;
+            };
+            let blob = match self.kept.make_contiguous() {
+                [piece] => piece.clone(),
+                pieces => Bytes::from(pieces.concat()),
+            };
+            return Ok(Some((blob, summary)));
+        }
+        Ok(None)
     }
 
     /// Exactly `length` bytes from an offset on, less only at the end of the layer. `length` is at most [`CHUNK_FIRST`].

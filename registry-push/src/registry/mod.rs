@@ -12,7 +12,7 @@ mod retry;
 mod small;
 mod upload;
 
-pub(crate) use client::{Answer, Ask, Registry};
+pub(crate) use client::{Ask, Registry};
 pub(crate) use feed::Feed;
-pub(crate) use small::{check_digest, upload_bytes};
+pub(crate) use small::{check_digest, open, upload_bytes};
 pub(crate) use upload::upload_blob;

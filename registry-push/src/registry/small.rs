@@ -15,7 +15,7 @@ use reqwest::Url;
 pub(super) const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 /// Opens an upload.
-pub(super) async fn open(registry: &Registry, item: &str) -> Result<Url, PushError> {
+pub(crate) async fn open(registry: &Registry, item: &str) -> Result<Url, PushError> {
     let ask = Ask::new(item, Method::POST, registry.url("blobs/uploads/"));
     let answer = registry.request(ask).await?;
     if answer.status != StatusCode::ACCEPTED {
@@ -24,16 +24,20 @@ pub(super) async fn open(registry: &Registry, item: &str) -> Result<Url, PushErr
     registry.location(item, &answer.url, &answer.headers)
 }
 
-/// Sends a small blob whole; gives the bytes handed to the network.
+/// Sends a small blob whole, into the upload that is open already if there is one; gives the bytes handed to the network.
 pub(crate) async fn upload_bytes(
     registry: &Registry,
     item: &str,
     blob: Bytes,
     digest: &Digest,
+    mut opened: Option<Url>,
 ) -> Result<u64, PushError> {
     let mut sessions = Attempts::default();
     loop {
-        let mut url = open(registry, item).await?;
+        let mut url = match opened.take() {
+            Some(url) => url,
+            None => open(registry, item).await?,
+        };
         url.query_pairs_mut().append_pair("digest", digest.as_str());
         let mut ask = Ask::new(item, Method::PUT, url);
         ask.headers.push((header::CONTENT_TYPE, OCTETS));

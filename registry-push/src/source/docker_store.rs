@@ -178,7 +178,7 @@ impl DockerStore {
 }
 
 /// Docker's familiar form of a reference, by which `repositories.json` is keyed: repository, and reference with tag or digest.
-fn familiar(name: &str) -> (String, String) {
+pub(super) fn familiar(name: &str) -> (String, String) {
     let short = [
         "docker.io/library/",
         "index.docker.io/library/",

@@ -3,16 +3,22 @@
 //! Knows nothing of compression or registries.
 
 mod beneath;
+mod blob_layer;
+mod blobs;
+mod docker_save;
 mod docker_store;
+mod layout;
 mod overlay_layer;
 mod tar_split;
 
 use crate::digest::Digest;
 use crate::error::Blame;
+use crate::manifest::Manifest;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use docker_store::DockerStore;
+pub use layout::{Layout, Platform};
 
 /// An image ready to be pushed: its config, byte for byte, and its layers from the lowest up.
 #[derive(Debug, Clone)]
@@ -21,6 +27,8 @@ pub struct ImageSource {
     pub(crate) config: Vec<u8>,
     /// One per diffID of the config, in its order.
     pub(crate) layers: Vec<Arc<dyn LayerSource>>,
+    /// The manifest that came with it, if each layer is the blob that it names.
+    pub(crate) manifest: Option<Manifest>,
 }
 
 impl ImageSource {
@@ -40,7 +48,11 @@ impl ImageSource {
                 reason: "its layers are not the ones given".to_string(),
             });
         }
-        Ok(ImageSource { config, layers })
+        Ok(ImageSource {
+            config,
+            layers,
+            manifest: None,
+        })
     }
 
     /// Digest of the config.
@@ -67,8 +79,36 @@ pub trait LayerSource: Send + Sync + std::fmt::Debug {
     /// About how many bytes it has, for progress only.
     fn size_hint(&self) -> Option<u64>;
 
+    /// The blob that the layer is already, if its store keeps it so. Then [`LayerSource::open`] gives the blob's bytes, and they
+    /// are sent as they are.
+    fn packed(&self) -> Option<&Packed> {
+        None
+    }
+
     /// Starts reading. Called on a thread that may block.
     fn open(&self) -> Result<Box<dyn LayerReader>, SourceError>;
+}
+
+/// A layer that its store keeps as a blob fit for a registry. The pipeline checks the digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packed {
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Bytes of the blob.
+    pub size: u64,
+    /// How it is compressed.
+    pub packing: Packing,
+}
+
+/// How a layer's blob is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Packing {
+    /// Not at all.
+    Tar,
+    /// gzip.
+    Gzip,
+    /// zstd.
+    Zstd,
 }
 
 /// A layer being read.
@@ -86,14 +126,46 @@ pub enum SourceError {
         /// Data root that was given.
         root: PathBuf,
     },
+    /// No content store of containerd's in the directory.
+    #[error("{root:?} has no content store of containerd's")]
+    NoContent {
+        /// Root that was given.
+        root: PathBuf,
+    },
+    /// Neither an OCI layout nor the output of `docker save`.
+    #[error("{path:?} is neither an OCI layout nor a docker-save archive")]
+    NoLayout {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The text names no platform.
+    #[error("{text:?} is no platform")]
+    Platform {
+        /// As given.
+        text: String,
+    },
+    /// An image for other platforms only.
+    #[error("the image is not for {wanted}, but for {}", found.join(", "))]
+    NoPlatform {
+        /// As asked for.
+        wanted: String,
+        /// What there is.
+        found: Vec<String>,
+    },
+    /// A kind of content that is no part of an image, or that cannot be sent.
+    #[error("{media_type:?} cannot be pushed as part of an image")]
+    Unsupported {
+        /// Its media type.
+        media_type: String,
+    },
     /// The store has no such image.
     #[error("no image {name:?} in the store")]
     NoImage {
         /// As asked for.
         name: String,
     },
-    /// An id prefix that several images share.
-    #[error("{name:?} is the beginning of several image ids")]
+    /// An id prefix that several images share, or no name where there are several images.
+    #[error("{name:?} is not the name of one image alone")]
     Ambiguous {
         /// As asked for.
         name: String,
@@ -179,8 +251,14 @@ impl SourceError {
     /// Who can mend it.
     pub fn blame(&self) -> Blame {
         match self {
-            SourceError::NoImage { .. } | SourceError::Ambiguous { .. } => Blame::User,
+            SourceError::NoImage { .. }
+            | SourceError::Ambiguous { .. }
+            | SourceError::NoLayout { .. }
+            | SourceError::Platform { .. }
+            | SourceError::NoPlatform { .. }
+            | SourceError::Unsupported { .. } => Blame::User,
             SourceError::NoStore { .. }
+            | SourceError::NoContent { .. }
             | SourceError::NoLayer { .. }
             | SourceError::Io { .. }
             | SourceError::TooLong { .. }
@@ -198,8 +276,19 @@ impl SourceError {
             SourceError::NoStore { .. } => {
                 Some("give dockerd's data root; dockerd must use the overlay2 storage driver")
             }
+            SourceError::NoContent { .. } => {
+                Some("give containerd's root, such as /var/lib/containerd")
+            }
+            SourceError::NoLayout { .. } => {
+                Some("make it with `docker save` or `buildx build --output type=oci`")
+            }
+            SourceError::Platform { .. } => {
+                Some("write it as os/architecture, such as linux/arm64")
+            }
+            SourceError::NoPlatform { .. } => Some("choose one of them with the platform option"),
+            SourceError::Unsupported { .. } => None,
             SourceError::NoImage { .. } => Some("build it, or look at `docker image ls`"),
-            SourceError::Ambiguous { .. } => Some("give more digits of the id"),
+            SourceError::Ambiguous { .. } => Some("give the whole name, or more digits of the id"),
             SourceError::NoLayer { .. }
             | SourceError::Damaged { .. }
             | SourceError::FileChanged { .. }

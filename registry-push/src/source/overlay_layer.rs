@@ -133,3 +133,7 @@ impl LayerReader for OverlayReader {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "overlay_layer_tests.rs"]
+mod tests;

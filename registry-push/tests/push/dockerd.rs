@@ -97,10 +97,29 @@ impl Dockerd {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Runs containerd's own client on the containerd below dockerd, in a namespace of the tests; gives its output.
+    pub(crate) fn ctr(&self, arguments: &[&str]) -> String {
+        let socket = "/sock/exec/containerd/containerd.sock";
+        let output = self.run_inside(&["ctr", "-a", socket, "-n", "tests"], arguments);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ctr {arguments:?}: {told}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The root of that containerd, as it is on this side.
+    pub(crate) fn containerd_root(&self) -> PathBuf {
+        self.data_root().join("containerd/daemon")
+    }
+
     fn try_docker(&self, arguments: &[&str]) -> Output {
+        self.run_inside(&["docker"], arguments)
+    }
+
+    fn run_inside(&self, program: &[&str], arguments: &[&str]) -> Output {
         Command::new("unshare")
             .args(["--mount", "sh", "-ceu", CLI, "cli"])
             .arg(self.dir.path())
+            .args(program)
             .args(arguments)
             .stdin(Stdio::null())
             .output()
@@ -147,7 +166,7 @@ mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/run"
 for dir in data sock work; do mount --bind "$base/$dir" "$root/$dir"; done
-chroot "$root" dockerd -H unix:///sock/docker.sock --data-root /data --exec-root /run/docker --storage-driver overlay2 \
+chroot "$root" dockerd -H unix:///sock/docker.sock --data-root /data --exec-root /sock/exec --storage-driver overlay2 \
     --pidfile /run/docker.pid --bridge=none --iptables=false --ip6tables=false --insecure-registry 127.0.0.0/8 </dev/null &
 cat >/dev/null
 "#;
@@ -160,5 +179,5 @@ mount --bind "$base/sock" "$root/sock"
 mount --bind "$base/work" "$root/work"
 mount --rbind /dev "$root/dev"
 mount -t proc proc "$root/proc"
-exec chroot "$root" env HOME=/root DOCKER_HOST=unix:///sock/docker.sock docker "$@"
+exec chroot "$root" env HOME=/root DOCKER_HOST=unix:///sock/docker.sock "$@"
 "#;

@@ -12,6 +12,9 @@ mod plain;
 mod proxy;
 mod registry;
 mod secure;
+mod sharing;
+mod sources;
+mod spec;
 mod store;
 
 /// A test that cannot run here: fails in CI, says so elsewhere.

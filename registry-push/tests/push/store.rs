@@ -5,7 +5,8 @@ use crate::image::assert_complete;
 use crate::registry::{Access, Registry};
 use crate::{program, run, skip};
 use slipway_registry_push::{
-    DockerStore, PushError, PushOptions, PushState, SourceError, Target, push,
+    DockerStore, ImageSource, Layout, Platform, PushError, PushOptions, PushState, SourceError,
+    Target, push,
 };
 use std::ffi::OsStr;
 use std::fs;
@@ -193,22 +194,91 @@ async fn images_of_a_real_dockerd_arrive_and_run() {
     .unwrap();
     assert_complete(&registry, "again", "1", &image, &pushed);
 
-    skopeo(&registry);
+    skopeo(&registry, "app:1", "docker-archive");
+    Box::pin(zstd(&dockerd, &image, &registry)).await;
+    Box::pin(containerd(&dockerd, &registry)).await;
+    Box::pin(saved(&dockerd, &registry)).await;
     damage(&dockerd, &store, &registry).await;
 }
 
-/// skopeo reads every blob, checks its digest, and unpacks it when it writes an archive of uncompressed layers.
-fn skopeo(registry: &Registry) {
+/// skopeo reads every blob, checks its digest, and unpacks it when it writes Docker's archive of uncompressed layers, which it does not
+/// do for zstd.
+fn skopeo(registry: &Registry, name: &str, kind: &str) {
     let Some(skopeo) = program("skopeo") else {
         return skip("needs skopeo");
     };
     let out = tempfile::tempdir().unwrap();
-    let source = format!("docker://{}", registry.target("app:1"));
-    let archive = format!(
-        "docker-archive:{}:app:1",
-        out.path().join("app.tar").display()
-    );
+    let source = format!("docker://{}", registry.target(name));
+    let archive = format!("{kind}:{}:app:1", out.path().join("app.tar").display());
     run(Command::new(skopeo).args(["copy", "-q", "--src-tls-verify=false", &source, &archive]));
+}
+
+/// The same image as zstd: an OCI image that every client reads.
+async fn zstd(dockerd: &Dockerd, image: &ImageSource, registry: &Registry) {
+    let target = Target::parse(&registry.target("zstd:1")).unwrap();
+    let options = PushOptions {
+        codec: "zstd".parse().unwrap(),
+        ..PushOptions::default()
+    };
+    let pushed = push(image.clone(), &target, None, &options, |_| ())
+        .await
+        .unwrap();
+    assert_complete(registry, "zstd", "1", image, &pushed);
+    let reference = registry.target("zstd:1");
+    dockerd.docker(&["pull", "-q", &reference]);
+    let diff_ids: Vec<String> = image.diff_ids().map(ToString::to_string).collect();
+    assert_eq!(dockerd.diff_ids(&reference), diff_ids);
+    let said = dockerd.docker(&["run", "--rm", "--network=none", &reference]);
+    assert_eq!(said, "from the context");
+    dockerd.docker(&["rmi", "-f", &reference]);
+    skopeo(registry, "zstd:1", "oci-archive");
+}
+
+/// containerd pulls both images, unpacks them, which checks the diffIDs, and what lies in its content store is pushed again as it is.
+async fn containerd(dockerd: &Dockerd, registry: &Registry) {
+    let store = Layout::containerd(&dockerd.containerd_root()).unwrap();
+    for name in ["app", "zstd"] {
+        let reference = registry.target(&format!("{name}:1"));
+        dockerd.ctr(&["images", "pull", "--plain-http", &reference]);
+        assert!(dockerd.ctr(&["images", "check"]).contains("complete"));
+        let digest = registry.tag(name, "1").unwrap();
+        let image = store.by_digest(&digest, &Platform::default()).unwrap();
+        let repository = format!("{name}-again");
+        let target = Target::parse(&registry.target(&format!("{repository}:1"))).unwrap();
+        let pushed = push(
+            image.clone(),
+            &target,
+            None,
+            &PushOptions::default(),
+            |_| (),
+        )
+        .await
+        .unwrap();
+        assert_complete(registry, &repository, "1", &image, &pushed);
+        assert_eq!(pushed.digest, digest, "byte for byte");
+    }
+}
+
+/// `docker save`, whose layers are plain tars.
+async fn saved(dockerd: &Dockerd, registry: &Registry) {
+    let reference = registry.target("app:1");
+    dockerd.docker(&["save", "-o", "/work/saved.tar", &reference]);
+    let layout = Layout::open(&dockerd.work().join("saved.tar")).unwrap();
+    let image = layout
+        .image(Some(&reference), &Platform::default())
+        .unwrap();
+    let target = Target::parse(&registry.target("saved:1")).unwrap();
+    let pushed = push(
+        image.clone(),
+        &target,
+        None,
+        &PushOptions::default(),
+        |_| (),
+    )
+    .await
+    .unwrap();
+    assert_complete(registry, "saved", "1", &image, &pushed);
+    assert_eq!(registry.tag("app", "1").as_ref(), Some(&pushed.digest));
 }
 
 /// A file changed behind dockerd's back: the push fails before the manifest.

@@ -1,0 +1,264 @@
+//! One layer: asked for, mounted or sent, and proved.
+//!
+//! Knows nothing of manifests and tags.
+
+use super::turns::{Turn, turn};
+use super::{Done, Run};
+use crate::digest::Digest;
+use crate::error::PushError;
+use crate::index::Known;
+use crate::limits::{MOUNTS_TRIED, SMALL_LAYER_BYTES};
+use crate::pipeline::{Compressors, Summary};
+use crate::registry::{Ask, Feed, open, upload_blob, upload_bytes};
+use crate::report::{Progress, PushState};
+use crate::source::LayerSource;
+use http::{Method, StatusCode};
+use reqwest::Url;
+use std::sync::{Arc, PoisonError};
+
+/// How a try to mount ended.
+enum Mount {
+    Mounted,
+    /// Not mounted, but an upload is open.
+    Opened(Url),
+    Nothing,
+}
+
+impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
+    /// Brings one layer into the repository.
+    pub(super) async fn layer(
+        &self,
+        layer: &Arc<dyn LayerSource>,
+    ) -> Result<(Digest, Done), PushError> {
+        let diff_id = layer.diff_id().clone();
+        if let Some(known) = self.known(&**layer)
+            && self.is_there(&known).await?
+        {
+            return Ok((diff_id, self.spared(layer, known, PushState::Exists)));
+        }
+        let key = format!(
+            "{} {diff_id} {}",
+            self.registry.name(),
+            self.codec_of(&**layer)
+        );
+        let mut turn = turn(&key, self.folder.as_deref()).await;
+        if turn.as_ref().is_some_and(|turn| turn.has_waited) {
+            self.refresh_index().await;
+        }
+        let done = self.bring(layer, turn.as_mut()).await?;
+        self.remember(&diff_id, &done.known, self.codec_of(&**layer))
+            .await;
+        if let Some(turn) = &mut turn {
+            *turn.found = Some((done.known.clone(), self.target.repository().to_string()));
+        }
+        Ok((diff_id, done))
+    }
+
+    /// Mounts or sends.
+    async fn bring(
+        &self,
+        layer: &Arc<dyn LayerSource>,
+        turn: Option<&mut Turn>,
+    ) -> Result<Done, PushError> {
+        let item = format!("layer {}", layer.diff_id());
+        let before = turn.as_ref().and_then(|turn| turn.found.clone());
+        let known = before.as_ref().map(|(known, _)| known.clone());
+        let known = known.or_else(|| self.known(&**layer));
+        let mut opened = None;
+        if let Some(known) = known {
+            // Who held the turn before may have sent it to this very repository.
+            let has_waited = turn.is_some_and(|turn| turn.has_waited);
+            if has_waited && self.is_there(&known).await? {
+                return Ok(self.spared(layer, known, PushState::Exists));
+            }
+            let origin = before.as_ref().map(|(_, repository)| repository.as_str());
+            match self.mount(&item, &known, origin).await? {
+                // A registry that says so and has nothing gets the layer after all.
+                Mount::Mounted if self.is_there(&known).await? => {
+                    return Ok(self.spared(layer, known, PushState::Mounted));
+                }
+                Mount::Opened(url) => opened = Some(url),
+                Mount::Mounted | Mount::Nothing => {}
+            }
+        }
+        self.send(layer, &item, opened).await
+    }
+
+    /// Reads, compresses and uploads.
+    async fn send(
+        &self,
+        layer: &Arc<dyn LayerSource>,
+        item: &str,
+        mut opened: Option<Url>,
+    ) -> Result<Done, PushError> {
+        let (name, total) = (layer.diff_id().as_str(), layer.size_hint().unwrap_or(0));
+        let compressors = self
+            .compressors
+            .get_or_init(|| Compressors::start(self.options.codec, self.options.threads()));
+        let on_raw = |raw: u64| self.tell(name, PushState::Pushing, raw, total.max(raw));
+        let is_small = layer
+            .size_hint()
+            .is_some_and(|size| size <= SMALL_LAYER_BYTES as u64);
+        let mut sent = None;
+        if is_small {
+            let _place = self.small.acquire().await.ok();
+            self.tell(name, PushState::Pushing, 0, total);
+            let mut feed = Feed::new(compressors, layer.clone(), &on_raw);
+            let url = async {
+                match opened.take() {
+                    Some(url) => Ok(url),
+                    None => open(self.registry, item).await,
+                }
+            };
+            let (url, whole) = tokio::try_join!(url, feed.whole())?;
+            match whole {
+                Some((blob, summary)) => {
+                    let digest = summary.digest.clone();
+                    let count = upload_bytes(self.registry, item, blob, &digest, Some(url)).await?;
+                    sent = Some((summary, count));
+                }
+                // Larger than its store said.
+                None => opened = Some(url),
+            }
+        }
+        let (summary, sent) = match sent {
+            Some(sent) => sent,
+            None => {
+                let _place = self.streams.acquire().await.ok();
+                self.tell(name, PushState::Pushing, 0, total);
+                let mut feed = Feed::new(compressors, layer.clone(), &on_raw);
+                Box::pin(upload_blob(self.registry, item, &mut feed, opened)).await?
+            }
+        };
+        let Summary {
+            digest,
+            size,
+            raw_size,
+        } = summary;
+        let known = Known { digest, size };
+        self.prove(&known).await?;
+        self.tell(name, PushState::Pushed, raw_size, raw_size);
+        Ok(Done {
+            known,
+            state: PushState::Pushed,
+            sent,
+        })
+    }
+
+    fn spared(&self, layer: &Arc<dyn LayerSource>, known: Known, state: PushState) -> Done {
+        let total = layer.size_hint().unwrap_or(0);
+        self.tell(layer.diff_id().as_str(), state, total, total);
+        Done {
+            known,
+            state,
+            sent: 0,
+        }
+    }
+
+    /// The blob that this layer is, or is known to become.
+    pub(super) fn known(&self, layer: &dyn LayerSource) -> Option<Known> {
+        if let Some(packed) = layer.packed() {
+            return Some(Known {
+                digest: packed.digest.clone(),
+                size: packed.size,
+            });
+        }
+        let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        index.blob(layer.diff_id(), &self.codec_id).cloned()
+    }
+
+    /// What decides the layer's bytes in the registry.
+    fn codec_of(&self, layer: &dyn LayerSource) -> String {
+        match layer.packed() {
+            Some(packed) => packed.digest.to_string(),
+            None => self.codec_id.clone(),
+        }
+    }
+
+    async fn refresh_index(&self) {
+        let (index, wanted) = (self.index.clone(), self.wanted.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
+            index.refresh(&wanted)
+        });
+        if let Ok(Err(error)) = read.await {
+            tracing::warn!(%error, "digest index not read");
+        }
+    }
+
+    /// Whether the repository has this blob.
+    pub(super) async fn is_there(&self, known: &Known) -> Result<bool, PushError> {
+        let _place = self.checks.acquire().await.ok();
+        let item = format!("blob {}", known.digest);
+        let size = self.registry.blob_size(&item, &known.digest).await?;
+        Ok(size.is_some_and(|size| size.is_none_or(|size| size == known.size)))
+    }
+
+    /// Fails when the repository does not have this blob, or has another of its name.
+    pub(super) async fn prove(&self, known: &Known) -> Result<(), PushError> {
+        let _place = self.checks.acquire().await.ok();
+        let item = format!("blob {}", known.digest);
+        let found = match self.registry.blob_size(&item, &known.digest).await? {
+            None => "nothing".to_string(),
+            Some(Some(found)) if found != known.size => {
+                format!("{found} bytes instead of {}", known.size)
+            }
+            Some(_) => return Ok(()),
+        };
+        Err(PushError::Incomplete {
+            host: self.registry.name().to_string(),
+            item,
+            found,
+        })
+    }
+
+    /// Asks the registry to take a blob over from another of its repositories. A registry that will not is no failure.
+    async fn mount(
+        &self,
+        item: &str,
+        known: &Known,
+        origin: Option<&str>,
+    ) -> Result<Mount, PushError> {
+        let own = self.registry.repository();
+        let remembered: Vec<String> = {
+            let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+            let places = index.places(&known.digest, self.target.registry());
+            places.map(str::to_string).collect()
+        };
+        let remembered = remembered.iter().map(String::as_str);
+        let named = self.options.mount_from.iter().map(String::as_str);
+        let mut origins: Vec<&str> = Vec::new();
+        let all = origin.into_iter().chain(remembered).chain(named);
+        for origin in all.filter(|origin| *origin != own) {
+            if origins.len() < MOUNTS_TRIED && !origins.contains(&origin) {
+                origins.push(origin);
+            }
+        }
+        let mut opened = Mount::Nothing;
+        for origin in origins {
+            let mut url = self.registry.url("blobs/uploads/");
+            url.query_pairs_mut()
+                .append_pair("mount", known.digest.as_str())
+                .append_pair("from", origin);
+            let mut ask = Ask::new(item, Method::POST, url);
+            ask.mount_from = Some(origin);
+            match self.registry.request(ask).await {
+                Ok(answer) if answer.status == StatusCode::CREATED => return Ok(Mount::Mounted),
+                Ok(answer) if answer.status == StatusCode::ACCEPTED => {
+                    opened = Mount::Opened(self.registry.location(
+                        item,
+                        &answer.url,
+                        &answer.headers,
+                    )?);
+                }
+                Ok(answer) => tracing::debug!(item, origin, status = %answer.status, "not mounted"),
+                // The token server may refuse a token for the other repository; the plain one still serves.
+                Err(error @ PushError::Unauthorized { .. }) => {
+                    tracing::debug!(item, origin, %error, "not mounted")
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(opened)
+    }
+}

@@ -1,0 +1,284 @@
+//! One push, from the first question to the proof.
+//!
+//! Order: nothing but a few questions when the repository has this very image ([`unchanged`]); else each layer by itself ([`layer`]): ask,
+//! mount or send, prove; then the manifest, under each tag ([`tags`]). The tag is written last, when every blob has answered by
+//! digest, so a push that fails leaves no tag on an incomplete image.
+
+mod layer;
+mod tags;
+mod turns;
+mod unchanged;
+
+use crate::digest::Digest;
+use crate::error::PushError;
+use crate::index::{Index, Known, MANIFEST_OF};
+use crate::limits::{CHECKS_AT_ONCE, LAYERS_AT_ONCE, SMALL_LAYERS_AT_ONCE};
+use crate::manifest::{Blob, Manifest};
+use crate::options::PushOptions;
+use crate::pipeline::Compressors;
+use crate::registry::{Registry, upload_bytes};
+use crate::report::{Progress, PushState, Pushed, PushedLayer};
+use crate::source::{ImageSource, LayerSource};
+use crate::target::{Credential, Target};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use tokio::sync::Semaphore;
+
+/// Pushes an image. Returns when the registry has answered for every blob and the manifest by digest. Dropping the future ends the push.
+///
+/// `progress` is called often and must not block. Errors: [`PushError::blame`] and [`PushError::hint`] say whose turn it is.
+pub async fn push(
+    image: ImageSource,
+    target: &Target,
+    credential: Option<&Credential>,
+    options: &PushOptions,
+    progress: impl Fn(Progress) + Send + Sync,
+) -> Result<Pushed, PushError> {
+    let registry = Registry::new(target, credential, options)?;
+    let image_id = image.id();
+    let mut wanted: HashSet<Digest> = image.diff_ids().cloned().collect();
+    wanted.insert(image_id.clone());
+    let index = open_index(options.index.clone(), wanted.clone()).await;
+    let run = Run {
+        registry: &registry,
+        target,
+        tags: tags::all(target, options)?,
+        options,
+        codec_id: options.codec.id(),
+        compressors: OnceLock::new(),
+        index: Arc::new(Mutex::new(index)),
+        wanted,
+        folder: options
+            .index
+            .as_ref()
+            .map(|path| path.with_extension("turns")),
+        checks: Semaphore::new(CHECKS_AT_ONCE),
+        streams: Semaphore::new(LAYERS_AT_ONCE),
+        small: Semaphore::new(SMALL_LAYERS_AT_ONCE),
+        progress: &progress,
+    };
+    Box::pin(run.image(&image, image_id)).await
+}
+
+async fn open_index(path: Option<PathBuf>, wanted: HashSet<Digest>) -> Index {
+    let Some(path) = path else {
+        return Index::default();
+    };
+    match tokio::task::spawn_blocking(move || Index::open(&path, &wanted)).await {
+        Ok(Ok(index)) => index,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "digest index not read");
+            Index::default()
+        }
+        Err(_) => Index::default(),
+    }
+}
+
+/// What all parts of one push share.
+struct Run<'a, P> {
+    registry: &'a Registry,
+    target: &'a Target,
+    tags: Vec<String>,
+    options: &'a PushOptions,
+    codec_id: String,
+    /// Started when the first layer has to be read.
+    compressors: OnceLock<Compressors>,
+    index: Arc<Mutex<Index>>,
+    /// What the index is asked about.
+    wanted: HashSet<Digest>,
+    /// Where processes take turns.
+    folder: Option<PathBuf>,
+    checks: Semaphore,
+    streams: Semaphore,
+    small: Semaphore,
+    progress: &'a P,
+}
+
+/// What became of one different layer.
+struct Done {
+    known: Known,
+    state: PushState,
+    sent: u64,
+}
+
+/// Different layers by diffID.
+type AllDone = HashMap<Digest, Done>;
+
+impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
+    async fn image(&self, image: &ImageSource, image_id: Digest) -> Result<Pushed, PushError> {
+        // A diffID that occurs twice is one blob and is sent once.
+        let mut different: Vec<&Arc<dyn LayerSource>> = Vec::new();
+        for layer in &image.layers {
+            let is_new = |other: &&Arc<dyn LayerSource>| other.diff_id() != layer.diff_id();
+            if different.iter().all(is_new) {
+                different.push(layer);
+                let total = layer.size_hint().unwrap_or(0);
+                self.tell(layer.diff_id().as_str(), PushState::Waiting, 0, total);
+            }
+        }
+        if let Some(pushed) = Box::pin(self.unchanged(image, &image_id, &different)).await? {
+            return Ok(pushed);
+        }
+        let config = Bytes::copy_from_slice(&image.config);
+        // With a credential the first request alone learns how to authenticate; the others then go with it at once.
+        let has_config = match self.registry.has_credential() {
+            true => Some(self.has_config(&image_id).await?),
+            false => None,
+        };
+        // The futures are made before the streams: closures inside of them would keep this future on one thread.
+        let pushes: Vec<_> = different
+            .iter()
+            .map(|layer| Box::pin(self.layer(layer)))
+            .collect();
+        let layers = stream::iter(pushes)
+            .buffer_unordered(crate::limits::LAYERS)
+            .try_collect();
+        let (done, config_sent): (AllDone, u64) =
+            tokio::try_join!(layers, self.config(config, &image_id, has_config))?;
+        let manifest = self.manifest(image, &image_id, &done);
+        let (digest, manifest_sent) = self.write_tags(&manifest).await?;
+        self.remember_manifest(&image_id, &digest, manifest.bytes.len())
+            .await;
+        let sent = config_sent + manifest_sent + done.values().map(|done| done.sent).sum::<u64>();
+        Ok(pushed(image, manifest, digest, &done, sent))
+    }
+
+    /// Sends the config if the repository has none; gives the bytes sent. It has answered by digest then.
+    async fn config(
+        &self,
+        config: Bytes,
+        id: &Digest,
+        has: Option<bool>,
+    ) -> Result<u64, PushError> {
+        let length = config.len() as u64;
+        let has = match has {
+            Some(has) => has,
+            None => self.has_config(id).await?,
+        };
+        if has {
+            self.tell("config", PushState::Exists, length, length);
+            return Ok(0);
+        }
+        self.tell("config", PushState::Pushing, 0, length);
+        let sent = upload_bytes(self.registry, "the config", config, id, None).await?;
+        self.prove(&Known {
+            digest: id.clone(),
+            size: length,
+        })
+        .await?;
+        self.tell("config", PushState::Pushed, length, length);
+        Ok(sent)
+    }
+
+    async fn has_config(&self, id: &Digest) -> Result<bool, PushError> {
+        Ok(self.registry.blob_size("the config", id).await?.is_some())
+    }
+
+    /// The manifest that came with the image if all its blobs are the ones it names, else one of our making.
+    fn manifest(&self, image: &ImageSource, image_id: &Digest, done: &AllDone) -> Manifest {
+        if let Some(manifest) = &image.manifest {
+            return manifest.clone();
+        }
+        let blobs: Vec<Blob<'_>> = image
+            .layers
+            .iter()
+            .filter_map(|layer| {
+                let known = &done.get(layer.diff_id())?.known;
+                Some(self.blob(&**layer, known))
+            })
+            .collect();
+        Manifest::of(image_id, image.config.len() as u64, &blobs)
+    }
+
+    fn blob<'k>(&self, layer: &dyn LayerSource, known: &'k Known) -> Blob<'k> {
+        let packing = layer
+            .packed()
+            .map_or(self.options.codec.packing(), |packed| packed.packing);
+        Blob {
+            digest: &known.digest,
+            size: known.size,
+            packing,
+        }
+    }
+
+    /// Writes into the index what was proved. Without an index there is nothing to remember.
+    async fn remember(&self, diff_id: &Digest, known: &Known, codec: String) {
+        if self.options.index.is_none() {
+            return;
+        }
+        let (index, found) = (self.index.clone(), [(diff_id.clone(), known.clone())]);
+        let host = self.target.registry().to_string();
+        let repository = self.target.repository().to_string();
+        let written = tokio::task::spawn_blocking(move || {
+            let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
+            index.add(found, &codec, &host, &repository)
+        });
+        // The blob is there, whatever becomes of the index.
+        if let Ok(Err(error)) = written.await {
+            tracing::warn!(%error, "digest index not written");
+        }
+    }
+
+    async fn remember_manifest(&self, image_id: &Digest, digest: &Digest, length: usize) {
+        let known = Known {
+            digest: digest.clone(),
+            size: length as u64,
+        };
+        let codec = format!("{MANIFEST_OF}{}", self.codec_id);
+        self.remember(image_id, &known, codec).await;
+    }
+
+    fn tell(&self, item: &str, state: PushState, current: u64, total: u64) {
+        (self.progress)(Progress {
+            item: item.to_string(),
+            state,
+            current,
+            total,
+        });
+    }
+}
+
+fn pushed(
+    image: &ImageSource,
+    manifest: Manifest,
+    digest: Digest,
+    done: &AllDone,
+    sent_bytes: u64,
+) -> Pushed {
+    let layers = image.layers.iter().filter_map(|layer| {
+        let done = done.get(layer.diff_id())?;
+        Some(PushedLayer {
+            diff_id: layer.diff_id().clone(),
+            digest: done.known.digest.clone(),
+            size_bytes: done.known.size,
+            state: done.state,
+            sent_bytes: done.sent,
+        })
+    });
+    let blobs: u64 = done.values().map(|done| done.known.size).sum();
+    Pushed {
+        digest,
+        size_bytes: manifest.bytes.len() as u64 + image.config.len() as u64 + blobs,
+        manifest_bytes: manifest.bytes,
+        layers: layers.collect(),
+        sent_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_push_can_move_between_threads() {
+        fn check<T: Send>(_: impl Fn(ImageSource) -> T) {}
+        let (target, options) = (
+            Target::parse("host/app:1").expect("parses"),
+            PushOptions::default(),
+        );
+        check(|image| push(image, &target, None, &options, |_| ()));
+    }
+}
