@@ -17,7 +17,11 @@ const ADDED_DELAY: Duration = Duration::from_millis(20);
 pub(super) fn first(bench: &mut Bench, run: &mut Run) -> Result<()> {
     let bytes = images::root_bytes(run.choice.quick);
     let (bytes, files) = images::root_layer(bench, "first", bytes)?;
-    let ways = [SLIPWAY, Way::Slipway(&["--level", "6"])];
+    let ways = [
+        SLIPWAY,
+        Way::Slipway(&["--compression", "gzip:6"]),
+        Way::Slipway(&["--compression", "zstd"]),
+    ];
     let contenders = pushes(bench, "first", &ways)?;
     run.case(Case {
         name: "first",
