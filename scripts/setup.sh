@@ -45,7 +45,7 @@ packages=(
 	# to build ISA-L, which compresses layers
 	nasm autoconf automake libtool
 	# the builder's image, and base images for the demo and the tests
-	mmdebstrap squashfs-tools skopeo busybox-static
+	mmdebstrap squashfs-tools xz-utils skopeo busybox-static
 	# what the host daemon calls
 	runc nftables iproute2 e2fsprogs util-linux lvm2 thin-provisioning-tools cryptsetup-bin
 	# the demo and the tests
@@ -74,7 +74,7 @@ install_packages() {
 	return "$status"
 }
 
-# The emulator for the tests' virtual machine: theirs is an x86-64 kernel so far.
+# For builders that are virtual machines, and the tests' own: x86-64 so far.
 emulator=()
 if [[ $(dpkg --print-architecture) == amd64 ]]; then
 	is_installed qemu-system-x86 || emulator=(qemu-system-x86)
@@ -153,6 +153,15 @@ at=$SECONDS
 "${root[@]}" builder/image/build.sh "$cache/image" >/dev/null
 if [[ $(readlink "$cache/image/base.squashfs") != "$link" ]]; then
 	say "builder image: $cache/image/base.squashfs ($((SECONDS - at)) s)"
+	did=1
+fi
+
+# --- what builders boot with when they are virtual machines
+link=$(readlink "$cache/image/kernel" 2>/dev/null || true)
+at=$SECONDS
+"${root[@]}" builder/image/kernel.sh "$cache/image" >/dev/null
+if [[ $(readlink "$cache/image/kernel") != "$link" ]]; then
+	say "kernel of virtual machines: $cache/image/kernel ($((SECONDS - at)) s)"
 	did=1
 fi
 

@@ -1,13 +1,15 @@
-//! The descriptors the host hands over: 3 and 4 are listening unix sockets, 5 is the end record.
+//! The descriptors the host hands over: 3 and 4 are listening unix sockets, 5 is the end record. A virtual machine makes
+//! them itself.
 //!
 //! It must not know what is served on them.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{getsockopt, sockopt};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 /// Where dockerd expects its first socket (systemd's protocol), and so where the host puts it.
 const ENGINE_FD: RawFd = 3;
@@ -36,6 +38,41 @@ pub(crate) fn take() -> Result<Descriptors> {
         guest: UnixListener::from(guest),
         record: File::from(record),
     })
+}
+
+/// The two listeners of a machine that has no host to make them.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    engine: OwnedFd,
+    guest: UnixListener,
+}
+
+impl Listeners {
+    /// All that a host would have handed over.
+    pub(crate) fn with_record(self, record: File) -> Descriptors {
+        Descriptors {
+            engine: self.engine,
+            guest: self.guest,
+            record,
+        }
+    }
+}
+
+/// Listens at two paths. To be called before anything else opens a descriptor: the first must get the number that dockerd
+/// expects.
+pub(crate) fn listen(engine: &Path, guest: &Path) -> Result<Listeners> {
+    let bind = |path: &Path| {
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        std::io::Result::Ok(listener)
+    };
+    let engine = OwnedFd::from(bind(engine).context("listen for dockerd's API")?);
+    ensure!(
+        engine.as_raw_fd() == ENGINE_FD,
+        "something opened descriptor {ENGINE_FD} before"
+    );
+    let guest = bind(guest).context("listen for the guest API")?;
+    Ok(Listeners { engine, guest })
 }
 
 /// Lets children inherit a descriptor, or not.

@@ -10,6 +10,7 @@
 use crate::config::{self, GuestConfig};
 use crate::descriptors::{Descriptors, Inherited, inherit};
 use crate::init::{Child, Children, Exit};
+use crate::life::Patience;
 use crate::limits;
 use crate::output::Output;
 use crate::phase::Manner;
@@ -67,6 +68,7 @@ impl Engine {
         children: &Children,
         descriptors: &Descriptors,
         host: &GuestConfig,
+        patience: Patience,
     ) -> Result<Engine> {
         for path in STALE {
             remove(Path::new(path)).with_context(|| format!("remove stale {path}"))?;
@@ -84,7 +86,7 @@ impl Engine {
             )
             .context("start containerd")?;
         let containerd_output = Output::follow("containerd", containerd.stderr.take())?;
-        if let Err(error) = listens(&mut containerd).await {
+        if let Err(error) = listens(&mut containerd, patience).await {
             containerd_output.log_last();
             return Err(error);
         }
@@ -123,14 +125,15 @@ impl Engine {
     }
 }
 
-async fn listens(containerd: &mut Child) -> Result<()> {
+async fn listens(containerd: &mut Child, patience: Patience) -> Result<()> {
+    let wait = patience.of(limits::CONTAINERD_START_WAIT_MAX);
     let listens = async {
         while UnixStream::connect(CONTAINERD_SOCKET).await.is_err() {
             tokio::time::sleep(limits::START_RETRY_PERIOD).await;
         }
     };
     tokio::select! {
-        listens = tokio::time::timeout(limits::CONTAINERD_START_WAIT_MAX, listens) => {
+        listens = tokio::time::timeout(wait, listens) => {
             listens.context("containerd did not listen in time")
         }
         exit = containerd.wait() => bail!("containerd ended by itself: {exit:?}"),

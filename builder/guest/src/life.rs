@@ -3,6 +3,7 @@
 //! It must not know how any of it is done.
 
 use crate::books::Books;
+use crate::boot::{self, Channel};
 use crate::descriptors::Descriptors;
 use crate::engine::{self, DATA_ROOT, ENGINE_SOCKET, Ended, Engine};
 use crate::guest::Guest;
@@ -29,12 +30,73 @@ pub(crate) enum End {
     Crashed,
 }
 
+/// What the guest lives on.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// Listeners and end record.
+    pub(crate) descriptors: Descriptors,
+    /// What it is the guest of.
+    pub(crate) machine: Machine,
+}
+
+/// The kind of machine.
+#[derive(Debug)]
+pub(crate) enum Machine {
+    /// The host reaches the listeners directly, and owns the cache volume's mount.
+    Sandbox,
+    /// A kernel of its own.
+    Virtual {
+        /// How the host reaches the listeners.
+        channel: Channel,
+        /// Everything takes many times as long.
+        emulated: bool,
+    },
+}
+
+impl Given {
+    /// What a sandbox's host has handed over.
+    pub(crate) fn of_sandbox(descriptors: Descriptors) -> Self {
+        Self {
+            descriptors,
+            machine: Machine::Sandbox,
+        }
+    }
+}
+
+/// How much longer than usual a daemon may take to start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience(u32);
+
+impl Patience {
+    /// Usual or longer.
+    pub(crate) fn of(self, usual: Duration) -> Duration {
+        usual * self.0
+    }
+}
+
 /// Starts everything and lives until the end. Fails if it cannot begin.
-pub(crate) async fn live(started: Instant, descriptors: Descriptors) -> Result<End> {
+pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
+    let Given {
+        descriptors,
+        machine,
+    } = given;
     let children = Children::reap().context("listen for the end of children")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let books = Books::new(started);
+    let (volume, patience) = match machine {
+        Machine::Sandbox => (Volume::OfHost, Patience(1)),
+        Machine::Virtual { channel, emulated } => {
+            tokio::spawn(channel.serve(books.clone()));
+            let factor = if emulated {
+                limits::EMULATED_PATIENCE
+            } else {
+                1
+            };
+            (Volume::Own, Patience(factor))
+        }
+    };
     let config = engine::host_config()?;
-    let mut engine = Engine::start(&children, &descriptors, &config).await?;
+    let mut engine = Engine::start(&children, &descriptors, &config, patience).await?;
     let Descriptors {
         engine: engine_socket,
         guest: guest_socket,
@@ -43,7 +105,6 @@ pub(crate) async fn live(started: Instant, descriptors: Descriptors) -> Result<E
     // dockerd has its own copy; ours would keep the socket open after dockerd is gone.
     drop(engine_socket);
 
-    let books = Books::new(started);
     let guest = Guest::new(books.clone(), config);
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -53,7 +114,7 @@ pub(crate) async fn live(started: Instant, descriptors: Descriptors) -> Result<E
     tasks.spawn(watcher::watch(guest.clone(), stop.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
 
-    let phase = until_end(&books, &guest, &mut engine, &mut terminate).await;
+    let phase = until_end(&books, &guest, &mut engine, &mut terminate, patience).await;
     stop.cancel();
     tasks.close();
     guest.builds.end_all();
@@ -63,7 +124,7 @@ pub(crate) async fn live(started: Instant, descriptors: Descriptors) -> Result<E
             let (manner, _drained) = tokio::join!(engine.stop(), drained);
             match books.on(Event::EngineEnded(manner)) {
                 Phase::Ended => {
-                    finish(record)?;
+                    finish(record, volume)?;
                     return Ok(End::Clean);
                 }
                 Phase::Starting | Phase::Ready | Phase::Ending | Phase::Crashed => {}
@@ -85,8 +146,9 @@ async fn until_end(
     guest: &Guest,
     engine: &mut Engine,
     terminate: &mut Signal,
+    patience: Patience,
 ) -> Phase {
-    let answered = answer(guest);
+    let answered = answer(guest, patience.of(limits::ENGINE_START_WAIT_MAX));
     tokio::pin!(answered);
     let mut starting = true;
     loop {
@@ -118,19 +180,14 @@ async fn until_end(
 }
 
 /// Waits for dockerd's first answer.
-async fn answer(guest: &Guest) -> Event {
+async fn answer(guest: &Guest, wait: Duration) -> Event {
     let pinged = async {
         // Until its socket is there the connection is refused; from then on the request waits in the backlog.
-        while guest
-            .docker
-            .ping(limits::ENGINE_START_WAIT_MAX)
-            .await
-            .is_err()
-        {
+        while guest.docker.ping(wait).await.is_err() {
             tokio::time::sleep(limits::START_RETRY_PERIOD).await;
         }
     };
-    match tokio::time::timeout(limits::ENGINE_START_WAIT_MAX, pinged).await {
+    match tokio::time::timeout(wait, pinged).await {
         Ok(()) => Event::Answered,
         Err(_elapsed) => {
             tracing::error!(socket = ENGINE_SOCKET, "dockerd did not answer in time");
@@ -139,11 +196,31 @@ async fn answer(guest: &Guest) -> Event {
     }
 }
 
+/// Who mounted the cache volume.
+#[derive(Debug, Clone, Copy)]
+enum Volume {
+    OfHost,
+    Own,
+}
+
 /// The last acts of a clean end: nobody writes any more, everything is on the disk, the record says so.
-fn finish(mut record: File) -> Result<()> {
+fn finish(mut record: File, volume: Volume) -> Result<()> {
     init::kill_all();
     let root = File::open(DATA_ROOT).context("open the cache volume")?;
     nix::unistd::syncfs(&root).context("write the cache volume out")?;
+    drop(root);
+    match volume {
+        Volume::OfHost => {}
+        // What is written out is safe; unmounted, it also needs no recovery at the next start.
+        Volume::Own => {
+            if let Err(error) = boot::release_volume() {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the cache volume stays mounted"
+                );
+            }
+        }
+    }
     record
         .write_all(b"end 0\n")
         .context("write the end record")?;

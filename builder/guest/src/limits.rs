@@ -2,7 +2,8 @@
 //! those bounds are in [`slipway_core::limits`].
 
 use slipway_core::limits::{
-    BUILD_EVENTS_BYTES_MAX, BUILD_LOG_CHUNK_BYTES_MAX, MACHINE_READY_WAIT_MAX, MACHINE_STOP_GRACE,
+    BUILD_EVENTS_BYTES_MAX, BUILD_LOG_CHUNK_BYTES_MAX, MACHINE_READY_WAIT_EMULATED_MAX,
+    MACHINE_READY_WAIT_MAX, MACHINE_STOP_GRACE,
 };
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ pub(crate) const START_RETRY_PERIOD: Duration = Duration::from_millis(2);
 pub(crate) const CONTAINERD_START_WAIT_MAX: Duration = Duration::from_secs(20);
 /// How long dockerd may take to answer its first ping. Then the machine ends as crashed.
 pub(crate) const ENGINE_START_WAIT_MAX: Duration = Duration::from_secs(35);
+/// How many times as long as these daemons may take to start where the processor is emulated.
+pub(crate) const EMULATED_PATIENCE: u32 = 3;
 /// How long dockerd lets a container's own end take before it kills it, in whole seconds.
 pub(crate) const CONTAINER_STOP_WAIT_S: u64 = 10;
 /// How long dockerd may take to end after SIGTERM. Then it is killed, and the end is not a clean one.
@@ -29,6 +32,10 @@ pub(crate) const OUTPUT_LINES_KEPT: usize = 40;
 /// Longest line of a daemon's output; the rest of it is dropped.
 pub(crate) const OUTPUT_LINE_BYTES_MAX: usize = 1000;
 
+/// Streams of the host into a virtual machine at once; one more is told so, and tried again.
+pub(crate) const CHANNEL_STREAMS_MAX: usize = 4096;
+/// How long a stream into a virtual machine may take to say what it is for. Then it is closed.
+pub(crate) const CHANNEL_GREETING_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Connections to the guest API at once; further ones wait in the socket's backlog.
 pub(crate) const CONNECTIONS_MAX: usize = 256;
 /// Largest request body of the guest API, in bytes. Beyond it the answer is 413.
@@ -94,6 +101,11 @@ pub(crate) const PUSH_LINES_QUEUED_MAX: usize = 256;
 const _: () = assert!(
     CONTAINERD_START_WAIT_MAX.as_secs() + ENGINE_START_WAIT_MAX.as_secs()
         < MACHINE_READY_WAIT_MAX.as_secs()
+);
+const _: () = assert!(
+    MACHINE_READY_WAIT_EMULATED_MAX.as_secs()
+        > (CONTAINERD_START_WAIT_MAX.as_secs() + ENGINE_START_WAIT_MAX.as_secs())
+            * EMULATED_PATIENCE as u64
 );
 const _: () = assert!(CONTAINER_STOP_WAIT_S < ENGINE_STOP_WAIT_MAX.as_secs());
 const _: () = assert!(

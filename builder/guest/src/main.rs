@@ -2,10 +2,11 @@
 //! next to them, keeps the cache volume from filling up, and ends everything cleanly.
 //!
 //! It must not know orgs, hosts, placement, or how its machine was made: it is given three descriptors, two files of
-//! settings and a cache volume (docs/ARCHITECTURE.md).
+//! settings and a cache volume (docs/ARCHITECTURE.md). In a virtual machine it first makes these for itself (`boot`).
 
 mod api;
 mod books;
+mod boot;
 mod builds;
 mod config;
 mod descriptors;
@@ -29,28 +30,38 @@ use std::time::Instant;
 
 fn main() -> ExitCode {
     let started = Instant::now();
+    let virtual_machine = boot::is_virtual_machine();
     // Before anything else opens a descriptor.
-    let descriptors = descriptors::take();
+    let given = if virtual_machine {
+        boot::boot()
+    } else {
+        descriptors::take().map(life::Given::of_sandbox)
+    };
     start_log();
-    let lived = descriptors.and_then(|descriptors| {
+    let lived = given.and_then(|given| {
         init::prepare_cgroups();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .context("start the runtime")?;
-        let lived = runtime.block_on(life::live(started, descriptors));
+        let lived = runtime.block_on(life::live(started, given));
         // A push may still compress a layer on a thread of its own; nobody waits for it any more.
         runtime.shutdown_background();
         lived
     });
-    match lived {
+    let code = match lived {
         Ok(life::End::Clean) => ExitCode::SUCCESS,
         Ok(life::End::Crashed) => ExitCode::FAILURE,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "the guest cannot go on");
             ExitCode::FAILURE
         }
+    };
+    if virtual_machine {
+        // Whether the end was a clean one is in the end record; the last process here cannot just go.
+        boot::power_off();
     }
+    code
 }
 
 fn start_log() {

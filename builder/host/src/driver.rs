@@ -56,7 +56,7 @@ pub(crate) trait MachineDriver: Send + Sync + std::fmt::Debug {
     /// [`DriverError`].
     fn start(&self, start: &Start<'_>) -> Result<ProcessId, DriverError>;
 
-    /// Asks the guest to end by itself. Asking again changes nothing.
+    /// Asks the guest to end by itself. Asking again changes nothing. May take a second.
     ///
     /// # Errors
     /// Only when the system refuses.
@@ -76,6 +76,15 @@ pub(crate) trait MachineDriver: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`DriverError`]; may be asked again.
     fn clear(&self, machine: &MachineId, slot: u16) -> Result<(), DriverError>;
+
+    /// Takes a machine that nobody has used for a while off the processor until the next [`MachineDriver::connect`], where
+    /// the driver can and the settings want it. To be called every second or so.
+    ///
+    /// # Errors
+    /// It could not be found out or done; it goes on running.
+    fn rest(&self, _machine: &MachineId, _process: &Process) -> io::Result<()> {
+        Ok(())
+    }
 
     /// A connected stream to a listener of a running machine.
     ///
@@ -110,6 +119,18 @@ pub(crate) enum DriverError {
     /// The network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// QEMU does not run what it was started for.
+    #[error("QEMU did not start the machine: {words}")]
+    Qemu {
+        /// What it said.
+        words: String,
+        /// How its monitor failed.
+        #[source]
+        source: io::Error,
+    },
+    /// This kind of machine cannot be had on this host.
+    #[error("this host has no virtual machines; its log says why")]
+    Unavailable,
     /// Nothing to boot.
     #[error(transparent)]
     Image(#[from] ImageError),

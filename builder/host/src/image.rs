@@ -56,6 +56,8 @@ fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError
 pub(crate) struct BootImage {
     /// Directory with the image's files.
     pub(crate) base: PathBuf,
+    /// The image itself, a squashfs.
+    pub(crate) base_file: PathBuf,
     /// Directory with the layer's files.
     pub(crate) layer: PathBuf,
 }
@@ -117,7 +119,11 @@ impl Images {
         let hash = self.hash()?;
         let base = self.base(&hash)?;
         let layer = self.layer(network)?;
-        Ok(BootImage { base, layer })
+        Ok(BootImage {
+            base,
+            base_file: self.image.clone(),
+            layer,
+        })
     }
 
     fn hash_of(&self, path: &Path) -> Result<String, ImageError> {

@@ -4,19 +4,25 @@
 //! restart. Must not know: orgs, tokens, SQL, or why a machine is wanted.
 //!
 //! ```text
-//! server ─▶ machines ─▶ driver (sandbox) ─▶ runc, mounts, cgroups
+//! server ─▶ machines ─▶ drivers: sandbox ─▶ runc, mounts, cgroups
+//!    │          │                  vm ─▶ QEMU, cgroups
 //!    │          ├─────▶ record              network ─▶ ip, nft
 //!    └─▶ slipway_volumes ◀──┘               image ─▶ builder image and layer
 //! ```
 //!
 //! Everything below `machines` blocks and runs on blocking threads.
 
+mod cgroup;
 mod driver;
+mod drivers;
+mod endpoint;
 mod files;
 mod image;
 mod keys;
 pub mod limits;
+mod machine_log;
 mod machines;
+mod mounts;
 mod network;
 mod process;
 mod program;
@@ -29,20 +35,22 @@ pub mod settings;
 mod snapshot;
 mod sys;
 mod undo;
+mod vm;
 mod wire;
 
 pub use network::address::{Allowed, InvalidAddress, Ipv4Net, Transport};
 pub use purge::{Purged, purge};
 pub use settings::{HostSettings, InvalidSettings};
 
-use driver::{DriverError, MachineDriver};
+use driver::DriverError;
+use drivers::{DriverKind, Drivers, Offer, VmSupport};
 use files::make_dir;
 use image::Images;
 use machines::{Machines, VerbError};
 use network::{Network, NetworkError};
 use nix::fcntl::{Flock, FlockArg};
 use record::{RecordError, Records};
-use settings::EncryptionSetting;
+use settings::{EncryptionSetting, IsolationSetting};
 use slipway_core::units::ByteSize;
 use slipway_volumes::{Encryption, VolumeError};
 use std::fs::{self, File, OpenOptions};
@@ -93,8 +101,14 @@ pub enum HostRunError {
     #[error("set up the network")]
     Network(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The machine driver cannot be set up.
-    #[error("set up the sandbox driver")]
+    #[error("set up the machine drivers")]
     Driver(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The settings want virtual machines, and there can be none.
+    #[error("isolation is \"vm\", but there can be no virtual machines here: {why}")]
+    NoVms {
+        /// Why.
+        why: String,
+    },
     /// What an earlier daemon left can neither be adopted nor cleared away.
     #[error("take over what an earlier daemon left")]
     Recover(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -151,6 +165,7 @@ pub async fn run(
     let listener = server::bind(&settings).map_err(at("listen at", &settings.socket))?;
     tracing::info!(socket = %settings.socket.display(), "host ready");
     let stop = CancellationToken::new();
+    let machines = Arc::clone(&service.machines);
     let serving = server::serve(listener, Arc::new(service), stop.clone());
     let stopping = async {
         shutdown.await;
@@ -158,7 +173,8 @@ pub async fn run(
     };
     let keeping = keep_network(&network, &stop);
     let wiping = wipe_keys(&keys, &stop);
-    tokio::join!(serving, stopping, keeping, wiping);
+    let resting = rest_machines(&machines, settings.pause_after_s.is_some(), &stop);
+    tokio::join!(serving, stopping, keeping, wiping, resting);
     Ok(())
 }
 
@@ -193,6 +209,16 @@ async fn wipe_keys(keys: &keys::Keys, stop: &CancellationToken) {
     }
 }
 
+/// Lets machines that nobody uses rest.
+async fn rest_machines(machines: &Arc<Machines>, wanted: bool, stop: &CancellationToken) {
+    while wanted {
+        tokio::select! {
+            () = tokio::time::sleep(limits::REST_CHECK_EVERY) => machines.rest().await,
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
 fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostRunError {
     let path = path.to_owned();
     move |source| HostRunError::System {
@@ -220,13 +246,12 @@ fn prepare(
             .map_err(HostRunError::Pool)?;
     let network = Arc::new(Network::set_up(settings)?);
     let images = Arc::new(Images::new(settings));
-    let driver: Arc<dyn MachineDriver> =
-        Arc::new(sandbox::Sandbox::new(settings, Arc::clone(&network))?);
-    let drivers = vec![driver.capabilities().name.to_owned()];
+    let (drivers, vm_accelerator) = make_drivers(settings, &network)?;
+    let names = drivers.names();
     let records = Records::open(&settings.state_dir)?;
     let keys = Arc::new(keys::Keys::default());
     let machines = Machines::recover(
-        driver,
+        drivers,
         machines::Pool {
             volumes: Arc::clone(&volumes),
             keys: Arc::clone(&keys),
@@ -246,12 +271,50 @@ fn prepare(
         keys,
         transfers: server::transfers(),
         images,
-        drivers,
+        drivers: names,
+        vm_accelerator,
         cpu_millis: settings.cpu_millis.unwrap_or_else(all_cpu_millis),
         memory: settings.memory.unwrap_or_else(all_memory),
         allowed_uids,
     };
     Ok((lock, service, network))
+}
+
+/// Both drivers, and what virtual machines run on if they are to be had.
+fn make_drivers(
+    settings: &HostSettings,
+    network: &Arc<Network>,
+) -> Result<(Drivers, Option<&'static str>), HostRunError> {
+    let sandbox = sandbox::Sandbox::new(settings, Arc::clone(network))?;
+    let vm = vm::VirtualMachines::new(settings, Arc::clone(network))?;
+    let support = match vm.found() {
+        vm::Found::Kvm => VmSupport::Fast,
+        vm::Found::Emulated { why } => {
+            if settings.isolation != IsolationSetting::Sandbox {
+                tracing::warn!(
+                    why,
+                    "KVM does not work here: virtual machines are emulated, which is many times slower"
+                );
+            }
+            VmSupport::Emulated
+        }
+        vm::Found::Nothing { why } => {
+            match settings.isolation {
+                IsolationSetting::Vm => return Err(HostRunError::NoVms { why: why.clone() }),
+                IsolationSetting::Auto => tracing::info!(why, "no virtual machines here"),
+                IsolationSetting::Sandbox => {}
+            }
+            VmSupport::None
+        }
+    };
+    let accelerator = vm.found().accelerator().map(vm::Accelerator::name);
+    let drivers = Drivers {
+        sandbox: Arc::new(sandbox),
+        vm: Arc::new(vm),
+        offer: Offer::new(settings.isolation, support),
+    };
+    let offered = drivers.offer.kinds().contains(&DriverKind::Vm);
+    Ok((drivers, accelerator.filter(|_| offered)))
 }
 
 /// The runtime finds a machine's root file system with the rights of the machine's root, who is nobody on the host.

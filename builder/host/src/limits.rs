@@ -43,6 +43,30 @@ pub const CONSOLE_BYTES_MAX: u64 = 1 << 20;
 pub const CONSOLE_KEPT_BYTES: u64 = 64 << 10;
 /// Bytes of the end record that are read; the room is set aside at the start, so that a full console cannot take it.
 pub const END_RECORD_BYTES_MAX: u64 = 4 << 10;
+/// How long a virtual machine's monitor may take to greet or to answer. Then the start or the verb fails.
+pub const MONITOR_WAIT_MAX: Duration = Duration::from_secs(20);
+/// Bytes of one line of a monitor; a longer one is cut, and fails as no answer.
+pub const MONITOR_LINE_BYTES_MAX: u64 = 1 << 20;
+/// How long the first attempt to connect into a virtual machine may take; each further one twice as long, up to
+/// [`CHANNEL_ATTEMPT_MAX`], all of them within [`ENDPOINT_CONNECT_WAIT_MAX`].
+pub const CHANNEL_ATTEMPT_MIN: Duration = Duration::from_millis(50);
+/// See [`CHANNEL_ATTEMPT_MIN`].
+pub const CHANNEL_ATTEMPT_MAX: Duration = Duration::from_secs(1);
+/// How long a stream into a virtual machine may be silent before it is looked whether the other end lives, and between
+/// two looks. After four without an answer the stream is broken off.
+pub const CHANNEL_KEEPALIVE: Duration = Duration::from_secs(15);
+/// How long one attempt to ask a virtual machine to end may take; then it is asked again.
+pub const ASK_TO_END_WAIT_MAX: Duration = Duration::from_secs(1);
+/// How often virtual machines are asked whether they are in use, where they are paused when they are not.
+pub const REST_CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How long a virtual machine may take to say whether it is in use. Then it counts as in use.
+pub const REST_ASK_WAIT_MAX: Duration = Duration::from_millis(500);
+/// How long the boot of a kernel may take that shows at the start of the daemon whether KVM works. Then it does not.
+pub const PROBE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Memory that QEMU may take beyond the guest's. A machine whose QEMU takes more is killed, which counts as a crash.
+pub const QEMU_OVERHEAD_BYTES: u64 = 512 << 20;
+/// Threads of a virtual machine's QEMU. It cannot start more, and does with fewer workers.
+pub const QEMU_THREADS_MAX: u32 = 512;
 /// How long the highest generation of a removed machine is remembered.
 pub const FENCE_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How long a mount may stay busy while a machine is cleared away. Then it is detached lazily and that is logged.

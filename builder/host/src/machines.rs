@@ -7,6 +7,7 @@
 //! request that was delayed or repeated never brings a machine back.
 
 use crate::driver::{DriverError, MachineDriver};
+use crate::drivers::{DriverKind, Drivers, NotOffered};
 use crate::image::{ImageError, Images};
 use crate::keys::{Keys, LeaseError};
 use crate::limits::{KILL_WAIT_MAX, TRANSFERS_MAX};
@@ -49,6 +50,9 @@ pub(crate) enum VerbError {
         /// Which.
         machine: MachineId,
     },
+    /// No driver for it.
+    #[error(transparent)]
+    NotOffered(#[from] NotOffered),
     /// The driver.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -93,7 +97,7 @@ mod verbs;
 /// The machines of a host.
 #[derive(Debug)]
 pub(crate) struct Machines {
-    driver: Arc<dyn MachineDriver>,
+    drivers: Drivers,
     pool: Pool,
     network: Arc<Network>,
     images: Arc<Images>,
@@ -165,15 +169,22 @@ impl Machines {
     }
 
     /// Writes the record down, then takes it into the table.
-    fn put(&self, spec: &MachineSpec, phase: Phase) -> Result<(), VerbError> {
+    fn put(&self, spec: &MachineSpec, driver: DriverKind, phase: Phase) -> Result<(), VerbError> {
         let record = Record {
             spec: spec.clone(),
+            driver,
             phase,
         };
         self.records.write(&record)?;
         self.with_entry(&spec.machine, |entry| entry.record = Some(record));
         self.changed();
         Ok(())
+    }
+
+    /// What makes and clears the machine as it is recorded.
+    fn driver(&self, machine: &MachineId) -> Arc<dyn MachineDriver> {
+        let kind = self.record(machine).map(|record| record.driver);
+        Arc::clone(self.drivers.get(kind.unwrap_or_default()))
     }
 
     fn take_slot(&self) -> Result<u16, VerbError> {
@@ -186,8 +197,8 @@ impl Machines {
     }
 
     /// Takes everything of a machine away, gives its volume back, and frees its slot. Blocks.
-    fn clear(&self, spec: &MachineSpec, slot: u16) -> Result<(), VerbError> {
-        self.driver.clear(&spec.machine, slot)?;
+    fn clear(&self, spec: &MachineSpec, driver: DriverKind, slot: u16) -> Result<(), VerbError> {
+        self.drivers.get(driver).clear(&spec.machine, slot)?;
         self.pool.volumes.detach(&spec.volume, &spec.machine)?;
         self.table().used_slots.remove(&slot);
         Ok(())
@@ -201,7 +212,13 @@ impl Machines {
     }
 
     /// Takes note that a machine has ended and clears it away. Blocks.
-    fn finish(&self, spec: &MachineSpec, slot: u16, clean: bool) -> Result<(), VerbError> {
+    fn finish(
+        &self,
+        spec: &MachineSpec,
+        driver: DriverKind,
+        slot: u16,
+        clean: bool,
+    ) -> Result<(), VerbError> {
         self.with_entry(&spec.machine, |entry| {
             entry.process = None;
             if let Some((_, kill)) = entry.kill.take() {
@@ -212,15 +229,16 @@ impl Machines {
         // whoever hears of the end can have the volume.
         let ended = Record {
             spec: spec.clone(),
+            driver,
             phase: Phase::Ended { slot, clean },
         };
         self.records.write(&ended)?;
-        if let Err(error) = self.clear(spec, slot) {
+        if let Err(error) = self.clear(spec, driver, slot) {
             self.with_entry(&spec.machine, |entry| entry.record = Some(ended));
             self.changed();
             return Err(error);
         }
-        self.put(spec, Phase::Exited { clean })?;
+        self.put(spec, driver, Phase::Exited { clean })?;
         tracing::info!(machine = %spec.machine, generation = %spec.generation, clean, "ended");
         Ok(())
     }
@@ -235,14 +253,15 @@ impl Machines {
                 let process = self.with_entry(machine, |entry| entry.process.clone());
                 let ended = process.is_none_or(|process| process.has_ended().unwrap_or(true));
                 if ended {
-                    return self.finish(&record.spec, slot, self.driver.ended_cleanly(machine));
+                    let clean = self.drivers.get(record.driver).ended_cleanly(machine);
+                    return self.finish(&record.spec, record.driver, slot, clean);
                 }
                 Ok(())
             }
-            Phase::Ended { slot, clean } => self.finish(&record.spec, slot, clean),
+            Phase::Ended { slot, clean } => self.finish(&record.spec, record.driver, slot, clean),
             // A start that failed and could not be taken back either.
             Phase::Starting { slot } => {
-                self.clear(&record.spec, slot)?;
+                self.clear(&record.spec, record.driver, slot)?;
                 self.forget(machine)
             }
             Phase::Exited { .. } => Ok(()),

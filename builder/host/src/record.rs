@@ -6,6 +6,7 @@
 //!
 //! Must not know: how machines are started or cleared away.
 
+use crate::drivers::DriverKind;
 use crate::files::{Outlives, make_dir, remove_all, write_whole};
 use crate::limits::FENCE_KEPT;
 use crate::process::ProcessId;
@@ -25,6 +26,9 @@ const RECORD: &str = "record.json";
 pub(crate) struct Record {
     /// As it was asked for.
     pub(crate) spec: MachineSpec,
+    /// What made it. Records of before there was a choice are of sandboxes.
+    #[serde(default)]
+    pub(crate) driver: DriverKind,
     /// How far it has come.
     pub(crate) phase: Phase,
 }
@@ -220,6 +224,7 @@ impl Records {
 mod tests {
     use super::*;
     use slipway_core::id::VolumeId;
+    use slipway_core::isolation::Isolation;
 
     #[test]
     fn records_and_fences_survive_and_are_forgotten_apart() {
@@ -233,6 +238,7 @@ mod tests {
             cpu_millis: 1,
             memory_bytes: 2,
             pids_max: 3,
+            isolation: Isolation::Auto,
         };
         let process = ProcessId::of(1).unwrap();
         for phase in [
@@ -246,6 +252,7 @@ mod tests {
         ] {
             let record = Record {
                 spec: spec.clone(),
+                driver: DriverKind::Vm,
                 phase,
             };
             records.write(&record).unwrap();

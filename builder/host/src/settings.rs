@@ -46,6 +46,15 @@ pub struct HostSettings {
     pub image_mount: ImageMount,
     /// The machine's PID 1, a static program. `/usr/lib/slipway/slipway-guest`.
     pub guest_binary: PathBuf,
+    /// How machines are walled off: `auto`, `vm` or `sandbox`. `auto`.
+    pub isolation: IsolationSetting,
+    /// Seconds without any use after which a virtual machine is paused until its next use. Its memory stays taken.
+    /// Absent: never.
+    pub pause_after_s: Option<u64>,
+    /// QEMU, for virtual machines. `qemu-system-x86_64`, looked up in `PATH`.
+    pub qemu: PathBuf,
+    /// What virtual machines boot: `vmlinuz`, `initrd`, `modules.squashfs`. `/var/cache/slipway/image/kernel`.
+    pub kernel_dir: PathBuf,
     /// The OCI runtime. `runc`, looked up in `PATH`.
     pub runc: PathBuf,
     /// First host id of the machines' id ranges (65,536 each, one range per slot). `1073741824` (2^30).
@@ -94,6 +103,20 @@ pub enum EncryptionSetting {
     Required,
 }
 
+/// How machines are walled off on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IsolationSetting {
+    /// A virtual machine where KVM works, else a sandbox. Who demands a virtual machine gets one either way, if QEMU is
+    /// there.
+    #[default]
+    Auto,
+    /// Virtual machines only, emulated if need be.
+    Vm,
+    /// Sandboxes only.
+    Sandbox,
+}
+
 /// How the image is mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -120,6 +143,10 @@ impl Default for HostSettings {
             image_base: "/var/cache/slipway/image/base.squashfs".into(),
             image_mount: ImageMount::Auto,
             guest_binary: "/usr/lib/slipway/slipway-guest".into(),
+            isolation: IsolationSetting::default(),
+            pause_after_s: None,
+            qemu: "qemu-system-x86_64".into(),
+            kernel_dir: "/var/cache/slipway/image/kernel".into(),
             runc: "runc".into(),
             id_base: 1 << 30,
             machines_max: MACHINES_MAX,

@@ -1,5 +1,5 @@
-//! The system calls that neither std nor nix wraps: idmapped mounts, user namespaces for them, pidfds, and
-//! descriptors handed to a child under fixed numbers. The only unsafe code of this crate.
+//! The system calls that neither std nor nix wraps: idmapped mounts, user namespaces for them, pidfds, tap interfaces,
+//! descriptors handed to a child under fixed numbers, and what a child gives up before it begins. The only unsafe code of this crate.
 //!
 //! Must not know: machines, settings, or why any of it is done.
 
@@ -14,6 +14,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -205,6 +206,81 @@ pub(crate) fn die_with_parent(command: &mut Command) {
             } else {
                 Err(io::Error::from_raw_os_error(libc::ESRCH))
             }
+        });
+    }
+}
+
+/// A tap interface named `name` in this network namespace. It is there for as long as the descriptor, or a copy of it, is
+/// open. Frames on it carry a virtio header, so that whole segments pass at once.
+pub(crate) fn tap(name: &str) -> io::Result<OwnedFd> {
+    let device = fs::File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")?;
+    // SAFETY: an all-zero `ifreq` is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero: the name is a C string.
+    let room = request.ifr_name.len() - 1;
+    if name.len() > room {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags =
+        libc::c_short::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the descriptor is open for the call, and `request` outlives it.
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw const request)
+    }))?;
+    Ok(device.into())
+}
+
+/// What a program gives up before it begins.
+#[derive(Debug)]
+pub(crate) struct Confinement {
+    /// Its user and group.
+    pub(crate) id: u32,
+    /// The only other group it is in.
+    pub(crate) group: Option<u32>,
+    /// The `cgroup.procs` of its cgroups.
+    pub(crate) cgroups: Vec<fs::File>,
+}
+
+/// Makes `command` start in its cgroups, in empty namespaces of its own for network, IPC and host name, in a session of its
+/// own, as an ordinary user that can never become another. It outlives this process.
+pub(crate) fn confine(command: &mut Command, confinement: Confinement) {
+    let Confinement { id, group, cgroups } = confinement;
+    // SAFETY: the closure runs between fork and exec and makes system calls only (no allocation, no locks); what it reads
+    // was made before the fork.
+    unsafe {
+        command.pre_exec(move || {
+            for procs in &cgroups {
+                check(libc::write(procs.as_raw_fd(), b"0".as_ptr().cast(), 1) as libc::c_long)?;
+            }
+            // A daemon that is spared when memory runs out does not pass that on.
+            let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY);
+            if score >= 0 {
+                libc::write(score, b"0".as_ptr().cast(), 1);
+                libc::close(score);
+            }
+            let empty = libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+            check(libc::c_long::from(libc::unshare(empty)))?;
+            check(libc::c_long::from(libc::setsid()))?;
+            let groups = [group.unwrap_or(id)];
+            check(libc::c_long::from(libc::setgroups(1, groups.as_ptr())))?;
+            check(libc::c_long::from(libc::setresgid(id, id, id)))?;
+            check(libc::c_long::from(libc::setresuid(id, id, id)))?;
+            check(libc::c_long::from(libc::prctl(
+                libc::PR_SET_NO_NEW_PRIVS,
+                1,
+                0,
+                0,
+                0,
+            )))
+            .map(drop)
         });
     }
 }

@@ -14,7 +14,7 @@ macro_rules! queries {
 
 macro_rules! org {
     () => {
-        "id slug name idleMs defaultRegion defaultArch cpuMillis memoryBytes volumeBytes"
+        "id slug name idleMs defaultRegion defaultArch isolation cpuMillis memoryBytes volumeBytes"
     };
 }
 macro_rules! app {
@@ -49,7 +49,7 @@ macro_rules! credential {
 }
 
 queries! {
-    VIEWER = "viewer": concat!("query { viewer { token { ", token!(), " } org { ", org!(), " } server { version docker buildkit } } }");
+    VIEWER = "viewer": concat!("query { viewer { token { ", token!(), " } org { ", org!(), " } server { version docker buildkit notices } } }");
     ORGS = "orgs": concat!("query { orgs { ", org!(), " } }");
     CREATE_ORG = "createOrg": concat!("mutation($input: CreateOrgInput!) { createOrg(input: $input) { ", org!(), " } }");
     UPDATE_ORG = "updateOrg": concat!("mutation($input: UpdateOrgInput!) { updateOrg(input: $input) { ", org!(), " } }");

@@ -20,6 +20,8 @@ pub(crate) struct Org {
     pub(crate) default_region: String,
     /// Architecture of new builders.
     pub(crate) default_arch: String,
+    /// How builders must be walled off.
+    pub(crate) isolation: String,
     /// Processors of a builder, in thousandths.
     pub(crate) cpu_millis: u32,
     /// Memory of a builder.
@@ -172,6 +174,8 @@ pub(crate) struct ServerInfo {
     pub(crate) docker: String,
     /// Address of the BuildKit gateway.
     pub(crate) buildkit: String,
+    /// What is worth knowing about its hosts.
+    pub(crate) notices: Vec<String>,
 }
 
 /// Who asks.
@@ -215,6 +219,9 @@ pub(crate) struct OrgChange {
     /// Size of a builder's cache volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) volume_bytes: Option<u64>,
+    /// How builders must be walled off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) isolation: Option<&'static str>,
 }
 
 impl OrgChange {

@@ -2,6 +2,7 @@
 
 use super::OrgArg;
 use clap::{Args, Subcommand};
+use slipway_core::isolation::Isolation;
 use slipway_core::units::ByteSize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -55,6 +56,9 @@ pub(crate) struct OrgSettings {
     /// Size of a builder's cache volume, as 50GiB
     #[arg(long, value_name = "SIZE")]
     pub(crate) volume_size: Option<ByteSize>,
+    /// How builders must be walled off, from their next start on: auto, sandbox or vm
+    #[arg(long, value_name = "KIND")]
+    pub(crate) isolation: Option<Isolation>,
 }
 
 /// Processors in thousandths.

@@ -6,6 +6,7 @@ use crate::api::shapes::{Org, OrgChange};
 use crate::args::{OrgSettings, OrgsVerb};
 use crate::exit::{Failure, Outcome};
 use crate::printer::Printer;
+use slipway_core::isolation::Isolation;
 use slipway_core::units::ByteSize;
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ pub(crate) async fn run(verb: OrgsVerb, caller: &Caller, printer: Printer) -> Ou
             let change = change(&settings);
             if change.is_empty() {
                 return Err(Failure::user("nothing to change")
-                    .hint("say --idle, --cpus, --memory or --volume-size"));
+                    .hint("say --idle, --cpus, --memory, --volume-size or --isolation"));
             }
             let name = queries::org_or_own(&client, name.as_deref()).await?;
             let org = queries::update_org(&client, &name, &change).await?;
@@ -60,6 +61,11 @@ fn change(settings: &OrgSettings) -> OrgChange {
         cpu_millis: settings.cpus.map(|cpus| cpus.0),
         memory_bytes: settings.memory.map(|size| size.0),
         volume_bytes: settings.volume_size.map(|size| size.0),
+        isolation: settings.isolation.map(|isolation| match isolation {
+            Isolation::Auto => "AUTO",
+            Isolation::Sandbox => "SANDBOX",
+            Isolation::Vm => "VM",
+        }),
     }
 }
 
@@ -75,6 +81,7 @@ fn show(org: &Org, printer: Printer) {
             ("cache", ByteSize(org.volume_bytes).to_string()),
             ("region", org.default_region.clone()),
             ("arch", org.default_arch.clone()),
+            ("isolation", org.isolation.to_lowercase()),
         ],
     );
 }

@@ -52,6 +52,8 @@ pub(crate) async fn run(caller: &Caller, printer: Printer) -> Outcome<()> {
             format!("{}, {} {}", state, builder.region, builder.arch),
         )
     }));
+    let notices = status.info.notices.iter();
+    fields.extend(notices.map(|notice| ("notice", notice.clone())));
     printer.record(&status, &fields);
     if status.info.version != status.client_version {
         printer.warn("client and server are of different versions");

@@ -7,6 +7,7 @@ mod figures;
 mod http;
 mod memory;
 mod requests;
+mod vm;
 mod wake;
 
 use crate::testbed::Testbed;
@@ -22,7 +23,7 @@ pub fn run(quick: bool) -> Result<bool> {
     let mut bed = Testbed::start()?;
     bed.registry.seed(&["debian"])?;
     bed.slipway_ok(&["builders", "ensure", "--org", "acme"])?;
-    let verdicts = [
+    let mut verdicts = vec![
         memory::idle(&mut bed)?,
         requests::small(&bed, if quick { 500 } else { 4000 })?,
         memory::hijacked_stream(&mut bed, if quick { 100 } else { 400 })?,
@@ -34,6 +35,8 @@ pub fn run(quick: bool) -> Result<bool> {
         )?,
         wake::stopped_to_ping(&bed, if quick { 3 } else { 9 })?,
     ];
+    drop(bed);
+    verdicts.extend(vm::all(if quick { 1 } else { 3 })?);
     for verdict in &verdicts {
         outln(&verdict.to_string());
     }

@@ -12,6 +12,25 @@ pub struct DockerClient {
 }
 
 impl DockerClient {
+    /// A client of the farm's Docker gateway, for the org `acme`.
+    ///
+    /// # Errors
+    /// As [`Self::mount`], or `slipway docker-context` fails.
+    pub fn of_farm(bed: &super::Testbed) -> Result<Self> {
+        bed.slipway_ok(&["docker-context", "create", "farm", "--org", "acme"])?;
+        let tls = bed.dir().join("docker-config/contexts/tls");
+        let context = std::fs::read_dir(&tls)?
+            .next()
+            .context("no context was written")??
+            .path();
+        let certificates = context.join("docker");
+        Self::mount(
+            &bed.dir().join("client"),
+            &certificates,
+            &bed.address("docker")?,
+        )
+    }
+
     /// Mounts the builder image as the client's root. `certificates` holds `ca.pem`, `cert.pem`, `key.pem`; `address` is
     /// the gateway's `ip:port`.
     ///

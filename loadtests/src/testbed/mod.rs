@@ -55,6 +55,14 @@ impl Testbed {
     /// # Errors
     /// Not root, a binary or the builder image is missing (`make setup`), or a process did not come up.
     pub fn start() -> Result<Self> {
+        Self::start_with("isolation = \"sandbox\"\n")
+    }
+
+    /// The same with these lines in the host's settings, its `isolation` among them.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(host_settings: &str) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "a testbed needs root (it makes machines)"
@@ -77,7 +85,7 @@ impl Testbed {
             binaries,
             slot,
         };
-        bed.write_settings()?;
+        bed.write_settings(host_settings)?;
         bed.start_host()?;
         bed.registry.start()?;
         bed.start_serve()?;
@@ -292,7 +300,7 @@ impl Testbed {
         all
     }
 
-    fn write_settings(&self) -> Result<()> {
+    fn write_settings(&self, host_settings: &str) -> Result<()> {
         let (dir, bin) = (self.dir.display(), self.binaries.display());
         let registry = self.registry.address();
         let registries = [
@@ -317,6 +325,8 @@ pool_dir = "{dir}/pool"
 pool_capacity = "200GiB"
 image_base = "{base}"
 guest_binary = "{bin}/slipway-guest"
+kernel_dir = "{kernel}"
+{host_settings}
 allowed_uids = [{SERVE_UID}]
 socket_group = "nogroup"
 machine_cidr = "{cidr}"
@@ -331,6 +341,7 @@ registry_mirrors = ["http://{registry}"]
 insecure_registries = [{registries}]
 "#,
             base = base.display(),
+            kernel = cache.join("image/kernel").display(),
             cidr = self.slot.cidr(),
             interface = self.slot.interface(),
             table = self.slot.table(),

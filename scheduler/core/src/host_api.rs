@@ -19,6 +19,7 @@
 
 use crate::generation::Generation;
 use crate::id::{MachineId, SnapshotId, VolumeId};
+use crate::isolation::Isolation;
 use crate::key::KeyLease;
 use serde::{Deserialize, Serialize};
 
@@ -267,8 +268,11 @@ pub struct HostInfo {
     pub version: String,
     /// `amd64` or `arm64`.
     pub arch: String,
-    /// Machine drivers that work here.
+    /// Machine drivers that can be had here, the usual one first.
     pub drivers: Vec<String>,
+    /// What virtual machines run on here, `kvm` or `tcg` (emulated: many times slower); absent if they cannot be had.
+    #[serde(default)]
+    pub vm_accelerator: Option<String>,
     /// Processors it may give out, in thousandths.
     pub cpu_millis: u32,
     /// Memory it may give out.
@@ -354,6 +358,9 @@ pub struct MachineSpec {
     pub memory_bytes: u64,
     /// Limit of processes and threads.
     pub pids_max: u32,
+    /// How it must be walled off. A host that has no such machines refuses.
+    #[serde(default)]
+    pub isolation: Isolation,
 }
 
 /// A machine as its host sees it.

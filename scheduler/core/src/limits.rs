@@ -10,6 +10,8 @@ pub const HOST_API_FRAME_BYTES_MAX: usize = 1 << 20;
 pub const HOST_API_WATCH_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Longest a machine may take from its start to a ready dockerd.
 pub const MACHINE_READY_WAIT_MAX: Duration = Duration::from_secs(60);
+/// The same for a virtual machine whose processor is emulated.
+pub const MACHINE_READY_WAIT_EMULATED_MAX: Duration = Duration::from_secs(170);
 /// How long a guest gets to end dockerd cleanly before the host kills the machine.
 pub const MACHINE_STOP_GRACE: Duration = Duration::from_secs(30);
 /// An org's builder is ended after this long without activity, unless the org says otherwise.
@@ -27,5 +29,6 @@ pub const BUILDS_WAITING_MAX: usize = 64;
 /// Longest a build may run.
 pub const BUILD_DURATION_MAX: Duration = Duration::from_secs(4 * 3600);
 
+const _: () = assert!(MACHINE_READY_WAIT_MAX.as_secs() < MACHINE_READY_WAIT_EMULATED_MAX.as_secs());
 const _: () = assert!(HOST_API_WATCH_WAIT_MAX.as_secs() < MACHINE_READY_WAIT_MAX.as_secs());
 const _: () = assert!(BUILD_LOG_CHUNK_BYTES_MAX * 2 < BUILD_EVENTS_BYTES_MAX);

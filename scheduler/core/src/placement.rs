@@ -1,11 +1,13 @@
 //! Chooses the host of a new builder. Pure: same input, same choice.
 //!
 //! A cache is worth more than balance, so a builder that has a volume goes where that volume is. Otherwise: hosts of
-//! the region and the architecture, that answer and whose pool can promise the volume, the least loaded first.
+//! the region and the architecture, that answer, that wall machines off as demanded, and whose pool can promise the
+//! volume, the least loaded first.
 //!
 //! Must not know: how load is measured, or how a choice is recorded.
 
 use crate::id::HostId;
+use crate::isolation::Isolation;
 use crate::units::ByteSize;
 
 /// A host as placement sees it.
@@ -25,6 +27,8 @@ pub struct HostLoad {
     pub memory: ByteSize,
     /// Memory promised to builders that are placed there.
     pub memory_promised: ByteSize,
+    /// Machine drivers that can be had there.
+    pub drivers: Vec<String>,
 }
 
 /// What is to be placed.
@@ -38,6 +42,8 @@ pub struct PlacementRequest {
     pub volume: ByteSize,
     /// Where its volume is, if it has one.
     pub volume_host: Option<HostId>,
+    /// How it must be walled off.
+    pub isolation: Isolation,
 }
 
 /// Nowhere to place it.
@@ -58,6 +64,14 @@ pub enum PlacementError {
     NoneReachable {
         /// Region asked for.
         region: String,
+    },
+    /// The operator's to change: no host of that place walls machines off as demanded.
+    #[error("no host in region '{region}' has machines with isolation '{isolation}'")]
+    NoIsolation {
+        /// Region asked for.
+        region: String,
+        /// What is demanded.
+        isolation: Isolation,
     },
     /// Ours: the pools of that place are promised out.
     #[error("no host in region '{region}' has {volume} of its pool left")]
@@ -93,6 +107,11 @@ pub fn place(request: &PlacementRequest, hosts: &[HostLoad]) -> Result<HostId, P
     there.retain(|h| h.reachable);
     if there.is_empty() {
         return Err(PlacementError::NoneReachable { region });
+    }
+    there.retain(|h| request.isolation.is_met_by(&h.drivers));
+    if there.is_empty() {
+        let isolation = request.isolation;
+        return Err(PlacementError::NoIsolation { region, isolation });
     }
     there.retain(|h| h.pool_free >= request.volume);
     there
@@ -137,7 +156,7 @@ mod tests {
         HostId::from_entropy([n; 10])
     }
 
-    /// `n region arch up|down free memory promised`, sizes in GiB.
+    /// `n region arch up|down free memory promised [driver...]`, sizes in GiB.
     fn hosts(text: &str) -> Vec<HostLoad> {
         let gib = |s: &str| ByteSize::gib(s.parse().expect("a number"));
         text.lines()
@@ -151,12 +170,23 @@ mod tests {
                 pool_free: gib(w[4]),
                 memory: gib(w[5]),
                 memory_promised: gib(w[6]),
+                drivers: w[7..].iter().map(|driver| (*driver).to_owned()).collect(),
             })
             .collect()
     }
 
     fn check(farm: &str, volume_host: Option<u8>, expected: Result<u8, &str>) {
+        check_isolated(farm, Isolation::Auto, volume_host, expected);
+    }
+
+    fn check_isolated(
+        farm: &str,
+        isolation: Isolation,
+        volume_host: Option<u8>,
+        expected: Result<u8, &str>,
+    ) {
         let request = PlacementRequest {
+            isolation,
             region: "fra".into(),
             arch: "amd64".into(),
             volume: ByteSize::gib(50),
@@ -212,6 +242,26 @@ mod tests {
             Some(2),
             Ok(2),
         );
+    }
+
+    #[test]
+    fn who_demands_a_virtual_machine_is_never_placed_on_less() {
+        let vm = |farm, expected| check_isolated(farm, Isolation::Vm, None, expected);
+        vm(
+            "1 fra amd64 up 99 64 0 sandbox\n2 fra amd64 up 99 64 60 sandbox vm",
+            Ok(2),
+        );
+        vm(
+            "1 fra amd64 up 99 64 0 sandbox\n2 fra amd64 up 9 64 0 vm\n3 fra amd64 down 99 64 0 vm\n4 ams amd64 up 99 64 0 vm",
+            Err("no host in region 'fra' has 50 GiB of its pool left"),
+        );
+        vm(
+            "1 fra amd64 up 99 64 0 sandbox\n2 fra amd64 up 99 64 0",
+            Err("no host in region 'fra' has machines with isolation 'vm'"),
+        );
+        for less in [Isolation::Auto, Isolation::Sandbox] {
+            check_isolated("1 fra amd64 up 99 64 0 vm", less, None, Ok(1));
+        }
     }
 
     #[test]

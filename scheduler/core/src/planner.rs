@@ -19,7 +19,7 @@ use crate::generation::Generation;
 use crate::host_api::{MachineReport, MachineRunState};
 use crate::id::{MachineId, VolumeId};
 use crate::idle::{self, Idle};
-use crate::limits::{MACHINE_READY_WAIT_MAX, MACHINE_STOP_GRACE};
+use crate::limits::MACHINE_STOP_GRACE;
 use crate::machine::{MachineEvent, MachineState};
 use crate::time::Timestamp;
 use std::time::Duration;
@@ -88,6 +88,8 @@ pub struct MachineView {
     pub volume_replaced: bool,
     /// Failed starts in a row.
     pub failed_starts: u32,
+    /// How long it may take from its start to a ready dockerd.
+    pub ready_wait: Duration,
     /// A step failed; nothing is tried on the host before this.
     pub hold_until: Timestamp,
 }
@@ -318,7 +320,7 @@ fn running(now: Timestamp, view: &MachineView, generation: Generation) -> Plan {
         }
         MachineState::Booting { since, .. } => {
             if view.wanted {
-                kill_at(now, view, since.after(MACHINE_READY_WAIT_MAX))
+                kill_at(now, view, since.after(view.ready_wait))
             } else {
                 view.stop(now, MACHINE_STOP_GRACE)
             }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::limits::MACHINE_READY_WAIT_MAX;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -25,6 +26,7 @@ fn view() -> MachineView {
         volume_damaged: false,
         volume_replaced: false,
         failed_starts: 0,
+        ready_wait: MACHINE_READY_WAIT_MAX,
         hold_until: Timestamp(0),
     }
 }

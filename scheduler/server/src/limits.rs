@@ -1,6 +1,6 @@
 //! The control plane's own bounds. docs/LIMITS.md lists each with its test.
 
-use slipway_core::limits::MACHINE_READY_WAIT_MAX;
+use slipway_core::limits::MACHINE_READY_WAIT_EMULATED_MAX;
 use slipway_core::planner::END_WAIT_MAX;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ pub const CRASHES_SEEN_MAX: u32 = 6;
 /// A build whose builder does not run is given up after this: long enough for a host to tell of it after a restart.
 pub const BUILD_GONE_WAIT: Duration = Duration::from_secs(5);
 
-const _: () = assert!(WAKE_WAIT_MAX.as_secs() > MACHINE_READY_WAIT_MAX.as_secs());
+const _: () = assert!(WAKE_WAIT_MAX.as_secs() > MACHINE_READY_WAIT_EMULATED_MAX.as_secs());
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > END_WAIT_MAX.as_secs());
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > HOST_AWAY_WAIT_MAX.as_secs());
 const _: () =

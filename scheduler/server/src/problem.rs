@@ -177,9 +177,9 @@ impl From<FarmError> for Problem {
         let hint = error.hint();
         let problem = match error {
             FarmError::Store(store) => return store.into(),
-            FarmError::Place(PlacementError::NoSuchPlace { .. }) => {
-                Self::new(Code::Invalid, error.to_string())
-            }
+            FarmError::Place(
+                PlacementError::NoSuchPlace { .. } | PlacementError::NoIsolation { .. },
+            ) => Self::new(Code::Invalid, error.to_string()),
             FarmError::Place(PlacementError::NoSpace { .. }) => {
                 Self::new(Code::NoSpace, error.to_string())
             }

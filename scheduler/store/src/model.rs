@@ -3,6 +3,7 @@
 use slipway_core::build::{BuildOutcome, BuildSpec};
 use slipway_core::generation::Generation;
 use slipway_core::id::{AppId, BuildId, CredentialId, HostId, MachineId, OrgId, TokenId, VolumeId};
+use slipway_core::isolation::Isolation;
 use slipway_core::machine::MachineState;
 use slipway_core::quota::BuilderSize;
 use slipway_core::time::Timestamp;
@@ -25,6 +26,8 @@ pub struct Org {
     pub default_region: String,
     /// Architecture of builders when a request names none.
     pub default_arch: String,
+    /// How its builders must be walled off.
+    pub isolation: Isolation,
     /// What each new builder gets.
     pub builder_size: BuilderSize,
     /// When it was made.
@@ -42,6 +45,8 @@ pub struct OrgChange {
     pub default_region: Option<String>,
     /// New default architecture.
     pub default_arch: Option<String>,
+    /// New demand on the wall around builders.
+    pub isolation: Option<Isolation>,
     /// New size; builders that exist keep theirs.
     pub builder_size: Option<BuilderSize>,
 }

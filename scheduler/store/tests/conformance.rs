@@ -3,6 +3,7 @@
 use slipway_core::build::{BuildEvent, BuildOutcome, BuildSpec, NumberedEvent};
 use slipway_core::generation::Generation;
 use slipway_core::id::{AppId, BuildId, CredentialId, HostId, MachineId, OrgId, TokenId, VolumeId};
+use slipway_core::isolation::Isolation;
 use slipway_core::machine::MachineState;
 use slipway_core::quota::BuilderSize;
 use slipway_core::time::Timestamp;
@@ -57,6 +58,7 @@ async fn org(store: &SqliteStore, slug: &str) -> Org {
         idle: Duration::from_millis(600_000),
         default_region: "local".into(),
         default_arch: "amd64".into(),
+        isolation: Isolation::Auto,
         builder_size: size(10),
         created_at: Timestamp(7),
     };
@@ -156,6 +158,7 @@ async fn keeps_orgs_and_changes_only_what_is_named() {
 
     let change = OrgChange {
         idle: Some(Duration::from_secs(5)),
+        isolation: Some(Isolation::Vm),
         ..OrgChange::default()
     };
     let changed = it
@@ -167,6 +170,7 @@ async fn keeps_orgs_and_changes_only_what_is_named() {
         changed,
         Org {
             idle: Duration::from_secs(5),
+            isolation: Isolation::Vm,
             ..acme.clone()
         }
     );

@@ -30,8 +30,12 @@ fn hand_on(root: &Path) -> io::Result<()> {
     }
     for pid in std::fs::read_to_string(root.join("cgroup.procs"))?.lines() {
         match std::fs::write(leaf.join("cgroup.procs"), pid) {
-            // It ended meanwhile.
-            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => {}
+            // It ended meanwhile, or is a thread of the kernel, which a virtual machine has in its top cgroup.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(nix::libc::ESRCH | nix::libc::EINVAL)
+                ) => {}
             moved => moved?,
         }
     }

@@ -4,7 +4,7 @@
 //! Must not know: how anything is started.
 
 use super::{Machines, Pool, VerbError};
-use crate::driver::MachineDriver;
+use crate::drivers::Drivers;
 use crate::image::Images;
 use crate::limits::STARTS_AT_ONCE_MAX;
 use crate::network::Network;
@@ -19,7 +19,7 @@ impl Machines {
     /// # Errors
     /// [`VerbError`] when the records or the pool cannot be read.
     pub(crate) fn recover(
-        driver: Arc<dyn MachineDriver>,
+        drivers: Drivers,
         pool: Pool,
         network: Arc<Network>,
         images: Arc<Images>,
@@ -27,7 +27,7 @@ impl Machines {
         slots: u16,
     ) -> Result<Arc<Self>, VerbError> {
         let machines = Arc::new(Self {
-            driver,
+            drivers,
             pool,
             network,
             images,
@@ -71,7 +71,7 @@ impl Machines {
         match record.phase {
             Phase::Starting { slot } => {
                 tracing::info!(%machine, "a start was cut off; clearing it away");
-                self.clear(&record.spec, slot)?;
+                self.clear(&record.spec, record.driver, slot)?;
                 self.forget(&machine)
             }
             Phase::Running { slot, process } => {
@@ -84,10 +84,13 @@ impl Machines {
                         self.with_entry(&machine, |entry| entry.process = Some(process.clone()));
                         self.watch_process(machine, &process)
                     }
-                    None => self.finish(&record.spec, slot, self.driver.ended_cleanly(&machine)),
+                    None => {
+                        let clean = self.drivers.get(record.driver).ended_cleanly(&machine);
+                        self.finish(&record.spec, record.driver, slot, clean)
+                    }
                 }
             }
-            Phase::Ended { slot, clean } => self.finish(&record.spec, slot, clean),
+            Phase::Ended { slot, clean } => self.finish(&record.spec, record.driver, slot, clean),
             Phase::Exited { .. } => Ok(()),
         }
     }

@@ -4,6 +4,7 @@
 
 use super::{Entry, Machines, VerbError, blocking, report};
 use crate::driver::{Asked, Start};
+use crate::drivers::DriverKind;
 use crate::limits::{ASK_AGAIN_EVERY, KILL_WAIT_MAX, REMIND_EVERY, STOP_GRACE_MAX};
 use crate::process::{Process, ProcessId};
 use crate::record::{Phase, Record};
@@ -45,15 +46,16 @@ impl Machines {
     fn start(self: &Arc<Self>, spec: &MachineSpec) -> Result<(), VerbError> {
         self.network.refresh()?;
         let image = self.images.current(&self.network)?;
+        let driver = self.drivers.offer.choose(spec.isolation)?;
         let slot = self.take_slot()?;
-        match self.start_in(spec, slot, &image) {
+        match self.start_in(spec, driver, slot, &image) {
             Ok(process) => {
                 let live = process.open().map_err(|source| VerbError::Process {
                     machine: spec.machine.clone(),
                     source,
                 })?;
                 self.with_entry(&spec.machine, |entry| entry.process.clone_from(&live));
-                self.put(spec, Phase::Running { slot, process })?;
+                self.put(spec, driver, Phase::Running { slot, process })?;
                 match live {
                     Some(live) => self.watch_process(spec.machine.clone(), &live),
                     None => self.settle(&spec.machine),
@@ -62,7 +64,7 @@ impl Machines {
             Err(error) => {
                 tracing::warn!(machine = %spec.machine, error = &error as &dyn std::error::Error, "the start failed");
                 // If this fails too, the record stays, and the next verb or start of the daemon tries again.
-                self.clear(spec, slot)?;
+                self.clear(spec, driver, slot)?;
                 self.forget(&spec.machine)?;
                 Err(error)
             }
@@ -72,22 +74,25 @@ impl Machines {
     fn start_in(
         &self,
         spec: &MachineSpec,
+        driver: DriverKind,
         slot: u16,
         image: &crate::image::BootImage,
     ) -> Result<ProcessId, VerbError> {
         let starting = Record {
             spec: spec.clone(),
+            driver,
             phase: Phase::Starting { slot },
         };
         self.records.write(&starting)?;
         self.with_entry(&spec.machine, |entry| entry.record = Some(starting));
         let began = std::time::Instant::now();
+        let driver = self.drivers.get(driver);
         let (volumes, keys) = (&self.pool.volumes, &self.pool.keys);
         let key = keys.for_machine(&spec.volume, &spec.machine, spec.generation, began);
-        let how = self.driver.capabilities().volume;
+        let how = driver.capabilities().volume;
         let volume = volumes.attach(&spec.volume, &spec.machine, how, key.as_deref())?;
         tracing::debug!(elapsed_us = began.elapsed().as_micros(), "volume attached");
-        Ok(self.driver.start(&Start {
+        Ok(driver.start(&Start {
             spec,
             slot,
             volume: volume.path(),
@@ -103,7 +108,9 @@ impl Machines {
                 machine: machine.clone(),
                 source,
             };
-            self.driver.kill(machine, &process).map_err(failed)?;
+            self.driver(machine)
+                .kill(machine, &process)
+                .map_err(failed)?;
             if !process.wait(KILL_WAIT_MAX).map_err(failed)? {
                 return Err(VerbError::WouldNotEnd {
                     machine: machine.clone(),
@@ -135,7 +142,9 @@ impl Machines {
             source,
         };
         if grace.is_zero() {
-            self.driver.kill(machine, &process).map_err(failed)?;
+            self.driver(machine)
+                .kill(machine, &process)
+                .map_err(failed)?;
             return Ok(report);
         }
         self.end_by(machine, process, Instant::now() + grace.min(STOP_GRACE_MAX));
@@ -157,7 +166,7 @@ impl Machines {
                 let _over =
                     tokio::time::timeout_at(at, machines.keep_asking(&name, &process)).await;
                 tracing::info!(machine = %name, "did not end within its grace; killing it");
-                if let Err(error) = machines.driver.kill(&name, &process) {
+                if let Err(error) = machines.driver(&name).kill(&name, &process) {
                     tracing::error!(machine = %name, %error, "cannot kill");
                 }
             });
@@ -168,7 +177,9 @@ impl Machines {
     /// Asks, and goes on asking: whoever hears it late, or lost it, hears it then.
     async fn keep_asking(&self, machine: &MachineId, process: &Process) -> Infallible {
         loop {
-            let again = match self.driver.ask_to_end(machine, process) {
+            let (driver, name, asked) = (self.driver(machine), machine.clone(), process.clone());
+            let asked = tokio::task::spawn_blocking(move || driver.ask_to_end(&name, &asked));
+            let again = match asked.await.unwrap_or_else(|error| Err(error.into())) {
                 Ok(Asked::Yes) => REMIND_EVERY,
                 Ok(Asked::NotYet) => ASK_AGAIN_EVERY,
                 Err(error) => {
@@ -240,9 +251,33 @@ impl Machines {
         if !runs {
             return Err(VerbError::NotRunning(machine.clone()));
         }
-        let (driver, machine) = (Arc::clone(&self.driver), machine.clone());
+        let (driver, machine) = (self.driver(machine), machine.clone());
         let connected = tokio::task::spawn_blocking(move || driver.connect(&machine, port));
         Ok(connected.await.map_err(|_| VerbError::CutOff)??)
+    }
+
+    /// Lets each machine that nobody uses rest, as its driver sees fit.
+    pub(crate) async fn rest(&self) {
+        let running: Vec<_> = {
+            let table = self.table();
+            let entries = table.entries.iter();
+            entries
+                .filter_map(|(machine, entry)| {
+                    let driver = Arc::clone(self.drivers.get(entry.record.as_ref()?.driver));
+                    Some((machine.clone(), driver, entry.process.clone()?))
+                })
+                .collect()
+        };
+        let rested = tokio::task::spawn_blocking(move || {
+            for (machine, driver, process) in running {
+                if let Err(error) = driver.rest(&machine, &process) {
+                    tracing::debug!(%machine, %error, "goes on running");
+                }
+            }
+        });
+        if let Err(error) = rested.await {
+            tracing::error!(%error, "looking whether machines are in use broke off");
+        }
     }
 
     fn with_known<T>(

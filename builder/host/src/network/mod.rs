@@ -9,10 +9,13 @@ mod rules;
 
 use crate::program::{ProgramError, run};
 use crate::settings::HostSettings;
+use crate::sys;
 use address::{Allowed, Ipv4Net, Link, Transport};
+use slipway_core::vm::BootNetwork;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
@@ -27,6 +30,15 @@ pub enum NetworkError {
     /// `ip`, `nft` or `nsenter`.
     #[error("set up the network of machines")]
     Program(#[source] ProgramError),
+    /// A tap.
+    #[error("make the tap {name} (hint: is there /dev/net/tun?)")]
+    Tap {
+        /// Its name.
+        name: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// A sysctl.
     #[error("write {path}")]
     Sysctl {
@@ -179,24 +191,18 @@ impl Network {
     /// # Errors
     /// [`NetworkError`]; what was made until then is left for [`Network::disconnect`].
     pub(crate) fn connect(&self, slot: u16, pid: i32) -> Result<(), NetworkError> {
+        let link = self.link(slot);
         let Link {
             name,
             address,
             host_mac,
             machine_mac,
-        } = self.link(slot);
+        } = &link;
         let (gateway, mtu) = (address::gateway(self.cidr), self.mtu);
         ip(&format!(
-            "link add {name} address {host_mac} mtu {mtu} type veth peer name eth0 address {machine_mac} mtu {mtu} netns {pid}\n\
-             link set {name} addrgenmode none\n\
-             link set {name} up\n\
-             route replace {address}/32 dev {name} src {gateway}\n\
-             neighbour replace {address} lladdr {machine_mac} dev {name} nud permanent\n"
+            "link add {name} address {host_mac} mtu {mtu} type veth peer name eth0 address {machine_mac} mtu {mtu} netns {pid}\n"
         ))?;
-        let no_ipv6 = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
-        if Path::new(&no_ipv6).exists() {
-            sysctl(&no_ipv6, "1")?;
-        }
+        self.raise(&link)?;
         let inside = format!(
             "link set lo up\n\
              address add {address}/32 dev eth0\n\
@@ -209,6 +215,75 @@ impl Network {
             .arg(format!("--net=/proc/{pid}/ns/net"))
             .args(["ip", "-batch", "-"]);
         run(&mut command, &inside).map_err(NetworkError::Program)
+    }
+
+    /// Makes a tap as the host's side of `slot`, and gives it: it is there for as long as it is open.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; what was made until then goes away with [`Network::disconnect`].
+    pub(crate) fn connect_tap(&self, slot: u16) -> Result<OwnedFd, NetworkError> {
+        let link = self.link(slot);
+        let tap = sys::tap(&link.name).map_err(|source| NetworkError::Tap {
+            name: link.name.clone(),
+            source,
+        })?;
+        let Link { name, host_mac, .. } = &link;
+        ip(&format!(
+            "link set {name} address {host_mac} mtu {}\n",
+            self.mtu
+        ))?;
+        self.raise(&link)?;
+        Ok(tap)
+    }
+
+    /// What the guest of a machine on a tap must know of its link, and the MAC of its own end.
+    pub(crate) fn boot(&self, slot: u16) -> (BootNetwork, String) {
+        let link = self.link(slot);
+        let network = BootNetwork {
+            address: link.address,
+            gateway: address::gateway(self.cidr),
+            gateway_mac: link.host_mac,
+            mtu: self.mtu,
+        };
+        (network, link.machine_mac)
+    }
+
+    /// Whether the link of `slot` is there.
+    pub(crate) fn has_link(&self, slot: u16) -> bool {
+        exists(&self.link(slot).name)
+    }
+
+    /// Breaks off what this computer has open to the machine of `slot`: nobody there will ever say that it is over.
+    pub(crate) fn cut_streams(&self, slot: u16) {
+        let address = self.link(slot).address.to_string();
+        let mut command = Command::new("ss");
+        command.args(["--kill", "--no-header", "--tcp", "dst", &address]);
+        if let Err(error) = run(&mut command, "") {
+            // Keep-alive ends them too, only later.
+            tracing::warn!(%error, "streams to an ended machine stay open for a while");
+        }
+    }
+
+    /// Has the host's side of a link carry what is the machine's, and nothing else.
+    fn raise(&self, link: &Link) -> Result<(), NetworkError> {
+        let Link {
+            name,
+            address,
+            machine_mac,
+            ..
+        } = link;
+        let gateway = address::gateway(self.cidr);
+        ip(&format!(
+            "link set {name} addrgenmode none\n\
+             link set {name} up\n\
+             route replace {address}/32 dev {name} src {gateway}\n\
+             neighbour replace {address} lladdr {machine_mac} dev {name} nud permanent\n"
+        ))?;
+        let no_ipv6 = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+        if Path::new(&no_ipv6).exists() {
+            sysctl(&no_ipv6, "1")?;
+        }
+        Ok(())
     }
 
     /// Removes the link of `slot`; absent is fine.

@@ -3,6 +3,7 @@
 //! Must not know: how it is applied, or what else is on the host.
 
 use super::address::{Allowed, Ipv4Net, Transport, link};
+use slipway_core::vm::CHANNEL_PORT;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
@@ -94,6 +95,11 @@ table inet {table} {{
   chain forward_to_machine {{
     meta nfproto ipv4 ct state established,related accept
     drop
+  }}
+  # The door of a virtual machine: open to the host's root alone, not to its other users.
+  chain output {{
+    type filter hook output priority filter; policy accept;
+    oifname "{veth}*" tcp dport {CHANNEL_PORT} ct state new meta skuid != 0 reject with tcp reset
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;

@@ -152,6 +152,7 @@ mod tests {
             cpu_millis: 1500,
             memory_bytes: 2 << 30,
             pids_max: 4096,
+            isolation: slipway_core::isolation::Isolation::Auto,
         };
         let mut config = config(&Bundle {
             spec: &spec,

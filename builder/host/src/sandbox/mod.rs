@@ -9,16 +9,17 @@
 //! | `<run>/runc/` | the runtime's own state | no |
 
 mod bundle;
-mod cgroup;
-mod endpoint;
 mod policy;
 mod rootfs;
 #[cfg(test)]
 mod tests;
 
+use crate::cgroup;
 use crate::driver::{Asked, DriverCapabilities, DriverError, MachineDriver, Start};
+use crate::endpoint;
 use crate::files::{make_dir, remove_all};
 use crate::limits::{ENDPOINT_CONNECT_WAIT_MAX, EXEC_WAIT_MAX, MACHINE_IDS};
+use crate::mounts;
 use crate::network::Network;
 use crate::process::{Process, ProcessId, Program};
 use crate::program::{ProgramError, run, run_status};
@@ -104,21 +105,8 @@ impl Sandbox {
         ] {
             make_dir(dir, mode).map_err(DriverError::at("make", dir))?;
         }
-        sandbox.keep_mounts_private()?;
+        mounts::keep_private(&sandbox.machines_run)?;
         Ok(sandbox)
-    }
-
-    /// Keeps machines' mounts out of every other mount namespace: one that had a copy would keep a volume busy.
-    fn keep_mounts_private(&self) -> Result<(), DriverError> {
-        use nix::mount::{MsFlags, mount};
-        let dir = &self.machines_run;
-        let none: Option<&str> = None;
-        if !is_listed_mount(dir) {
-            mount(Some(dir), dir, none, MsFlags::MS_BIND, none)
-                .map_err(DriverError::at("bind", dir))?;
-        }
-        mount(none, dir, none, MsFlags::MS_PRIVATE, none)
-            .map_err(DriverError::at("make private", dir))
     }
 
     fn places(&self, machine: &MachineId) -> Places {
@@ -196,7 +184,7 @@ impl Sandbox {
         for stale in [&pid_file, &log] {
             remove_all(stale).map_err(DriverError::at("remove", stale))?;
         }
-        let (console, end_record) = places.open_log()?;
+        let (console, end_record) = places.log.open()?;
         let mut command = self.runc();
         command
             .arg("--log")
@@ -218,7 +206,7 @@ impl Sandbox {
             .map_err(DriverError::at("pass on", &state))?;
         let errors = console
             .try_clone()
-            .map_err(DriverError::at("open", &places.console()))?;
+            .map_err(DriverError::at("open", &places.log.console()))?;
         command.stdout(console).stderr(errors);
         let failed = |source| DriverError::Runtime {
             action: "create the container",
@@ -353,13 +341,13 @@ impl MachineDriver for Sandbox {
     }
 
     fn ended_cleanly(&self, machine: &MachineId) -> bool {
-        self.places(machine).has_end_record()
+        self.places(machine).log.has_end_record()
     }
 
     fn clear(&self, machine: &MachineId, slot: u16) -> Result<(), DriverError> {
         let places = self.places(machine);
         let console = self.state(machine).join("console.log");
-        if let Err(error) = places.keep_console(&console) {
+        if let Err(error) = places.log.keep_console(&console) {
             tracing::warn!(%machine, %error, "the console is lost");
         }
         self.delete(machine)?;
@@ -406,15 +394,6 @@ fn logged(result: Result<(), DriverError>) {
     if let Err(error) = result {
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot take back");
     }
-}
-
-fn is_listed_mount(dir: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().any(|line| {
-        line.split(' ')
-            .nth(4)
-            .is_some_and(|target| Path::new(target) == dir)
-    })
 }
 
 /// The most descriptors a machine's process can get: raising a limit above the daemon's own needs more than root has

@@ -75,6 +75,7 @@ impl World {
             cpu_millis: 1000,
             memory_bytes: 1 << 30,
             pids_max: 100,
+            isolation: slipway_core::isolation::Isolation::Sandbox,
         };
         Some(Self {
             dir,

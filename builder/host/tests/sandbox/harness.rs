@@ -5,19 +5,24 @@ use crate::leftovers::{clear, clear_dead_run, leftovers};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use slipway_core::generation::Generation;
-use slipway_core::host_api::{MachineRunState, MachineSpec};
+use slipway_core::host_api::{EndpointPort, MachineRunState, MachineSpec};
 use slipway_core::id::{MachineId, VolumeId};
+use slipway_core::isolation::Isolation;
+use slipway_core::vm::{Answer, CHANNEL_PORT, Wanted};
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) const WAIT: Duration = Duration::from_secs(60);
+/// Long enough for a boot with an emulated processor on a busy computer.
+pub(crate) const WAIT: Duration = Duration::from_secs(180);
 const SETTINGS: &str = "SLIPWAY_HOST_TEST_SETTINGS";
 const IMAGE: &str = "/var/cache/slipway/image/base.squashfs";
+const KERNEL: &str = "/var/cache/slipway/image/kernel/vmlinuz";
 const PLACES: u8 = 200;
 
 #[derive(Clone, Copy)]
@@ -26,12 +31,23 @@ pub(crate) enum Guest {
     Docker,
     /// Nothing; starts and ends at once.
     Idle,
+    /// Never ends by itself.
+    Deaf,
+}
+
+/// A machine driver.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Sandbox,
+    /// Its guest is always the real one, for it has to boot.
+    Vm,
 }
 
 pub(crate) struct Host {
     pub(crate) dir: PathBuf,
     /// Third number of its `10.222.N.0/24`, and what its names end in.
     pub(crate) place: u8,
+    kind: Kind,
     pub(crate) settings: serde_json::Value,
     daemon: Option<Child>,
     _place: Flock<File>,
@@ -67,16 +83,30 @@ pub(crate) fn daemon_main() {
     }
 }
 
+/// The real guest, which `make build` makes beside this program.
+fn built_guest() -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    tests.ancestors().nth(2).unwrap().join("slipway-guest")
+}
+
 /// Whether what these tests need is here. In CI it must be.
-fn missing() -> Option<String> {
+fn missing(kind: Kind) -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("not root".to_owned());
     }
     if !Path::new(IMAGE).exists() {
         return Some(format!("{IMAGE} is not built"));
     }
+    let built = [built_guest(), PathBuf::from(KERNEL)];
+    if kind == Kind::Vm
+        && let Some(path) = built.into_iter().find(|path| !path.exists())
+    {
+        return Some(format!("{} is not built", path.display()));
+    }
+    let qemu = (kind == Kind::Vm).then_some("qemu-system-x86_64");
     ["runc", "nft", "ip", "nsenter"]
         .into_iter()
+        .chain(qemu)
         .find(|program| Command::new(program).arg("--version").output().is_err())
         .map(|program| format!("{program} is not installed"))
 }
@@ -91,7 +121,19 @@ impl Host {
         guest: Guest,
         change: impl FnOnce(&mut serde_json::Value, u8),
     ) -> Option<Self> {
-        if let Some(reason) = missing() {
+        Self::start_kind_with(Kind::Sandbox, guest, change)
+    }
+
+    pub(crate) fn start_kind(kind: Kind, guest: Guest) -> Option<Self> {
+        Self::start_kind_with(kind, guest, |_, _| {})
+    }
+
+    pub(crate) fn start_kind_with(
+        kind: Kind,
+        guest: Guest,
+        change: impl FnOnce(&mut serde_json::Value, u8),
+    ) -> Option<Self> {
+        if let Some(reason) = missing(kind) {
             assert!(
                 std::env::var("CI").as_deref() != Ok("true"),
                 "CI must run this test, but: {reason}"
@@ -107,12 +149,23 @@ impl Host {
         let script = match guest {
             Guest::Docker => include_str!("guest-docker.sh"),
             Guest::Idle => include_str!("guest-idle.sh"),
+            Guest::Deaf => "#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 1; done\n",
         };
         // `SLIPWAY_TEST_GUEST` and `SLIPWAY_TEST_RUNC` try the tests on another guest program or runtime.
-        match (guest, std::env::var_os("SLIPWAY_TEST_GUEST")) {
-            (Guest::Docker, Some(real)) => drop(fs::copy(real, &guest_binary).unwrap()),
-            (Guest::Docker, None) | (Guest::Idle, _) => fs::write(&guest_binary, script).unwrap(),
+        let real = std::env::var_os("SLIPWAY_TEST_GUEST").map(PathBuf::from);
+        match (kind, guest, real) {
+            (Kind::Vm, _, real) => {
+                fs::copy(real.unwrap_or(built_guest()), &guest_binary).unwrap();
+            }
+            (Kind::Sandbox, Guest::Docker, Some(real)) => {
+                fs::copy(real, &guest_binary).unwrap();
+            }
+            (Kind::Sandbox, _, _) => fs::write(&guest_binary, script).unwrap(),
         }
+        let isolation = match kind {
+            Kind::Sandbox => "sandbox",
+            Kind::Vm => "vm",
+        };
         let runc = std::env::var("SLIPWAY_TEST_RUNC").unwrap_or("runc".to_owned());
         let mut settings = serde_json::json!({
             "state_dir": dir.join("state"),
@@ -122,6 +175,7 @@ impl Host {
             "pool_capacity": "40GiB",
             "image_base": IMAGE,
             "guest_binary": guest_binary,
+            "isolation": isolation,
             "runc": runc,
             "machines_max": 8,
             "id_base": (1u32 << 29) + u32::from(place) * 8 * 65536,
@@ -135,6 +189,7 @@ impl Host {
         let mut host = Self {
             dir,
             place,
+            kind,
             settings,
             daemon: None,
             _place: lock,
@@ -189,8 +244,13 @@ impl Host {
             generation: Generation(generation),
             volume: VolumeId::from_entropy([number; 10]),
             cpu_millis: 2000,
-            memory_bytes: 2 << 30,
+            memory_bytes: match self.kind {
+                Kind::Sandbox => 2 << 30,
+                // All of it may be taken by several at once.
+                Kind::Vm => 1 << 30,
+            },
             pids_max: 2000,
+            isolation: Isolation::Auto,
         }
     }
 
@@ -222,6 +282,43 @@ impl Host {
             .arg("exec")
             .arg(machine.as_str());
         command.args(["bash", "-c", script]).output().unwrap()
+    }
+
+    /// A stream into a machine that may still be booting.
+    pub(crate) fn open_when_up(&self, spec: &MachineSpec, port: EndpointPort) -> UnixStream {
+        let mut client = self.client();
+        wait_for("the machine's endpoint", || {
+            client.open(&spec.machine, spec.generation.0, port).ok()
+        })
+    }
+
+    /// Has a machine end well, and not by way of the daemon.
+    pub(crate) fn end_by_itself(&self, machine: &MachineId) {
+        match self.kind {
+            Kind::Sandbox => {
+                let pid = nix::unistd::Pid::from_raw(self.pid(machine));
+                nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+            }
+            Kind::Vm => wait_for("the machine to hear", || self.knock(machine, Wanted::End)),
+        }
+    }
+
+    /// Opens the door of a virtual machine as the daemon does; nothing as long as it does not.
+    fn knock(&self, machine: &MachineId, wanted: Wanted) -> Option<()> {
+        let state = self.dir.join("state/machines").join(machine.as_str());
+        let door: serde_json::Value =
+            serde_json::from_slice(&fs::read(state.join("door.json")).unwrap()).unwrap();
+        let secret: Vec<u8> = serde_json::from_value(door["secret"].clone()).unwrap();
+        let address: std::net::IpAddr = serde_json::from_value(door["address"].clone()).unwrap();
+        let wait = Duration::from_secs(1);
+        let mut stream =
+            std::net::TcpStream::connect_timeout(&(address, CHANNEL_PORT).into(), wait).ok()?;
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        let greeting = [secret.as_slice(), &[wanted.byte()]].concat();
+        std::io::Write::write_all(&mut stream, &greeting).ok()?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer).ok()?;
+        (Answer::from_byte(answer[0]) == Some(Answer::Taken)).then_some(())
     }
 
     pub(crate) fn pid(&self, machine: &MachineId) -> i32 {

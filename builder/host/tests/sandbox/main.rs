@@ -1,4 +1,4 @@
-//! The host daemon with real machines: runc, the real builder image, real volumes and networks. Needs root.
+//! The host daemon with real machines of each driver: runc and QEMU, the real builder image, real volumes and networks. Needs root.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 #![allow(
@@ -8,12 +8,14 @@
 
 mod api;
 mod client;
-mod docker;
+mod conformance;
 mod harness;
 mod killed_run;
 mod leftovers;
 mod lives;
 mod network;
+mod rest;
+mod vm_walls;
 mod walls;
 
 #[test]

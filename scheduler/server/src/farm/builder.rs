@@ -10,10 +10,11 @@ use crate::limits::BUILDER_CONNECTIONS_MAX;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::idle::{self, Idle};
+use slipway_core::isolation::Isolation;
 use slipway_core::machine::{IllegalTransition, MachineEvent, MachineState};
 use slipway_core::planner::{MachineView, Observed};
 use slipway_core::time::Timestamp;
-use slipway_store::{Intent, Machine, MachineRecord};
+use slipway_store::{Intent, Machine, MachineRecord, Org};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, oneshot, watch};
@@ -44,7 +45,7 @@ pub(super) struct Inner {
     pub(super) observed: Observed,
     pub(super) in_flight: u32,
     pub(super) quiet_since: Timestamp,
-    pub(super) idle: Duration,
+    pub(super) wishes: Wishes,
     pub(super) ask_not_before: Timestamp,
     pub(super) volume_ready: bool,
     pub(super) volume_damaged: bool,
@@ -55,6 +56,25 @@ pub(super) struct Inner {
     pub(super) recorded: Option<MachineRecord>,
     /// Somebody waits for the cache to be emptied, which the driver does once nothing of the machine lives.
     pub(super) reset: Option<oneshot::Sender<Result<(), FarmError>>>,
+}
+
+/// What an org wants of its builders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Wishes {
+    /// They end themselves after this long without work.
+    pub(super) idle: Duration,
+    /// How they must be walled off, from their next start on.
+    pub(super) isolation: Isolation,
+}
+
+impl Wishes {
+    /// As the org's record has them.
+    pub(super) fn of(org: &Org) -> Self {
+        Self {
+            idle: org.idle,
+            isolation: org.isolation,
+        }
+    }
 }
 
 /// What a connection may do now.
@@ -88,7 +108,7 @@ impl Drop for ActivityGuard {
 impl Builder {
     pub(super) fn new(
         machine: Machine,
-        idle: Duration,
+        wishes: Wishes,
         host: Arc<HostLink>,
         events: Arc<Events>,
     ) -> Self {
@@ -96,7 +116,7 @@ impl Builder {
             observed: Observed::Unknown,
             in_flight: 0,
             quiet_since: now(),
-            idle,
+            wishes,
             ask_not_before: Timestamp(0),
             volume_ready: false,
             volume_damaged: false,
@@ -234,7 +254,7 @@ impl Inner {
     }
 
     /// The planner's view.
-    pub(super) fn planned(&self) -> MachineView {
+    pub(super) fn planned(&self, host: &HostLink) -> MachineView {
         MachineView {
             machine: self.machine.id.clone(),
             volume: self.machine.volume.clone(),
@@ -244,12 +264,13 @@ impl Inner {
             observed: self.observed,
             in_flight: self.in_flight,
             quiet_since: self.quiet_since,
-            idle: self.idle,
+            idle: self.wishes.idle,
             ask_not_before: self.ask_not_before,
             volume_ready: self.volume_ready,
             volume_damaged: self.volume_damaged,
             volume_replaced: self.machine.volume_replaced,
             failed_starts: self.machine.failed_starts,
+            ready_wait: host.ready_wait(self.wishes.isolation),
             hold_until: self.hold_until,
         }
     }
@@ -269,7 +290,7 @@ impl Inner {
 
     /// Nothing is connected, and nothing was for the idle time.
     pub(super) fn is_due(&self, now: Timestamp) -> bool {
-        idle::gateway(now, self.in_flight, self.quiet_since, self.idle) == Idle::Due
+        idle::gateway(now, self.in_flight, self.quiet_since, self.wishes.idle) == Idle::Due
     }
 
     pub(super) fn learn(&mut self, event: MachineEvent) -> Result<MachineState, IllegalTransition> {

@@ -31,7 +31,10 @@ pub(super) async fn drive(shared: Arc<Shared>, builder: Arc<Builder>) {
     loop {
         let (plan, state) = {
             let inner = builder.lock();
-            (plan(now(), &inner.planned()), inner.machine.state)
+            (
+                plan(now(), &inner.planned(&builder.host)),
+                inner.machine.state,
+            )
         };
         if let MachineState::Booting { generation, .. } = state
             && watched != Some(generation)
@@ -168,6 +171,7 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
             cpu_millis: inner.machine.size.cpu_millis,
             memory_bytes: inner.machine.size.memory.0,
             pids_max: BUILDER_PIDS_MAX,
+            isolation: inner.wishes.isolation,
         };
         (spec, asked)
     });

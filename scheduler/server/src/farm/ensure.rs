@@ -2,7 +2,7 @@
 //!
 //! Must not know: how a builder is started.
 
-use super::builder::{Builder, now};
+use super::builder::{Builder, Wishes, now};
 use super::{BuilderKey, FarmError, Shared, entropy};
 use crate::limits::PLACEMENT_TRIES_MAX;
 use slipway_core::id::{AppId, MachineId, VolumeId};
@@ -67,6 +67,7 @@ impl Shared {
             arch: key.arch.clone(),
             volume: org.builder_size.volume,
             volume_host: None,
+            isolation: org.isolation,
         };
         let new = NewBuilder {
             region: key.region.clone(),
@@ -81,7 +82,7 @@ impl Shared {
         let (Ensured::Created(machine) | Ensured::Existing(machine)) =
             self.store.ensure_builder(&key.org, &new).await?;
         tracing::info!(org = %key.org, machine = %machine.id, host = %machine.host, "builder placed");
-        self.drive(machine, org.idle).await
+        self.drive(machine, Wishes::of(org)).await
     }
 
     async fn loads(&self) -> Result<Vec<HostLoad>, FarmError> {
@@ -102,6 +103,7 @@ impl Shared {
                 pool_free: ByteSize(free),
                 memory: used.host.memory,
                 memory_promised: used.memory_promised,
+                drivers: link.drivers(),
             })
         });
         Ok(loads.collect())

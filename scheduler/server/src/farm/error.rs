@@ -79,6 +79,7 @@ impl FarmError {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Place(PlacementError::NoSuchPlace { .. })
+            | Self::Place(PlacementError::NoIsolation { .. })
             | Self::Quota(_)
             | Self::NoBuilder { .. }
             | Self::NotRunning
@@ -109,6 +110,9 @@ impl FarmError {
             Self::Place(PlacementError::NoSpace { .. }) => {
                 Some("ask for a smaller volume, or have the operator add space")
             }
+            Self::Place(PlacementError::NoIsolation { .. }) => Some(
+                "ask the operator for a host with virtual machines, or `slipway orgs update --isolation auto`",
+            ),
             Self::TooManyConnections { .. } => Some("wait until some of them have ended"),
             Self::InUse { .. } => Some("wait until its builds have ended"),
             Self::WontStart(_) => Some("try `slipway builders reset`, and tell the operator"),

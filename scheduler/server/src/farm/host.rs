@@ -11,12 +11,15 @@ use crate::host_client::{HostClient, HostClientError, MachineList};
 use crate::limits::{HOST_RETRY_MAX, HOST_RETRY_MIN, HOST_WATCH_WAIT};
 use slipway_core::host_api::{HostInfo, MachineReport};
 use slipway_core::id::{HostId, MachineId};
+use slipway_core::isolation::Isolation;
+use slipway_core::limits::{MACHINE_READY_WAIT_EMULATED_MAX, MACHINE_READY_WAIT_MAX};
 use slipway_core::planner::Observed;
 use slipway_core::units::ByteSize;
 use slipway_store::{Host, VolumeState};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// A host in the settings.
@@ -49,6 +52,10 @@ struct Heard {
     /// Absent until the first list of this life.
     revision: Option<u64>,
     machines: HashMap<MachineId, MachineReport>,
+    /// Kinds of machines that can be had there, as it said last.
+    drivers: Vec<String>,
+    /// Virtual machines there have an emulated processor.
+    emulated: bool,
 }
 
 impl HostLink {
@@ -64,6 +71,33 @@ impl HostLink {
 
     fn heard(&self) -> MutexGuard<'_, Heard> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Kinds of machines that can be had there.
+    pub(super) fn drivers(&self) -> Vec<String> {
+        self.heard().drivers.clone()
+    }
+
+    /// How long a machine that must be walled off like this may take there until it is ready.
+    pub(super) fn ready_wait(&self, isolation: Isolation) -> Duration {
+        let heard = self.heard();
+        let virtual_machine =
+            isolation == Isolation::Vm || heard.drivers.first().is_some_and(|first| first == "vm");
+        if virtual_machine && heard.emulated {
+            MACHINE_READY_WAIT_EMULATED_MAX
+        } else {
+            MACHINE_READY_WAIT_MAX
+        }
+    }
+
+    /// What is worth knowing about it, in words.
+    pub(super) fn notice(&self) -> Option<String> {
+        self.heard().emulated.then(|| {
+            format!(
+                "virtual machines in region '{}' are emulated (KVM does not work there): they are many times slower",
+                self.settings.region
+            )
+        })
     }
 
     /// What the newest list says about a machine.
@@ -148,6 +182,11 @@ async fn follow(
     let mut watch = link.client.watch().await?;
     let info = link.client.info().await?;
     let host = shared.store.put_host(&host_record(link, &info)?).await?;
+    {
+        let mut heard = link.heard();
+        heard.emulated = info.vm_accelerator.as_deref() == Some("tcg");
+        heard.drivers = info.drivers;
+    }
     shared.know_host(&host.id, link);
     let mut after = 0;
     loop {

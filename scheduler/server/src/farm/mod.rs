@@ -26,7 +26,7 @@ pub use view::{BuilderKey, BuilderView, FarmEvent, NextEvent, Subscription};
 
 use crate::guest_client::GuestClient;
 use crate::limits::{HOST_FIRST_WORD_WAIT, SHUTDOWN_WAIT_MAX, STOP_WAIT_MAX};
-use builder::Builder;
+use builder::{Builder, Wishes};
 use host::HostLink;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{HostId, ID_ENTROPY_BYTES, OrgId, VolumeId};
@@ -296,10 +296,19 @@ impl Farm {
             .unwrap_or_else(PoisonError::into_inner);
         for builder in builders.values().filter(|b| b.key.org == org.id) {
             builder.change(|inner| {
-                inner.idle = org.idle;
+                inner.wishes = Wishes::of(org);
                 inner.ask_not_before = slipway_core::time::Timestamp(0);
             });
         }
+    }
+
+    /// What is worth knowing about the hosts, in words; each place once.
+    pub fn notices(&self) -> Vec<String> {
+        let hosts = self.0.hosts.read().unwrap_or_else(PoisonError::into_inner);
+        let mut notices: Vec<String> = hosts.values().filter_map(|link| link.notice()).collect();
+        notices.sort();
+        notices.dedup();
+        notices
     }
 
     /// The changes of one org's builders and builds from now on.
@@ -414,16 +423,16 @@ impl Shared {
                 links.push(link);
             }
         }
-        let idle: HashMap<OrgId, Duration> = self
+        let wishes: HashMap<OrgId, Wishes> = self
             .store
             .all_orgs()
             .await?
             .into_iter()
-            .map(|org| (org.id, org.idle))
+            .map(|org| (org.id.clone(), Wishes::of(&org)))
             .collect();
         for machine in machines {
-            let idle = idle.get(&machine.org).copied().unwrap_or_default();
-            self.drive(machine, idle).await?;
+            let wishes = wishes.get(&machine.org).copied().unwrap_or_default();
+            self.drive(machine, wishes).await?;
         }
         Ok(links)
     }
@@ -432,13 +441,18 @@ impl Shared {
     async fn drive(
         self: &Arc<Self>,
         machine: Machine,
-        idle: Duration,
+        wishes: Wishes,
     ) -> Result<Arc<Builder>, FarmError> {
         let link = self
             .link(&machine.host)
             .ok_or(StoreError::NotFound(slipway_store::What::Host))?;
         let volume = self.store.volume(&machine.org, &machine.volume).await?;
-        let builder = Arc::new(Builder::new(machine, idle, link, Arc::clone(&self.events)));
+        let builder = Arc::new(Builder::new(
+            machine,
+            wishes,
+            link,
+            Arc::clone(&self.events),
+        ));
         {
             let mut inner = builder.lock();
             inner.volume_ready = volume.state == VolumeState::Ready;

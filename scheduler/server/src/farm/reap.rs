@@ -29,7 +29,7 @@ pub(super) async fn ask_to_end(
         Ok(org) => org.idle,
         Err(error) => return Err(held_asking(builder, &error)),
     };
-    builder.lock().idle = idle_time;
+    builder.lock().wishes.idle = idle_time;
     let asked = ask_guest(builder, generation).await;
     let (mut guest, status) = match asked {
         Ok(answer) => answer,

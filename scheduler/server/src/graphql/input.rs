@@ -2,7 +2,7 @@
 
 use super::Result;
 use super::scalar::Long;
-use super::view::TokenRole;
+use super::view::{Isolation, TokenRole};
 use crate::bounds::{
     FRONTEND_ATTRS_BYTES_MAX, FRONTEND_ATTRS_MAX, NAME_BYTES_MAX, REFERENCE_BYTES_MAX,
 };
@@ -48,6 +48,8 @@ pub(super) struct OrgLimits {
     default_region: Option<String>,
     /// Architecture of builders when a request names none: amd64 or arm64.
     default_arch: Option<String>,
+    /// How builders must be walled off, from their next start on.
+    isolation: Option<Isolation>,
     /// Processor limit of a builder, in thousandths.
     cpu_millis: Option<u32>,
     /// Memory limit of a builder.
@@ -83,6 +85,7 @@ impl OrgLimits {
             idle,
             default_region: label(self.default_region, "region")?,
             default_arch: label(self.default_arch, "architecture")?,
+            isolation: self.isolation.map(Into::into),
             builder_size: (size != now).then_some(size),
         })
     }

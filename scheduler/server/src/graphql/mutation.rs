@@ -51,6 +51,7 @@ impl Mutation {
             default_arch: change
                 .default_arch
                 .unwrap_or_else(|| settings.default_arch()),
+            isolation: change.isolation.unwrap_or_default(),
             builder_size: change.builder_size.unwrap_or(size),
             created_at: now(),
         };

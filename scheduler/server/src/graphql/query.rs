@@ -164,5 +164,6 @@ fn server(access: &Access<'_>) -> Server {
         api: addresses.api,
         docker: addresses.docker,
         buildkit: addresses.buildkit,
+        notices: access.parts.farm.notices(),
     }
 }

@@ -35,6 +35,18 @@ pub(super) enum AppRole {
     Builder,
 }
 
+/// How builders are walled off from their host and from other orgs' builders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[graphql(remote = "slipway_core::isolation::Isolation")]
+pub(super) enum Isolation {
+    /// As each host sees fit.
+    Auto,
+    /// A container in a user namespace of its own is enough.
+    Sandbox,
+    /// A virtual machine, and never less.
+    Vm,
+}
+
 /// A tenant.
 #[derive(SimpleObject)]
 pub(super) struct Org {
@@ -50,6 +62,8 @@ pub(super) struct Org {
     default_region: String,
     /// Architecture of builders when a request names none.
     default_arch: String,
+    /// How builders must be walled off.
+    isolation: Isolation,
     /// Processor limit of a builder, in thousandths.
     cpu_millis: u32,
     /// Memory limit of a builder.
@@ -69,6 +83,7 @@ impl From<store::Org> for Org {
             idle_ms: millis(org.idle),
             default_region: org.default_region,
             default_arch: org.default_arch,
+            isolation: org.isolation.into(),
             cpu_millis: org.builder_size.cpu_millis,
             memory_bytes: Long(org.builder_size.memory.0),
             volume_bytes: Long(org.builder_size.volume.0),
@@ -197,6 +212,8 @@ pub(super) struct Server {
     pub(super) docker: String,
     /// The BuildKit gateway, as `host:port`: for buildx's `remote` driver, with TLS.
     pub(super) buildkit: String,
+    /// What is worth knowing about its hosts, in words.
+    pub(super) notices: Vec<String>,
 }
 
 /// Who asks.

@@ -104,6 +104,7 @@ impl Bed {
             idle,
             default_region: "local".into(),
             default_arch: "amd64".into(),
+            isolation: slipway_core::isolation::Isolation::Auto,
             builder_size: BuilderSize {
                 cpu_millis: 1000,
                 memory: ByteSize::gib(1),

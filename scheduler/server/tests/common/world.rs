@@ -218,6 +218,7 @@ impl World {
                 version: "test".into(),
                 arch: "amd64".into(),
                 drivers: vec!["test".into()],
+                vm_accelerator: None,
                 cpu_millis: 4000,
                 memory_bytes: 64 << 30,
                 pool_capacity_bytes: 200 << 30,

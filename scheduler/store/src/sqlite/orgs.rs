@@ -22,6 +22,7 @@ fn org_of(row: &SqliteRow) -> Result<Org> {
         idle: Duration::from_millis(row.u64("idle_ms")?),
         default_region: row.text("default_region")?,
         default_arch: row.text("default_arch")?,
+        isolation: row.parse("isolation")?,
         builder_size: BuilderSize {
             cpu_millis: row.u32("builder_cpu_millis")?,
             memory: row.size("builder_memory")?,
@@ -77,9 +78,9 @@ fn idle_ms(idle: Duration) -> Result<i64> {
 impl SqliteStore {
     pub(super) async fn insert_org(&self, org: &Org) -> Result<()> {
         sqlx::query(
-            "INSERT INTO orgs (id, slug, name, idle_ms, default_region, default_arch, \
+            "INSERT INTO orgs (id, slug, name, idle_ms, default_region, default_arch, isolation, \
              builder_cpu_millis, builder_memory, builder_volume, created_at) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(org.id.as_str())
         .bind(&org.slug)
@@ -87,6 +88,7 @@ impl SqliteStore {
         .bind(idle_ms(org.idle)?)
         .bind(&org.default_region)
         .bind(&org.default_arch)
+        .bind(org.isolation.as_str())
         .bind(i64::from(org.builder_size.cpu_millis))
         .bind(int("memory", org.builder_size.memory.0)?)
         .bind(int("volume size", org.builder_size.volume.0)?)
@@ -132,7 +134,7 @@ impl SqliteStore {
         let row = sqlx::query(
             "UPDATE orgs SET name = coalesce(?, name), idle_ms = coalesce(?, idle_ms), \
              default_region = coalesce(?, default_region), \
-             default_arch = coalesce(?, default_arch), \
+             default_arch = coalesce(?, default_arch), isolation = coalesce(?, isolation), \
              builder_cpu_millis = coalesce(?, builder_cpu_millis), \
              builder_memory = coalesce(?, builder_memory), \
              builder_volume = coalesce(?, builder_volume) WHERE id = ? RETURNING *",
@@ -141,6 +143,7 @@ impl SqliteStore {
         .bind(change.idle.map(idle_ms).transpose()?)
         .bind(change.default_region.as_deref())
         .bind(change.default_arch.as_deref())
+        .bind(change.isolation.map(|isolation| isolation.as_str()))
         .bind(size.map(|s| i64::from(s.cpu_millis)))
         .bind(size.map(|s| int("memory", s.memory.0)).transpose()?)
         .bind(size.map(|s| int("volume size", s.volume.0)).transpose()?)

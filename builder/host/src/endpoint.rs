@@ -1,4 +1,4 @@
-//! A machine's listeners: bound by the host in a directory that only root can enter.
+//! Unix listeners of machines: bound by the host in a directory that only root can enter.
 //!
 //! Must not know: who accepts, or what is spoken.
 
@@ -37,7 +37,7 @@ fn stream() -> io::Result<OwnedFd> {
 
 /// A listener at `path`, in the place of any before it. It does not block: the guest's runtime expects that, and dockerd
 /// does not care.
-pub(super) fn listen(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn listen(path: &Path) -> io::Result<OwnedFd> {
     remove_all(path)?;
     let (_dir, address) = address(path)?;
     let listener = stream()?;
@@ -47,7 +47,7 @@ pub(super) fn listen(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// A stream to the listener at `path`; it does not block. `WouldBlock` when the backlog is full.
-pub(super) fn connect(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn connect(path: &Path) -> io::Result<OwnedFd> {
     let (_dir, address) = address(path)?;
     let stream = stream()?;
     socket::connect(stream.as_raw_fd(), &address)?;

@@ -1,0 +1,68 @@
+//! What stands between a virtual machine and its host: QEMU's own confinement, and the door.
+
+use crate::harness::{Guest, Host, Kind, WAIT, wait_for};
+use slipway_core::vm::{CHANNEL_PORT, GREETING_BYTES};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+
+#[test]
+fn qemu_has_no_right_and_the_door_opens_for_the_hosts_root_with_the_secret_alone() {
+    let Some(host) = Host::start_kind(Kind::Vm, Guest::Idle) else {
+        return;
+    };
+    let mut client = host.client();
+    let spec = host.machine(&mut client, 1);
+    let pid = host.pid(&spec.machine);
+
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line[name.len()..]
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let id = host.settings["id_base"].to_string();
+    assert_eq!(field("Uid:"), vec![id.as_str(); 4]);
+    assert_eq!(field("Gid:"), vec![id.as_str(); 4]);
+    assert_eq!(field("Groups:"), [id.as_str()]);
+    for capabilities in ["CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(field(capabilities), ["0000000000000000"]);
+    }
+    assert_eq!(field("NoNewPrivs:"), ["1"]);
+    assert_eq!(field("Seccomp:"), ["2"], "QEMU's own filter");
+    for kind in ["net", "ipc", "uts"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        assert_ne!(of(&pid.to_string()), of("self"), "{kind}");
+    }
+    let argv = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(!argv.contains(&host.dir.display().to_string()), "{argv}");
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(cgroups.contains(spec.machine.as_str()), "{cgroups}");
+
+    let address = format!("{}:{CHANNEL_PORT}", host.address(0));
+    let mut stream = wait_for("the door", || TcpStream::connect(&address).ok());
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    stream.write_all(&[b'd'; GREETING_BYTES]).unwrap();
+    let mut answer = Vec::new();
+    // Closed, or reset with what was not read.
+    let _ = stream.read_to_end(&mut answer);
+    assert_eq!(answer, b"", "a wrong secret gets no answer");
+
+    let script = format!("exec 3<>/dev/tcp/{}/{CHANNEL_PORT}", host.address(0));
+    let knock = |user: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", user, "--clear-groups", "bash", "-c", &script]);
+        command.output().unwrap().status.success()
+    };
+    assert!(knock("0"));
+    assert!(!knock("65534"), "another user of the host");
+
+    client
+        .stop(&spec.machine, 1, std::time::Duration::ZERO)
+        .unwrap();
+    client.wait_exit(&spec.machine, WAIT);
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
