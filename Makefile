@@ -7,20 +7,23 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-setup: ## Install what is missing, make the builder image (idempotent; asks for nothing)
+setup: ## Install what is missing, make the images (idempotent; asks for nothing)
 	@scripts/setup.sh
 
-build: setup ## Build everything
+build: ## Build everything
+	@scripts/setup.sh build
 	cargo build --workspace --locked
 
-demo: build ## Show the main job: build remotely, push, build again warm, idle end, wake
+demo: ## Show the main job: build remotely, push, build again warm, idle end, wake
+	@scripts/setup.sh demo
+	cargo build --locked -p slipway -p slipway-guest
 	scripts/demo.sh
 
 # Two suites share one dockerd among their tests, so each runs in one process; nextest, which runs every test in a process of
 # its own, runs all the others and prints the summary.
 ONE_DOCKERD = (package(slipway-buildkit) & binary(dockerd)) | (package(slipway-registry-push) & binary(push))
 
-test: lint build ## Prove everything
+test: setup lint build ## Prove everything
 	SLIPWAY_TEST_ROOTFS=$$(scripts/test-rootfs.sh) cargo test --locked -p slipway-buildkit --test dockerd
 	SLIPWAY_TEST_ROOTFS=$$(scripts/test-rootfs.sh) cargo test --locked -p slipway-registry-push --test push
 	cargo nextest run --workspace --locked -E 'not ($(ONE_DOCKERD))'
@@ -30,11 +33,13 @@ bench: setup ## Print the figures, each against the real alternative
 	target/release/slipway-loadtest bench
 	target/release/slipway-loadtest compare
 
-install: setup ## Install this computer as a farm: programs, settings, systemd units (DESTDIR is honoured)
+install: ## Install this computer as a farm: programs, settings, systemd units (DESTDIR is honoured)
+	@scripts/setup.sh host
 	cargo build --release --locked -p slipway -p slipway-guest -p slipway-registry-push
 	scripts/install.sh
 
-lint: setup ## Formatting and clippy, warnings are errors
+lint: ## Formatting and clippy, warnings are errors
+	@scripts/setup.sh build
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 

@@ -1,6 +1,10 @@
 #!/bin/bash
-# Makes a Debian 12 or 13 machine ready to build, run and test Slipway: packages, the Rust toolchain, cargo-nextest, and the
-# builder's root image, and the tests' virtual machine. Idempotent; asks for nothing; says nothing where nothing is to do.
+# Makes a Debian 12 or 13 machine ready for Slipway. Idempotent; asks for nothing; says nothing where nothing is to do.
+#
+#   setup.sh build    what compiles it: a C compiler, the Rust toolchain
+#   setup.sh demo     and what runs it: packages, the builder's root image
+#   setup.sh host     and all that a host for keeps can use: LVM, encryption, virtual machines
+#   setup.sh [test]   and what proves it: cargo-nextest, the tests' virtual machine
 #
 # Needs root (or sudo without a password) and a package mirror. Nothing it installs is left running.
 set -euo pipefail
@@ -8,6 +12,10 @@ export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 began=$SECONDS did=0
+stages=(build demo host test)
+# Whether what $1 needs is asked for: each stage has all before it.
+wants() { [[ " ${stages[*]} " == *" $1 "*"${last} "* || $1 == "$last" ]]; }
+last=${1:-test}
 say() { printf 'setup: %s\n' "$*"; }
 die() {
 	printf 'setup: %s\n' "$*" >&2
@@ -30,6 +38,7 @@ run() {
 	((SECONDS - at < 2)) || say "  done in $((SECONDS - at)) s"
 }
 
+[[ " ${stages[*]} " == *" $last "* ]] || die "usage: setup.sh [build|demo|host|test]"
 root=()
 if [[ $(id -u) != 0 ]]; then
 	sudo -n true 2>/dev/null || die "must be run as root (hint: sudo make setup)"
@@ -40,21 +49,33 @@ fi
 
 # --- packages
 packages=(
-	# to build
 	gcc libc6-dev pkg-config make git curl ca-certificates
 	# to build ISA-L, which compresses layers
 	nasm autoconf automake libtool
-	# the builder's image, and base images for the demo and the tests
-	mmdebstrap squashfs-tools xz-utils skopeo busybox-static
-	# what the host daemon calls
-	runc nftables iproute2 e2fsprogs util-linux lvm2 thin-provisioning-tools cryptsetup-bin
-	# the demo and the tests
-	docker-registry jq python3 python3-venv
-	# file systems that share blocks, for the tests of volumes
-	xfsprogs btrfs-progs
-	# what a push is compared with, beside docker and skopeo
-	buildah
 )
+if wants demo; then
+	packages+=(
+		# the builder's image, and base images for the demo and the tests
+		mmdebstrap squashfs-tools xz-utils skopeo busybox-static
+		# what the host daemon calls
+		runc nftables iproute2 e2fsprogs util-linux
+		# the demo
+		docker-registry jq
+	)
+fi
+if wants host; then
+	# volumes in a thin pool of LVM, and encrypted ones
+	packages+=(lvm2 thin-provisioning-tools cryptsetup-bin)
+fi
+if wants test; then
+	packages+=(
+		python3 python3-venv
+		# file systems that share blocks, for the tests of volumes
+		xfsprogs btrfs-progs
+		# what a push is compared with, beside docker and skopeo
+		buildah
+	)
+fi
 is_installed() { [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
 missing=()
 for package in "${packages[@]}"; do
@@ -76,7 +97,7 @@ install_packages() {
 
 # For builders that are virtual machines, and the tests' own: x86-64 so far.
 emulator=()
-if [[ $(dpkg --print-architecture) == amd64 ]]; then
+if wants host && [[ $(dpkg --print-architecture) == amd64 ]]; then
 	is_installed qemu-system-x86 || emulator=(qemu-system-x86)
 fi
 
@@ -138,7 +159,7 @@ if [[ -n $(type -P rustup) ]]; then
 fi
 cargo --version >/dev/null 2>&1 || die "cargo does not work (hint: run 'cargo --version' here and see)"
 
-if ! cargo nextest --version >/dev/null 2>&1; then
+if wants test && ! cargo nextest --version >/dev/null 2>&1; then
 	if has_package cargo-nextest; then
 		run "cargo-nextest (Debian's package)" install_packages cargo-nextest
 	else
@@ -146,34 +167,22 @@ if ! cargo nextest --version >/dev/null 2>&1; then
 	fi
 fi
 
-# --- the builder's root image
+# --- the images
 cache=${SLIPWAY_CACHE:-/var/cache/slipway}
-link=$(readlink "$cache/image/base.squashfs" 2>/dev/null || true)
-at=$SECONDS
-"${root[@]}" builder/image/build.sh "$cache/image" >/dev/null
-if [[ $(readlink "$cache/image/base.squashfs") != "$link" ]]; then
-	say "builder image: $cache/image/base.squashfs ($((SECONDS - at)) s)"
+# Runs $3... to make what the link $cache/$2 points to, and says so if it was not there: $1.
+image() {
+	local what=$1 link=$cache/$2 before at=$SECONDS
+	shift 2
+	before=$(readlink "$link" 2>/dev/null || true)
+	"${root[@]}" "$@" >/dev/null
+	[[ $(readlink "$link") != "$before" ]] || return 0
+	say "$what: $link ($((SECONDS - at)) s)"
 	did=1
-fi
-
-# --- what builders boot with when they are virtual machines
-link=$(readlink "$cache/image/kernel" 2>/dev/null || true)
-at=$SECONDS
-"${root[@]}" builder/image/kernel.sh "$cache/image" >/dev/null
-if [[ $(readlink "$cache/image/kernel") != "$link" ]]; then
-	say "kernel of virtual machines: $cache/image/kernel ($((SECONDS - at)) s)"
-	did=1
-fi
-
-# --- the tests' virtual machine
-if [[ $(dpkg --print-architecture) == amd64 ]]; then
-	link=$(readlink "$cache/vm/current" 2>/dev/null || true)
-	at=$SECONDS
-	"${root[@]}" loadtests/vm/image.sh "$cache/vm" >/dev/null
-	if [[ $(readlink "$cache/vm/current") != "$link" ]]; then
-		say "test machine: $cache/vm/current ($((SECONDS - at)) s)"
-		did=1
-	fi
+}
+! wants demo || image "builder image" image/base.squashfs builder/image/build.sh "$cache/image"
+! wants host || image "kernel of virtual machines" image/kernel builder/image/kernel.sh "$cache/image"
+if wants test && [[ $(dpkg --print-architecture) == amd64 ]]; then
+	image "test machine" vm/current loadtests/vm/image.sh "$cache/vm"
 fi
 
 ((!did)) || say "ready after $((SECONDS - began)) s"
