@@ -1,6 +1,7 @@
-//! `slipway-loadtest`: measurements against real alternatives.
+//! `slipway-loadtest`: measurements against real alternatives, and the tests' virtual machine by hand.
 
 use clap::{Parser, Subcommand};
+use slipway_loadtests::{bench, compare, vm};
 use std::process::ExitCode;
 
 /// Measure Slipway against real alternatives. Needs root and what `make setup` installs.
@@ -18,13 +19,15 @@ enum Command {
         #[arg(long)]
         quick: bool,
     },
-    Compare(slipway_loadtests::compare::Arguments),
+    Compare(compare::Arguments),
+    Vm(vm::Arguments),
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Command::Bench { quick } => slipway_loadtests::bench::run(quick),
-        Command::Compare(arguments) => slipway_loadtests::compare::main(&arguments),
+        Command::Bench { quick } => bench::run(quick),
+        Command::Compare(arguments) => compare::main(&arguments),
+        Command::Vm(arguments) => vm::main(&arguments),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

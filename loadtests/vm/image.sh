@@ -62,7 +62,7 @@ for path in doc man info locale lintian bash-completion zsh; do
 done
 # Slow under emulation, and of no use to a machine that lives for one command.
 idle_units='getty-static.service e2scrub_reap.service ldconfig.service systemd-journal-catalog-update.service
-	systemd-random-seed.service getty.target'
+	systemd-random-seed.service getty.target docker-registry.service'
 idle_units=$(xargs <<<"$idle_units")
 TMPDIR=$tmp mmdebstrap --quiet --variant=minbase --format=directory --include="$include" "${excludes[@]}" \
 	--customize-hook="$kernel_hook" \

@@ -13,8 +13,11 @@
 //! # Ok(()) }
 //! ```
 
+mod by_hand;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
+
+pub use by_hand::{Arguments, main};
 
 use crate::testbed::{Process, cache_dir, show, wait_for};
 use anyhow::{Context, Result, bail, ensure};
