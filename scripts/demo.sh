@@ -88,7 +88,7 @@ say "3. log in, and deploy: the builder is made, the image is built on it and pu
 export SLIPWAY_CONFIG_DIR=$work/config
 run "$bin/slipway" login --server "https://$api" --ca "$work/serve/ca.pem" --token-stdin < "$work/serve/admin.token"
 run "$bin/slipway" orgs create demo
-run "$bin/slipway" orgs update demo --idle 5s
+run "$bin/slipway" orgs update demo --idle 5s --volume-size 5GiB
 cp -r examples/hello "$work/hello"
 deploy() { run "$bin/slipway" deploy "$work/hello" --org demo --app hello --image "$registry/hello:$1" --remote-only; }
 t0=$(date +%s%N); deploy v1; t1=$(date +%s%N)

@@ -69,7 +69,7 @@ export SLIPWAY_CONFIG_DIR=$work/config
 api=$(jq -r .api "$work/serve/addresses.json")
 "$bin/slipway" login --server "https://$api" --ca "$work/serve/ca.pem" --token-stdin <"$work/serve/admin.token"
 "$bin/slipway" orgs create vm
-"$bin/slipway" orgs update vm --idle 5s
+"$bin/slipway" orgs update vm --idle 5s --volume-size 3GiB --memory 1GiB
 mkdir "$work/app"
 cp "$(type -P busybox)" "$work/app/busybox"
 cat >"$work/app/Dockerfile" <<'EOF'

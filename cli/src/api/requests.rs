@@ -14,7 +14,7 @@ macro_rules! queries {
 
 macro_rules! org {
     () => {
-        "id slug name idleMs defaultRegion defaultArch isolation cpuMillis memoryBytes volumeBytes"
+        "id slug name idleMs buildsKept buildsAgeMs defaultRegion defaultArch isolation cpuMillis memoryBytes volumeBytes"
     };
 }
 macro_rules! app {

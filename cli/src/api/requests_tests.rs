@@ -209,7 +209,14 @@ fn every_request_is_of_the_schema() {
 #[test]
 fn every_input_object_is_of_the_schema() {
     let schema = Schema::of_the_server();
-    let limits = ["idleMs", "cpuMillis", "memoryBytes", "volumeBytes"];
+    let limits = [
+        "idleMs",
+        "buildsKept",
+        "buildsAgeMs",
+        "cpuMillis",
+        "memoryBytes",
+        "volumeBytes",
+    ];
     schema.check_input("CreateOrgInput", &[&["slug"][..], &limits].concat());
     schema.check_input("UpdateOrgInput", &[&["org"][..], &limits].concat());
     schema.check_input("CreateAppInput", &["org", "name"]);

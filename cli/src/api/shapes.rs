@@ -16,6 +16,10 @@ pub(crate) struct Org {
     pub(crate) name: String,
     /// Builders end after this long without activity.
     pub(crate) idle_ms: u64,
+    /// So many ended builds are kept.
+    pub(crate) builds_kept: u32,
+    /// For so many milliseconds.
+    pub(crate) builds_age_ms: u64,
     /// Region of new builders.
     pub(crate) default_region: String,
     /// Architecture of new builders.
@@ -210,6 +214,12 @@ pub(crate) struct OrgChange {
     /// Idle time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) idle_ms: Option<u64>,
+    /// So many ended builds are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) builds_kept: Option<u32>,
+    /// For so many milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) builds_age_ms: Option<u64>,
     /// Processors of a builder, in thousandths.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cpu_millis: Option<u32>,

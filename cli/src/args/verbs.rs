@@ -47,6 +47,12 @@ pub(crate) struct OrgSettings {
     /// Builders end after this long without activity, as 10m or 30s
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) idle: Option<Duration>,
+    /// Keep so many ended builds with their logs, the newest ones
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_builds: Option<u32>,
+    /// Delete builds and their logs so long after their end, as 30days
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) keep_builds_for: Option<Duration>,
     /// Processors of a builder, as 2 or 0.5
     #[arg(long, value_name = "N", value_parser = parse_cpus)]
     pub(crate) cpus: Option<CpuMillis>,

@@ -25,7 +25,7 @@ pub(crate) async fn run(verb: OrgsVerb, caller: &Caller, printer: Printer) -> Ou
                 |org| {
                     [
                         org.slug.clone(),
-                        idle(org),
+                        time(org.idle_ms),
                         cpus(org.cpu_millis),
                         ByteSize(org.memory_bytes).to_string(),
                         ByteSize(org.volume_bytes).to_string(),
@@ -43,7 +43,7 @@ pub(crate) async fn run(verb: OrgsVerb, caller: &Caller, printer: Printer) -> Ou
             let change = change(&settings);
             if change.is_empty() {
                 return Err(Failure::user("nothing to change")
-                    .hint("say --idle, --cpus, --memory, --volume-size or --isolation"));
+                    .hint("say --idle, --cpus, --memory, --volume-size, --isolation, --keep-builds or --keep-builds-for"));
             }
             let name = queries::org_or_own(&client, name.as_deref()).await?;
             let org = queries::update_org(&client, &name, &change).await?;
@@ -55,9 +55,9 @@ pub(crate) async fn run(verb: OrgsVerb, caller: &Caller, printer: Printer) -> Ou
 
 fn change(settings: &OrgSettings) -> OrgChange {
     OrgChange {
-        idle_ms: settings
-            .idle
-            .map(|idle| u64::try_from(idle.as_millis()).unwrap_or(u64::MAX)),
+        idle_ms: settings.idle.map(millis),
+        builds_kept: settings.keep_builds,
+        builds_age_ms: settings.keep_builds_for.map(millis),
         cpu_millis: settings.cpus.map(|cpus| cpus.0),
         memory_bytes: settings.memory.map(|size| size.0),
         volume_bytes: settings.volume_size.map(|size| size.0),
@@ -75,7 +75,11 @@ fn show(org: &Org, printer: Printer) {
         &[
             ("org", org.slug.clone()),
             ("id", org.id.clone()),
-            ("idle", idle(org)),
+            ("idle", time(org.idle_ms)),
+            (
+                "builds kept",
+                format!("{}, for {}", org.builds_kept, time(org.builds_age_ms)),
+            ),
             ("cpus", cpus(org.cpu_millis)),
             ("memory", ByteSize(org.memory_bytes).to_string()),
             ("cache", ByteSize(org.volume_bytes).to_string()),
@@ -86,8 +90,12 @@ fn show(org: &Org, printer: Printer) {
     );
 }
 
-fn idle(org: &Org) -> String {
-    humantime::format_duration(Duration::from_millis(org.idle_ms)).to_string()
+fn time(millis: u64) -> String {
+    humantime::format_duration(Duration::from_millis(millis)).to_string()
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Thousandths of processors as people write them.

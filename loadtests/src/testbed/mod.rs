@@ -428,7 +428,11 @@ pub fn checkout_dir() -> PathBuf {
         .map_or_else(PathBuf::new, Path::to_owned)
 }
 
-pub(crate) fn binaries_dir() -> Result<PathBuf> {
+/// Where the programs of this build lie.
+///
+/// # Errors
+/// They are not built.
+pub fn binaries_dir() -> Result<PathBuf> {
     let here = std::env::current_exe()?;
     for dir in here.ancestors() {
         if dir.join("slipway").is_file() && dir.join("slipway-guest").is_file() {

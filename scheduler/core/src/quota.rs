@@ -20,7 +20,21 @@ pub const BUILDER_CPU_MILLIS_MIN: u32 = 100;
 pub const BUILDER_IDLE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Processes and threads one builder may have.
 pub const BUILDER_PIDS_MAX: u32 = 16_384;
+/// Builds, with their logs, that are kept of an org that says nothing else; the newest ones.
+pub const ORG_BUILDS_KEPT_DEFAULT: u32 = 1_000;
+/// Fewest builds an org may keep.
+pub const ORG_BUILDS_KEPT_MIN: u32 = 1;
+/// Most builds an org may keep.
+pub const ORG_BUILDS_KEPT_MAX: u32 = 100_000;
+/// How long an ended build is kept of an org that says nothing else.
+pub const ORG_BUILDS_AGE_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Shortest time an org may keep an ended build: a client that lost its connection can still read how it ended.
+pub const ORG_BUILDS_AGE_MIN: Duration = Duration::from_secs(3600);
+/// Longest time: ten years.
+pub const ORG_BUILDS_AGE_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
 
+const _: () = assert!(ORG_BUILDS_KEPT_DEFAULT <= ORG_BUILDS_KEPT_MAX);
+const _: () = assert!(ORG_BUILDS_AGE_MIN.as_secs() < ORG_BUILDS_AGE_DEFAULT.as_secs());
 const _: () = assert!(BUILDER_VOLUME_MIN.0 < BUILDER_VOLUME_MAX.0);
 
 /// What each builder of an org gets.
@@ -32,6 +46,24 @@ pub struct BuilderSize {
     pub memory: ByteSize,
     /// Size of the cache volume: a hard cap.
     pub volume: ByteSize,
+}
+
+/// How many ended builds of an org are kept, and for how long. One that is over either is deleted with its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BuildRetention {
+    /// The newest so many.
+    pub count: u32,
+    /// Since their end.
+    pub age: Duration,
+}
+
+impl Default for BuildRetention {
+    fn default() -> Self {
+        Self {
+            count: ORG_BUILDS_KEPT_DEFAULT,
+            age: ORG_BUILDS_AGE_DEFAULT,
+        }
+    }
 }
 
 /// The request is over what an org may have; the caller's fault.
@@ -57,6 +89,14 @@ pub enum QuotaError {
     /// The idle time is out of bounds.
     #[error("an idle time of {0:?} is not between {BUILDER_IDLE_MIN:?} and {BUILDER_IDLE_MAX:?}")]
     Idle(Duration),
+    /// Too few or too many builds to keep.
+    #[error("{0} builds to keep are not between {ORG_BUILDS_KEPT_MIN} and {ORG_BUILDS_KEPT_MAX}")]
+    BuildsKept(u32),
+    /// The time to keep builds is out of bounds.
+    #[error(
+        "a time to keep builds of {0:?} is not between {ORG_BUILDS_AGE_MIN:?} and {ORG_BUILDS_AGE_MAX:?}"
+    )]
+    BuildsAge(Duration),
 }
 
 /// May an org that has `have` builders get one more?
@@ -100,6 +140,20 @@ pub fn check_idle(idle: Duration) -> Result<(), QuotaError> {
     }
 }
 
+/// May an org keep its builds like this?
+///
+/// # Errors
+/// [`QuotaError::BuildsKept`] or [`QuotaError::BuildsAge`].
+pub fn check_build_retention(retention: &BuildRetention) -> Result<(), QuotaError> {
+    if !(ORG_BUILDS_KEPT_MIN..=ORG_BUILDS_KEPT_MAX).contains(&retention.count) {
+        return Err(QuotaError::BuildsKept(retention.count));
+    }
+    if !(ORG_BUILDS_AGE_MIN..=ORG_BUILDS_AGE_MAX).contains(&retention.age) {
+        return Err(QuotaError::BuildsAge(retention.age));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +187,22 @@ mod tests {
             },
         ] {
             assert!(check_builder_size(&bad).is_err(), "{bad:?}");
+        }
+        let kept = BuildRetention::default();
+        assert_eq!(check_build_retention(&kept), Ok(()));
+        assert!(check_build_retention(&BuildRetention { count: 0, ..kept }).is_err());
+        assert!(
+            check_build_retention(&BuildRetention {
+                count: ORG_BUILDS_KEPT_MAX + 1,
+                ..kept
+            })
+            .is_err()
+        );
+        for age in [
+            ORG_BUILDS_AGE_MIN - Duration::from_millis(1),
+            ORG_BUILDS_AGE_MAX + Duration::from_millis(1),
+        ] {
+            assert!(check_build_retention(&BuildRetention { age, ..kept }).is_err());
         }
         assert!(check_idle(BUILDER_IDLE_MIN).is_ok());
         assert!(check_idle(BUILDER_IDLE_MIN - Duration::from_millis(1)).is_err());

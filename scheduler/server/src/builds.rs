@@ -8,6 +8,7 @@
 
 mod follow;
 mod reader;
+mod retention;
 
 use crate::farm::{ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent, chain, entropy, now};
 use crate::guest_client::GuestError;
@@ -18,6 +19,7 @@ use slipway_core::build::{BuildOutcome, BuildSpec, Fault, NumberedEvent, Registr
 use slipway_core::guest_api::StartBuild;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{AppId, BuildId, OrgId};
+use slipway_core::time::Timestamp;
 use slipway_store::{Build, ErrorKind, NewBuild, Store, StoreError};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -127,6 +129,11 @@ impl BuildService {
             live: Mutex::default(),
         };
         let service = Self(Arc::new(inner));
+        let shared = farm.shared();
+        shared.tasks.spawn(retention::keep_deleting(
+            Arc::clone(&shared.store),
+            shared.cancel.clone(),
+        ));
         for build in unfinished {
             let machine = service.0.store.machine(&build.org, &build.machine).await?;
             let (org, region, arch) = (machine.org, machine.region, machine.arch);
@@ -233,6 +240,15 @@ impl BuildService {
             }) => Ok(()),
             done => Ok(done?),
         }
+    }
+
+    /// Deletes the ended builds, with their events, that their orgs keep no longer at `at`. It is done every
+    /// [`RETENTION_EVERY`](crate::limits::RETENTION_EVERY) anyway. Gives how many.
+    ///
+    /// # Errors
+    /// The store's; what was deleted before it stays deleted.
+    pub async fn delete_old(&self, at: Timestamp) -> Result<u64, BuildError> {
+        Ok(retention::sweep(&*self.0.store, at).await?)
     }
 
     /// The events of a build after number `after`, in order and each once: those recorded, then live ones until its end.

@@ -41,6 +41,14 @@ pub const PLACEMENT_TRIES_MAX: usize = 3;
 pub const CRASHES_SEEN_MAX: u32 = 6;
 /// A build whose builder does not run is given up after this: long enough for a host to tell of it after a restart.
 pub const BUILD_GONE_WAIT: Duration = Duration::from_secs(5);
+/// Old builds are looked for this long after the start,
+pub const RETENTION_FIRST_WAIT: Duration = Duration::from_secs(30);
+/// and then every so often.
+pub const RETENTION_EVERY: Duration = Duration::from_secs(600);
+/// Old builds of one org deleted before others may write; further ones after [`RETENTION_PAUSE`].
+pub const RETENTION_BATCH_MAX: u32 = 20;
+/// Pause between such batches.
+pub const RETENTION_PAUSE: Duration = Duration::from_millis(50);
 
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > MACHINE_READY_WAIT_EMULATED_MAX.as_secs());
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > END_WAIT_MAX.as_secs());

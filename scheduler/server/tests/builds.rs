@@ -6,9 +6,11 @@ use common::{Bed, eventually};
 use futures_util::StreamExt;
 use slipway_core::build::{BuildEvent, BuildOutcome, BuildSpec, Fault, NumberedEvent};
 use slipway_core::id::{AppId, BuildId};
+use slipway_core::quota::BuildRetention;
+use slipway_core::time::Timestamp;
 use slipway_scheduler::builds::{BuildError, BuildRequest, BuildService};
 use slipway_scheduler::farm::{BuilderKey, FarmEvent, NextEvent};
-use slipway_store::{Build, BuildState, ErrorKind, Store};
+use slipway_store::{Build, BuildState, ErrorKind, OrgChange, Store};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -212,5 +214,40 @@ async fn cancels_and_refuses_strangers() {
         .cancel(&key.org, &BuildId::from_entropy([9; 10]))
         .await;
     assert_eq!(unknown.expect_err("no such build").fault(), Fault::User);
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_builds_are_deleted_as_their_org_says() {
+    let bed = Bed::start().await;
+    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let key = bed.org(SHORT).await;
+    let retention = BuildRetention {
+        count: 25,
+        ..BuildRetention::default()
+    };
+    let change = OrgChange {
+        retention: Some(retention),
+        ..OrgChange::default()
+    };
+    let org = bed.store.update_org(&key.org, &change).await.expect("set");
+    assert_eq!(org.retention, retention);
+    let mut made = Vec::new();
+    for _ in 0..50 {
+        let build = begin(&bed, &builds, &key).await;
+        let guest = bed.world.guest().expect("a guest");
+        guest.tell(&build.id, BuildEvent::Ended(done()));
+        made.push(ended(&bed, &build).await);
+    }
+    let last = made[49].ended_at.expect("it has ended");
+    // More than one batch.
+    assert_eq!(builds.delete_old(last).await.expect("deleted"), 25);
+    assert_eq!(builds.delete_old(last).await.expect("deleted"), 0);
+    let gone = builds.events(&key.org, &made[24].id, 0).await;
+    assert!(matches!(gone.err(), Some(BuildError::Store(_))));
+    assert_eq!(all(&builds, &made[25], 0).await.len(), 1);
+    let age = u64::try_from(retention.age.as_millis()).expect("a number");
+    let at = Timestamp(last.0 + age + 1);
+    assert_eq!(builds.delete_old(at).await.expect("deleted"), 25);
     bed.end().await;
 }

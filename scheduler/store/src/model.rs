@@ -5,7 +5,7 @@ use slipway_core::generation::Generation;
 use slipway_core::id::{AppId, BuildId, CredentialId, HostId, MachineId, OrgId, TokenId, VolumeId};
 use slipway_core::isolation::Isolation;
 use slipway_core::machine::MachineState;
-use slipway_core::quota::BuilderSize;
+use slipway_core::quota::{BuildRetention, BuilderSize};
 use slipway_core::time::Timestamp;
 use slipway_core::units::ByteSize;
 use std::path::PathBuf;
@@ -22,6 +22,8 @@ pub struct Org {
     pub name: String,
     /// A builder ends itself after this long without work.
     pub idle: Duration,
+    /// How its ended builds are kept.
+    pub retention: BuildRetention,
     /// Region of builders when a request names none.
     pub default_region: String,
     /// Architecture of builders when a request names none.
@@ -41,6 +43,8 @@ pub struct OrgChange {
     pub name: Option<String>,
     /// New idle time.
     pub idle: Option<Duration>,
+    /// New way to keep ended builds.
+    pub retention: Option<BuildRetention>,
     /// New default region.
     pub default_region: Option<String>,
     /// New default architecture.

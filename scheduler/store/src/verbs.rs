@@ -156,6 +156,16 @@ pub trait SystemStore: Send + Sync + std::fmt::Debug {
     async fn all_machines(&self) -> Result<Vec<Machine>>;
     /// All volumes in a state.
     async fn all_volumes(&self, state: VolumeState) -> Result<Vec<Volume>>;
+    /// Deletes the oldest ended builds of an org, with their events: those older than its newest `keep`, and those that
+    /// ended before `before`. At most `max`, each in a transaction of its own. Gives how many; fewer than `max` means that
+    /// no more are to be deleted.
+    async fn delete_old_builds(
+        &self,
+        org: &OrgId,
+        keep: u32,
+        before: Timestamp,
+        max: u32,
+    ) -> Result<u32>;
     /// All builds that have not ended, oldest first.
     async fn unfinished_builds(&self) -> Result<Vec<Build>>;
     /// A value of the installation's own (certificate authority, sealing key's check).

@@ -5,7 +5,7 @@ use slipway_core::generation::Generation;
 use slipway_core::id::{AppId, BuildId, CredentialId, HostId, MachineId, OrgId, TokenId, VolumeId};
 use slipway_core::isolation::Isolation;
 use slipway_core::machine::MachineState;
-use slipway_core::quota::BuilderSize;
+use slipway_core::quota::{BuildRetention, BuilderSize};
 use slipway_core::time::Timestamp;
 use slipway_core::units::ByteSize;
 use slipway_store::{
@@ -59,6 +59,7 @@ async fn org(store: &SqliteStore, slug: &str) -> Org {
         default_region: "local".into(),
         default_arch: "amd64".into(),
         isolation: Isolation::Auto,
+        retention: BuildRetention::default(),
         builder_size: size(10),
         created_at: Timestamp(7),
     };
@@ -710,6 +711,66 @@ async fn a_build_ends_once() {
         first
     );
     assert_eq!(it.store.unfinished_builds().await.expect("listed"), vec![]);
+}
+
+#[tokio::test]
+async fn old_builds_go_with_their_events_and_running_ones_stay() {
+    let it = fresh().await;
+    let (acme, h) = (org(&it.store, "acme").await, host(&it.store, "h", 60).await);
+    let other = org(&it.store, "other").await;
+    let machine = builder(&it.store, &acme, &h).await;
+    let neighbour = builder(&it.store, &other, &h).await;
+    let theirs = build(&it.store, &other, &neighbour).await;
+    let mut made = Vec::new();
+    for _ in 0..6 {
+        made.push(build(&it.store, &acme, &machine).await);
+    }
+    // The first still runs; the others ended at 11, 12, ..., and so did the neighbour's.
+    let end = async |org: &Org, build: &Build, at| {
+        it.store
+            .append_build_events(&org.id, &build.id, &[event(1), event(2)])
+            .await
+            .expect("recorded");
+        it.store
+            .finish_build(&org.id, &build.id, &BuildOutcome::Cancelled, Timestamp(at))
+            .await
+            .expect("ended");
+    };
+    for (build, at) in made.iter().zip(10..).skip(1) {
+        end(&acme, build, at).await;
+    }
+    end(&other, &theirs, 11).await;
+    let delete = async |keep, before, max| {
+        it.store
+            .delete_old_builds(&acme.id, keep, Timestamp(before), max)
+            .await
+            .expect("deleted")
+    };
+    assert_eq!(delete(6, 11, 10).await, 0, "nothing is too old or too much");
+    assert_eq!(delete(6, 12, 10).await, 1, "one is too old");
+    assert_eq!(delete(2, 0, 1).await, 1, "no more at a time than asked");
+    assert_eq!(
+        delete(2, 0, 10).await,
+        1,
+        "all but the newest two, and the running one"
+    );
+    assert_eq!(delete(2, 0, 10).await, 0);
+    let all = BuildFilter {
+        limit: 10,
+        ..BuildFilter::default()
+    };
+    let left = it.store.builds(&acme.id, &all).await.expect("listed");
+    let left: Vec<_> = left.into_iter().map(|build| build.id).collect();
+    assert_eq!(
+        left,
+        [&made[5].id, &made[4].id, &made[0].id].map(Clone::clone)
+    );
+    is_missing(
+        it.store.build_events(&acme.id, &made[1].id, 0).await,
+        What::Build,
+    );
+    let kept = it.store.build_events(&other.id, &theirs.id, 0).await;
+    assert_eq!(kept.expect("there").len(), 2);
 }
 
 #[tokio::test]

@@ -10,7 +10,9 @@ use crate::problem::{Code, Problem};
 use crate::settings::is_label;
 use async_graphql::{ID, InputObject};
 use slipway_core::build::{BuildSpec, RegistryCredential};
-use slipway_core::quota::{BuilderSize, check_builder_size, check_idle};
+use slipway_core::quota::{
+    BuildRetention, BuilderSize, check_build_retention, check_builder_size, check_idle,
+};
 use slipway_core::units::ByteSize;
 use slipway_store::OrgChange;
 use std::collections::BTreeMap;
@@ -44,6 +46,10 @@ pub(super) struct UpdateOrgInput {
 pub(super) struct OrgLimits {
     /// A builder ends itself after so many milliseconds without activity.
     idle_ms: Option<Long>,
+    /// So many ended builds are kept, the newest ones; older ones are deleted with their logs.
+    builds_kept: Option<u32>,
+    /// Builds that ended longer ago than so many milliseconds are deleted with their logs.
+    builds_age_ms: Option<Long>,
     /// Region of builders when a request names none.
     default_region: Option<String>,
     /// Architecture of builders when a request names none: amd64 or arm64.
@@ -59,11 +65,16 @@ pub(super) struct OrgLimits {
 }
 
 impl OrgLimits {
-    /// As a change from `now`, the size the org has.
+    /// As a change from `now` and `kept`, what the org has.
     ///
     /// # Errors
     /// [`Code::Invalid`] for what the quotas do not allow.
-    pub(super) fn change(self, name: Option<String>, now: BuilderSize) -> Result<OrgChange> {
+    pub(super) fn change(
+        self,
+        name: Option<String>,
+        now: BuilderSize,
+        kept: BuildRetention,
+    ) -> Result<OrgChange> {
         let invalid =
             |error: slipway_core::quota::QuotaError| Problem::new(Code::Invalid, error.to_string());
         let idle = self
@@ -72,6 +83,13 @@ impl OrgLimits {
         if let Some(idle) = idle {
             check_idle(idle).map_err(invalid)?;
         }
+        let retention = BuildRetention {
+            count: self.builds_kept.unwrap_or(kept.count),
+            age: self
+                .builds_age_ms
+                .map_or(kept.age, |Long(millis)| Duration::from_millis(millis)),
+        };
+        check_build_retention(&retention).map_err(invalid)?;
         let bytes = |Long(bytes): Long| ByteSize(bytes);
         let size = BuilderSize {
             cpu_millis: self.cpu_millis.unwrap_or(now.cpu_millis),
@@ -83,6 +101,7 @@ impl OrgLimits {
         Ok(OrgChange {
             name: name.map(display_name).transpose()?,
             idle,
+            retention: (retention != kept).then_some(retention),
             default_region: label(self.default_region, "region")?,
             default_arch: label(self.default_arch, "architecture")?,
             isolation: self.isolation.map(Into::into),

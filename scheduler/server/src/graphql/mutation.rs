@@ -23,6 +23,7 @@ use crate::problem::{Code, Problem};
 use async_graphql::{Context, ID, Object};
 use slipway_core::build::RegistryCredential as ClearCredential;
 use slipway_core::id::{AppId, OrgId, TokenId};
+use slipway_core::quota::BuildRetention;
 use slipway_store as store;
 use slipway_store::{AppRole, ErrorKind, StoreError, TokenRole, What};
 use std::time::Duration;
@@ -39,12 +40,14 @@ impl Mutation {
         let settings = &access.parts.settings;
         let slug = label(input.slug, "slug")?;
         let size = settings.builder.size();
-        let change = input.limits.change(input.name, size)?;
+        let retention = BuildRetention::default();
+        let change = input.limits.change(input.name, size, retention)?;
         let org = store::Org {
             id: OrgId::from_entropy(entropy()?),
             name: change.name.unwrap_or_else(|| slug.clone()),
             slug,
             idle: change.idle.unwrap_or_else(|| settings.builder.idle()),
+            retention: change.retention.unwrap_or(retention),
             default_region: change
                 .default_region
                 .unwrap_or_else(|| settings.default_region()),
@@ -66,7 +69,10 @@ impl Mutation {
         let entered = access
             .enter_whole(input.org.as_deref(), TokenRole::Admin)
             .await?;
-        let change = input.limits.change(input.name, entered.org.builder_size)?;
+        let now = &entered.org;
+        let change = input
+            .limits
+            .change(input.name, now.builder_size, now.retention)?;
         let org = access.store().update_org(&entered.org.id, &change).await?;
         access.parts.farm.org_changed(&org);
         Ok(org.into())

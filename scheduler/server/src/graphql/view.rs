@@ -58,6 +58,10 @@ pub(super) struct Org {
     name: String,
     /// A builder ends itself after so many milliseconds without activity.
     idle_ms: Long,
+    /// So many ended builds are kept, the newest ones.
+    builds_kept: u32,
+    /// An ended build is kept for so many milliseconds.
+    builds_age_ms: Long,
     /// Region of builders when a request names none.
     default_region: String,
     /// Architecture of builders when a request names none.
@@ -81,6 +85,8 @@ impl From<store::Org> for Org {
             slug: org.slug,
             name: org.name,
             idle_ms: millis(org.idle),
+            builds_kept: org.retention.count,
+            builds_age_ms: millis(org.retention.age),
             default_region: org.default_region,
             default_arch: org.default_arch,
             isolation: org.isolation.into(),

@@ -105,6 +105,7 @@ impl Bed {
             default_region: "local".into(),
             default_arch: "amd64".into(),
             isolation: slipway_core::isolation::Isolation::Auto,
+            retention: slipway_core::quota::BuildRetention::default(),
             builder_size: BuilderSize {
                 cpu_millis: 1000,
                 memory: ByteSize::gib(1),

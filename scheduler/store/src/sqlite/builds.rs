@@ -97,6 +97,46 @@ impl SqliteStore {
         rows.iter().map(build_of).collect()
     }
 
+    pub(super) async fn delete_old_build_rows(
+        &self,
+        org: &OrgId,
+        keep: u32,
+        before: Timestamp,
+        max: u32,
+    ) -> Result<u32> {
+        // The newest one that is too many is found once, by the index; its number stays true, since later builds have
+        // higher ones. Events go with their build.
+        let newest_extra: Option<i64> = sqlx::query_scalar(
+            "SELECT number FROM builds WHERE org_id = ? ORDER BY number DESC LIMIT 1 OFFSET ?",
+        )
+        .bind(org.as_str())
+        .bind(i64::from(keep))
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(unavailable("count builds"))?;
+        let numbers: Vec<i64> = sqlx::query_scalar(
+            "SELECT number FROM builds WHERE org_id = ? AND ended_at IS NOT NULL AND \
+             (number <= ? OR ended_at < ?) ORDER BY number LIMIT ?",
+        )
+        .bind(org.as_str())
+        .bind(newest_extra.unwrap_or(0))
+        .bind(time(before)?)
+        .bind(i64::from(max))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(unavailable("list old builds"))?;
+        let mut deleted = 0;
+        for number in numbers {
+            let done = sqlx::query("DELETE FROM builds WHERE number = ? AND ended_at IS NOT NULL")
+                .bind(number)
+                .execute(&self.writer)
+                .await
+                .map_err(unavailable("delete an old build"))?;
+            deleted += u32::try_from(done.rows_affected()).unwrap_or(u32::MAX);
+        }
+        Ok(deleted)
+    }
+
     pub(super) async fn set_build_running(&self, org: &OrgId, id: &BuildId) -> Result<()> {
         sqlx::query(
             "UPDATE builds SET state = 'running' \

@@ -94,7 +94,7 @@ fn unavailable(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
 #[derive(Debug)]
 struct Embedded;
 
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: &[(i64, &str, &str)] = &[
     (
         1,
         "init",
@@ -105,6 +105,11 @@ const MIGRATIONS: [(i64, &str, &str); 2] = [
         "isolation",
         include_str!("../../migrations/sqlite/0004_isolation.sql"),
     ),
+    (
+        5,
+        "build retention",
+        include_str!("../../migrations/sqlite/0005_build_retention.sql"),
+    ),
 ];
 
 impl<'s> MigrationSource<'s> for Embedded {
@@ -113,10 +118,11 @@ impl<'s> MigrationSource<'s> for Embedded {
     ) -> std::pin::Pin<
         Box<dyn Future<Output = Result<Vec<Migration>, sqlx::error::BoxDynError>> + Send + 's>,
     > {
-        let all = MIGRATIONS.map(|(version, name, sql)| {
+        let all = MIGRATIONS.iter().map(|&(version, name, sql)| {
             let (name, sql) = (Cow::Borrowed(name), Cow::Borrowed(sql));
             Migration::new(version, name, MigrationType::Simple, sql, false)
         });
-        Box::pin(async move { Ok(all.to_vec()) })
+        let all = all.collect();
+        Box::pin(async move { Ok(all) })
     }
 }

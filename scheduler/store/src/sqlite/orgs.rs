@@ -6,7 +6,7 @@ use crate::error::{StoreError, What};
 use crate::limits::LIST_ROWS_MAX;
 use crate::model::{App, Org, OrgChange, SealedCredential, SecretHash, Token};
 use slipway_core::id::{AppId, CredentialId, OrgId, TokenId};
-use slipway_core::quota::BuilderSize;
+use slipway_core::quota::{BuildRetention, BuilderSize};
 use slipway_core::time::Timestamp;
 use sqlx::sqlite::SqliteRow;
 use std::time::Duration;
@@ -20,6 +20,10 @@ fn org_of(row: &SqliteRow) -> Result<Org> {
         slug: row.text("slug")?,
         name: row.text("name")?,
         idle: Duration::from_millis(row.u64("idle_ms")?),
+        retention: BuildRetention {
+            count: row.u32("builds_kept")?,
+            age: Duration::from_millis(row.u64("builds_age_ms")?),
+        },
         default_region: row.text("default_region")?,
         default_arch: row.text("default_arch")?,
         isolation: row.parse("isolation")?,
@@ -75,17 +79,23 @@ fn idle_ms(idle: Duration) -> Result<i64> {
     i64::try_from(idle.as_millis()).map_err(|_| StoreError::OutOfRange("idle time"))
 }
 
+fn age_ms(age: Duration) -> Result<i64> {
+    i64::try_from(age.as_millis()).map_err(|_| StoreError::OutOfRange("age of builds"))
+}
+
 impl SqliteStore {
     pub(super) async fn insert_org(&self, org: &Org) -> Result<()> {
         sqlx::query(
-            "INSERT INTO orgs (id, slug, name, idle_ms, default_region, default_arch, isolation, \
-             builder_cpu_millis, builder_memory, builder_volume, created_at) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO orgs (id, slug, name, idle_ms, builds_kept, builds_age_ms, default_region, \
+             default_arch, isolation, builder_cpu_millis, builder_memory, builder_volume, created_at) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(org.id.as_str())
         .bind(&org.slug)
         .bind(&org.name)
         .bind(idle_ms(org.idle)?)
+        .bind(i64::from(org.retention.count))
+        .bind(age_ms(org.retention.age)?)
         .bind(&org.default_region)
         .bind(&org.default_arch)
         .bind(org.isolation.as_str())
@@ -133,6 +143,8 @@ impl SqliteStore {
         let size = change.builder_size;
         let row = sqlx::query(
             "UPDATE orgs SET name = coalesce(?, name), idle_ms = coalesce(?, idle_ms), \
+             builds_kept = coalesce(?, builds_kept), \
+             builds_age_ms = coalesce(?, builds_age_ms), \
              default_region = coalesce(?, default_region), \
              default_arch = coalesce(?, default_arch), isolation = coalesce(?, isolation), \
              builder_cpu_millis = coalesce(?, builder_cpu_millis), \
@@ -141,6 +153,8 @@ impl SqliteStore {
         )
         .bind(change.name.as_deref())
         .bind(change.idle.map(idle_ms).transpose()?)
+        .bind(change.retention.map(|kept| i64::from(kept.count)))
+        .bind(change.retention.map(|kept| age_ms(kept.age)).transpose()?)
         .bind(change.default_region.as_deref())
         .bind(change.default_arch.as_deref())
         .bind(change.isolation.map(|isolation| isolation.as_str()))

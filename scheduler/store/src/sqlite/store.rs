@@ -227,6 +227,16 @@ impl SystemStore for SqliteStore {
         self.select_all_volumes(state).await
     }
 
+    async fn delete_old_builds(
+        &self,
+        org: &OrgId,
+        keep: u32,
+        before: Timestamp,
+        max: u32,
+    ) -> Result<u32> {
+        self.delete_old_build_rows(org, keep, before, max).await
+    }
+
     async fn unfinished_builds(&self) -> Result<Vec<Build>> {
         self.select_unfinished_builds().await
     }
