@@ -2,6 +2,7 @@
 
 use super::super::push::{bench::timed, images};
 use super::super::{Run, Sample, version_of};
+use super::grpc::Grpc;
 use super::ways::Way;
 use crate::bench::machine_socket;
 use crate::testbed::{DockerClient, Engine, ImageStore, Testbed, show};
@@ -18,10 +19,14 @@ RUN --mount=type=bind,source=root.tar,target=/root.tar --network=none \
     /bin/busybox mkdir /files && /bin/busybox tar -xf /root.tar -C /files && echo $ROUND >/files/round
 "#;
 
+/// buildx's name for BuildKit without dockerd's own ways.
+const BUILDKIT: &str = "buildkit";
+
 /// Ended and removed when dropped.
 pub(super) struct Bench {
     // Dropped in this order.
     machine: DockerClient,
+    _grpc: Grpc,
     containerd: Engine,
     classic: Engine,
     bed: RefCell<Testbed>,
@@ -42,6 +47,13 @@ impl Bench {
         let engine = |name: &str, store| Engine::start(&dir.join(name), store, &registry);
         let containerd = engine("containerd", ImageStore::Containerd)?;
         let classic = engine("classic", ImageStore::Classic)?;
+        let socket = containerd.root().path().join("run/grpc.sock");
+        let grpc = Grpc::start(&socket, &containerd.socket())?;
+        let remote = ["--name", BUILDKIT, "--driver", "remote"];
+        let mut create = vec!["buildx", "create"];
+        create.extend(remote);
+        create.push("unix:///run/grpc.sock");
+        containerd.docker_ok(&create)?;
         let context = machine.root().join("context");
         let (bytes, files) = make_context(&machine.root(), &context, bytes)?;
         for engine in [&containerd, &classic] {
@@ -49,6 +61,7 @@ impl Bench {
         }
         Ok(Bench {
             machine,
+            _grpc: grpc,
             containerd,
             classic,
             bed: RefCell::new(bed),
@@ -101,6 +114,9 @@ impl Bench {
         let mut arguments: Vec<&str> = build.to_vec();
         arguments.extend(["--build-arg", layer]);
         arguments.extend(output.iter().map(String::as_str));
+        if way == Way::BuildxZstd {
+            arguments.extend(["--builder", BUILDKIT]);
+        }
         arguments.push("/context");
         match way {
             Way::Slipway => self.machine.command("docker", &arguments),

@@ -4,6 +4,7 @@
 //! as a person's, with every step cached and nothing exported, compressed or pushed yet.
 
 mod bench;
+mod grpc;
 mod ways;
 
 use super::push::images;

@@ -7,7 +7,7 @@ pub(super) enum Way {
     Slipway,
     /// `buildx build --push`, dockerd with containerd's image store.
     BuildxGzip,
-    /// The same with zstd, and nothing that a push does not need.
+    /// The same with zstd and nothing that a push does not need, pushed by BuildKit itself.
     BuildxZstd,
     /// `buildx build --push`, dockerd with its own image store: exports, then pushes as `docker push` does.
     BuildxClassic,
