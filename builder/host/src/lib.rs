@@ -211,7 +211,10 @@ async fn wipe_keys(keys: &keys::Keys, stop: &CancellationToken) {
 
 /// Lets machines that nobody uses rest.
 async fn rest_machines(machines: &Arc<Machines>, wanted: bool, stop: &CancellationToken) {
-    while wanted {
+    if !wanted {
+        return;
+    }
+    loop {
         tokio::select! {
             () = tokio::time::sleep(limits::REST_CHECK_EVERY) => machines.rest().await,
             () = stop.cancelled() => return,
