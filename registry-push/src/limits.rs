@@ -34,7 +34,7 @@ pub const REPLAY_BYTES: usize = 3 << 20;
 /// Bytes handed to the connection at once. Small enough that a slow link shows progress well within [`IDLE_TIMEOUT`].
 pub const FRAME_BYTES: usize = 256 << 10;
 
-/// Blobs asked about at the same time. The others wait.
+/// Blobs asked about, or asked for from another repository, at the same time. The others wait.
 pub const CHECKS_AT_ONCE: usize = 16;
 
 /// Blobs asked about when the repository already has the very manifest, which a registry takes only with all its blobs. One of them is

@@ -242,6 +242,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
                 .append_pair("from", origin);
             let mut ask = Ask::new(item, Method::POST, url);
             ask.mount_from = Some(origin);
+            let _place = self.checks.acquire().await.ok();
             match self.registry.request(ask).await {
                 Ok(answer) if answer.status == StatusCode::CREATED => return Ok(Mount::Mounted),
                 Ok(answer) if answer.status == StatusCode::ACCEPTED => {
