@@ -13,10 +13,10 @@ pub const MEMBER_BYTES: usize = 512 << 10;
 pub const MEMBERS_AHEAD: usize = 4;
 
 /// Layers of one push that are streamed, while they are read and compressed, at the same time. The others wait.
-pub const LAYERS_AT_ONCE: usize = 4;
+pub const LAYERS_AT_ONCE: usize = 3;
 
 /// Layers of one push that go whole, in one request, at the same time: what counts with them is the way to the registry. The others wait.
-pub const SMALL_LAYERS_AT_ONCE: usize = 16;
+pub const SMALL_LAYERS_AT_ONCE: usize = 12;
 
 /// Uncompressed bytes up to which a layer goes whole.
 pub const SMALL_LAYER_BYTES: usize = MEMBER_BYTES;
