@@ -1,0 +1,96 @@
+//! `slipway deploy` with the Docker that runs here: when it was asked for, and when it is chosen by itself.
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use slipway_loadtests::testbed::{Engine, ImageStore, Testbed};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// `slipway deploy` with a Docker at `socket`, by somebody who is logged in.
+fn deploy(bed: &Testbed, socket: &Path, dir: &Path, image: &str, more: &[&str]) -> Command {
+    let mut command = bed.slipway(&["deploy"]);
+    command
+        .arg(dir)
+        .args(["--app", "web", "--org", "acme", "--image", image])
+        .args(more)
+        .env("DOCKER_HOST", format!("unix://{}", socket.display()));
+    command
+}
+
+#[test]
+fn a_local_docker_is_used_when_asked_for_or_when_it_serves() -> Result<()> {
+    let bed = Testbed::start()?;
+    bed.registry.seed(&["busybox"])?;
+    let registry = bed.registry.address().to_owned();
+    let engine = Engine::start(
+        &bed.dir().join("engine"),
+        ImageStore::Classic,
+        std::slice::from_ref(&registry),
+    )?;
+    let (socket, nowhere) = (engine.socket(), bed.dir().join("no.sock"));
+    let dockerfile = format!("FROM {registry}/library/busybox\nCOPY a /a\n");
+    let dir = bed.project("web", &[("Dockerfile", &dockerfile), ("a", "1")])?;
+    let image = format!("{registry}/web:1");
+    let at = |socket: &Path, more: &[&str]| deploy(&bed, socket, &dir, &image, more);
+
+    let local = bed.deployed(
+        at(&socket, &["--local-only"]).env("SLIPWAY_CONFIG_DIR", bed.dir().join("nobody")),
+    )?;
+    ensure!(local["build"].is_null(), "it was not local: {local}");
+    let digest = local["digest"].as_str().context("no digest")?;
+    let (code, _) = bed.registry.get(&format!("/v2/web/manifests/{digest}"))?;
+    ensure!(code == 200, "not pushed: {code}");
+    let warm = bed.deployed(&mut at(&socket, &[]))?;
+    ensure!(
+        warm["build"].is_null(),
+        "it was not chosen by itself: {warm}"
+    );
+    ensure!(warm["digest"] == local["digest"], "{local} {warm}");
+    let builders = bed.slipway_json(&["builders", "list", "--org", "acme", "--json"])?;
+    ensure!(builders.as_array().is_some_and(Vec::is_empty), "{builders}");
+
+    // Another processor than the target's, or no Docker: remotely.
+    let foreign = if cfg!(target_arch = "x86_64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
+    let platform = format!("linux/{foreign}");
+    bed.refused(&mut at(&socket, &["--platform", &platform]), 1, &[foreign])?;
+    let remote = bed.deployed(&mut at(&nowhere, &[]))?;
+    ensure!(remote["build"].is_string(), "it was not remote: {remote}");
+    bed.refused(
+        &mut at(&nowhere, &["--local-only"]),
+        1,
+        &["no Docker answers at"],
+    )?;
+
+    failures(&bed, &socket, &image)
+}
+
+fn failures(bed: &Testbed, socket: &Path, image: &str) -> Result<()> {
+    let registry = image.rsplit_once("/web").context("an image")?.0;
+    let from = format!("FROM {registry}/library/busybox\n");
+    let case =
+        |name: &str, rest: &str| bed.project(name, &[("Dockerfile", &format!("{from}{rest}\n"))]);
+    let missing = case("missing", "COPY nowhere /")?;
+    let local = |dir: &Path, image: &str| deploy(bed, socket, dir, image, &["--local-only"]);
+    bed.refused(&mut local(&missing, image), 1, &["nowhere"])?;
+    let failing = case("failing", "RUN echo last words; exit 7")?;
+    bed.refused(
+        &mut local(&failing, image),
+        1,
+        &["last words", "exit code: 7"],
+    )?;
+    let good = case("good", "LABEL a=b")?;
+    bed.refused(&mut local(&good, "127.0.0.1:1/web:1"), 2, &["127.0.0.1:1"])?;
+
+    let long = case("long", "RUN echo it sleeps; sleep 300")?;
+    let mut running = bed.start_deploy(&mut local(&long, image))?;
+    running.wait_for("it sleeps", Duration::from_secs(60))?;
+    running.signal(Signal::SIGINT)?;
+    let (code, said) = running.end()?;
+    ensure!(code == Some(130), "{code:?}: {said}");
+    Ok(())
+}
