@@ -100,8 +100,8 @@ fn python_app() -> Result<()> {
         name: "python-app",
         bases: &["python"],
         change: ["requirements.txt", "bottle", "# changed\nbottle"],
-        says: &["Using cached bottle", "OK"],
-        never: &["Downloading bottle"],
+        says: &["already downloaded /wheels/bottle", "OK"],
+        never: &["Saved /wheels/bottle"],
     })
 }
 

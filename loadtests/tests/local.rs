@@ -77,7 +77,7 @@ fn failures(bed: &Testbed, socket: &Path, image: &str) -> Result<()> {
     let missing = case("missing", "COPY nowhere /")?;
     let local = |dir: &Path, image: &str| deploy(bed, socket, dir, image, &["--local-only"]);
     bed.refused(&mut local(&missing, image), 1, &["nowhere"])?;
-    let failing = case("failing", "RUN echo last words; exit 7")?;
+    let failing = case("failing", "RUN --network=none echo last words; exit 7")?;
     bed.refused(
         &mut local(&failing, image),
         1,
@@ -86,7 +86,7 @@ fn failures(bed: &Testbed, socket: &Path, image: &str) -> Result<()> {
     let good = case("good", "LABEL a=b")?;
     bed.refused(&mut local(&good, "127.0.0.1:1/web:1"), 2, &["127.0.0.1:1"])?;
 
-    let long = case("long", "RUN echo it sleeps; sleep 300")?;
+    let long = case("long", "RUN --network=none echo it sleeps; sleep 300")?;
     let mut running = bed.start_deploy(&mut local(&long, image))?;
     running.wait_for("it sleeps", Duration::from_secs(60))?;
     running.signal(Signal::SIGINT)?;

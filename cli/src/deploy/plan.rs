@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// Names of a Dockerfile, in the order in which they are looked for.
 const DOCKERFILE_NAMES: [&str; 2] = ["Dockerfile", "Containerfile"];
+/// Longest name of an app.
+const APP_NAME_BYTES_MAX: usize = 63;
 /// Longest image name and tag that registries take.
 const IMAGE_NAME_BYTES_MAX: usize = 255;
 
@@ -190,6 +192,18 @@ fn app_name(args: &DeployArgs, config: &ProjectConfig) -> Outcome<String> {
             Failure::user("no app is named")
                 .hint("say --app NAME, or write a slipway.toml with `slipway init`")
         })
+        .and_then(check_app)
+}
+
+/// What the server takes as a name; said here, before a builder is woken for it.
+fn check_app(name: String) -> Outcome<String> {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let fits = (1..=APP_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(inner);
+    if fits && !name.starts_with('-') && !name.ends_with('-') {
+        return Ok(name);
+    }
+    Err(Failure::user(format!("'{name}' is not the name of an app"))
+        .hint("1 to 63 lower-case letters, digits and hyphens, with none of these at the ends"))
 }
 
 fn image_name(args: &DeployArgs, config: &ProjectConfig) -> Outcome<ImageName> {

@@ -178,3 +178,14 @@ fn the_image_has_a_name_or_the_caller_is_told() {
     let plan = project.plan("--app a --image r.example:5000/a:b").unwrap();
     assert_eq!(plan.image_for("t").unwrap(), "r.example:5000/a:b");
 }
+
+#[test]
+fn a_name_that_no_app_can_have_is_told_here() {
+    let project = Project::new(&[FROM]);
+    for name in ["Web", "-web", "web-", "a.b", &"a".repeat(64)] {
+        project.refused(
+            &format!("--app={name} --image r/a"),
+            "is not the name of an app",
+        );
+    }
+}

@@ -107,9 +107,9 @@ impl FarmError {
             Self::Place(PlacementError::NoSuchPlace { .. }) => {
                 Some("choose one of the places that there are")
             }
-            Self::Place(PlacementError::NoSpace { .. }) => {
-                Some("ask for a smaller volume, or have the operator add space")
-            }
+            Self::Place(PlacementError::NoSpace { .. }) => Some(
+                "ask for smaller caches: `slipway orgs update --volume-size SIZE`; or have the operator add space",
+            ),
             Self::Place(PlacementError::NoIsolation { .. }) => Some(
                 "ask the operator for a host with virtual machines, or `slipway orgs update --isolation auto`",
             ),
