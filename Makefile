@@ -30,7 +30,6 @@ test: setup lint build ## Prove everything
 
 bench: setup ## Print the figures, each against the real alternative
 	cargo build --release --workspace --locked
-	target/release/slipway-loadtest bench
 	target/release/slipway-loadtest compare
 
 install: ## Install this computer as a farm: programs, settings, systemd units (DESTDIR is honoured)

@@ -72,8 +72,8 @@ if wants test; then
 		python3 python3-venv
 		# file systems that share blocks, for the tests of volumes
 		xfsprogs btrfs-progs
-		# what a push is compared with, beside docker and skopeo
-		buildah
+		# what a push is compared with, beside docker and skopeo; what the gateway is compared with
+		buildah haproxy nginx
 	)
 fi
 is_installed() { [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
@@ -121,11 +121,13 @@ if ((${#missing[@]} + ${#emulator[@]})); then
 	run "package lists" "${root[@]}" apt-get update -q
 	((!${#missing[@]})) || run "packages: ${missing[*]}" install_packages "${missing[@]}"
 	((!${#emulator[@]})) || run "packages: ${emulator[*]}" install_emulator "${emulator[@]}"
-	# The registry's service would also start at the next boot; one that was there before is not ours to touch.
-	if [[ " ${missing[*]} " == *" docker-registry "* ]]; then
-		# Knows both systemd and the older way.
-		"${root[@]}" update-rc.d docker-registry disable >/dev/null 2>&1 || true
-	fi
+	# Their services would also start at the next boot; one that was there before is not ours to touch.
+	for service in docker-registry haproxy nginx; do
+		if [[ " ${missing[*]} " == *" $service "* ]]; then
+			# Knows both systemd and the older way.
+			"${root[@]}" update-rc.d "$service" disable >/dev/null 2>&1 || true
+		fi
+	done
 fi
 
 # --- Rust

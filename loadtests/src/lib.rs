@@ -3,7 +3,6 @@
 //! Owns: starting and ending everything a test or a benchmark needs, under names of its own. Must not know: how any of it
 //! works inside; it uses the binaries as a user would.
 
-pub mod bench;
 pub mod compare;
 pub mod testbed;
 pub mod vm;

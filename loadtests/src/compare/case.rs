@@ -130,17 +130,52 @@ pub struct Bar {
     pub at_most: Option<f64>,
     /// Requests of ours at most.
     pub requests_at_most: Option<u64>,
+    /// Against whom (a peer), and how many times worse at most, by medians.
+    pub within: Option<(&'static str, f64)>,
+    /// Against whom (a peer), and how much more than its median at most, in the case's unit.
+    pub added: Option<(&'static str, f64)>,
 }
 
 impl Bar {
+    /// Nothing yet of `ours`.
+    fn of(ours: &'static str) -> Bar {
+        Bar {
+            ours,
+            against: None,
+            at_most: None,
+            requests_at_most: None,
+            within: None,
+            added: None,
+        }
+    }
+
     /// `ours` at least `times` better than `peer`.
     pub fn times(ours: &'static str, peer: &'static str, times: f64) -> Bar {
         Bar {
-            ours,
             against: Some((peer, times)),
-            at_most: None,
-            requests_at_most: None,
+            ..Bar::of(ours)
         }
+    }
+
+    /// `ours` at most `times` worse than `peer`.
+    pub fn within(ours: &'static str, peer: &'static str, times: f64) -> Bar {
+        Bar {
+            within: Some((peer, times)),
+            ..Bar::of(ours)
+        }
+    }
+
+    /// `ours` at most `more` above `peer`, in the case's unit.
+    pub fn added(ours: &'static str, peer: &'static str, more: f64) -> Bar {
+        Bar {
+            added: Some((peer, more)),
+            ..Bar::of(ours)
+        }
+    }
+
+    /// Median of `ours` at most this, in the case's unit.
+    pub fn most(ours: &'static str, value: f64) -> Bar {
+        Bar::of(ours).at_most(value)
     }
 
     /// And its median at most this, in the case's unit.

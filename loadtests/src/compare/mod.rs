@@ -3,14 +3,21 @@
 //! Owns: taking turns, figures, verdicts and reports. A scenario owns its input, its contenders and what must come out; it is a
 //! function in a folder of its own, named in [`SCENARIOS`].
 
+mod archive;
 mod arguments;
 mod case;
+mod context;
 mod deploy;
+mod farm;
+mod gateway;
+mod load;
 mod machine;
+mod main_job;
 mod outcome;
 mod push;
 pub mod report;
 mod run;
+mod vm;
 
 pub use arguments::Arguments;
 pub use case::{Bar, Case, Contender, Runner, Sample, Unit};
@@ -24,8 +31,27 @@ use std::path::PathBuf;
 /// A scenario: its name, what it is about (the title of its page), and what runs its cases.
 pub type Scenario = (&'static str, &'static str, fn(&mut Run) -> Result<()>);
 
+/// The scenario with the figures of the main job.
+pub const MAIN_JOB: &str = "main-job";
+
 /// All there are, in the order in which they run.
 pub const SCENARIOS: &[Scenario] = &[
+    (
+        MAIN_JOB,
+        "The main job: wake, deploy, requests, context and memory, each against the real alternative",
+        main_job::run,
+    ),
+    (
+        "gateway",
+        "The Docker gateway against haproxy, nginx and dockerd's own TLS",
+        gateway::run,
+    ),
+    (
+        "context",
+        "Build contexts: slipway deploy's file sync against BuildKit's and the classic tar",
+        context::run,
+    ),
+    ("vm", "Builders as virtual machines", vm::run),
     (
         "push",
         "Pushing an image: slipway-push against docker, skopeo and buildah",

@@ -144,6 +144,21 @@ pub(super) fn judge(
         got.push(median.map_or("-".to_owned(), |median| unit.show(median)));
         parts.push(median.map(|median| median <= most));
     }
+    let peer_median = |peer| find(peer).and_then(Standing::spread).map(|it| it.median);
+    if let Some((peer, most)) = bar.within {
+        must.push(format!("at most {most}x {peer}"));
+        let both = median.zip(peer_median(peer));
+        let times = both.map(|(ours, theirs)| unit.times_better(theirs, ours));
+        got.push(times.map_or("-".to_owned(), |times| format!("{times:.2}x")));
+        parts.push(times.map(|times| times <= most));
+    }
+    if let Some((peer, most)) = bar.added {
+        must.push(format!("at most {} above {peer}", unit.show(most)));
+        let both = median.zip(peer_median(peer));
+        let more = both.map(|(ours, theirs)| (ours - theirs).max(0.0));
+        got.push(more.map_or("-".to_owned(), |more| unit.show(more)));
+        parts.push(more.map(|more| more <= most));
+    }
     if let Some(most) = bar.requests_at_most {
         must.push(format!("at most {most} requests"));
         let requests = ours.and_then(|ours| ours.requests);
@@ -226,6 +241,23 @@ mod tests {
         assert_eq!(holds(&Bar::times("ours", "absent", 1.0)), None);
         let missed = Bar::times("ours", "absent", 1.0).at_most(1.0);
         assert_eq!(holds(&missed), Some(false), "what is known decides");
+    }
+
+    #[test]
+    fn a_bound_above_a_peer_is_a_share_or_a_sum() {
+        let all = [standing("ours", &[1.2], 1), standing("peer", &[1.0], 1)];
+        let judged = |bar: Bar| {
+            let verdict = judge(&bar, Unit::Seconds, &all, None);
+            (verdict.holds, verdict.got)
+        };
+        let within = |times| judged(Bar::within("ours", "peer", times));
+        assert_eq!(within(1.25), (Some(true), "1.20x".to_owned()));
+        assert_eq!(within(1.15).0, Some(false));
+        let added = |more| judged(Bar::added("ours", "peer", more));
+        assert_eq!(added(0.25), (Some(true), "200 ms".to_owned()));
+        assert_eq!(added(0.1).0, Some(false));
+        assert_eq!(judged(Bar::within("ours", "absent", 2.0)).0, None);
+        assert_eq!(judged(Bar::most("ours", 1.3)).0, Some(true));
     }
 
     #[test]

@@ -34,6 +34,19 @@ impl Engine {
     /// # Errors
     /// Not root, no builder image, or dockerd does not come up.
     pub fn start(dir: &Path, store: ImageStore, insecure: &[String]) -> Result<Engine> {
+        Self::start_with(dir, store, insecure, &[])
+    }
+
+    /// The same with `more` arguments for dockerd.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(
+        dir: &Path,
+        store: ImageStore,
+        insecure: &[String],
+        more: &[&str],
+    ) -> Result<Engine> {
         let data = dir.join("data");
         std::fs::create_dir_all(&data)?;
         let root = ImageRoot::mount(dir, &[(&data, "/var/lib/docker")])?;
@@ -47,13 +60,14 @@ impl Engine {
             settings.to_string(),
         )?;
         let socket = format!("unix://{SOCKET}");
-        let arguments = [
+        let mut arguments = vec![
             "-H",
             &socket,
             "--bridge=none",
             "--iptables=false",
             "--ip6tables=false",
         ];
+        arguments.extend(more);
         let command = root.daemon("dockerd", &arguments);
         let dockerd = Process::start("dockerd", command, &dir.join("dockerd.log"))?;
         let mut engine = Engine {

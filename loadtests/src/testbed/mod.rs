@@ -4,6 +4,7 @@
 mod deploy;
 mod docker_client;
 mod engine;
+mod http;
 mod image_root;
 mod leftovers;
 mod power;
@@ -15,6 +16,7 @@ mod slot;
 pub use deploy::{RunningDeploy, check_refusal};
 pub use docker_client::DockerClient;
 pub use engine::{Engine, ImageStore};
+pub use http::Connection;
 pub use image_root::ImageRoot;
 pub use process::{Process, wait_for};
 pub use proxy::{Manner, Proxy};
@@ -169,6 +171,33 @@ impl Testbed {
             .slipway_ok(&["tokens", "create", "test", "--org", org])?
             .trim()
             .to_owned())
+    }
+
+    /// dockerd's own socket of the one machine that runs, which only root reaches.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn machine_socket(&self) -> Result<PathBuf> {
+        let machines = self.dir.join("host/machines");
+        for entry in std::fs::read_dir(&machines)? {
+            let socket = entry?.path().join("docker.sock");
+            if socket.exists() {
+                return Ok(socket);
+            }
+        }
+        bail!("no machine below {}", machines.display())
+    }
+
+    /// Memory that the control plane has at this moment, in bytes.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn serve_memory(&self) -> Result<u64> {
+        let pid = self.serve.as_ref().context("no control plane")?.pid();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next());
+        Ok(kib.context("no VmRSS")?.parse::<u64>()? * 1024)
     }
 
     /// A `slipway` command as the logged-in user.

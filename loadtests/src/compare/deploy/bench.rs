@@ -4,7 +4,6 @@ use super::super::push::{bench::timed, images};
 use super::super::{Run, Sample, version_of};
 use super::grpc::Grpc;
 use super::ways::Way;
-use crate::bench::machine_socket;
 use crate::testbed::{DockerClient, Engine, ImageStore, Testbed, show};
 use anyhow::{Result, ensure};
 use std::cell::RefCell;
@@ -42,7 +41,7 @@ impl Bench {
         let bed = Testbed::start()?;
         bed.slipway_ok(&["builders", "ensure", "--org", "acme"])?;
         let dir = bed.dir().to_owned();
-        let machine = DockerClient::mount_for_socket(&dir.join("client"), &machine_socket(&bed)?)?;
+        let machine = DockerClient::mount_for_socket(&dir.join("client"), &bed.machine_socket()?)?;
         let registry = [bed.registry.address().to_owned()];
         let engine = |name: &str, store| Engine::start(&dir.join(name), store, &registry);
         let containerd = engine("containerd", ImageStore::Containerd)?;

@@ -83,7 +83,7 @@ impl std::fmt::Debug for Bench {
 }
 
 /// An address on loopback that nobody has at this moment.
-pub(super) fn free_address() -> Result<String> {
+pub(in crate::compare) fn free_address() -> Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").context("bind to loopback")?;
     Ok(listener.local_addr()?.to_string())
 }
@@ -128,7 +128,7 @@ pub(super) fn proven(registry: &Registry, pushed: &str) -> Result<u64> {
 }
 
 /// Whether a program is installed.
-pub(super) fn is_installed(program: &str) -> bool {
+pub(in crate::compare) fn is_installed(program: &str) -> bool {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&paths).any(|dir: PathBuf| Path::new(&dir).join(program).is_file())
 }

@@ -1,11 +1,21 @@
 //! A bare dockerd of the builder image: its own root, no sandbox, started and ended by itself. The yardstick for a wake.
 
-use super::http::Connection;
-use crate::testbed::{Process, cache_dir, show, wait_for};
+use crate::testbed::{Connection, Process, cache_dir, show, wait_for};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+
+const CONTAINERD: &str = "/run/containerd/containerd.sock";
+
+/// Who starts containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Containerd {
+    /// dockerd itself, as it does when nobody tells it of one.
+    ByDockerd,
+    /// Somebody before it, as a service manager does. dockerd comes when it listens.
+    First,
+}
 
 /// Mounted, and used for any number of starts.
 #[derive(Debug)]
@@ -39,36 +49,40 @@ impl BareDocker {
     }
 
     /// Starts it in a network namespace of its own (so that it makes its bridge as ours does), waits for `/_ping`, ends it.
-    pub(super) fn start_to_ping(&self) -> Result<Duration> {
-        let socket = self.dir.join("root/run/docker.sock");
-        for stale in [
-            "root/run/docker.sock",
-            "root/run/docker.pid",
-            "root/var/run/docker.pid",
-        ] {
-            let _absent = std::fs::remove_file(self.dir.join(stale));
+    pub(super) fn start_to_ping(&self, containerd: Containerd) -> Result<Duration> {
+        let root = self.dir.join("root");
+        for stale in ["run/docker.sock", "run/docker.pid", "var/run/docker.pid"] {
+            let _absent = std::fs::remove_file(root.join(stale));
+        }
+        for stale in ["run/containerd", "run/docker"] {
+            let _absent = std::fs::remove_dir_all(root.join(stale));
         }
         let mut command = Command::new("unshare");
         command.args(["--net", "--pid", "--fork", "--kill-child", "chroot"]);
-        command
-            .arg(self.dir.join("root"))
-            .args(["dockerd", "-H", "unix:///run/docker.sock"]);
+        command.arg(&root);
+        let dockerd = "dockerd -H unix:///run/docker.sock";
+        match containerd {
+            Containerd::ByDockerd => command.args(dockerd.split(' ')),
+            // The shell is PID 1 there, so that both end with it.
+            Containerd::First => command.args(["sh", "-c"]).arg(format!(
+                "containerd --log-level warn & while [ ! -S {CONTAINERD} ]; do sleep 0.002; done; \
+                 trap : TERM; {dockerd} --containerd {CONTAINERD} & wait; kill $!; wait $!"
+            )),
+        };
+        let socket = root.join("run/docker.sock");
         let begin = Instant::now();
         let mut process = Process::start("dockerd", command, &self.dir.join("dockerd.log"))?;
         let until = begin + Duration::from_secs(30);
         let took = loop {
-            if let Ok(mut connection) = Connection::direct(&socket)
-                && connection
-                    .get("/_ping")
-                    .is_ok_and(|(status, _)| status == 200)
-            {
+            let answers = |mut connection: Connection| {
+                let answer = connection.get("/_ping");
+                answer.is_ok_and(|(status, _)| status == 200)
+            };
+            if Connection::direct(&socket).is_ok_and(answers) {
                 break begin.elapsed();
             }
-            ensure!(
-                Instant::now() < until,
-                "dockerd did not start:\n{}",
-                process.output()
-            );
+            let shown = process.output();
+            ensure!(Instant::now() < until, "dockerd did not start:\n{shown}");
             std::thread::sleep(Duration::from_millis(2));
         };
         end_dockerd(&mut process)?;
