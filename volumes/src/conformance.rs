@@ -225,9 +225,9 @@ fn ensure_is_idempotent(open: Open<'_>) {
         (again.volume, again.size_bytes),
         (first.volume, first.size_bytes)
     );
-    match driver.ensure_empty(1, ByteSize::mib(65)) {
+    match driver.ensure_empty(1, ByteSize::mib(68)) {
         Err(VolumeError::SizeDiffers { have, want, .. }) => {
-            assert_eq!((have, want), (SIZE, ByteSize::mib(65)));
+            assert_eq!((have, want), (SIZE, ByteSize::mib(68)));
         }
         other => panic!("{other:?}"),
     }

@@ -108,15 +108,23 @@ pub(crate) fn grow_unmounted(device: &Path) -> Result<(), VolumeError> {
 }
 
 /// Bytes that the file system on `device` says it has; absent if there is none.
-///
-/// Fields of `struct ext4_super_block` (Linux, Documentation/filesystems/ext4/super.rst).
 pub(crate) fn size(device: &Path) -> io::Result<Option<u64>> {
+    Ok(superblock(device)?.and_then(|block| size_in(&block)))
+}
+
+/// Whether the file system says that errors were found in it, as when writes to it failed.
+pub(crate) fn has_errors(device: &Path) -> io::Result<bool> {
+    const ERRORS_DETECTED: u8 = 2;
+    Ok(superblock(device)?.is_some_and(|block| block[0x3a] & ERRORS_DETECTED != 0))
+}
+
+/// Fields of `struct ext4_super_block` (Linux, Documentation/filesystems/ext4/super.rst).
+fn superblock(device: &Path) -> io::Result<Option<[u8; 1024]>> {
     let mut block = [0; 1024];
     match File::open(device)?.read_exact_at(&mut block, 1024) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        read => read?,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        read => read.map(|()| Some(block)),
     }
-    Ok(size_in(&block))
 }
 
 fn size_in(block: &[u8; 1024]) -> Option<u64> {

@@ -52,7 +52,7 @@ use nix::fcntl::{Flock, FlockArg};
 use record::{RecordError, Records};
 use settings::{EncryptionSetting, IsolationSetting};
 use slipway_core::units::ByteSize;
-use slipway_volumes::{Encryption, VolumeError};
+use slipway_volumes::{Encryption, ThinPool, VolumeDriver, VolumeError};
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::io;
@@ -161,7 +161,7 @@ pub async fn run(
     };
     let (_lock, service, network) =
         prepared.map_err(|error| HostRunError::Recover(error.into()))??;
-    let keys = Arc::clone(&service.keys);
+    let (keys, volumes) = (Arc::clone(&service.keys), Arc::clone(&service.volumes));
     let listener = server::bind(&settings).map_err(at("listen at", &settings.socket))?;
     tracing::info!(socket = %settings.socket.display(), "host ready");
     let stop = CancellationToken::new();
@@ -174,7 +174,8 @@ pub async fn run(
     let keeping = keep_network(&network, &stop);
     let wiping = wipe_keys(&keys, &stop);
     let resting = rest_machines(&machines, settings.pause_after_s.is_some(), &stop);
-    tokio::join!(serving, stopping, keeping, wiping, resting);
+    let watching = watch_pool(&volumes, &stop);
+    tokio::join!(serving, stopping, keeping, wiping, resting, watching);
     Ok(())
 }
 
@@ -222,6 +223,29 @@ async fn rest_machines(machines: &Arc<Machines>, wanted: bool, stop: &Cancellati
     }
 }
 
+/// Says what the pool's operator must see to, once each time it changes.
+async fn watch_pool(volumes: &Arc<dyn VolumeDriver>, stop: &CancellationToken) {
+    let mut told = Vec::new();
+    loop {
+        let pool = {
+            let volumes = Arc::clone(volumes);
+            tokio::task::spawn_blocking(move || volumes.pool()).await
+        };
+        if let Ok(Ok(pool)) = pool
+            && pool.notices != told
+        {
+            for notice in &pool.notices {
+                tracing::warn!(notice, "the pool needs its operator");
+            }
+            told = pool.notices;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(limits::POOL_CHECK_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
 fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostRunError {
     let path = path.to_owned();
     move |source| HostRunError::System {
@@ -240,13 +264,7 @@ fn prepare(
     let lock = lock(&settings.state_dir)?;
     let allowed_uids = server::allowed_uids(settings)?;
     check_searchable(&settings.run_dir)?;
-    let encryption = match settings.encryption {
-        EncryptionSetting::Off => Encryption::Off,
-        EncryptionSetting::Required => Encryption::Required,
-    };
-    let volumes =
-        slipway_volumes::open_file_pool(&settings.pool_dir, settings.pool_capacity, encryption)
-            .map_err(HostRunError::Pool)?;
+    let volumes = open_pool(settings).map_err(HostRunError::Pool)?;
     let network = Arc::new(Network::set_up(settings)?);
     let images = Arc::new(Images::new(settings));
     let (drivers, vm_accelerator) = make_drivers(settings, &network)?;
@@ -318,6 +336,29 @@ fn make_drivers(
     };
     let offered = drivers.offer.kinds().contains(&DriverKind::Vm);
     Ok((drivers, accelerator.filter(|_| offered)))
+}
+
+/// The pool of volumes that the settings name.
+fn open_pool(settings: &HostSettings) -> Result<Arc<dyn VolumeDriver>, VolumeError> {
+    let encryption = match settings.encryption {
+        EncryptionSetting::Off => Encryption::Off,
+        EncryptionSetting::Required => Encryption::Required,
+    };
+    match &settings.lvm {
+        None => {
+            slipway_volumes::open_file_pool(&settings.pool_dir, settings.pool_capacity, encryption)
+        }
+        Some(lvm) => slipway_volumes::open_thin_pool(
+            &settings.pool_dir,
+            ThinPool {
+                volume_group: lvm.volume_group.clone(),
+                thin_pool: lvm.thin_pool.clone(),
+                capacity: settings.pool_capacity,
+                oversubscription: lvm.oversubscription,
+            },
+            encryption,
+        ),
+    }
 }
 
 /// The runtime finds a machine's root file system with the rights of the machine's root, who is nobody on the host.

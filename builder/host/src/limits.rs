@@ -71,6 +71,8 @@ pub const QEMU_THREADS_MAX: u32 = 512;
 pub const FENCE_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How long a mount may stay busy while a machine is cleared away. Then it is detached lazily and that is logged.
 pub const UNMOUNT_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How often the pool is looked at, to tell its operator in time that it fills.
+pub const POOL_CHECK_EVERY: Duration = Duration::from_secs(30);
 /// Longest lease of a volume's key; more is cut to it.
 pub const KEY_LEASE_MAX: Duration = Duration::from_secs(3600);
 /// How often leases that are over are looked for, to wipe their keys. They are of no use from the moment they are over.

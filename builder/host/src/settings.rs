@@ -33,8 +33,10 @@ pub struct HostSettings {
     pub allowed_uids: Vec<u32>,
     /// The same by name; an unknown name is an error. Empty.
     pub allowed_users: Vec<String>,
-    /// Where volumes lie. `/var/lib/slipway/pool`.
+    /// Where volumes lie, or, with [`lvm`](Self::lvm), what belongs to them besides their blocks. `/var/lib/slipway/pool`.
     pub pool_dir: PathBuf,
+    /// A thin pool of LVM2 to take volumes from. Absent: they are images in `pool_dir`.
+    pub lvm: Option<LvmSettings>,
     /// What the pool may promise, as `500GiB` or in bytes. Absent: what the driver finds on the disk.
     #[serde(deserialize_with = "optional_size")]
     pub pool_capacity: Option<ByteSize>,
@@ -92,6 +94,23 @@ pub struct HostSettings {
     pub memory: Option<ByteSize>,
 }
 
+/// A thin pool.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LvmSettings {
+    /// The volume group.
+    pub volume_group: String,
+    /// The thin pool in it.
+    pub thin_pool: String,
+    /// How many times its size may be promised. `1.0`, at which every promise can be kept.
+    #[serde(default = "no_oversubscription")]
+    pub oversubscription: f64,
+}
+
+fn no_oversubscription() -> f64 {
+    1.0
+}
+
 /// Whether volumes are encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -138,6 +157,7 @@ impl Default for HostSettings {
             allowed_uids: Vec::new(),
             allowed_users: Vec::new(),
             pool_dir: "/var/lib/slipway/pool".into(),
+            lvm: None,
             pool_capacity: None,
             encryption: EncryptionSetting::Off,
             image_base: "/var/cache/slipway/image/base.squashfs".into(),

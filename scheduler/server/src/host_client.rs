@@ -7,9 +7,10 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{
     EndpointPort, HOST_API_VERSION, HostError, HostErrorCode, HostInfo, HostReply, HostRequest,
-    HostRequestFrame, MachineReport, MachineSpec, VolumeReport,
+    HostRequestFrame, MachineReport, MachineSpec, SnapshotReport, VolumeReport, VolumeSource,
 };
-use slipway_core::id::{MachineId, VolumeId};
+use slipway_core::id::{MachineId, SnapshotId, VolumeId};
+use slipway_core::key::KeyLease;
 use slipway_core::limits::{HOST_API_FRAME_BYTES_MAX, HOST_API_WATCH_WAIT_MAX};
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
+use zeroize::Zeroizing;
 
 /// Idle connections kept for one host; one more is closed instead of kept.
 pub const HOST_CONNECTIONS_IDLE_MAX: usize = 8;
@@ -25,6 +27,9 @@ pub const HOST_CONNECTIONS_IDLE_MAX: usize = 8;
 const QUICK_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Longest a verb that makes something may take (mkfs, fsck, machine start).
 const MAKING_WAIT_MAX: Duration = Duration::from_secs(180);
+
+/// More than any request takes.
+const FRAME_BYTES: usize = 4 << 10;
 
 /// Why a host could not be asked, or refused.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +134,143 @@ impl HostClient {
         Ok(volumes)
     }
 
+    /// Makes a volume from what a snapshot or another volume holds, if it is not there.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn ensure_volume_from(
+        &self,
+        volume: VolumeId,
+        size_bytes: u64,
+        source: VolumeSource,
+    ) -> Result<VolumeReport, HostClientError> {
+        let request = HostRequest::EnsureVolume {
+            volume,
+            size_bytes,
+            source: Some(source),
+        };
+        let HostReply::Volume(report) = self.call(request, MAKING_WAIT_MAX).await?.0 else {
+            return Err(HostClientError::Protocol("no volume"));
+        };
+        Ok(report)
+    }
+
+    /// Makes a volume larger.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn extend_volume(
+        &self,
+        volume: VolumeId,
+        size_bytes: u64,
+    ) -> Result<VolumeReport, HostClientError> {
+        let request = HostRequest::ExtendVolume { volume, size_bytes };
+        let HostReply::Volume(report) = self.call(request, MAKING_WAIT_MAX).await?.0 else {
+            return Err(HostClientError::Protocol("no volume"));
+        };
+        Ok(report)
+    }
+
+    /// Keeps what a volume holds now.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn create_snapshot(
+        &self,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+    ) -> Result<SnapshotReport, HostClientError> {
+        let request = HostRequest::CreateSnapshot { volume, snapshot };
+        let HostReply::Snapshot(report) = self.call(request, MAKING_WAIT_MAX).await?.0 else {
+            return Err(HostClientError::Protocol("no snapshot"));
+        };
+        Ok(report)
+    }
+
+    /// Removes a snapshot for good.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn delete_snapshot(&self, snapshot: SnapshotId) -> Result<(), HostClientError> {
+        self.call(HostRequest::DeleteSnapshot { snapshot }, MAKING_WAIT_MAX)
+            .await
+            .map(drop)
+    }
+
+    /// All snapshots.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotReport>, HostClientError> {
+        let request = HostRequest::ListSnapshots;
+        let HostReply::Snapshots { snapshots } = self.call(request, QUICK_WAIT_MAX).await?.0 else {
+            return Err(HostClientError::Protocol("no snapshots"));
+        };
+        Ok(snapshots)
+    }
+
+    /// A stream of a snapshot's contents from `offset_bytes` on.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn export_snapshot(
+        &self,
+        snapshot: SnapshotId,
+        offset_bytes: u64,
+        sealed: bool,
+    ) -> Result<UnixStream, HostClientError> {
+        let request = HostRequest::ExportSnapshot {
+            snapshot,
+            offset_bytes,
+            sealed,
+        };
+        let (HostReply::Stream { .. }, Some(fd)) = self.call(request, QUICK_WAIT_MAX).await? else {
+            return Err(HostClientError::Protocol("no stream"));
+        };
+        self.stream(fd)
+    }
+
+    /// A stream to write an exported volume to, from the offset on that comes with it. Its other direction then has one
+    /// [`HostReply`] as JSON.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn import_volume(
+        &self,
+        volume: VolumeId,
+        size_bytes: u64,
+    ) -> Result<(u64, UnixStream), HostClientError> {
+        let request = HostRequest::ImportVolume { volume, size_bytes };
+        let (HostReply::Stream { offset_bytes }, Some(fd)) =
+            self.call(request, QUICK_WAIT_MAX).await?
+        else {
+            return Err(HostClientError::Protocol("no stream"));
+        };
+        self.stream(fd).map(|stream| (offset_bytes, stream))
+    }
+
+    /// Lends a key to the host, or renews its lease.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn lend_key(&self, lease: KeyLease) -> Result<(), HostClientError> {
+        let body = frame(HostRequest::LendKey, Some(lease))?;
+        self.call_with(&body, QUICK_WAIT_MAX).await.map(drop)
+    }
+
+    /// Has the host forget a key that was lent for this generation or an older one.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn revoke_key(
+        &self,
+        volume: VolumeId,
+        generation: Generation,
+    ) -> Result<(), HostClientError> {
+        let request = HostRequest::RevokeKey { volume, generation };
+        self.call(request, QUICK_WAIT_MAX).await.map(drop)
+    }
+
     /// Starts a machine if this generation of it does not run yet.
     ///
     /// # Errors
@@ -227,6 +369,11 @@ impl HostClient {
         let (HostReply::Endpoint, Some(fd)) = self.call(request, QUICK_WAIT_MAX).await? else {
             return Err(HostClientError::Protocol("no endpoint"));
         };
+        self.stream(fd)
+    }
+
+    /// A descriptor that came along, as a stream of the runtime.
+    fn stream(&self, fd: OwnedFd) -> Result<UnixStream, HostClientError> {
         let stream = std::os::unix::net::UnixStream::from(fd);
         let set_up = || {
             stream.set_nonblocking(true)?;
@@ -240,8 +387,15 @@ impl HostClient {
         request: HostRequest,
         wait: Duration,
     ) -> Result<(HostReply, Option<OwnedFd>), HostClientError> {
-        let body = request_frame(request)?;
-        let answer = tokio::time::timeout(wait, self.exchange(&body))
+        self.call_with(&frame(request, None)?, wait).await
+    }
+
+    async fn call_with(
+        &self,
+        body: &[u8],
+        wait: Duration,
+    ) -> Result<(HostReply, Option<OwnedFd>), HostClientError> {
+        let answer = tokio::time::timeout(wait, self.exchange(body))
             .await
             .map_err(|_| HostClientError::TimedOut(wait))?;
         match answer? {
@@ -338,7 +492,7 @@ impl HostWatch {
     ) -> Result<MachineList, HostClientError> {
         let wait = wait.min(HOST_API_WATCH_WAIT_MAX);
         let wait_ms = millis(wait);
-        let body = request_frame(HostRequest::WatchMachines { after, wait_ms })?;
+        let body = frame(HostRequest::WatchMachines { after, wait_ms }, None)?;
         let bound = wait + QUICK_WAIT_MAX;
         let (reply, _) = tokio::time::timeout(bound, exchange_on(&mut self.stream, &body))
             .await
@@ -351,14 +505,22 @@ impl HostWatch {
     }
 }
 
-fn request_frame(request: HostRequest) -> Result<Vec<u8>, HostClientError> {
+/// It may have a key in it, so that it is wiped when it is sent.
+fn frame(
+    request: HostRequest,
+    lease: Option<KeyLease>,
+) -> Result<Zeroizing<Vec<u8>>, HostClientError> {
+    // Room enough from the start: a buffer that grows leaves copies behind.
+    let mut body = Zeroizing::new(Vec::with_capacity(FRAME_BYTES));
     let version = HOST_API_VERSION;
-    serde_json::to_vec(&HostRequestFrame {
+    let frame = HostRequestFrame {
         version,
         request,
-        lease: None,
-    })
-    .map_err(|_| HostClientError::Protocol("request cannot be written"))
+        lease,
+    };
+    serde_json::to_writer(&mut *body, &frame)
+        .map(|()| body)
+        .map_err(|_| HostClientError::Protocol("request cannot be written"))
 }
 
 fn millis(time: Duration) -> u64 {
@@ -370,7 +532,7 @@ async fn exchange_on(
     body: &[u8],
 ) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let length = u32::try_from(body.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut frame = Vec::with_capacity(4 + body.len());
+    let mut frame = Zeroizing::new(Vec::with_capacity(4 + body.len()));
     frame.extend_from_slice(&length.to_be_bytes());
     frame.extend_from_slice(body);
     stream.write_all(&frame).await?;

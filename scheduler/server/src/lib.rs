@@ -18,6 +18,7 @@ mod graphql;
 pub mod guest_client;
 pub mod host_client;
 mod http;
+pub mod keys;
 pub mod limits;
 mod listener;
 pub mod problem;

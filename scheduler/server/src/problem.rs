@@ -201,6 +201,10 @@ impl From<FarmError> for Problem {
                 tracing::warn!(why = chain(&error), "builder cannot be reached");
                 Self::new(Code::Unavailable, "the builder cannot be reached")
             }
+            FarmError::Key(_) => {
+                tracing::warn!(why = chain(&error), "key of a volume");
+                Self::new(Code::Unavailable, "the key of the volume cannot be had")
+            }
             FarmError::Entropy(_) => return Self::internal(&error),
         };
         match hint {

@@ -10,10 +10,13 @@ use crate::ca::{CaError, CertificateAuthority};
 use crate::credentials::Credentials;
 use crate::farm::{Farm, FarmError, FarmSettings, FarmTasks, entropy, now};
 use crate::gateway::{self, Builders, Gateway};
+use crate::keys::{
+    EmbeddedKeys, KeyBroker, KeyStore, KeyStoreError, MasterKeyError, MasterKeys, VaultKeys,
+};
 use crate::listener::{Listener, serve_http};
 use crate::seal::{SealError, Sealer};
 use crate::secret_file::{self, SecretFileError};
-use crate::settings::{InvalidSettings, ServeSettings};
+use crate::settings::{InvalidSettings, KeySettings, ServeSettings};
 use crate::tls::{ClientCertificates, ServerIdentity, TlsError};
 use slipway_core::id::TokenId;
 use slipway_store::{SqliteStore, Store, StoreError, Token, TokenRole};
@@ -47,6 +50,12 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
+    /// The master key of the volumes' keys.
+    #[error("open the key store")]
+    MasterKey(#[from] MasterKeyError),
+    /// The key store.
+    #[error("open the key store")]
+    KeyStore(#[from] KeyStoreError),
     /// A secret or the addresses cannot be kept.
     #[error("keep a file in the data directory")]
     File(#[from] SecretFileError),
@@ -144,7 +153,8 @@ pub(crate) async fn start(
     let listeners = Listeners::bind(&settings, &identity).await?;
     let store: Arc<dyn Store> = Arc::clone(&opened.store) as Arc<dyn Store>;
     let hosts = settings.host_settings();
-    let (farm, farm_tasks) = Farm::start(Arc::clone(&store), FarmSettings { hosts }).await?;
+    let keys = Some(key_broker(&settings, &store).await?);
+    let (farm, farm_tasks) = Farm::start(Arc::clone(&store), FarmSettings { hosts, keys }).await?;
     let builds = BuildService::start(&farm).await?;
 
     let tasks = TaskTracker::new();
@@ -197,6 +207,34 @@ impl Running {
         self.farm_tasks.shutdown().await;
         self.store.close().await;
     }
+}
+
+/// Opens the key store, and seals anew what an older master key sealed.
+async fn key_broker(
+    settings: &ServeSettings,
+    store: &Arc<dyn Store>,
+) -> Result<Arc<KeyBroker>, ServeError> {
+    let keys: Arc<dyn KeyStore> = match &settings.keys {
+        KeySettings::Embedded {
+            master_key_file,
+            previous_master_key_files,
+        } => {
+            let master = MasterKeys::open(
+                &settings.data_dir,
+                master_key_file.as_deref(),
+                previous_master_key_files,
+            )?;
+            let keys = EmbeddedKeys::new(Arc::clone(store), master);
+            let renewed = keys.rotate().await?;
+            if renewed > 0 {
+                tracing::info!(renewed, "keys of volumes sealed under the new master key");
+            }
+            Arc::new(keys)
+        }
+        KeySettings::Vault(vault) => Arc::new(VaultKeys::new(vault.clone())?),
+    };
+    tracing::info!(store = keys.name(), "keys of volumes");
+    Ok(Arc::new(KeyBroker::new(Arc::clone(store), keys)))
 }
 
 async fn open(data_dir: &Path) -> Result<Opened, ServeError> {

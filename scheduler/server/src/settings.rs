@@ -3,6 +3,7 @@
 //! Must not know: where the file lies, or how it is read (the CLI parses it).
 
 use crate::farm::HostSettings;
+use crate::keys::VaultSettings;
 use serde::Deserialize;
 use slipway_core::limits::BUILDER_IDLE_DEFAULT;
 use slipway_core::quota::{BuilderSize, check_builder_size, check_idle};
@@ -37,6 +38,36 @@ pub struct ServeSettings {
     /// What an org gets unless it asks for something else.
     #[serde(default)]
     pub builder: BuilderDefaults,
+    /// Where the keys of encrypted volumes are kept.
+    #[serde(default)]
+    pub keys: KeySettings,
+}
+
+/// A key store: `store = "embedded"` or `store = "vault"`, and what that needs.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(tag = "store", rename_all = "snake_case", deny_unknown_fields)]
+pub enum KeySettings {
+    /// In the control plane's own database, sealed under a master key.
+    Embedded {
+        /// File with the master key (mode 0600): 32 bytes, or 64 hexadecimal digits. Absent: the systemd credential
+        /// `slipway-master-key`, else the environment variable `SLIPWAY_MASTER_KEY`, else a file in `data_dir` that is made.
+        #[serde(default)]
+        master_key_file: Option<PathBuf>,
+        /// Those before it; what they sealed is sealed anew at the start.
+        #[serde(default)]
+        previous_master_key_files: Vec<PathBuf>,
+    },
+    /// In HashiCorp Vault or OpenBao.
+    Vault(VaultSettings),
+}
+
+impl Default for KeySettings {
+    fn default() -> Self {
+        Self::Embedded {
+            master_key_file: None,
+            previous_master_key_files: Vec::new(),
+        }
+    }
 }
 
 /// One host.

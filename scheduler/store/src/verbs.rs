@@ -172,4 +172,10 @@ pub trait SystemStore: Send + Sync + std::fmt::Debug {
     async fn meta(&self, key: &str) -> Result<Option<Vec<u8>>>;
     /// Records a value if the key has none yet; gives the one that is recorded then.
     async fn put_meta_if_absent(&self, key: &str, value: &[u8]) -> Result<Vec<u8>>;
+    /// All values whose key begins with `prefix`, by key.
+    async fn meta_under(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>>;
+    /// Replaces a value if it is still `old`; gives whether it was.
+    async fn replace_meta(&self, key: &str, old: &[u8], new: &[u8]) -> Result<bool>;
+    /// Forgets a value; absent is fine.
+    async fn forget_meta(&self, key: &str) -> Result<()>;
 }

@@ -75,8 +75,9 @@ pub(super) fn contents(open: super::Open<'_>) {
     let mut all = Vec::new();
     file.read_to_end(&mut all).unwrap();
     let text = b"find this text on the device";
-    let at = all.windows(text.len()).position(|w| w == text).unwrap();
-    file.seek(SeekFrom::Start(at as u64)).unwrap();
+    let block = all.chunks(4096).position(|block| block.starts_with(text));
+    let at = block.unwrap() as u64 * 4096;
+    file.seek(SeekFrom::Start(at)).unwrap();
     file.write_all(b"FOUND").unwrap();
     file.sync_all().unwrap();
     drop(file);

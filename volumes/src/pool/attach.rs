@@ -122,8 +122,9 @@ impl<B: Backing> Pool<B> {
                 .map_err(io::Error::other)
         });
         let top = self.open_clear(wanted, &stored, &device.path)?;
-        if !wanted.was_clean {
-            tracing::warn!(volume = %id, "unclean end before, checking the file system");
+        let failed = fs::has_errors(&top).map_err(VolumeError::io("read", &top))?;
+        if failed || !wanted.was_clean {
+            tracing::warn!(volume = %id, failed, "unclean end before, checking the file system");
             fs::check(id, &top)?;
         }
         let attachment = match wanted.how {

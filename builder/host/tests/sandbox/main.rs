@@ -16,6 +16,7 @@ mod lives;
 mod network;
 mod rest;
 mod vm_walls;
+mod volumes;
 mod walls;
 
 #[test]

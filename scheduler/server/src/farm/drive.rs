@@ -8,6 +8,7 @@
 use super::Shared;
 use super::builder::{Builder, now};
 use super::host::chain;
+use super::keys::{LendFor, code, lend, revoke};
 use super::ready::await_ready;
 use super::reap::ask_to_end;
 use super::volume::{ensure_volume, replace_volume, reset};
@@ -114,6 +115,7 @@ async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), 
                 .remove_machine(step.machine.clone(), step.generation)
                 .await;
             settle(builder).await;
+            revoke(builder, &step.volume, step.generation).await;
             done.map_err(|error| held(builder, &error))
         }
         Action::AskToEnd => ask_to_end(shared, builder, step.generation).await,
@@ -184,6 +186,11 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
         builder.lock().acting = false;
         return Err(held(builder, &error));
     }
+    if let Err(error) = lend(shared, builder, generation, LendFor::Start).await {
+        let failed = start_failed_by(builder, generation, chain(&error), code(&error));
+        settle(builder).await;
+        return Err(failed);
+    }
     let result = builder.host.client.ensure_machine(spec).await;
     match result {
         Ok(report) => {
@@ -223,9 +230,18 @@ pub(super) fn start_failed(
         | HostClientError::TimedOut(_)
         | HostClientError::Protocol(_) => chain(error),
     };
+    start_failed_by(builder, generation, why, error.code())
+}
+
+/// The same for whatever was in the way; `code` if it was the host.
+fn start_failed_by(
+    builder: &Builder,
+    generation: Generation,
+    why: String,
+    code: Option<HostErrorCode>,
+) -> Held {
     let (org, machine_generation) = (&builder.key.org, generation);
     tracing::warn!(%org, generation = %machine_generation, why, "builder did not start");
-    let code = error.code();
     builder.change(|inner| {
         let failed = inner.machine.failed_starts;
         let failures_before = match code {

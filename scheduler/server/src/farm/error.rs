@@ -1,5 +1,6 @@
 //! How a verb of the farm can fail, and whose fault it is.
 
+use super::keys::LendError;
 use crate::guest_client::GuestError;
 use crate::host_client::HostClientError;
 use slipway_core::build::Fault;
@@ -63,6 +64,9 @@ pub enum FarmError {
     /// Its host did not do it.
     #[error("have the host do it")]
     Host(#[from] HostClientError),
+    /// The key of its volume.
+    #[error("see to the key of the volume")]
+    Key(#[from] LendError),
     /// Its guest did not do it.
     #[error("have the builder do it")]
     Guest(#[from] GuestError),
@@ -95,6 +99,7 @@ impl FarmError {
             | Self::TimedOut { .. }
             | Self::HostAway
             | Self::Host(_)
+            | Self::Key(_)
             | Self::Guest(_)
             | Self::Entropy(_)
             | Self::Closed => Fault::System,
@@ -118,6 +123,7 @@ impl FarmError {
             Self::WontStart(_) => Some("try `slipway builders reset`, and tell the operator"),
             Self::Place(PlacementError::NoneReachable { .. })
             | Self::Host(_)
+            | Self::Key(_)
             | Self::HostAway
             | Self::TimedOut { .. }
             | Self::Closed => Some("try again in a minute, and tell the operator if it stays so"),

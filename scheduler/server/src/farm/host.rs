@@ -18,6 +18,7 @@ use slipway_core::units::ByteSize;
 use slipway_store::{Host, VolumeState};
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -41,6 +42,8 @@ pub(crate) struct HostLink {
     pub(super) placeable: bool,
     pub(super) client: HostClient,
     heard: Mutex<Heard>,
+    /// Its new volumes are encrypted, as it said last.
+    encrypts: AtomicBool,
     /// It answers.
     pub(super) reachable: watch::Sender<bool>,
 }
@@ -65,8 +68,14 @@ impl HostLink {
             settings,
             placeable,
             heard: Mutex::default(),
+            encrypts: AtomicBool::new(false),
             reachable: watch::Sender::new(false),
         }
+    }
+
+    /// Whether volumes there need keys.
+    pub(super) fn encrypts(&self) -> bool {
+        self.encrypts.load(Ordering::Relaxed)
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {
@@ -181,6 +190,14 @@ async fn follow(
 ) -> Result<(), super::FarmError> {
     let mut watch = link.client.watch().await?;
     let info = link.client.info().await?;
+    link.encrypts.store(info.encrypts, Ordering::Relaxed);
+    for notice in &info.pool_notices {
+        tracing::warn!(
+            host = link.settings.name,
+            notice,
+            "the host's pool needs its operator"
+        );
+    }
     let host = shared.store.put_host(&host_record(link, &info)?).await?;
     {
         let mut heard = link.heard();

@@ -11,6 +11,7 @@ mod drive;
 mod ensure;
 mod error;
 mod host;
+mod keys;
 mod ready;
 mod reap;
 mod view;
@@ -22,9 +23,11 @@ pub(crate) use builder::now;
 pub use error::FarmError;
 pub use host::HostSettings;
 pub(crate) use host::chain;
+pub use keys::LendError;
 pub use view::{BuilderKey, BuilderView, FarmEvent, NextEvent, Subscription};
 
 use crate::guest_client::GuestClient;
+use crate::keys::KeyBroker;
 use crate::limits::{HOST_FIRST_WORD_WAIT, SHUTDOWN_WAIT_MAX, STOP_WAIT_MAX};
 use builder::{Builder, Wishes};
 use host::HostLink;
@@ -46,6 +49,8 @@ use view::Events;
 pub struct FarmSettings {
     /// The hosts that run builders.
     pub hosts: Vec<HostSettings>,
+    /// Lends the keys of encrypted volumes; absent: hosts that encrypt cannot be used.
+    pub keys: Option<Arc<KeyBroker>>,
 }
 
 /// A handle to the farm; clones are the same farm.
@@ -60,6 +65,7 @@ pub struct FarmTasks(Arc<Shared>);
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(super) store: Arc<dyn Store>,
+    pub(super) keys: Option<Arc<KeyBroker>>,
     builders: RwLock<HashMap<BuilderKey, Arc<Builder>>>,
     hosts: RwLock<HashMap<HostId, Arc<HostLink>>>,
     /// Held while a builder is made: ensure is single-flight.
@@ -100,6 +106,7 @@ impl Farm {
             events: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
+            keys: settings.keys,
             store,
         });
         let links = shared.adopt(settings.hosts).await?;
@@ -108,6 +115,7 @@ impl Farm {
                 .tasks
                 .spawn(host::watch_host(Arc::clone(&shared), Arc::clone(link)));
         }
+        shared.tasks.spawn(keys::keep_lent(Arc::clone(&shared)));
         let first_words = async {
             for link in links.iter().filter(|link| link.placeable) {
                 // The sender lives as long as the link.
@@ -477,6 +485,7 @@ impl Shared {
         org: &OrgId,
         volume: &VolumeId,
     ) -> Result<(), FarmError> {
+        self.destroy_key(link, volume).await?;
         link.client.destroy_volume(volume.clone()).await?;
         self.store.forget_volume(org, volume).await?;
         Ok(())

@@ -6,6 +6,7 @@ use super::Shared;
 use super::builder::{Builder, now};
 use super::drive::{Held, held, start_failed};
 use super::error::FarmError;
+use super::keys::{LendFor, lend};
 use slipway_core::id::VolumeId;
 use slipway_core::machine::MachineState;
 use slipway_core::planner::{Observed, Step};
@@ -18,6 +19,9 @@ pub(super) async fn ensure_volume(
     step: &Step,
 ) -> Result<(), Held> {
     let size = builder.lock().machine.size.volume.0;
+    if let Err(error) = lend(shared, builder, step.generation, LendFor::Volume).await {
+        return Err(held(builder, &error));
+    }
     if let Err(error) = builder
         .host
         .client
@@ -109,6 +113,7 @@ async fn empty_volume(
         .set_volume_state(org, volume, VolumeState::Planned)
         .await?;
     builder.lock().volume_ready = false;
+    shared.destroy_key(&builder.host, volume).await?;
     builder.host.client.destroy_volume(volume.clone()).await?;
     Ok(())
 }

@@ -138,6 +138,7 @@ async fn start_farm(dir: &tempfile::TempDir, store: &Arc<SqliteStore>) -> (Farm,
             region: "local".into(),
             socket: dir.path().join("host.sock"),
         }],
+        keys: None,
     };
     let store: Arc<dyn Store> = store.clone();
     Farm::start(store, settings).await.expect("a farm")

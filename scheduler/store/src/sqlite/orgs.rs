@@ -415,4 +415,44 @@ impl SqliteStore {
         tx.commit().await.map_err(unavailable("commit"))?;
         Reader(&row).blob("value")
     }
+
+    pub(super) async fn select_meta_under(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        // Not LIKE, in which some characters of a prefix would mean something.
+        let statement =
+            "SELECT key, value FROM meta WHERE substr(key, 1, length(?1)) = ?1 ORDER BY key";
+        let rows = sqlx::query(statement)
+            .bind(prefix)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable("read values"))?;
+        rows.iter()
+            .map(|row| {
+                let reader = Reader(row);
+                Ok((reader.text("key")?, reader.blob("value")?))
+            })
+            .collect()
+    }
+
+    pub(super) async fn update_meta(&self, key: &str, old: &[u8], new: &[u8]) -> Result<bool> {
+        let mut tx = self.write().await?;
+        let done = sqlx::query("UPDATE meta SET value = ? WHERE key = ? AND value = ?")
+            .bind(new)
+            .bind(key)
+            .bind(old)
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("replace a value"))?;
+        tx.commit().await.map_err(unavailable("commit"))?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    pub(super) async fn delete_meta(&self, key: &str) -> Result<()> {
+        let mut tx = self.write().await?;
+        sqlx::query("DELETE FROM meta WHERE key = ?")
+            .bind(key)
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("forget a value"))?;
+        tx.commit().await.map_err(unavailable("commit"))
+    }
 }

@@ -248,4 +248,16 @@ impl SystemStore for SqliteStore {
     async fn put_meta_if_absent(&self, key: &str, value: &[u8]) -> Result<Vec<u8>> {
         self.insert_meta_if_absent(key, value).await
     }
+
+    async fn meta_under(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        self.select_meta_under(prefix).await
+    }
+
+    async fn replace_meta(&self, key: &str, old: &[u8], new: &[u8]) -> Result<bool> {
+        self.update_meta(key, old, new).await
+    }
+
+    async fn forget_meta(&self, key: &str) -> Result<()> {
+        self.delete_meta(key).await
+    }
 }

@@ -1,0 +1,144 @@
+//! Lends the keys of encrypted volumes to the hosts of the farm, for as long as a start of a machine lives.
+//!
+//! Must not know: who may have a key ([`KeyBroker`] does), where keys are kept.
+
+use super::Shared;
+use super::builder::Builder;
+use super::host::chain;
+use crate::host_client::HostClientError;
+use crate::keys::{Claim, KeyStoreError, LeaseError};
+use crate::limits::KEY_LEASE_TTL;
+use slipway_core::generation::Generation;
+use slipway_core::host_api::HostErrorCode;
+use slipway_core::id::{HostId, VolumeId};
+use std::sync::{Arc, PoisonError};
+
+/// Why a host has not got a key.
+#[derive(Debug, thiserror::Error)]
+pub enum LendError {
+    /// Nothing to lend from.
+    #[error("the host encrypts volumes, and this control plane keeps no keys")]
+    NoKeys,
+    /// It has not said who it is.
+    #[error("the host is not known")]
+    UnknownHost,
+    /// It may not have it, or the key store does not answer.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// A key could not be destroyed.
+    #[error(transparent)]
+    KeyStore(#[from] KeyStoreError),
+    /// The host did not take it.
+    #[error("hand the key to the host")]
+    Host(#[from] HostClientError),
+}
+
+/// What a lease is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LendFor {
+    /// This start of the builder's machine.
+    Start,
+    /// Work on its volume.
+    Volume,
+}
+
+/// Sees to it that the builder's host has the key of the builder's volume, where it needs one.
+pub(super) async fn lend(
+    shared: &Shared,
+    builder: &Builder,
+    generation: Generation,
+    purpose: LendFor,
+) -> Result<(), LendError> {
+    if !builder.host.encrypts() {
+        return Ok(());
+    }
+    let (machine, volume) = {
+        let inner = builder.lock();
+        (inner.machine.id.clone(), inner.machine.volume.clone())
+    };
+    let claim = Claim {
+        org: builder.key.org.clone(),
+        host: shared.id_of(&builder.host).ok_or(LendError::UnknownHost)?,
+        volume,
+        machine: (purpose == LendFor::Start).then_some(machine),
+        generation,
+    };
+    let keys = shared.keys.as_ref().ok_or(LendError::NoKeys)?;
+    let lease = keys.lease(&claim).await?;
+    Ok(builder.host.client.lend_key(lease).await?)
+}
+
+/// This start of the machine is over, and with it the right to its key. A host that does not hear of it forgets the key when
+/// the lease is over.
+pub(super) async fn revoke(builder: &Builder, volume: &VolumeId, generation: Generation) {
+    if !builder.host.encrypts() {
+        return;
+    }
+    let client = &builder.host.client;
+    if let Err(error) = client.revoke_key(volume.clone(), generation).await {
+        tracing::warn!(%volume, why = chain(&error), "key not revoked; its lease ends by itself");
+    }
+}
+
+/// Renews the leases of all machines that live, until the control plane ends.
+pub(super) async fn keep_lent(shared: Arc<Shared>) {
+    loop {
+        tokio::select! {
+            () = shared.cancel.cancelled() => return,
+            () = tokio::time::sleep(KEY_LEASE_TTL / 3) => {}
+        }
+        let builders: Vec<Arc<Builder>> = shared
+            .builders
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect();
+        for builder in builders {
+            let live = builder.lock().machine.state.live_generation();
+            let Some(generation) = live else { continue };
+            if let Err(error) = lend(&shared, &builder, generation, LendFor::Start).await {
+                // What is open stays so.
+                tracing::warn!(org = %builder.key.org, why = chain(&error), "lease of a key not renewed");
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Who is at the other end of a link, as that said itself.
+    fn id_of(&self, link: &Arc<super::HostLink>) -> Option<HostId> {
+        let hosts = self.hosts.read().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = hosts.iter();
+        hosts
+            .find(|(_, known)| Arc::ptr_eq(known, link))
+            .map(|(id, _)| id.clone())
+    }
+
+    /// Destroys the key of a volume that is to go, before its blocks do, unless snapshots of it still need it.
+    pub(super) async fn destroy_key(
+        &self,
+        link: &super::HostLink,
+        volume: &VolumeId,
+    ) -> Result<(), LendError> {
+        let Some(keys) = self.keys.as_ref().filter(|_| link.encrypts()) else {
+            return Ok(());
+        };
+        let snapshots = link.client.snapshots().await?;
+        if snapshots.iter().all(|snapshot| snapshot.volume != *volume) {
+            keys.destroy(volume).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The code of a refusal that is the host's own.
+pub(super) fn code(error: &LendError) -> Option<HostErrorCode> {
+    match error {
+        LendError::Host(error) => error.code(),
+        LendError::NoKeys
+        | LendError::UnknownHost
+        | LendError::Lease(_)
+        | LendError::KeyStore(_) => None,
+    }
+}

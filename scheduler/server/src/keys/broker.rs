@@ -1,0 +1,124 @@
+//! Who is lent a key: the host on which the store says that the machine runs, for that start of it, and nobody else.
+//!
+//! Must not know: where keys are kept, how a lease gets to its host.
+
+use super::{KeyStore, KeyStoreError};
+use crate::limits::KEY_LEASE_TTL;
+use slipway_core::generation::Generation;
+use slipway_core::id::{HostId, MachineId, OrgId, VolumeId};
+use slipway_core::key::KeyLease;
+use slipway_store::{ErrorKind, Store, StoreError};
+use std::sync::Arc;
+
+/// What a lease is wanted for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Whose volume it is.
+    pub org: OrgId,
+    /// Who would get the key.
+    pub host: HostId,
+    /// Which key.
+    pub volume: VolumeId,
+    /// The machine that has the volume; absent for work on a volume.
+    pub machine: Option<MachineId>,
+    /// Which start of the machine; without one the newest that the volume's machine has had.
+    pub generation: Generation,
+}
+
+/// Why a key was not lent.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// The claim is not what the store says. There is nothing to try again.
+    #[error("the key of volume {volume} is not lent to this host: {reason}")]
+    Refused {
+        /// Which.
+        volume: VolumeId,
+        /// What does not hold.
+        reason: &'static str,
+    },
+    /// The store that says who runs what.
+    #[error("ask who has the volume")]
+    Store(#[from] StoreError),
+    /// The key store.
+    #[error(transparent)]
+    KeyStore(#[from] KeyStoreError),
+}
+
+/// Lends keys.
+#[derive(Debug)]
+pub struct KeyBroker {
+    store: Arc<dyn Store>,
+    keys: Arc<dyn KeyStore>,
+}
+
+impl KeyBroker {
+    /// A broker of what `keys` keeps, by what `store` says.
+    pub fn new(store: Arc<dyn Store>, keys: Arc<dyn KeyStore>) -> Self {
+        Self { store, keys }
+    }
+
+    /// A lease for this claim, if it is right; makes the key of a volume that has none yet.
+    ///
+    /// # Errors
+    /// [`LeaseError`]. The key store is asked only when the claim is right.
+    pub async fn lease(&self, claim: &Claim) -> Result<KeyLease, LeaseError> {
+        self.check(claim).await?;
+        let key = self.keys.ensure(&claim.volume).await?;
+        Ok(KeyLease {
+            volume: claim.volume.clone(),
+            machine: claim.machine.clone(),
+            generation: claim.generation,
+            ttl_ms: u64::try_from(KEY_LEASE_TTL.as_millis()).unwrap_or(u64::MAX),
+            key,
+        })
+    }
+
+    /// Holds a claim against the store.
+    async fn check(&self, claim: &Claim) -> Result<(), LeaseError> {
+        let refused = |reason| LeaseError::Refused {
+            volume: claim.volume.clone(),
+            reason,
+        };
+        let absent = |error: StoreError, reason| {
+            if error.kind() == ErrorKind::NotFound {
+                refused(reason)
+            } else {
+                LeaseError::Store(error)
+            }
+        };
+        let volume = self
+            .store
+            .volume(&claim.org, &claim.volume)
+            .await
+            .map_err(|error| absent(error, "the org has no such volume"))?;
+        if volume.host != claim.host {
+            return Err(refused("the volume is on another host"));
+        }
+        let Some(machine) = &claim.machine else {
+            return Ok(());
+        };
+        let machine = self
+            .store
+            .machine(&claim.org, machine)
+            .await
+            .map_err(|error| absent(error, "the org has no such machine"))?;
+        if machine.host != claim.host {
+            return Err(refused("the machine is on another host"));
+        }
+        if machine.volume != claim.volume {
+            return Err(refused("the machine has another volume"));
+        }
+        if machine.state.live_generation() != Some(claim.generation) {
+            return Err(refused("this start of the machine is over"));
+        }
+        Ok(())
+    }
+
+    /// Destroys the key of a volume: from then on nothing opens it.
+    ///
+    /// # Errors
+    /// [`KeyStoreError`].
+    pub async fn destroy(&self, volume: &VolumeId) -> Result<(), KeyStoreError> {
+        self.keys.destroy(volume).await
+    }
+}
