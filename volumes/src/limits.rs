@@ -51,6 +51,8 @@ pub const TOOL_OUTPUT_BYTES_MAX: usize = 4 << 10;
 pub const TOOL_REPORT_BYTES_MAX: usize = 32 << 20;
 /// Longest run of an LVM program; then it is killed and the verb fails with `Tool`.
 pub const LVM_DURATION_MAX: Duration = Duration::from_secs(60);
+/// Tries to read the state of all thin volumes while others come and go; then `Tool`.
+pub const DEVICE_STATUS_TRIES_MAX: u32 = 20;
 /// Percent of a thin pool's data from which the operator is told.
 pub const THIN_DATA_WARN_PERCENT: f64 = 80.0;
 /// Percent of a thin pool's data from which nothing more is promised: `PoolFull`.

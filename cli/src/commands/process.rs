@@ -47,6 +47,11 @@ fn explain_serve(error: &ServeError) -> Failure {
             .hint("is it running already? the listen_ settings choose other addresses"),
         ServeError::DataDir { .. } => Failure::user_caused(ACTION, error)
             .hint("data_dir must be a directory that this user can write"),
+        ServeError::MasterKey(_) => Failure::user_caused(ACTION, error)
+            .hint("a master key is 32 bytes in a file of mode 0600; see [keys] in the settings"),
+        ServeError::KeyStore(_) => Failure::system_caused(ACTION, error).hint(
+            "see [keys] in the settings; a key that no master key opens needs the previous one",
+        ),
         ServeError::File(_)
         | ServeError::Store(_)
         | ServeError::Authority(_)

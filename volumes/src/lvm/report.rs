@@ -4,7 +4,7 @@
 
 use crate::backing::Making;
 use crate::error::VolumeError;
-use crate::limits::LVM_DURATION_MAX;
+use crate::limits::{DEVICE_STATUS_TRIES_MAX, LVM_DURATION_MAX, POLL_PAUSE};
 use crate::tool;
 use serde::Deserialize;
 use std::io;
@@ -174,8 +174,16 @@ pub(super) fn device(group: &str, name: &str) -> io::Result<Option<PathBuf>> {
 /// Bytes that the active thin volumes have mapped, by their device-mapper names.
 pub(super) fn mapped() -> Result<Vec<(String, u64)>, VolumeError> {
     let args = ["status", "--target", "thin"];
-    let text = tool::output("dmsetup", &args, LVM_DURATION_MAX)?;
-    Ok(mapped_in(&String::from_utf8_lossy(&text)))
+    let mut tries = 1;
+    loop {
+        match tool::output("dmsetup", &args, LVM_DURATION_MAX) {
+            Ok(text) => return Ok(mapped_in(&String::from_utf8_lossy(&text))),
+            // It fails if a device goes between its list and its look at each.
+            Err(VolumeError::Tool { .. }) if tries < DEVICE_STATUS_TRIES_MAX => tries += 1,
+            Err(error) => return Err(error),
+        }
+        std::thread::sleep(POLL_PAUSE);
+    }
 }
 
 /// Lines as `group-name: 0 131072 thin 16384 131071`: start, length, target, mapped sectors, highest of them

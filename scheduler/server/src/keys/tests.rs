@@ -176,6 +176,7 @@ async fn placed(store: &Arc<dyn Store>, n: u8) -> Placed {
             default_region: "here".into(),
             default_arch: "amd64".into(),
             builder_size: SIZE,
+            isolation: slipway_core::isolation::Isolation::Auto,
             created_at: Timestamp(1),
         })
         .await
