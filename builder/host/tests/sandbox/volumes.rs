@@ -7,7 +7,6 @@ use slipway_core::host_api::{Cloning, HostErrorCode, HostReply, HostRequest, Vol
 use slipway_core::id::{SnapshotId, VolumeId};
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 fn error(reply: HostReply) -> HostErrorCode {
@@ -19,9 +18,7 @@ fn error(reply: HostReply) -> HostErrorCode {
 
 fn stream(client: &mut Client, request: HostRequest) -> (u64, UnixStream) {
     match client.ask(request) {
-        (HostReply::Stream { offset_bytes }, Some(fd)) => {
-            (offset_bytes, UnixStream::from(OwnedFd::from(fd)))
-        }
+        (HostReply::Stream { offset_bytes }, Some(fd)) => (offset_bytes, UnixStream::from(fd)),
         other => panic!("{other:?}"),
     }
 }
@@ -138,7 +135,7 @@ fn keys_are_taken_with_a_lease_and_for_what_is_newest() {
     assert_eq!(lend(3), HostReply::Done, "renewed");
     assert_eq!(error(lend(2)), HostErrorCode::StaleGeneration);
     let revoke = HostRequest::RevokeKey {
-        volume,
+        volume: volume.clone(),
         generation: Generation(4),
     };
     assert_eq!(host.client().ask(revoke).0, HostReply::Done);
