@@ -177,6 +177,7 @@ async fn placed(store: &Arc<dyn Store>, n: u8) -> Placed {
             default_arch: "amd64".into(),
             builder_size: SIZE,
             isolation: slipway_core::isolation::Isolation::Auto,
+            retention: slipway_core::quota::BuildRetention::default(),
             created_at: Timestamp(1),
         })
         .await
