@@ -70,6 +70,8 @@ fi
 if wants test; then
 	packages+=(
 		python3 python3-venv
+		# shells that completions are tried in, besides bash
+		zsh fish
 		# file systems that share blocks, for the tests of volumes
 		xfsprogs btrfs-progs
 		# what a push is compared with, beside docker and skopeo; what the gateway is compared with
