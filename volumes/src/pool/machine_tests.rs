@@ -1,5 +1,6 @@
-//! Thin pools and encryption, on a kernel that has device-mapper: `loadtests/tests/volumes.rs` runs these in a virtual machine
-//! (their own name for ignored is "elsewhere"), with the disk that `SLIPWAY_VOLUMES_TEST_DISK` names.
+//! Thin pools and encryption, on a kernel that has device-mapper. They are ignored since few kernels here have it; run them in the
+//! virtual machine of slipway-loadtests (`vm::Vm`, with this program as a file), with `--ignored --test-threads 1` and the disk
+//! that `SLIPWAY_VOLUMES_TEST_DISK` names. It is overwritten.
 //!
 //! Each takes a volume group of its own on that disk, or a directory.
 
