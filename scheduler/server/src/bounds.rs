@@ -24,6 +24,8 @@ pub const POOLED_PER_BUILDER_MAX: usize = 16;
 pub const POOLED_IDLE_MAX: Duration = Duration::from_secs(20);
 /// Idle connections kept in all; the pool is emptied of the old ones first.
 pub const POOLED_MAX: usize = 512;
+/// Bytes read from a client's connection at once: one full TLS record (RFC 8446, section 5.2). Each connection holds so much.
+pub const TLS_READ_BYTES: usize = (16 << 10) + 256 + 5;
 /// Bytes moved in one step of a hijacked stream. The buffer belongs to the thread, not to the stream.
 pub const PUMP_BYTES: usize = 64 << 10;
 /// Bytes of a GraphQL request; more are answered 413.
