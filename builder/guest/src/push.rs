@@ -6,9 +6,10 @@ use crate::engine::DATA_ROOT;
 use crate::guest::Guest;
 use crate::ledger::{Closed, Work};
 use slipway_core::build::{Fault, PushProgress, PushState, RegistryCredential};
+use slipway_core::compression::Compression;
 use slipway_registry_push as registry;
 use slipway_registry_push::{
-    Blame, Credential, DockerStore, PushError, PushOptions, Pushed, SourceError, Target,
+    Blame, Codec, Credential, DockerStore, PushError, PushOptions, Pushed, SourceError, Target,
     TargetError,
 };
 use std::path::Path;
@@ -89,6 +90,7 @@ pub(crate) async fn push(
     image: &str,
     target: &str,
     credential: Option<&RegistryCredential>,
+    compression: Option<Compression>,
     progress: impl Fn(PushProgress) + Send + Sync + 'static,
 ) -> Result<Pushed, PushFailure> {
     let in_flight = guest.books.begin(Work::Push)?;
@@ -97,6 +99,7 @@ pub(crate) async fn push(
     let options = PushOptions {
         insecure_http: guest.config.insecure_registries.clone(),
         index: Some(INDEX.into()),
+        codec: compression.map(codec_of).unwrap_or_default(),
         ..PushOptions::default()
     };
     let image = image.to_owned();
@@ -144,6 +147,13 @@ fn registry_name(text: &str) -> String {
     match host.as_str() {
         "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
         _ => host,
+    }
+}
+
+fn codec_of(compression: Compression) -> Codec {
+    match compression {
+        Compression::Gzip(level) => Codec::Gzip { level },
+        Compression::Zstd(level) => Codec::Zstd { level },
     }
 }
 

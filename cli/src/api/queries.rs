@@ -252,6 +252,7 @@ pub(crate) async fn start_build(client: &ApiClient, new: &NewBuild<'_>) -> Resul
         "image": new.image,
         "push": new.push,
         "frontendAttrs": attrs,
+        "compression": new.compression,
         "session": new.session,
         "credential": new.credential,
         "region": new.region,

@@ -230,6 +230,7 @@ fn every_input_object_is_of_the_schema() {
             "image",
             "push",
             "frontendAttrs",
+            "compression",
             "session",
             "credential",
             "region",

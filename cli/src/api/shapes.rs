@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use slipway_core::build::RegistryCredential;
+use slipway_core::compression::Compression;
 use std::collections::BTreeMap;
 
 /// An org.
@@ -274,6 +275,8 @@ pub(crate) struct NewBuild<'a> {
     pub(crate) push: bool,
     /// BuildKit's frontend attributes.
     pub(crate) frontend_attrs: &'a BTreeMap<String, String>,
+    /// Compression of the pushed layers; the builder's choice if absent.
+    pub(crate) compression: Option<Compression>,
     /// Id of the session that is open at the builder.
     pub(crate) session: &'a str,
     /// For the push alone.

@@ -2,6 +2,7 @@
 
 use super::OrgArg;
 use clap::Args;
+use slipway_core::compression::Compression;
 use std::path::PathBuf;
 
 /// Build a directory on your org's builder and push the image
@@ -85,6 +86,14 @@ pub(crate) struct DeployArgs {
     /// Build without a push
     #[arg(long, conflicts_with = "push", help_heading = "Where")]
     pub(crate) build_only: bool,
+    /// Compression of the pushed layers: gzip, gzip:LEVEL (1 fast to 12 small), zstd or zstd:LEVEL (1 to 19). gzip:1 by default
+    #[arg(
+        long,
+        value_name = "CODEC[:LEVEL]",
+        conflicts_with = "local_only",
+        help_heading = "Build"
+    )]
+    pub(crate) compression: Option<Compression>,
     /// Push when built (what happens anyway without --build-only)
     #[arg(long, help_heading = "Where")]
     pub(crate) push: bool,

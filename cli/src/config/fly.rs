@@ -63,6 +63,7 @@ pub(super) fn parse(text: &str) -> Result<ProjectConfig, toml::de::Error> {
             image: raw.build.image,
             args: texts(raw.build.args),
             ignorefile: raw.build.ignorefile,
+            compression: None,
         },
         mounts: mounts
             .into_iter()

@@ -7,6 +7,7 @@ mod native;
 
 use crate::exit::{Failure, Outcome};
 use crate::settings::read_small;
+use slipway_core::compression::Compression;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -47,6 +48,8 @@ pub(crate) struct BuildConfig {
     pub(crate) args: BTreeMap<String, String>,
     /// Ignore file.
     pub(crate) ignorefile: Option<PathBuf>,
+    /// Compression of the pushed layers.
+    pub(crate) compression: Option<Compression>,
 }
 
 /// A volume that an instance of the app would have.

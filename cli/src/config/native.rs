@@ -2,11 +2,12 @@
 
 use super::{BuildConfig, ProjectConfig};
 use serde::Deserialize;
+use slipway_core::compression::Compression;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Said when a name is unknown.
-pub(super) const KNOWN_KEYS: &str = "known are app, org, region, registry, and in [build] dockerfile, target, image, args, ignorefile";
+pub(super) const KNOWN_KEYS: &str = "known are app, org, region, registry, and in [build] dockerfile, target, image, args, ignorefile, compression";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +29,7 @@ struct RawBuild {
     #[serde(default)]
     args: BTreeMap<String, Scalar>,
     ignorefile: Option<PathBuf>,
+    compression: Option<Compression>,
 }
 
 /// A build argument: people write numbers and booleans without quotes.
@@ -70,6 +72,7 @@ pub(super) fn parse(text: &str) -> Result<ProjectConfig, toml::de::Error> {
             image: raw.build.image,
             args: texts(raw.build.args),
             ignorefile: raw.build.ignorefile,
+            compression: raw.build.compression,
         },
         mounts: Vec::new(),
     })

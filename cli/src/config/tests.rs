@@ -25,6 +25,7 @@ registry = "registry.example:5000/acme"
 dockerfile = "docker/Dockerfile"
 target = "release"
 ignorefile = "docker/ignore"
+compression = "zstd:3"
 args = { RUST = "1.85", JOBS = 4, LTO = true }
 "#,
     )
@@ -35,6 +36,10 @@ args = { RUST = "1.85", JOBS = 4, LTO = true }
         Some("registry.example:5000/acme")
     );
     assert_eq!(config.build.target.as_deref(), Some("release"));
+    assert_eq!(
+        config.build.compression.map(|named| named.to_string()),
+        Some("zstd:3".to_owned())
+    );
     assert_eq!(
         config.build.dockerfile.as_deref(),
         Some(Path::new("docker/Dockerfile"))

@@ -7,6 +7,7 @@ use super::secret::{self, Secret};
 use crate::args::DeployArgs;
 use crate::config::ProjectConfig;
 use crate::exit::{Failure, Outcome};
+use slipway_core::compression::Compression;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -40,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) push: Push,
     /// BuildKit's frontend attributes.
     pub(crate) frontend_attrs: BTreeMap<String, String>,
+    /// Compression of the pushed layers, if it was named.
+    pub(crate) compression: Option<Compression>,
     /// Secrets that the session serves.
     pub(crate) secrets: Vec<Secret>,
     /// Architecture of the target, if it was named.
@@ -133,6 +136,7 @@ impl Plan {
             image: image_name(args, config)?,
             push: if args.build_only { Push::No } else { Push::Yes },
             frontend_attrs,
+            compression: args.compression.or(config.build.compression),
             secrets: secret::read_all(&args.secret, env)?,
             arch,
             place: match (args.remote_only, args.local_only) {

@@ -139,6 +139,7 @@ async fn start(
         image,
         push: plan.push == Push::Yes,
         frontend_attrs: &plan.frontend_attrs,
+        compression: plan.compression,
         session: factory.id(),
         credential: credential.as_ref(),
         region: plan.region.as_deref(),

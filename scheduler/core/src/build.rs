@@ -1,5 +1,6 @@
 //! A build: what is asked, what happens while it runs, and how it ended.
 
+use crate::compression::Compression;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -14,6 +15,9 @@ pub struct BuildSpec {
     /// Frontend attributes of BuildKit's `dockerfile.v0` (`filename`, `target`, `build-arg:X`, `label:X`, `platform`,
     /// `no-cache`, ...).
     pub frontend_attrs: BTreeMap<String, String>,
+    /// Of the pushed layers; the builder's own choice if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
 }
 
 /// A registry credential. `Debug` never prints the secret.

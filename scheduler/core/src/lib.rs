@@ -6,6 +6,7 @@
 //! Must not know: tokio, SQL, HTTP, or how anything is executed.
 
 pub mod build;
+pub mod compression;
 pub mod generation;
 pub mod guest_api;
 pub mod host_api;

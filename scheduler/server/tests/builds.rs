@@ -23,6 +23,7 @@ fn request() -> BuildRequest {
             image: "app".into(),
             push: false,
             frontend_attrs: BTreeMap::new(),
+            compression: None,
         },
         credential: None,
     }

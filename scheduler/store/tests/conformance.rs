@@ -109,6 +109,7 @@ fn spec() -> BuildSpec {
         image: "registry.example/app:1".into(),
         push: true,
         frontend_attrs: BTreeMap::from([("filename".into(), "Dockerfile".into())]),
+        compression: Some(slipway_core::compression::Compression::Zstd(3)),
     }
 }
 

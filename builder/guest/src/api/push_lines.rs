@@ -63,6 +63,7 @@ async fn tell(guest: &Guest, start: &StartPush, lines: &mpsc::Sender<Bytes>) {
         &start.image,
         &start.target,
         start.credential.as_ref(),
+        None,
         progress,
     )
     .await;

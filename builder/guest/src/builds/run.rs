@@ -306,6 +306,7 @@ async fn pushed(
         image_id,
         &request.spec.image,
         request.credential.as_ref(),
+        request.spec.compression,
         progress,
     );
     match pushed.await {

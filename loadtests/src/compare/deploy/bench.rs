@@ -92,17 +92,20 @@ impl Bench {
         let repository = format!("deploy/{}:{round}", way.slug());
         let image = format!("{}/{repository}", bed.registry.address());
         let command = if way.is_ours() {
-            self.deploy(&bed, &layer, &image)
+            self.deploy(&bed, way, &layer, &image)
         } else {
             self.buildx(way, &layer, &way.output(&image))
         };
         timed(command, &bed.registry, &repository)
     }
 
-    fn deploy(&self, bed: &Testbed, layer: &str, image: &str) -> Command {
+    fn deploy(&self, bed: &Testbed, way: Way, layer: &str, image: &str) -> Command {
         let mut command = bed.slipway(&["deploy", "--org", "acme", "--app", "bench"]);
         command.args(["--remote-only", "--progress", "quiet"]);
         command.args(["--image", image, "--build-arg", layer]);
+        if way == Way::SlipwayZstd {
+            command.args(["--compression", "zstd"]);
+        }
         command.arg(self.machine.root().join("context"));
         command
     }
@@ -118,7 +121,7 @@ impl Bench {
         }
         arguments.push("/context");
         match way {
-            Way::Slipway => self.machine.command("docker", &arguments),
+            Way::Slipway | Way::SlipwayZstd => self.machine.command("docker", &arguments),
             Way::BuildxGzip | Way::BuildxZstd => self.containerd.docker(&arguments),
             Way::BuildxClassic => self.classic.docker(&arguments),
         }

@@ -13,7 +13,7 @@ use anyhow::Result;
 use bench::Bench;
 use ways::{PEERS, Way};
 
-const OURS: [Way; 1] = [Way::Slipway];
+const OURS: [Way; 2] = [Way::Slipway, Way::SlipwayZstd];
 
 /// Runs the cases that were asked for.
 pub(super) fn run(run: &mut Run) -> Result<()> {
@@ -44,7 +44,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         contenders: OURS.into_iter().chain(PEERS).map(contender).collect(),
         bars: vec![
             Bar::times(Way::Slipway.name(), Way::BuildxGzip.name(), 4.0),
-            Bar::times(Way::Slipway.name(), Way::BuildxZstd.name(), 2.0),
+            Bar::times(Way::SlipwayZstd.name(), Way::BuildxZstd.name(), 2.0),
         ],
         size_reference: Some(Way::BuildxGzip.name()),
     })

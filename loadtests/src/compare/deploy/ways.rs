@@ -5,6 +5,8 @@
 pub(super) enum Way {
     /// `slipway deploy` to a warm builder of a farm on this machine.
     Slipway,
+    /// The same with `--compression zstd`.
+    SlipwayZstd,
     /// `buildx build --push`, dockerd with containerd's image store.
     BuildxGzip,
     /// The same with zstd and nothing that a push does not need, pushed by BuildKit itself.
@@ -20,6 +22,7 @@ impl Way {
     pub(super) fn name(self) -> &'static str {
         match self {
             Way::Slipway => "slipway deploy",
+            Way::SlipwayZstd => "slipway deploy --compression zstd",
             Way::BuildxGzip => "buildx --push (containerd store)",
             Way::BuildxZstd => "buildx zstd -1, no unpack, no store",
             Way::BuildxClassic => "buildx --push (docker's store)",
@@ -30,6 +33,7 @@ impl Way {
     pub(super) fn slug(self) -> &'static str {
         match self {
             Way::Slipway => "slipway",
+            Way::SlipwayZstd => "slipway-zstd",
             Way::BuildxGzip => "gzip",
             Way::BuildxZstd => "zstd",
             Way::BuildxClassic => "classic",
@@ -37,13 +41,13 @@ impl Way {
     }
 
     pub(super) fn is_ours(self) -> bool {
-        self == Way::Slipway
+        matches!(self, Way::Slipway | Way::SlipwayZstd)
     }
 
     /// Arguments of `buildx build` that push to `image`.
     pub(super) fn output(self, image: &str) -> Vec<String> {
         match self {
-            Way::Slipway => Vec::new(),
+            Way::Slipway | Way::SlipwayZstd => Vec::new(),
             Way::BuildxGzip | Way::BuildxClassic => {
                 ["--push", "--tag", image].map(str::to_owned).to_vec()
             }

@@ -185,6 +185,8 @@ pub(super) struct StartBuildInput {
     /// Attributes of the frontend. They are kept with the build, so they are no place for secrets.
     #[graphql(default)]
     frontend_attrs: Vec<FrontendAttrInput>,
+    /// Compression of the pushed layers: `gzip`, `gzip:LEVEL`, `zstd` or `zstd:LEVEL`. gzip, fast, if absent.
+    compression: Option<String>,
     /// Id of the BuildKit session that serves the context (`X-Docker-Expose-Session-Uuid` of `POST /session`).
     session: String,
     /// For the push; the org's stored credential for the registry if absent.
@@ -240,10 +242,18 @@ impl StartBuildInput {
                 }
             },
         );
+        let compression = self
+            .compression
+            .map(|text| text.parse())
+            .transpose()
+            .map_err(|error: slipway_core::compression::CompressionError| {
+                Problem::new(Code::Invalid, error.to_string())
+            })?;
         let spec = BuildSpec {
             image: self.image,
             push: self.push,
             frontend_attrs,
+            compression,
         };
         Ok(AskedBuild {
             spec,
