@@ -6,6 +6,8 @@ use slipway_loadtests::testbed::{Testbed, show, wait_for};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// OCI image-spec 1.1, "Media Types".
+const ZSTD_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const DOCKERFILE: &str = "\
 FROM debian:trixie AS build
 RUN --mount=type=cache,target=/cache echo compile >> /cache/log && cp /cache/log /log
@@ -105,6 +107,15 @@ fn a_deploy_is_pushed_and_the_next_one_is_cached_even_after_the_builder_ended() 
     })?;
     let woken = deploy(&bed, &dir, "4")?;
     ensure!(woken["digest"] == changed["digest"], "the cache was lost");
+
+    let settings = "app = \"web\"\n[build]\ncompression = \"zstd:3\"\n";
+    std::fs::write(dir.join("slipway.toml"), settings)?;
+    deploy(&bed, &dir, "5")?;
+    let (_, body) = bed.registry.get("/v2/web/manifests/5")?;
+    let manifest: Value = serde_json::from_str(&body)?;
+    let layers = manifest["layers"].as_array().context("layers")?;
+    let is_zstd = |layer: &Value| layer["mediaType"] == ZSTD_LAYER;
+    ensure!(!layers.is_empty() && layers.iter().all(is_zstd), "{body}");
     Ok(())
 }
 
