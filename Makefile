@@ -24,8 +24,8 @@ demo: ## Show the main job: build remotely, push, build again warm, idle end, wa
 ONE_DOCKERD = (package(slipway-buildkit) & binary(dockerd)) | (package(slipway-registry-push) & binary(push))
 
 test: setup lint build ## Prove everything
-	SLIPWAY_TEST_ROOTFS=$$(scripts/test-rootfs.sh) cargo test --locked -p slipway-buildkit --test dockerd
-	SLIPWAY_TEST_ROOTFS=$$(scripts/test-rootfs.sh) cargo test --locked -p slipway-registry-push --test push
+	SLIPWAY_TEST_ROOTFS=$$(scripts/test-rootfs.sh) cargo test --locked --workspace --test dockerd
+	SLIPWAY_TEST_ROOTFS=$$(scripts/test-rootfs.sh) cargo test --locked --workspace --test push
 	cargo nextest run --workspace --locked -E 'not ($(ONE_DOCKERD))'
 
 bench: setup ## Print the figures, each against the real alternative

@@ -2,9 +2,10 @@
 #![cfg(target_arch = "x86_64")]
 
 use anyhow::{Context, Result, ensure};
-use slipway_loadtests::testbed::{binaries_dir, cache_dir, checkout_dir};
+use slipway_loadtests::testbed::{binaries_dir, cache_dir, checkout_dir, show};
 use slipway_loadtests::vm::{Init, Vm};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 const WITHIN: Duration = Duration::from_secs(400);
@@ -22,6 +23,39 @@ fn builds_and_ends_on_cgroup_v2() -> Result<()> {
         .file("deploy.sh", &checkout_dir().join("loadtests/vm/deploy.sh"))
         .disk("farm", 8 << 30)
         .run("/run/test/deploy.sh", WITHIN)?;
+    println!("{}\nafter {:?}", end.output, end.took);
+    ensure!(end.exit_code == 0, "it ended with {}", end.exit_code);
+    Ok(())
+}
+
+/// `make install` under systemd: units, user, settings; a restart of both services ends no machine. loadtests/vm/install.sh
+/// says what is looked at.
+#[test]
+fn an_installed_farm_runs_under_systemd() -> Result<()> {
+    let binaries = binaries_dir()?;
+    let dir = tempfile::tempdir()?;
+    let tree = dir.path().join("tree.tar");
+    let packed = Command::new("tar")
+        .arg("-C")
+        .arg(checkout_dir())
+        .arg("-cf")
+        .arg(&tree)
+        .args(["scripts", "docs", "README.md", "CHANGELOG.md"])
+        .output()?;
+    ensure!(packed.status.success(), "tar: {}", show(&packed));
+    let end = Vm::new()?
+        .init(Init::Systemd)
+        .file("slipway", &binaries.join("slipway"))
+        .file("slipway-guest", &binaries.join("slipway-guest"))
+        .file("slipway-push", &binaries.join("slipway-push"))
+        .file("base.squashfs", &cache_dir().join("image/base.squashfs"))
+        .file("tree.tar", &tree)
+        .file(
+            "install.sh",
+            &checkout_dir().join("loadtests/vm/install.sh"),
+        )
+        .disk("farm", 8 << 30)
+        .run("/run/test/install.sh", WITHIN)?;
     println!("{}\nafter {:?}", end.output, end.took);
     ensure!(end.exit_code == 0, "it ended with {}", end.exit_code);
     Ok(())

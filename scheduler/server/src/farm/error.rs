@@ -110,7 +110,7 @@ impl FarmError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Place(PlacementError::NoSuchPlace { .. }) => {
-                Some("choose one of the places that there are")
+                Some("choose one of the places that there are; with none, no host has answered yet")
             }
             Self::Place(PlacementError::NoSpace { .. }) => Some(
                 "ask for smaller caches: `slipway orgs update --volume-size SIZE`; or have the operator add space",
