@@ -117,7 +117,7 @@ impl Target {
     }
 }
 
-/// What almost every target is, `host/repository[:tag]` in plain words, read without the library: its grammar takes 25 ms to get ready, which
+/// What almost every target is, `host/repository[:tag]` in plain words, read without the library: its grammar takes long to get ready, which
 /// is most of the time that the push of an unchanged image takes. `None` leaves the text to the library.
 fn plain(text: &str) -> Option<Target> {
     let (host, rest) = text.split_once('/')?;
