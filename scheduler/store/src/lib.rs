@@ -1,7 +1,7 @@
 //! What Slipway remembers, in domain verbs.
 //!
 //! Owns: the [`Store`] trait, its records, and the SQLite store with its migrations. A store on another database
-//! implements the same trait and passes the same conformance suite (`tests/conformance.rs`).
+//! implements the same trait and passes the same conformance suite (`tests/conformance`).
 //!
 //! Every verb that touches a tenant's data takes the [`slipway_core::id::OrgId`] and filters by it in the statement
 //! itself, so that a forgotten check elsewhere shows an empty answer and not a neighbour's data. The few verbs for the

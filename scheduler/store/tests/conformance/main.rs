@@ -1,0 +1,12 @@
+//! What every store must do, run against real SQLite files, a file of tests for each kind of row. A store on another
+//! database joins by a constructor in `common`.
+
+mod builds;
+mod common;
+mod credentials;
+mod machines;
+mod meta;
+mod orgs;
+mod tenants;
+mod tokens;
+mod volumes;

@@ -1,0 +1,117 @@
+//! Invariant 3: one org never reaches the rows of another.
+
+use crate::common::*;
+
+/// Invariant 3: with every verb and another org's ids, one sees and changes nothing.
+#[tokio::test]
+async fn one_org_cannot_reach_anothers_rows_by_any_verb() {
+    let it = fresh().await;
+    let s = &it.store;
+    let (victim, thief) = (org(s, "victim").await, org(s, "thief").await);
+    let h = host(s, "h", 100).await;
+    let machine = builder(s, &victim, &h).await;
+    let own = builder(s, &thief, &h).await;
+    assert_ne!(own.id, machine.id);
+    let made = build(s, &victim, &machine).await;
+    s.append_build_events(&victim.id, &made.id, &[event(1)])
+        .await
+        .expect("recorded");
+    let credential = SealedCredential {
+        id: CredentialId::from_entropy(entropy()),
+        org: victim.id.clone(),
+        registry: "registry.example".into(),
+        username: "me".into(),
+        sealed: vec![1],
+        created_at: Timestamp(3),
+    };
+    s.put_credential(&credential).await.expect("recorded");
+    let all = || async {
+        (
+            s.all_machines().await.expect("listed"),
+            s.volumes(&victim.id).await.expect("listed"),
+            s.build(&victim.id, &made.id).await.expect("there"),
+            s.credentials(&victim.id).await.expect("listed"),
+        )
+    };
+    let before = all().await;
+    steal_machines(s, &thief.id, &machine).await;
+    steal_builds(s, &thief.id, &made).await;
+    for (app, on) in [(&machine.app, &own.id), (&own.app, &machine.id)] {
+        let new = NewBuild {
+            id: BuildId::from_entropy(entropy()),
+            app: app.clone(),
+            machine: on.clone(),
+            spec: spec(),
+            at: Timestamp(99),
+        };
+        is_missing(s.create_build(&thief.id, &new).await, What::App);
+    }
+    let found = s.credential_for(&thief.id, "registry.example").await;
+    assert_eq!(found.expect("read"), None);
+    let gone = s.delete_credential(&thief.id, &credential.id).await;
+    is_missing(gone, What::Credential);
+    assert_eq!(s.credentials(&thief.id).await.expect("read"), vec![]);
+    assert_eq!(before, all().await);
+}
+
+/// Tries every verb on machines, apps and volumes with ids of a victim.
+async fn steal_machines(s: &SqliteStore, t: &OrgId, machine: &Machine) {
+    let at = Timestamp(99);
+    is_missing(s.app(t, &machine.app).await, What::App);
+    is_missing(s.delete_app(t, &machine.app).await, What::App);
+    is_missing(s.machine(t, &machine.id).await, What::Machine);
+    is_missing(s.volume(t, &machine.volume).await, What::Volume);
+    let condemned = VolumeState::Condemned;
+    is_missing(
+        s.set_volume_state(t, &machine.volume, condemned).await,
+        What::Volume,
+    );
+    s.forget_volume(t, &machine.volume)
+        .await
+        .expect("nothing to forget");
+    let record = MachineRecord {
+        generation: Generation(9),
+        intent: Intent::Stopped,
+        state: MachineState::Stopped,
+        failed_starts: 0,
+        volume_replaced: false,
+        last_error: None,
+        notice: None,
+        at,
+    };
+    is_missing(
+        s.record_machine(t, &machine.id, &record).await,
+        What::Machine,
+    );
+    let new = VolumeId::from_entropy(entropy());
+    let (old, aside) = (&machine.volume, VolumeState::Aside);
+    is_missing(
+        s.replace_volume(t, &machine.id, old, aside, &new, at).await,
+        What::Machine,
+    );
+}
+
+/// Tries every verb on builds with the id of a victim's.
+async fn steal_builds(s: &SqliteStore, t: &OrgId, made: &Build) {
+    let at = Timestamp(99);
+    is_missing(s.build(t, &made.id).await, What::Build);
+    is_missing(s.build_events(t, &made.id, 0).await, What::Build);
+    is_missing(
+        s.append_build_events(t, &made.id, &[event(2)]).await,
+        What::Build,
+    );
+    is_missing(
+        s.finish_build(t, &made.id, &BuildOutcome::Cancelled, at)
+            .await,
+        What::Build,
+    );
+    s.mark_build_running(t, &made.id)
+        .await
+        .expect("nothing to mark");
+    let filter = BuildFilter {
+        before: Some(made.id.clone()),
+        limit: 10,
+        app: None,
+    };
+    assert_eq!(s.builds(t, &filter).await.expect("read"), vec![]);
+}

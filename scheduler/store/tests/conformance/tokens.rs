@@ -1,0 +1,131 @@
+//! Tokens.
+
+use crate::common::*;
+
+#[tokio::test]
+async fn tokens_are_found_by_id_whoever_has_them() {
+    let it = fresh().await;
+    let acme = org(&it.store, "acme").await;
+    for (n, owner) in [(1, Some(acme.id.clone())), (2, None)] {
+        let mut token = Token {
+            id: TokenId::from_entropy(entropy()),
+            org: owner.clone(),
+            app: None,
+            name: "ci".into(),
+            role: TokenRole::Deploy,
+            created_at: Timestamp(1),
+            expires_at: Some(Timestamp(2)),
+            revoked_at: None,
+            last_used_at: None,
+        };
+        assert_eq!(it.store.token(&token.id).await.expect("read"), None);
+        it.store
+            .create_token(&token, &SecretHash([n; 32]))
+            .await
+            .expect("recorded");
+        assert_eq!(
+            it.store.token(&token.id).await.expect("read"),
+            Some(token.clone())
+        );
+        it.store
+            .revoke_token(owner.as_ref(), &token.id, Timestamp(3))
+            .await
+            .expect("revoked");
+        token.revoked_at = Some(Timestamp(3));
+        assert_eq!(it.store.token(&token.id).await.expect("read"), Some(token));
+    }
+}
+
+#[tokio::test]
+async fn tokens_are_found_by_hash_and_listed_by_org() {
+    let it = fresh().await;
+    let (acme, rival) = (org(&it.store, "acme").await, org(&it.store, "rival").await);
+    let token = |org: Option<&Org>, app| Token {
+        id: TokenId::from_entropy(entropy()),
+        org: org.map(|o| o.id.clone()),
+        app,
+        name: "ci".into(),
+        role: TokenRole::Deploy,
+        created_at: Timestamp(1),
+        expires_at: Some(Timestamp(99)),
+        revoked_at: None,
+        last_used_at: None,
+    };
+    let (ours, admin) = (token(Some(&acme), None), token(None, None));
+    it.store
+        .create_token(&ours, &SecretHash([1; 32]))
+        .await
+        .expect("recorded");
+    it.store
+        .create_token(&admin, &SecretHash([2; 32]))
+        .await
+        .expect("recorded");
+    assert_eq!(
+        it.store
+            .token_by_hash(&SecretHash([1; 32]))
+            .await
+            .expect("read"),
+        Some(ours.clone())
+    );
+    assert_eq!(
+        it.store
+            .token_by_hash(&SecretHash([3; 32]))
+            .await
+            .expect("read"),
+        None
+    );
+    assert_eq!(
+        it.store.tokens(Some(&acme.id)).await.expect("read"),
+        vec![ours.clone()]
+    );
+    assert_eq!(it.store.tokens(None).await.expect("read"), vec![admin]);
+    assert_eq!(
+        it.store.tokens(Some(&rival.id)).await.expect("read"),
+        vec![]
+    );
+
+    let (at, later) = (Timestamp(5), Timestamp(6));
+    is_missing(
+        it.store.revoke_token(Some(&rival.id), &ours.id, at).await,
+        What::Token,
+    );
+    is_missing(it.store.revoke_token(None, &ours.id, at).await, What::Token);
+    it.store
+        .revoke_token(Some(&acme.id), &ours.id, at)
+        .await
+        .expect("revoked");
+    it.store
+        .revoke_token(Some(&acme.id), &ours.id, later)
+        .await
+        .expect("revoked twice");
+    it.store
+        .touch_token(&ours.id, later)
+        .await
+        .expect("touched");
+    let read = it
+        .store
+        .token_by_hash(&SecretHash([1; 32]))
+        .await
+        .expect("read")
+        .expect("there");
+    assert_eq!(
+        (read.revoked_at, read.last_used_at),
+        (Some(at), Some(later))
+    );
+
+    // A token cannot be scoped to another org's app.
+    let theirs = App {
+        id: AppId::from_entropy(entropy()),
+        org: rival.id.clone(),
+        name: "web".into(),
+        role: AppRole::User,
+        billable: true,
+        created_at: Timestamp(1),
+    };
+    it.store.create_app(&theirs).await.expect("an app");
+    let crossed = token(Some(&acme), Some(theirs.id));
+    is_missing(
+        it.store.create_token(&crossed, &SecretHash([4; 32])).await,
+        What::App,
+    );
+}
