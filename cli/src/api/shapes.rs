@@ -133,6 +133,8 @@ pub(crate) struct Build {
     pub(crate) error: Option<String>,
     /// What to do about that.
     pub(crate) hint: Option<String>,
+    /// Number of its newest event.
+    pub(crate) last_seq: u64,
 }
 
 /// A volume.

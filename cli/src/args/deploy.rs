@@ -10,13 +10,18 @@ use std::path::PathBuf;
 /// The directory's slipway.toml (or else its fly.toml) says which app it is; flags go before the file.
 /// Only what changed since the last build is sent.
 ///
-/// Standard output gets the pushed reference, or JSON lines with --json; progress goes to standard error.
+/// Standard output gets the pushed reference (the build's id with --detach), or JSON lines with --json; progress goes to
+/// standard error.
+///
+/// With --detach it returns once the directory is sent. A process stays in the background until the build's steps are
+/// done: they may still ask it for secrets and logins of registries, and fail if it was killed.
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = "Examples:
   slipway deploy
   slipway deploy ./api --app api --image registry.example/team/api:1.4
   slipway deploy --build-arg VERSION=1.4 --build-arg CI --secret id=npm,src=$HOME/.npmrc
   slipway deploy --build-only --target test
+  slipway builds attach $(slipway deploy --detach)
   slipway deploy --json | jq -r 'select(.type==\"result\").digest'")]
 pub(crate) struct DeployArgs {
     /// Directory that is sent as the build's context
@@ -86,6 +91,9 @@ pub(crate) struct DeployArgs {
     /// Build without a push
     #[arg(long, conflicts_with = "push", help_heading = "Where")]
     pub(crate) build_only: bool,
+    /// Return once the directory is sent; the build goes on. Builds remotely
+    #[arg(short, long, conflicts_with = "local_only", help_heading = "Output")]
+    pub(crate) detach: bool,
     /// Compression of the pushed layers: gzip, gzip:LEVEL (1 fast to 12 small), zstd or zstd:LEVEL (1 to 19). gzip:1 by default
     #[arg(
         long,

@@ -1,6 +1,6 @@
 //! Flags of every command but `slipway deploy`.
 
-use super::OrgArg;
+use super::{OrgArg, ProgressMode};
 use clap::{Args, Subcommand};
 use slipway_core::isolation::Isolation;
 use slipway_core::units::ByteSize;
@@ -227,10 +227,23 @@ pub(crate) enum BuildsVerb {
         /// Id, as bld_...
         id: String,
     },
-    /// Print a build's output; follows it while it runs
+    /// Print a build's output so far
     Logs {
         /// Id, as bld_...
         id: String,
+        /// Go on until the build ends
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Show a build's live progress, from any computer, and end as its deploy would
+    ///
+    /// Ctrl-C ends the showing (exit code 130); the build goes on.
+    Attach {
+        /// Id, as bld_...
+        id: String,
+        /// How progress is shown
+        #[arg(long, value_enum, default_value_t = ProgressMode::Auto, env = "SLIPWAY_PROGRESS", value_name = "MODE")]
+        progress: ProgressMode,
     },
     /// Cancel a build
     Cancel {

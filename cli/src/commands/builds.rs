@@ -4,7 +4,7 @@ use super::context::Caller;
 use crate::api::queries;
 use crate::api::shapes::Build;
 use crate::args::BuildsVerb;
-use crate::deploy::{seconds, show_log};
+use crate::deploy::{attach, seconds, show_log};
 use crate::exit::Outcome;
 use crate::printer::Printer;
 use slipway_core::units::ByteSize;
@@ -34,7 +34,8 @@ pub(crate) async fn run(verb: BuildsVerb, caller: &Caller, printer: Printer) -> 
             );
         }
         BuildsVerb::Show { id } => show(&queries::build(&client, &id).await?, printer),
-        BuildsVerb::Logs { id } => show_log(&client, &id, printer).await?,
+        BuildsVerb::Logs { id, follow } => show_log(&client, &id, follow, printer).await?,
+        BuildsVerb::Attach { id, progress } => attach(&id, progress, &client, printer).await?,
         BuildsVerb::Cancel { id } => {
             let build = queries::cancel_build(&client, &id).await?;
             printer.note(&format!(

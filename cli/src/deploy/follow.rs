@@ -92,7 +92,7 @@ impl<'a> Follower<'a> {
             why.message()
         ))
         .hint(format!(
-            "the build may still run; `slipway builds logs {}` shows it",
+            "the build may still run; `slipway builds attach {}` shows it",
             self.build
         ))
     }

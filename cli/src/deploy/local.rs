@@ -149,10 +149,10 @@ pub(super) async fn run(
         size_bytes: u64::try_from(size).unwrap_or(0),
         steps_cached,
         steps,
-        sent_bytes: factory.stats().bytes,
+        sent_bytes: Some(factory.stats().bytes),
         time: Times {
             total_ms: view.elapsed_ms(),
-            wake_ms,
+            wake_ms: Some(wake_ms),
             queued_ms: 0,
             context_ms: view.board().context_ms(),
             build_ms,

@@ -2,6 +2,8 @@
 //!
 //! Owns the order of things; [`plan`] checks, [`remote`] and [`local`] build, [`progress`] and [`summary`] show.
 
+mod attach;
+mod detach;
 mod follow;
 mod local;
 mod plan;
@@ -19,6 +21,8 @@ use crate::docker_context::DockerConfig;
 use crate::docker_logins::DockerLogins;
 use crate::exit::{Failure, FailureKind, Outcome};
 use crate::printer::{Format, Printer};
+pub(crate) use attach::show_log;
+use detach::HandOver;
 use plan::{Place, Plan};
 use progress::View;
 pub(crate) use progress::seconds;
@@ -42,16 +46,53 @@ enum LastLine<'a> {
 /// # Errors
 /// Whoever's fault it was, with a hint.
 pub(crate) async fn run(args: &DeployArgs, caller: &Caller, printer: Printer) -> Outcome<()> {
-    let result = build(args, caller, printer).await;
+    let mut view = View::new(printer, args.progress);
+    if !args.detach {
+        let done = build(args, caller, None, &mut view).await;
+        return conclude(done, args.progress, printer, Summary::reference);
+    }
+    let Some(hand_over) = HandOver::of_this_process() else {
+        return detach::supervise().await;
+    };
+    let done = build(args, caller, Some(hand_over), &mut view).await;
+    // Whether or not the build was quicker than the detach, the caller's script gets the same.
+    let id = |summary: &Summary| summary.build.clone().unwrap_or_default();
+    conclude(done, args.progress, printer, id)
+}
+
+/// Shows the live progress of a build that somebody else started, to its end, and prints what came of it.
+///
+/// # Errors
+/// Whoever's fault the build's failure was; interrupted, after which the build goes on.
+pub(crate) async fn attach(
+    id: &str,
+    progress: ProgressMode,
+    client: &ApiClient,
+    printer: Printer,
+) -> Outcome<()> {
+    let mut view = View::new(printer, progress);
+    let result = attach::attach(client, id, &mut view).await.map(Some);
+    end_view(&mut view, &result);
+    conclude(result, progress, printer, Summary::reference)
+}
+
+/// Prints how it ended; `name` is what a script gets of a success.
+fn conclude(
+    result: Outcome<Option<Summary>>,
+    progress: ProgressMode,
+    printer: Printer,
+    name: impl Fn(&Summary) -> String,
+) -> Outcome<()> {
     match (&result, printer.format()) {
-        (Ok(summary), Format::Json) => printer.json(&LastLine::Result(summary)),
-        (Ok(summary), Format::Human) => {
-            if args.progress != ProgressMode::Quiet {
+        (Ok(None), _) => {}
+        (Ok(Some(summary)), Format::Json) => printer.json(&LastLine::Result(summary)),
+        (Ok(Some(summary)), Format::Human) => {
+            if progress != ProgressMode::Quiet {
                 for line in summary.lines() {
                     printer.note(&line);
                 }
             }
-            printer.data(&summary.reference());
+            printer.data(&name(summary));
         }
         (Err(failure), Format::Json) => printer.json(&LastLine::Error {
             exit_code: failure.code(),
@@ -63,49 +104,44 @@ pub(crate) async fn run(args: &DeployArgs, caller: &Caller, printer: Printer) ->
     result.map(drop)
 }
 
-async fn build(args: &DeployArgs, caller: &Caller, printer: Printer) -> Outcome<Summary> {
+/// Takes the live part off the terminal; what a failed step said is shown last.
+fn end_view(view: &mut View, result: &Outcome<Option<Summary>>) {
+    view.finish();
+    if let Err(failure) = result
+        && failure.kind() != FailureKind::Interrupted
+    {
+        view.show_failed_step();
+    }
+}
+
+async fn build(
+    args: &DeployArgs,
+    caller: &Caller,
+    hand_over: Option<HandOver>,
+    view: &mut View,
+) -> Outcome<Option<Summary>> {
     let config = ProjectConfig::load(&args.dir, args.config.as_deref())?;
     let env = |name: &str| std::env::var(name).ok();
     let plan = Plan::new(args, &config, &env)?;
     let image = plan.image_for(&fresh_tag()?)?;
     for warning in &plan.warnings {
-        printer.warn(warning);
+        view.note(&format!("warning: {warning}"));
     }
     let docker = match DockerConfig::locate() {
         Ok(config) => config.logins(),
         Err(_) => DockerLogins::default(),
     };
-    let mut view = View::new(printer, args.progress);
     let result = match choose(&plan).await? {
-        Chosen::Local(daemon) => local::run(&plan, &image, &daemon, &docker, &mut view).await,
+        Chosen::Local(daemon) => local::run(&plan, &image, &daemon, &docker, view)
+            .await
+            .map(Some),
         Chosen::Remote => {
             let client: ApiClient = caller.client()?;
-            remote::run(&plan, &image, &client, &docker, &mut view).await
+            remote::run(&plan, &image, &client, &docker, hand_over, view).await
         }
     };
-    view.finish();
-    if let Err(failure) = &result
-        && failure.kind() != FailureKind::Interrupted
-    {
-        view.show_failed_step();
-    }
+    end_view(view, &result);
     result
-}
-
-/// Prints what a build says, from its first word to its last, following it while it runs.
-///
-/// # Errors
-/// Whoever's fault it is that the log cannot be read.
-pub(crate) async fn show_log(client: &ApiClient, id: &str, printer: Printer) -> Outcome<()> {
-    let mut view = View::for_log(printer);
-    let mut follower = follow::Follower::new(client, id);
-    while view.board().outcome().is_none() {
-        match follower.hear(view.board().last_seq()).await? {
-            follow::Heard::Event(event) => view.event(&event),
-            follow::Heard::Broken(why) => printer.note(&format!("{why}; connecting again")),
-        }
-    }
-    Ok(())
 }
 
 /// Where the build runs.

@@ -139,7 +139,7 @@ impl Plan {
             compression: args.compression.or(config.build.compression),
             secrets: secret::read_all(&args.secret, env)?,
             arch,
-            place: match (args.remote_only, args.local_only) {
+            place: match (args.remote_only || args.detach, args.local_only) {
                 (true, _) => Place::Remote,
                 (false, true) => Place::Local,
                 (false, false) => Place::Auto,

@@ -2,11 +2,13 @@
 //!
 //! Must not know how a session is served or progress is drawn.
 
-use super::follow::{Follower, Heard};
+use super::attach::show;
+use super::detach::HandOver;
+use super::follow::Follower;
 use super::plan::{Plan, Push};
 use super::progress::View;
 use super::session::{Gateway, OpenSession, SessionFactory, StreamState};
-use super::summary::{Summary, Times};
+use super::summary::{Sender, Summary};
 use crate::api::ApiClient;
 use crate::api::queries;
 use crate::api::shapes::{Build, NewBuild};
@@ -17,7 +19,8 @@ use crate::limits::{CANCEL_WAIT_MAX, CONTEXT_WARN_BYTES, TREE_PERIOD};
 use slipway_core::build::{BuildOutcome, RegistryCredential};
 use std::sync::Arc;
 
-/// Builds remotely; gives what to print.
+/// Builds remotely; gives what to print. With `hand_over`, the caller is let go once the directory is sent, and then there
+/// is nothing to print.
 ///
 /// # Errors
 /// Whoever's fault it was, with a hint; interrupted after the build was cancelled.
@@ -26,8 +29,9 @@ pub(super) async fn run(
     image: &str,
     client: &ApiClient,
     docker: &DockerLogins,
+    hand_over: Option<HandOver>,
     view: &mut View,
-) -> Outcome<Summary> {
+) -> Outcome<Option<Summary>> {
     let mut interrupts = Interrupts::new()?;
     let factory = Arc::new(SessionFactory::new(plan, docker).await?);
     view.status("connecting");
@@ -61,17 +65,26 @@ pub(super) async fn run(
     )
     .await?;
     view.status("building");
-    let outcome = follow(
+    let followed = follow(
         client,
         &build,
         &mut session,
         &factory,
+        hand_over,
         view,
         &mut interrupts,
     )
     .await?;
     drop(session);
-    conclude(plan, image, &build, outcome, &factory, view, wake_ms)
+    let Some(outcome) = followed else {
+        return Ok(None);
+    };
+    let sender = Sender {
+        total_ms: view.elapsed_ms(),
+        wake_ms,
+        sent_bytes: factory.stats().bytes,
+    };
+    Summary::of_build(&build, outcome, view.board(), Some(sender)).map(Some)
 }
 
 /// What there is before the build.
@@ -200,20 +213,22 @@ async fn cancel(
     }
 }
 
-/// Shows events until the last one. Ctrl-C cancels the build.
+/// Shows events until the last one; Ctrl-C cancels the build. Once the caller was let go, to the last one that matters for
+/// the session, and a signal ends this process alone: then there is no outcome.
 async fn follow(
     client: &ApiClient,
     build: &Build,
     session: &mut OpenSession,
     factory: &SessionFactory,
+    mut hand_over: Option<HandOver>,
     view: &mut View,
     interrupts: &mut Interrupts,
-) -> Outcome<BuildOutcome> {
+) -> Outcome<Option<BuildOutcome>> {
     let mut follower = Follower::new(client, &build.id);
     let mut ticks = tokio::time::interval(TREE_PERIOD);
     let mut large_context_told = false;
-    // Said once for each time that the connection breaks, not for each try.
     let mut broken_told = false;
+    let mut detached = false;
     loop {
         let hearing = follower.hear(view.board().last_seq());
         tokio::pin!(hearing);
@@ -223,29 +238,30 @@ async fn follow(
                 state = session.changed() => tell_session(&state, view),
                 _ = ticks.tick() => view.tick(),
                 () = interrupts.wait() => {
+                    if detached {
+                        return Ok(None);
+                    }
                     return Err(cancel(client, build, view, interrupts).await);
                 }
             }
         };
-        match heard {
-            Heard::Event(event) => {
-                if std::mem::take(&mut broken_told) {
-                    view.note("connected again; the build went on meanwhile");
-                }
-                view.event(&event);
-                if let Some(outcome) = view.board().outcome() {
-                    return Ok(outcome.clone());
-                }
-                if !large_context_told && factory.stats().bytes > CONTEXT_WARN_BYTES {
-                    large_context_told = true;
-                    view.note(&large_context_warning());
-                }
+        show(heard, &mut broken_told, view);
+        if detached {
+            if view.board().is_solved() {
+                return Ok(None);
             }
-            Heard::Broken(why) => {
-                if !std::mem::replace(&mut broken_told, true) {
-                    view.note(&format!("{why}; connecting again"));
-                }
-            }
+            continue;
+        }
+        if let Some(outcome) = view.board().outcome() {
+            return Ok(Some(outcome.clone()));
+        }
+        if !large_context_told && factory.stats().bytes > CONTEXT_WARN_BYTES {
+            large_context_told = true;
+            view.note(&large_context_warning());
+        }
+        if let Some(hand_over) = hand_over.take_if(|_| view.board().context_is_sent()) {
+            hand_over.done(build, view.silence())?;
+            detached = true;
         }
     }
 }
@@ -264,59 +280,5 @@ fn tell_session(state: &StreamState, view: &View) {
         StreamState::Broken(why) => tracing::debug!(why, "build session broke"),
         // The build itself will say what it lacks, if it still lacks anything.
         StreamState::Failed(failure) => view.note(&format!("warning: {}", failure.message())),
-    }
-}
-
-fn conclude(
-    plan: &Plan,
-    image: &str,
-    build: &Build,
-    outcome: BuildOutcome,
-    factory: &SessionFactory,
-    view: &View,
-    wake_ms: u64,
-) -> Outcome<Summary> {
-    match outcome {
-        BuildOutcome::Succeeded {
-            image_id,
-            digest,
-            size_bytes,
-            build_ms,
-            push_ms,
-        } => {
-            let board = view.board();
-            let (steps_cached, steps) = board.cached_steps();
-            Ok(Summary {
-                app: plan.app.clone(),
-                build: Some(build.id.clone()),
-                image: image.to_owned(),
-                image_id,
-                digest,
-                size_bytes,
-                steps_cached,
-                steps,
-                sent_bytes: factory.stats().bytes,
-                time: Times {
-                    total_ms: view.elapsed_ms(),
-                    wake_ms,
-                    queued_ms: board.queued_ms(),
-                    context_ms: board.context_ms(),
-                    build_ms,
-                    push_ms,
-                },
-            })
-        }
-        BuildOutcome::Failed {
-            fault,
-            message,
-            hint,
-        } => Err(Failure::with_fault(fault, message)
-            .maybe_hint(hint)
-            .hint(format!(
-                "`slipway builds logs {}` shows all of its output",
-                build.id
-            ))),
-        BuildOutcome::Cancelled => Err(Failure::user(format!("build {} was cancelled", build.id))
-            .hint("somebody ended it with `slipway builds cancel`; deploy again to build it")),
     }
 }

@@ -1,8 +1,11 @@
 //! What a deploy came to: image, digest, size, where the time went, what the cache saved.
 
-use super::progress::{bytes, seconds};
+use super::progress::{Board, bytes, seconds};
+use crate::api::shapes::Build;
+use crate::exit::{Failure, Outcome};
 use crate::printer::record_lines;
 use serde::Serialize;
+use slipway_core::build::BuildOutcome;
 
 /// The result of a deploy; printed for people, or as the last JSON document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -23,8 +26,8 @@ pub(crate) struct Summary {
     pub(crate) steps_cached: usize,
     /// Dockerfile steps in all.
     pub(crate) steps: usize,
-    /// Context, Dockerfile and all else that went to the builder.
-    pub(crate) sent_bytes: u64,
+    /// Context, Dockerfile and all else that went to the builder; absent for who did not send it.
+    pub(crate) sent_bytes: Option<u64>,
     /// Where the time went.
     pub(crate) time: Times,
 }
@@ -32,10 +35,10 @@ pub(crate) struct Summary {
 /// Where the time went, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub(crate) struct Times {
-    /// From the command's start to its end.
+    /// From the command's start to its end; of a build that was attached to, from its acceptance.
     pub(crate) total_ms: u64,
-    /// Until the builder answered: short if it ran.
-    pub(crate) wake_ms: u64,
+    /// Until the builder answered: short if it ran. Absent for who did not wake it.
+    pub(crate) wake_ms: Option<u64>,
     /// Behind other builds.
     pub(crate) queued_ms: u64,
     /// Sending the context; a part of the build.
@@ -46,7 +49,75 @@ pub(crate) struct Times {
     pub(crate) push_ms: u64,
 }
 
+/// What one client alone knows of a build, because it sent it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sender {
+    /// From the command's start.
+    pub(super) total_ms: u64,
+    /// Until the builder answered.
+    pub(super) wake_ms: u64,
+    /// What went to the builder.
+    pub(super) sent_bytes: u64,
+}
+
 impl Summary {
+    /// Of a build on a builder that has ended.
+    ///
+    /// # Errors
+    /// It failed, by whosever fault, or was cancelled.
+    pub(super) fn of_build(
+        build: &Build,
+        outcome: BuildOutcome,
+        board: &Board,
+        sender: Option<Sender>,
+    ) -> Outcome<Self> {
+        match outcome {
+            BuildOutcome::Succeeded {
+                image_id,
+                digest,
+                size_bytes,
+                build_ms,
+                push_ms,
+            } => {
+                let (steps_cached, steps) = board.cached_steps();
+                Ok(Self {
+                    app: build.app.clone(),
+                    build: Some(build.id.clone()),
+                    image: build.image.clone(),
+                    image_id,
+                    digest,
+                    size_bytes,
+                    steps_cached,
+                    steps,
+                    sent_bytes: sender.map(|sender| sender.sent_bytes),
+                    time: Times {
+                        total_ms: sender.map_or(board.last_ms(), |sender| sender.total_ms),
+                        wake_ms: sender.map(|sender| sender.wake_ms),
+                        queued_ms: board.queued_ms(),
+                        context_ms: board.context_ms(),
+                        build_ms,
+                        push_ms,
+                    },
+                })
+            }
+            BuildOutcome::Failed {
+                fault,
+                message,
+                hint,
+            } => Err(Failure::with_fault(fault, message)
+                .maybe_hint(hint)
+                .hint(format!(
+                    "`slipway builds logs {}` shows all of its output",
+                    build.id
+                ))),
+            BuildOutcome::Cancelled => Err(Failure::user(format!(
+                "build {} was cancelled",
+                build.id
+            ))
+            .hint("somebody ended it with `slipway builds cancel`; deploy again to build it")),
+        }
+    }
+
     /// `image@digest`: what others can pull, for ever.
     pub(crate) fn reference(&self) -> String {
         match &self.digest {
@@ -58,7 +129,11 @@ impl Summary {
     /// For people.
     pub(crate) fn lines(&self) -> Vec<String> {
         let time = &self.time;
-        let mut parts = vec![format!("builder {}", seconds(time.wake_ms))];
+        let mut parts: Vec<String> = time
+            .wake_ms
+            .map(|wake_ms| format!("builder {}", seconds(wake_ms)))
+            .into_iter()
+            .collect();
         if time.queued_ms > 100 {
             parts.push(format!("queue {}", seconds(time.queued_ms)));
         }
@@ -68,7 +143,7 @@ impl Summary {
         if self.digest.is_some() {
             parts.push(format!("push {}", seconds(time.push_ms)));
         }
-        record_lines(&[
+        let mut fields = vec![
             ("image", self.image.clone()),
             (
                 "digest",
@@ -81,12 +156,13 @@ impl Summary {
                 "steps",
                 format!("{} of {} from the cache", self.steps_cached, self.steps),
             ),
-            ("sent", bytes(self.sent_bytes)),
-            (
-                "time",
-                format!("{}: {}", seconds(time.total_ms), parts.join(", ")),
-            ),
-        ])
+        ];
+        fields.extend(self.sent_bytes.map(|sent| ("sent", bytes(sent))));
+        fields.push((
+            "time",
+            format!("{}: {}", seconds(time.total_ms), parts.join(", ")),
+        ));
+        record_lines(&fields)
     }
 }
 
@@ -105,10 +181,10 @@ mod tests {
             size_bytes: 3 << 20,
             steps_cached: 2,
             steps: 5,
-            sent_bytes: 1536,
+            sent_bytes: Some(1536),
             time: Times {
                 total_ms: 4200,
-                wake_ms: 900,
+                wake_ms: Some(900),
                 queued_ms: 0,
                 context_ms: 200,
                 build_ms: 2300,
@@ -127,6 +203,13 @@ mod tests {
             ]
         );
         assert_eq!(summary.reference(), "r/a:1@sha256:2");
+        summary.time.wake_ms = None;
+        summary.sent_bytes = None;
+        let attached = summary.lines().join("\n");
+        assert!(
+            !attached.contains("builder") && !attached.contains("sent"),
+            "{attached}"
+        );
         summary.digest = None;
         assert!(!summary.lines().join("\n").contains("push 0.7s"));
         assert_eq!(summary.reference(), "r/a:1");

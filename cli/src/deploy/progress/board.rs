@@ -42,6 +42,8 @@ pub(crate) struct StepState {
     pub(super) dropped: usize,
     /// Transfers that run, by what they are.
     pub(super) transfers: BTreeMap<String, (u64, u64)>,
+    /// A transfer came to its end.
+    transferred: bool,
     partial: String,
     /// Its end was told.
     told: bool,
@@ -103,6 +105,8 @@ impl Board {
                 let state = &mut self.steps[at];
                 if *done {
                     state.transfers.remove(id);
+                    // One that is given up is told as done, too: with nothing transferred.
+                    state.transferred |= *current > 0;
                     let what = clean(id).trim_end_matches(':').to_owned();
                     changes.push(Change::Transferred {
                         step: at,
@@ -271,11 +275,25 @@ impl Board {
         (cached, all)
     }
 
+    /// Everything that the build takes from the directory has been sent. BuildKit announces all steps of the Dockerfile
+    /// before it starts any: so when one of them has begun, the context's own step is known, if there is one. That step
+    /// starts and completes before its transfer as well; only the end of the transfer tells that it is done.
+    pub(crate) fn context_is_sent(&self) -> bool {
+        let begun = |step: &StepState| step.number > 0 && step.is_of_the_dockerfile();
+        let mut contexts = self.steps.iter().filter(|step| step.is_context());
+        self.steps.iter().any(begun) && contexts.all(|step| step.transferred)
+    }
+
+    /// The solve has ended and is not tried again: nobody asks the session for anything any more.
+    pub(crate) fn is_solved(&self) -> bool {
+        self.outcome.is_some() || !self.push.is_empty()
+    }
+
     /// Milliseconds that the context took.
     pub(crate) fn context_ms(&self) -> u64 {
         self.steps
             .iter()
-            .filter(|step| step.name.starts_with("[internal] load build context"))
+            .filter(|step| step.is_context())
             .filter_map(StepState::duration_ms)
             .sum()
     }
@@ -336,6 +354,11 @@ impl StepState {
     /// It runs now.
     pub(super) fn is_running(&self) -> bool {
         self.started_ms.is_some() && self.completed_ms.is_none()
+    }
+
+    /// It takes the context from the caller.
+    fn is_context(&self) -> bool {
+        self.name.starts_with("[internal] load build context")
     }
 
     /// Names of instructions look like `[2/5] RUN make` or `[build 2/5] RUN make`. `FROM` is none of them: it does no

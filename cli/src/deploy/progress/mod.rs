@@ -9,6 +9,7 @@ mod text;
 mod tree;
 mod view;
 
+pub(crate) use board::Board;
 pub(crate) use text::{bytes, seconds};
 pub(crate) use view::{View, millis};
 

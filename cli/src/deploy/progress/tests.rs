@@ -361,3 +361,42 @@ fn times_are_short() {
         assert_eq!(seconds(ms), text);
     }
 }
+
+#[test]
+fn the_context_is_sent_when_its_transfer_has_ended_and_not_before() {
+    let context = "[internal] load build context";
+    let transfer = |current, done| BuildEvent::Progress {
+        step: format!("sha256:{context}"),
+        id: "transferring context:".to_owned(),
+        current,
+        total: 0,
+        done,
+    };
+    let named = |name, started, ended| BuildEvent::Step(step(name, started, ended));
+    let mut script = Script::new();
+    for (at_ms, event, sent) in [
+        (
+            1,
+            named("[internal] load metadata", Some(0), Some(1)),
+            false,
+        ),
+        (2, named("[1/3] FROM a", Some(2), Some(2)), false),
+        (2, named("[2/3] RUN true", None, None), false),
+        (2, named(context, None, None), false),
+        (3, named("[2/3] RUN true", Some(3), None), false),
+        (4, named(context, Some(4), Some(4)), false),
+        (5, named(context, Some(5), None), false),
+        (6, transfer(3, false), false),
+        (6, transfer(0, true), false),
+        (7, transfer(5, true), true),
+        (8, named(context, Some(5), Some(8)), true),
+    ] {
+        script = script.at(at_ms, event);
+        assert_eq!(script.board.context_is_sent(), sent, "after {at_ms}");
+        assert!(!script.board.is_solved());
+    }
+    let script = script.at(9, push("config", PushState::Waiting, 0, 1));
+    assert!(script.board.is_solved());
+    let without = Script::new().at(1, BuildEvent::Step(step("[1/1] RUN true", Some(1), None)));
+    assert!(without.board.context_is_sent());
+}

@@ -167,6 +167,13 @@ impl View {
         }
     }
 
+    /// Ends what is on the terminal and shows nothing from now on; gives where the last words can go.
+    pub(crate) fn silence(&mut self) -> Printer {
+        self.finish();
+        self.kind = Kind::Quiet;
+        self.printer
+    }
+
     fn now_ms(&self) -> u64 {
         let (base, since) = match self.event_at {
             Some(at) => (self.board.last_ms(), at),
