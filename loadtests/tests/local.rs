@@ -1,9 +1,17 @@
 //! `slipway deploy` with the Docker that runs here: when it was asked for, and when it is chosen by itself.
 
 use anyhow::{Context, Result, ensure};
-use slipway_loadtests::testbed::{Engine, ImageStore, Testbed};
+use nix::sys::signal::Signal;
+use slipway_loadtests::testbed::{Engine, ImageStore, Testbed, running, wait_for};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
+
+const WAIT: Duration = Duration::from_secs(60);
+/// A number that no other process of this computer sleeps for.
+const SLEEP: &str = "sleep 86329";
+/// Nobody listens there.
+const NOBODY: &str = "127.0.0.1:1";
 
 /// `slipway deploy` with a Docker at `socket`, by somebody who is logged in.
 fn deploy(bed: &Testbed, socket: &Path, dir: &Path, image: &str, more: &[&str]) -> Command {
@@ -64,16 +72,55 @@ fn a_local_docker_is_used_when_asked_for_or_when_it_serves() -> Result<()> {
         &["no Docker answers at"],
     )?;
 
-    missing_file(&bed, &socket, &image)
+    Ok(())
 }
 
-fn missing_file(bed: &Testbed, socket: &Path, image: &str) -> Result<()> {
-    let registry = image.rsplit_once("/web").context("an image")?.0;
+/// What goes wrong is whoever's fault it is on a builder, and is told in the same way.
+#[test]
+fn a_local_build_fails_like_a_remote_one() -> Result<()> {
+    let bed = Testbed::start()?;
+    bed.registry.seed(&["busybox"])?;
+    let registry = bed.registry.address().to_owned();
+    let insecure = [registry.clone(), NOBODY.to_owned()];
+    let engine = Engine::start(&bed.dir().join("engine"), ImageStore::Classic, &insecure)?;
+    let (socket, image) = (engine.socket(), format!("{registry}/web:1"));
     let from = format!("FROM {registry}/library/busybox\n");
     let case =
         |name: &str, rest: &str| bed.project(name, &[("Dockerfile", &format!("{from}{rest}\n"))]);
     let missing = case("missing", "COPY nowhere /")?;
-    let local = |dir: &Path, image: &str| deploy(bed, socket, dir, image, &["--local-only"]);
-    bed.refused(&mut local(&missing, image), 1, &["nowhere"])?;
+    let local = |dir: &Path, image: &str| deploy(&bed, &socket, dir, image, &["--local-only"]);
+    bed.refused(&mut local(&missing, &image), 1, &["nowhere"])?;
+
+    // The engine has no bridge.
+    let failing = case("failing", "RUN --network=none echo last words >&2; exit 7")?;
+    let said = bed.refused(&mut local(&failing, &image), 1, &["exit code: 7"])?;
+    let end: Vec<&str> = said.lines().rev().take(4).collect();
+    ensure!(
+        end[3].contains("last words") && end[2] == "------" && end[1].starts_with("error: "),
+        "what the step said is not the last: {said}"
+    );
+
+    let good = case("good", "LABEL good=yes")?;
+    let away = format!("{NOBODY}/web:1");
+    bed.refused(&mut local(&good, &away), 2, &["connection refused"])?;
+    let wrong = format!("{registry}/web/UPPER:1");
+    bed.refused(&mut local(&good, &wrong), 1, &["lower case"])?;
+
+    let long = case(
+        "long",
+        &format!("RUN --network=none echo it sleeps && {SLEEP}"),
+    )?;
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut deploy = bed.start_deploy(&mut local(&long, &image))?;
+        deploy.wait_for("it sleeps", WAIT)?;
+        deploy.signal(signal)?;
+        let (code, said) = deploy.end()?;
+        ensure!(code == Some(130), "{code:?}: {said}");
+        ensure!(said.contains("the build was cancelled"), "{said}");
+        wait_for("the step's end", WAIT, || {
+            ensure!(running(SLEEP) == 0, "{SLEEP} still runs");
+            Ok(())
+        })?;
+    }
     Ok(())
 }

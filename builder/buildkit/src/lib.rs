@@ -21,4 +21,4 @@ pub use session::{
     LocalDir, RegistryLogin, SecretSource, Session, SessionError, SessionOptions, SessionStats,
     StatsHandle,
 };
-pub use solve_error::SolveError;
+pub use solve_error::{SolveError, registry_out_of_reach};

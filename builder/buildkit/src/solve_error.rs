@@ -320,8 +320,9 @@ fn image_cannot_be_had(message: &str) -> bool {
     .any(|part| message.contains(part))
 }
 
-/// The network's fault or the registry's: not the caller's.
-fn registry_out_of_reach(message: &str) -> bool {
+/// Whether words of dockerd or BuildKit about a registry say that the network or the registry failed: not the caller's
+/// fault.
+pub fn registry_out_of_reach(message: &str) -> bool {
     [
         "dial tcp",
         "no such host",

@@ -17,7 +17,7 @@ use bollard::query_parameters::PushImageOptionsBuilder;
 use futures_util::StreamExt;
 use slipway_buildkit::{
     Client, SolveError, SolveEvent, SolveRequest, SolveResult, dial_docker_grpc,
-    dial_docker_session,
+    dial_docker_session, registry_out_of_reach,
 };
 use slipway_core::build::{BuildEvent, NumberedEvent, RegistryCredential, Step};
 use std::path::PathBuf;
@@ -317,14 +317,25 @@ async fn push(
                 let status = info.status.unwrap_or_default();
                 digest = digest.or_else(|| digest_of(&status));
             }
-            Some(Err(error)) => {
-                return Err(Failure::user_caused(format_args!("push {image}"), &error)
-                    .hint("is the registry right, and are you logged in to it? `docker login`"));
-            }
+            Some(Err(error)) => return Err(explain_push(image, &error)),
             None => break,
         }
     }
     digest.ok_or_else(|| Failure::system("Docker ended the push without naming a digest"))
+}
+
+fn explain_push(image: &str, error: &bollard::errors::Error) -> Failure {
+    let action = format_args!("push {image}");
+    match error {
+        bollard::errors::Error::DockerStreamError { error: said }
+            if !registry_out_of_reach(said) =>
+        {
+            Failure::user_caused(action, error)
+                .hint("is the registry right, and are you logged in to it? `docker login`")
+        }
+        _ => Failure::system_caused(action, error)
+            .hint("does the registry answer this computer's Docker? Try again later"),
+    }
 }
 
 fn login(credential: RegistryCredential) -> DockerCredentials {
@@ -361,6 +372,29 @@ mod tests {
         let line = "v1: digest: sha256:00ff size: 528";
         assert_eq!(digest_of(line).as_deref(), Some("sha256:00ff"));
         assert_eq!(digest_of("Pushed"), None);
+    }
+
+    #[test]
+    fn a_registry_that_is_away_is_not_the_caller_s_fault() {
+        let push = |said: &str| {
+            let error = said.to_owned();
+            explain_push(
+                "r/a:1",
+                &bollard::errors::Error::DockerStreamError { error },
+            )
+            .code()
+        };
+        let away = "Get \"https://r/v2/\": dial tcp 127.0.0.1:1: connect: connection refused";
+        assert_eq!(push(away), 2);
+        assert_eq!(
+            push("received unexpected HTTP status: 503 Service Unavailable"),
+            2
+        );
+        assert_eq!(
+            push("denied: requested access to the resource is denied"),
+            1
+        );
+        assert_eq!(push("unauthorized: authentication required"), 1);
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use docker_client::DockerClient;
 pub use engine::{Engine, ImageStore};
 pub use http::Connection;
 pub use image_root::ImageRoot;
-pub use process::{Process, wait_for};
+pub use process::{Process, running, wait_for};
 pub use proxy::{Manner, Proxy};
 pub use registry::Registry;
 

@@ -2,22 +2,11 @@
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use slipway_loadtests::testbed::{Testbed, wait_for};
+use slipway_loadtests::testbed::{Testbed, running, wait_for};
 use std::time::Duration;
 
 /// A number that no other process of this computer sleeps for.
 const SLEEP: &str = "sleep 86327";
-
-fn sleepers() -> usize {
-    let ours = SLEEP.replace(' ', "\0");
-    std::fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok())
-        .filter(|line| line.starts_with(&ours))
-        .count()
-}
 
 #[test]
 fn ctrl_c_cancels_the_build_on_the_builder() -> Result<()> {
@@ -29,7 +18,7 @@ fn ctrl_c_cancels_the_build_on_the_builder() -> Result<()> {
         let mut deploy = bed.start_deploy(&mut bed.deploy(&dir, "long:1"))?;
         deploy.wait_for("it sleeps", Duration::from_secs(60))?;
         wait_for("the step's process", Duration::from_secs(20), || {
-            ensure!(sleepers() > 0, "no such process");
+            ensure!(running(SLEEP) > 0, "no such process");
             Ok(())
         })?;
         deploy.signal(signal)?;
@@ -37,7 +26,7 @@ fn ctrl_c_cancels_the_build_on_the_builder() -> Result<()> {
         ensure!(code == Some(130), "{code:?}: {said}");
         ensure!(said.contains("the build was cancelled"), "{said}");
         wait_for("the step's end", Duration::from_secs(20), || {
-            ensure!(sleepers() == 0, "{SLEEP} still runs");
+            ensure!(running(SLEEP) == 0, "{SLEEP} still runs");
             Ok(())
         })?;
     }
