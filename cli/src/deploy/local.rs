@@ -325,16 +325,21 @@ async fn push(
 }
 
 fn explain_push(image: &str, error: &bollard::errors::Error) -> Failure {
+    use bollard::errors::Error;
     let action = format_args!("push {image}");
-    match error {
-        bollard::errors::Error::DockerStreamError { error: said }
-            if !registry_out_of_reach(said) =>
-        {
-            Failure::user_caused(action, error)
-                .hint("is the registry right, and are you logged in to it? `docker login`")
-        }
-        _ => Failure::system_caused(action, error)
-            .hint("does the registry answer this computer's Docker? Try again later"),
+    let caller_s = if let Error::DockerStreamError { error: said } = error {
+        !registry_out_of_reach(said)
+    } else if let Error::DockerResponseServerError { status_code, .. } = error {
+        (400..500).contains(status_code)
+    } else {
+        false
+    };
+    if caller_s {
+        Failure::user_caused(action, error)
+            .hint("is the registry right, and are you logged in to it? `docker login`")
+    } else {
+        Failure::system_caused(action, error)
+            .hint("does the registry answer this computer's Docker? Try again later")
     }
 }
 
