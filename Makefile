@@ -1,5 +1,5 @@
 # Each target is the only command a newcomer needs: it does the set-up itself. Run as root on Debian 12 or 13.
-.PHONY: help setup build demo test bench install lint schema docs
+.PHONY: help setup build demo test bench fuzz install lint schema docs
 
 # Cargo may just have been installed by the set-up, for this very shell.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -31,6 +31,13 @@ test: setup lint build ## Prove everything
 bench: setup ## Print the figures, each against the real alternative
 	cargo build --release --workspace --locked
 	target/release/slipway-loadtest compare
+
+# Of each target; and which ones, if not all.
+SECONDS = 60
+TARGETS =
+fuzz: ## Try the parsers of foreign bytes under libFuzzer (SECONDS=60 for each, TARGETS="a b")
+	@scripts/setup.sh fuzz
+	scripts/fuzz.sh $(SECONDS) $(TARGETS)
 
 install: ## Install this computer as a farm: programs, settings, systemd units (DESTDIR is honoured)
 	@scripts/setup.sh host

@@ -5,6 +5,7 @@
 #   setup.sh demo     and what runs it: packages, the builder's root image
 #   setup.sh host     and all that a host for keeps can use: LVM, encryption, virtual machines
 #   setup.sh [test]   and what proves it: cargo-nextest, the tests' virtual machine
+#   setup.sh fuzz     what compiles it, and libFuzzer
 #
 # Needs root (or sudo without a password) and a package mirror. Nothing it installs is left running.
 set -euo pipefail
@@ -15,7 +16,10 @@ began=$SECONDS did=0
 stages=(build demo host test)
 # Whether what $1 needs is asked for: each stage has all before it.
 wants() { [[ " ${stages[*]} " == *" $1 "*"${last} "* || $1 == "$last" ]]; }
-last=${1:-test}
+last=${1:-test} extra=
+if [[ $last == fuzz ]]; then
+	last=build extra=fuzz
+fi
 say() { printf 'setup: %s\n' "$*"; }
 die() {
 	printf 'setup: %s\n' "$*" >&2
@@ -38,7 +42,7 @@ run() {
 	((SECONDS - at < 2)) || say "  done in $((SECONDS - at)) s"
 }
 
-[[ " ${stages[*]} " == *" $last "* ]] || die "usage: setup.sh [build|demo|host|test]"
+[[ " ${stages[*]} " == *" $last "* ]] || die "usage: setup.sh [build|demo|host|test|fuzz]"
 root=()
 if [[ $(id -u) != 0 ]]; then
 	sudo -n true 2>/dev/null || die "must be run as root (hint: sudo make setup)"
@@ -53,6 +57,7 @@ packages=(
 	# to build ISA-L, which compresses layers
 	nasm autoconf automake libtool
 )
+[[ $extra != fuzz ]] || packages+=(g++)
 if wants demo; then
 	packages+=(
 		# the builder's image, and base images for the demo and the tests

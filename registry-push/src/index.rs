@@ -238,6 +238,19 @@ fn parse(line: &[u8]) -> Option<Record> {
     (sum(&json) == parsed.sum).then_some(parsed.record)
 }
 
+/// What is taken for a line's layer without reading it is what the line says, and a line that is taken is written the same.
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz_line(bytes: &[u8]) {
+    let seen = diff_id_of(bytes);
+    if let Some(record) = parse(bytes) {
+        let again = line(&record);
+        assert!(parse(&again).is_some_and(|same| line(&same) == again));
+        if again.trim_ascii_end() == bytes.trim_ascii_end() {
+            assert_eq!(seen, diff_id_of(&again));
+        }
+    }
+}
+
 fn sum(json: &str) -> String {
     let digest = Digest::of(json.as_bytes());
     digest.hex().chars().take(SUM_DIGITS).collect()

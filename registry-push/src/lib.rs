@@ -13,6 +13,9 @@
 mod compress;
 mod digest;
 mod error;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod index;
 pub mod limits;
 mod manifest;

@@ -55,6 +55,14 @@ impl Target {
         if reference.digest().is_some() {
             return Err(TargetError::Digest { text: shown() });
         }
+        // The library takes letters of any script in a tag.
+        if !reference.tag().is_none_or(str::is_ascii) {
+            let reason = "a tag is written in ASCII".to_string();
+            return Err(TargetError::Malformed {
+                text: shown(),
+                reason,
+            });
+        }
         // A first part such as `UPPER` is not taken as a host, and then is no repository either.
         if reference
             .repository()
@@ -266,6 +274,7 @@ mod tests {
             "host/a?x=1",
             "host/a#b",
             "h/\u{e9}",
+            "host/a:\u{130}",
         ] {
             assert!(Target::parse(text).is_err(), "{text:?}");
         }

@@ -18,6 +18,9 @@
 mod clone;
 mod names;
 
+#[cfg(feature = "fuzz")]
+pub(crate) use names::fuzz_name;
+
 use crate::backing::{
     Backing, Claim, Device, Inventory, Making, MayGoOn, Origin, State, Stored, StoredSnapshot,
     Traits, Unfinished,

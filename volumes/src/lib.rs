@@ -19,6 +19,9 @@ mod error;
 mod file;
 mod freeze;
 mod fs;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod limits;
 mod lock;
 mod loopdev;

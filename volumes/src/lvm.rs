@@ -17,6 +17,9 @@
 
 mod report;
 
+#[cfg(feature = "fuzz")]
+pub(crate) use report::fuzz_report;
+
 use crate::backing::{
     Backing, Claim, Device, Inventory, Making, MayGoOn, Origin, State, Stored, StoredSnapshot,
     Traits, Unfinished,

@@ -128,7 +128,7 @@ fn request_head(path: &str, headers: &[(String, String)]) -> Result<Vec<u8>, Dia
 }
 
 /// Reads the answer's head. Gives what came after it.
-async fn read_answer<S>(stream: &mut S, path: &'static str) -> Result<Bytes, DialError>
+pub(crate) async fn read_answer<S>(stream: &mut S, path: &'static str) -> Result<Bytes, DialError>
 where
     S: AsyncRead + Unpin,
 {

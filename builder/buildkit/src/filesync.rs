@@ -5,6 +5,8 @@
 
 mod filter;
 mod follow;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod packet;
 mod send;
 mod tree;

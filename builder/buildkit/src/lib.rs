@@ -9,6 +9,9 @@ mod client;
 mod dial;
 mod event;
 mod filesync;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod ignore;
 pub mod limits;
 mod session;

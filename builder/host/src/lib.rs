@@ -17,6 +17,9 @@ mod driver;
 mod drivers;
 mod endpoint;
 mod files;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod keys;
 pub mod limits;

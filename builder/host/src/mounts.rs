@@ -62,7 +62,7 @@ fn unmount(target: &Path) -> Result<(), DriverError> {
 }
 
 /// Mount points at or below `dir`, in the order they were made (proc_pid_mountinfo(5), field 5; blanks are octal).
-fn mounts_below(mountinfo: &str, dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn mounts_below(mountinfo: &str, dir: &Path) -> Vec<PathBuf> {
     let targets = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
     let targets = targets.map(|text| PathBuf::from(text.replace("\\040", " ")));
     targets.filter(|target| target.starts_with(dir)).collect()

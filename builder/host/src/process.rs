@@ -134,7 +134,7 @@ impl Program {
 }
 
 /// A signal mask of `/proc/<pid>/status` (proc_pid_status(5)); empty if it is not there.
-fn mask(status: &str, name: &str) -> u64 {
+pub(crate) fn mask(status: &str, name: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
         .unwrap_or(0)
@@ -152,7 +152,7 @@ fn start_ticks(pid: i32) -> io::Result<u64> {
 }
 
 /// Field 22; the second field is a name in parentheses that may hold anything, so count from its end.
-fn parse_start_ticks(stat: &str) -> Option<u64> {
+pub(crate) fn parse_start_ticks(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?
         .1
         .split_whitespace()

@@ -124,6 +124,9 @@ impl Parser {
         if self.buffer.len() > EVENT_LINE_BYTES_MAX {
             return Err(Failure::system("the event stream has a line without end"));
         }
+        if self.current.data.len() > EVENT_LINE_BYTES_MAX {
+            return Err(Failure::system("the event stream has an event without end"));
+        }
         Ok(())
     }
 
@@ -158,6 +161,7 @@ impl Parser {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn events_survive_any_cut() {
@@ -187,5 +191,31 @@ mod tests {
         let piece = vec![b'x'; EVENT_LINE_BYTES_MAX / 2 + 1];
         assert!(parser.push(&piece).is_ok());
         assert!(parser.push(&piece).is_err());
+    }
+
+    #[test]
+    fn an_event_without_end_is_given_up() {
+        let mut parser = Parser::default();
+        let line = [b"data: ", &vec![b'x'; EVENT_LINE_BYTES_MAX / 2][..], b"\n"].concat();
+        assert!(parser.push(&line).is_ok());
+        let rest = [parser.push(&line), parser.push(&line)];
+        assert!(rest.iter().any(Result::is_err));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_cut_into_the_same_events_however_they_come(
+            lines in proptest::collection::vec("(data|event|id|)(: ?|)[ -~\u{e9}\r]{0,8}", 0..12), cut in 1..40_usize,
+        ) {
+            let text = lines.join("\n");
+            let events = |cut: usize| {
+                let mut parser = Parser::default();
+                for piece in text.as_bytes().chunks(cut) {
+                    parser.push(piece).unwrap();
+                }
+                std::iter::from_fn(|| parser.next()).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(events(cut), events(text.len().max(1)));
+        }
     }
 }

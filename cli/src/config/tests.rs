@@ -1,6 +1,7 @@
 //! Both grammars, by files written to a directory as people have them.
 
 use super::*;
+use proptest::prelude::*;
 
 fn load(name: &str, text: &str) -> Outcome<ProjectConfig> {
     let dir = tempfile::tempdir().unwrap();
@@ -131,4 +132,22 @@ fn our_file_goes_before_flys_and_none_is_fine() {
             .code(),
         1
     );
+}
+
+proptest! {
+    /// Pieces of both grammars in any order: a configuration, or an error that names the file.
+    #[test]
+    fn any_text_is_a_configuration_or_a_message(pieces in proptest::collection::vec(prop_oneof![
+        Just("app = \"a\"\n".to_owned()), Just("[build]\n".to_owned()), Just("args = { A = 1, B = true }\n".to_owned()),
+        Just("[[mounts]]\nsource = \"s\"\n".to_owned()), Just("destination = \"/d\"\n".to_owned()), Just("compression = \"gzip:99\"\n".to_owned()),
+        "\\PC{0,12}\n?", "[\\[\\]{}=\"'.# \n0-9e+-]{0,12}",
+    ], 0..8)) {
+        let text = pieces.concat();
+        for name in [NATIVE_NAME, FLY_NAME] {
+            if let Err(failure) = load(name, &text) {
+                let message = format!("{failure:?}");
+                prop_assert!(message.contains(name), "{}", message);
+            }
+        }
+    }
 }

@@ -191,6 +191,16 @@ async fn fetch(
     }
 }
 
+/// Reads the answer of a token server; the token is never longer than the answer, and lives for a day at most.
+#[cfg(feature = "fuzz")]
+pub(super) fn fuzz_token(registry: &Registry, body: &[u8]) {
+    if let Ok(token) = token(registry, body) {
+        assert!(token.header.len() <= body.len() + "Bearer ".len());
+        assert!(token.header.is_sensitive());
+        assert!(token.renew_at <= Instant::now() + Duration::from_secs(86_400));
+    }
+}
+
 fn token(registry: &Registry, body: &[u8]) -> Result<Token, PushError> {
     let fault = || registry.protocol("the token", ProtocolFault::Token);
     let answer: TokenAnswer = serde_json::from_slice(body).map_err(|_| fault())?;

@@ -8,6 +8,8 @@ pub(crate) mod challenge;
 mod client;
 mod failures;
 mod feed;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod retry;
 mod small;
 mod upload;

@@ -145,6 +145,12 @@ impl Blobs {
 }
 
 impl Tar {
+    /// Of all entries.
+    #[cfg(feature = "fuzz")]
+    pub(super) fn names(&self) -> Vec<String> {
+        self.entries.keys().cloned().collect()
+    }
+
     fn find(&self, name: &str) -> Option<Slice> {
         let mut name = name;
         for _ in 0..ARCHIVE_LINKS {

@@ -7,6 +7,8 @@ mod blob_layer;
 mod blobs;
 mod docker_save;
 mod docker_store;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod layout;
 mod overlay_layer;
 mod tar_split;

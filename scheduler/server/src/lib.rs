@@ -13,6 +13,9 @@ pub mod ca;
 mod connection;
 mod credentials;
 pub mod farm;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gateway;
 mod graphql;
 pub mod guest_client;

@@ -88,6 +88,15 @@ impl Name {
     }
 }
 
+/// A name that is taken is one that we would give.
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz_name(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Some(name) = Name::parse(&text) {
+        assert_eq!(Name::parse(&name.to_string()).as_ref(), Some(&name));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

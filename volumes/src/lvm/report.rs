@@ -198,6 +198,17 @@ fn mapped_in(text: &str) -> Vec<(String, u64)> {
         .collect()
 }
 
+/// What LVM or, without JSON, device-mapper says.
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz_report(bytes: &[u8]) {
+    for row in rows(bytes).unwrap_or_default() {
+        if let Some(pool) = pool_of(&row) {
+            let _ = (pool.data_percent, pool.trouble);
+        }
+    }
+    let _ = mapped_in(&String::from_utf8_lossy(bytes));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

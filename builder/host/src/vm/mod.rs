@@ -11,6 +11,8 @@
 
 mod channel;
 mod command;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod kernel;
 mod launch;
 mod probe;

@@ -27,15 +27,20 @@ impl Monitor {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(MONITOR_WAIT_MAX))?;
         stream.set_write_timeout(Some(MONITOR_WAIT_MAX))?;
-        let mut monitor = Self {
-            stream: BufReader::new(stream),
-        };
+        let mut monitor = Self::over(stream);
         let greeting = monitor.read()?;
         if greeting.get("QMP").is_none() {
             return Err(io::Error::other("that is no greeting of QEMU's"));
         }
         monitor.execute("qmp_capabilities", &json!({}))?;
         Ok(monitor)
+    }
+
+    /// On a connection on which the greeting is still to come, or was read.
+    pub(super) fn over(stream: UnixStream) -> Self {
+        Self {
+            stream: BufReader::new(stream),
+        }
     }
 
     /// Executes one command; gives what it returns.

@@ -5,6 +5,8 @@
 
 mod buildkit;
 pub mod endpoints;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod headers;
 mod pool;
 mod proxy;

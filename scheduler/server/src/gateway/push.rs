@@ -177,7 +177,7 @@ fn error_line(problem: &Problem) -> String {
 }
 
 /// The request's own credential, if it has one. Docker's clients send an empty one when they have none.
-fn registry_auth(
+pub(super) fn registry_auth(
     headers: &HeaderMap,
     registry: &str,
 ) -> Result<Option<RegistryCredential>, Problem> {
@@ -230,7 +230,7 @@ fn registry_auth(
 }
 
 /// A value of a query, decoded.
-fn query_value(query: Option<&str>, name: &str) -> Option<String> {
+pub(super) fn query_value(query: Option<&str>, name: &str) -> Option<String> {
     let decode = |text: &str| {
         let text = text.replace('+', " ");
         percent_encoding::percent_decode_str(&text)
