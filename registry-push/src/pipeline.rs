@@ -3,7 +3,7 @@
 //! ```text
 //! reader thread ──job──▶ compression threads (shared by the layers of a push)
 //!      │  │     └─ticket─▶ collector thread (in order; digest) ─▶ pieces, for the upload
-//!      │  └─input─▶ hasher thread (diffID)
+//!      │  └─input─▶ hasher thread (diffID), unless the reader proves what it gives
 //!      ▼
 //! a layer that is compressed already: pieces, digest checked, nothing else
 //! ```
@@ -143,7 +143,7 @@ fn read_layer(
         Ok(reader) => reader,
         Err(error) => return Some(Err(error)),
     };
-    let (inputs, hashed) = Hashing::start(compressors.permits_count);
+    let hashing = (!reader.proves_itself()).then(|| Hashing::start(compressors.permits_count));
     let mut is_first = true;
     loop {
         // While others hold the permits, nobody may be left who wants this layer.
@@ -163,7 +163,9 @@ fn read_layer(
                     permit,
                 })
                 .ok()?;
-            inputs.send(input.clone()).ok()?;
+            if let Some(hashing) = &hashing {
+                hashing.inputs.send(input.clone()).ok()?;
+            }
             compressors.jobs.send(Job { input, output }).ok()?;
         }
         is_first = false;
@@ -171,26 +173,32 @@ fn read_layer(
             break;
         }
     }
+    let Some(Hashing { inputs, result }) = hashing else {
+        return Some(Ok(()));
+    };
     drop(inputs);
-    let found = hashed.blocking_recv().ok()?;
+    let found = result.blocking_recv().ok()?;
     Some(same(source.diff_id(), found))
 }
 
 /// The diffID, computed beside the reading.
-struct Hashing;
+struct Hashing {
+    inputs: blocking::SyncSender<Bytes>,
+    result: oneshot::Receiver<Digest>,
+}
 
 impl Hashing {
-    fn start(ahead: usize) -> (blocking::SyncSender<Bytes>, oneshot::Receiver<Digest>) {
+    fn start(ahead: usize) -> Hashing {
         let (inputs, queue) = blocking::sync_channel::<Bytes>(ahead);
-        let (result, hashed) = oneshot::channel();
+        let (sender, result) = oneshot::channel();
         tokio::task::spawn_blocking(move || {
             let mut hasher = Sha256::new();
             for input in queue {
                 hasher.update(&input);
             }
-            let _ = result.send(Digest::finish(hasher));
+            let _ = sender.send(Digest::finish(hasher));
         });
-        (inputs, hashed)
+        Hashing { inputs, result }
     }
 }
 

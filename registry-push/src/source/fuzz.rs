@@ -8,6 +8,7 @@ use crate::digest::Digest;
 use crate::limits::{ARCHIVE_ENTRIES, CONFIG_BYTES, LAYERS};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use crc_fast::CrcAlgorithm::Crc64GoIso;
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::path::Path;
@@ -15,6 +16,10 @@ use std::path::Path;
 /// As much of a layer is read.
 const READ_BYTES: usize = 1 << 20;
 const TAR_BLOCK: usize = 512;
+
+/// Contents of the layer's files.
+const SHORT: [u8; 5] = *b"hello";
+static LONG: [u8; 70_000] = [7; 70_000];
 
 fn made<T>(result: io::Result<T>) -> T {
     match result {
@@ -35,15 +40,16 @@ fn read(reader: &mut dyn LayerReader) -> Result<Vec<u8>, SourceError> {
     Ok(all)
 }
 
-/// A tar-split record. A line `F name=size` stands for a file, `S bytes` for a segment; others are taken as they are. The first byte `z`
+/// A tar-split record. A line `F name=size` stands for a file with the checksum of the layer's file of that size, `S bytes` for a segment; others are taken as they are. The first byte `z`
 /// says that it is in gzip already.
 pub(crate) fn layer_record(bytes: &[u8]) {
     thread_local! {
         static ROOT: (tempfile::TempDir, [u8; 16]) = made(layer());
     }
+    let outside = ROOT.with(|(_, outside)| *outside);
     let (record, packed) = match bytes.strip_prefix(b"z") {
         Some(packed) => (Vec::new(), Some(packed)),
-        None => (record_of(bytes), None),
+        None => (record_of(bytes, &outside), None),
     };
     let mut split = TarSplit::new(&record[..], Path::new("record"));
     let mut segments = 0;
@@ -54,7 +60,7 @@ pub(crate) fn layer_record(bytes: &[u8]) {
         }
     }
     assert!(segments <= record.len());
-    ROOT.with(|(root, outside)| {
+    ROOT.with(|(root, _)| {
         let path = root.path().join("record.gz");
         let mut file = made(File::create(&path));
         match packed {
@@ -77,12 +83,20 @@ pub(crate) fn layer_record(bytes: &[u8]) {
         let Ok(all) = read(&mut *reader) else {
             return;
         };
-        let leaked = all.windows(outside.len()).any(|part| part == outside);
+        let leaked = all.windows(outside.len()).any(|part| part == &outside[..]);
         assert!(!leaked, "a file outside the layer was read");
     });
 }
 
-fn record_of(bytes: &[u8]) -> Vec<u8> {
+fn record_of(bytes: &[u8], outside: &[u8]) -> Vec<u8> {
+    let checksum = |size: &str| {
+        let contents = [&SHORT[..], &LONG[..], outside];
+        let content = contents
+            .into_iter()
+            .find(|content| size == content.len().to_string());
+        let sum = content.map_or(0, |content| crc_fast::checksum(Crc64GoIso, content));
+        STANDARD.encode(sum.to_be_bytes())
+    };
     let mut record = Vec::new();
     for (position, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let text = match line {
@@ -91,7 +105,10 @@ fn record_of(bytes: &[u8]) -> Vec<u8> {
                 let (name, size) = rest.split_at(at.unwrap_or(rest.len()));
                 let size = String::from_utf8_lossy(size.get(1..).unwrap_or(b"1"));
                 let name = STANDARD.encode(name);
-                format!(r#"{{"type":1,"name_raw":"{name}","size":{size},"position":{position}}}"#)
+                let checksum = checksum(&size);
+                format!(
+                    r#"{{"type":1,"name_raw":"{name}","size":{size},"payload":"{checksum}","position":{position}}}"#
+                )
             }
             [b'S', b' ', rest @ ..] => {
                 let payload = STANDARD.encode(rest);
@@ -113,8 +130,8 @@ fn layer() -> io::Result<(tempfile::TempDir, [u8; 16])> {
     let at = |path: &str| root.path().join(path);
     std::fs::create_dir_all(at("diff/d/e"))?;
     std::fs::write(at("outside"), outside)?;
-    std::fs::write(at("diff/f"), b"hello")?;
-    std::fs::write(at("diff/d/e/g"), vec![7; 70_000])?;
+    std::fs::write(at("diff/f"), SHORT)?;
+    std::fs::write(at("diff/d/e/g"), LONG)?;
     File::create(at("diff/sparse"))?.set_len(10_000_000_000)?;
     std::fs::hard_link(at("diff/f"), at("diff/hard"))?;
     for (target, name) in [

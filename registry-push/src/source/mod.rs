@@ -75,7 +75,7 @@ impl ImageSource {
 
 /// One layer that can be read as an uncompressed tar, any number of times, giving the same bytes each time.
 pub trait LayerSource: Send + Sync + std::fmt::Debug {
-    /// SHA-256 of the uncompressed tar. The pipeline checks it; a source need not.
+    /// SHA-256 of the uncompressed tar. The pipeline checks it, unless the reader [proves itself](LayerReader::proves_itself).
     fn diff_id(&self) -> &Digest;
 
     /// About how many bytes it has, for progress only.
@@ -117,6 +117,12 @@ pub enum Packing {
 pub trait LayerReader: Send {
     /// Fills some of `buffer` and says how much; 0 at the end of the layer. May block.
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError>;
+
+    /// Whether the reader itself checks every byte against what was recorded when the diffID was computed, and fails if one is
+    /// another. Then the pipeline computes no diffID.
+    fn proves_itself(&self) -> bool {
+        false
+    }
 }
 
 /// An image or layer that cannot be read as it should be.

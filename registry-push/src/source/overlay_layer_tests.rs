@@ -9,6 +9,9 @@ use std::os::unix::ffi::OsStrExt as _;
 
 const TEN_GB: u64 = 10_000_000_000;
 
+/// Their checksum, by squaring the matrix of one zero byte.
+const TEN_GB_OF_ZEROS: u64 = 0x10ba_2ffc_4aaf_995c;
+
 struct Layer {
     base: tempfile::TempDir,
     lines: String,
@@ -40,9 +43,12 @@ impl Layer {
         ));
     }
 
-    fn content(&mut self, name: &[u8], size: u64) {
+    fn content(&mut self, name: &[u8], size: u64, checksum: u64) {
         let name = STANDARD.encode(name);
-        self.line(&format!(r#""type":1,"name_raw":"{name}","size":{size}"#));
+        let checksum = STANDARD.encode(checksum.to_be_bytes());
+        self.line(&format!(
+            r#""type":1,"name_raw":"{name}","size":{size},"payload":"{checksum}""#
+        ));
     }
 
     fn file(&self, name: &[u8]) -> std::path::PathBuf {
@@ -67,9 +73,9 @@ impl Layer {
             let name = entry.path_bytes().into_owned();
             let mut content = Vec::new();
             std::io::copy(&mut entry, &mut content).expect("content");
-            std::fs::write(layer.file(&name), content).expect("write");
+            std::fs::write(layer.file(&name), &content).expect("write");
             layer.segment(&tar[at..usize::try_from(start).expect("small")]);
-            layer.content(&name, size);
+            layer.content(&name, size, iso_checksum(&content));
             at = usize::try_from(start + size).expect("small");
         }
         layer.segment(&tar[at..]);
@@ -86,16 +92,27 @@ impl Layer {
     }
 
     fn read(&self) -> Result<Vec<u8>, SourceError> {
-        let mut reader = self.open()?;
-        let (mut all, mut buffer) = (Vec::new(), vec![0; 7001]);
-        loop {
-            let count = reader.read(&mut buffer)?;
-            if count == 0 {
-                return Ok(all);
-            }
-            all.extend_from_slice(&buffer[..count]);
-        }
+        read_all(self.open()?)
     }
+}
+
+fn read_all(mut reader: OverlayReader) -> Result<Vec<u8>, SourceError> {
+    let (mut all, mut buffer) = (Vec::new(), vec![0; 7001]);
+    loop {
+        let count = reader.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(all);
+        }
+        all.extend_from_slice(&buffer[..count]);
+    }
+}
+
+/// By another implementation than the one under test.
+fn iso_checksum(content: &[u8]) -> u64 {
+    let by_bit = |sum: u64, _| (sum >> 1) ^ ((sum & 1) * 0xd800_0000_0000_0000);
+    !content.iter().fold(u64::MAX, |sum, byte| {
+        (0..8).fold(sum ^ u64::from(*byte), by_bit)
+    })
 }
 
 /// A tar of everything: long names, PAX headers with attributes, links, devices, names that are not UTF-8, an old sparse header.
@@ -165,7 +182,7 @@ fn a_single_file_of_ten_gigabytes_is_read_to_its_end() {
     let file = File::create(layer.file(b"sparse")).expect("create");
     file.set_len(TEN_GB).expect("sparse");
     layer.segment(&[1; 512]);
-    layer.content(b"sparse", TEN_GB);
+    layer.content(b"sparse", TEN_GB, TEN_GB_OF_ZEROS);
     layer.segment(&[2; 1024]);
     let mut reader = layer.open().expect("opens");
     let (mut total, mut buffer) = (0, vec![0; 4 << 20]);
@@ -177,6 +194,47 @@ fn a_single_file_of_ten_gigabytes_is_read_to_its_end() {
         total += count;
     }
     assert_eq!(total, 512 + TEN_GB + 1024);
+}
+
+#[test]
+fn content_that_changed_is_found() {
+    for (content, is_right) in [
+        (&b"plain"[..], true),
+        (b"plaim", false),
+        (b"plain more", false),
+        (b"", false),
+    ] {
+        let mut layer = Layer::new();
+        std::fs::write(layer.file(b"file"), content).expect("write");
+        layer.content(b"file", 5, iso_checksum(b"plain"));
+        let read = layer.read();
+        let is_changed = matches!(read, Err(SourceError::FileChanged { .. }));
+        assert!(
+            if is_right { read.is_ok() } else { is_changed },
+            "{content:?}: {read:?}"
+        );
+    }
+}
+
+#[test]
+fn a_record_that_changed_is_found() {
+    let tar = tar_of_everything();
+    let layer = Layer::of_tar(&tar);
+    drop(layer.open().expect("opens"));
+    let record = layer.base.path().join("tar-split.json.gz");
+    let whole = std::fs::read(&record).expect("reads");
+    // Any bit of the compressed record, its checksum included; the gzip header has fields that mean nothing.
+    for at in 10..whole.len() {
+        let mut changed = whole.clone();
+        changed[at] ^= 1 << (at % 8);
+        std::fs::write(&record, &changed).expect("write");
+        let read = OverlayReader::open(&layer.base.path().join("diff"), &record).and_then(read_all);
+        // Bits that only fill the last byte up mean nothing.
+        assert!(
+            read.is_err() || read.is_ok_and(|read| read == tar),
+            "byte {at}"
+        );
+    }
 }
 
 #[test]
@@ -194,7 +252,7 @@ fn a_record_that_lies_gives_an_error() {
         std::fs::write(layer.file(b"plain"), b"plain").expect("write");
         std::fs::create_dir(layer.file(b"dir")).expect("mkdir");
         std::os::unix::fs::symlink("/etc/passwd", layer.file(b"link")).expect("link");
-        layer.content(name, size);
+        layer.content(name, size, iso_checksum(b"plain"));
         let error = layer.read().expect_err("refused");
         let shown = String::from_utf8_lossy(name);
         let is_right = if is_escape {

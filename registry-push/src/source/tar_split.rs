@@ -21,6 +21,8 @@ pub(crate) enum Entry {
         name: Vec<u8>,
         /// Bytes of content, at least 1.
         size: u64,
+        /// CRC-64 (Go's ISO table) of the content, from when the layer was made.
+        checksum: u64,
     },
 }
 
@@ -106,7 +108,15 @@ fn parse(line: &[u8], position: u64) -> Result<Option<Entry>, String> {
                 (None, None) => Vec::new(),
             };
             // Directories, links, devices and empty files have a header and no content.
-            Ok((size > 0).then_some(Entry::File { name, size }))
+            if size == 0 {
+                return Ok(None);
+            }
+            let checksum = checksum(&raw.payload.unwrap_or_default())?;
+            Ok(Some(Entry::File {
+                name,
+                size,
+                checksum,
+            }))
         }
         2 => {
             let payload = raw.payload.unwrap_or_default();
@@ -117,6 +127,14 @@ fn parse(line: &[u8], position: u64) -> Result<Option<Entry>, String> {
         }
         other => Err(format!("unknown type {other}")),
     }
+}
+
+fn checksum(payload: &str) -> Result<u64, String> {
+    let bytes = STANDARD
+        .decode(payload)
+        .map_err(|error| error.to_string())?;
+    let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| "no checksum of 8 bytes".to_string())?;
+    Ok(u64::from_be_bytes(bytes))
 }
 
 #[cfg(test)]
@@ -140,7 +158,7 @@ mod tests {
             "\n",
             r#"{"type":1,"name":"dir/","payload":null,"position":1}"#,
             "\n",
-            r#"{"type":1,"name":"a","size":3,"payload":"AAAAAAAAAAA=","position":2}"#,
+            r#"{"type":1,"name":"a","size":3,"payload":"AAAAAAAAAQI=","position":2}"#,
             "\n",
             r#"{"type":1,"name_raw":"Y2Fm6Q==","size":1,"payload":"AAAAAAAAAAA=","position":3}"#,
             "\n",
@@ -152,11 +170,13 @@ mod tests {
                 Entry::Segment(b"head".to_vec()),
                 Entry::File {
                     name: b"a".to_vec(),
-                    size: 3
+                    size: 3,
+                    checksum: 0x102
                 },
                 Entry::File {
                     name: b"caf\xe9".to_vec(),
-                    size: 1
+                    size: 1,
+                    checksum: 0
                 },
             ]
         );
@@ -167,10 +187,13 @@ mod tests {
         for text in [
             "{",
             r#"{"type":3,"position":0}"#,
-            r#"{"type":1,"name":"a","size":-1,"position":0}"#,
-            r#"{"type":1,"name":"a","size":99999999999999999999,"position":0}"#,
+            r#"{"type":1,"name":"a","size":-1,"payload":"AAAAAAAAAAA=","position":0}"#,
+            r#"{"type":1,"name":"a","size":99999999999999999999,"payload":"AAAAAAAAAAA=","position":0}"#,
             r#"{"type":2,"payload":"!","position":0}"#,
-            r#"{"type":1,"name_raw":"!","size":1,"position":0}"#,
+            r#"{"type":1,"name_raw":"!","size":1,"payload":"AAAAAAAAAAA=","position":0}"#,
+            r#"{"type":1,"name":"a","size":1,"position":0}"#,
+            r#"{"type":1,"name":"a","size":1,"payload":null,"position":0}"#,
+            r#"{"type":1,"name":"a","size":1,"payload":"AAAA","position":0}"#,
             r#"{"type":2,"payload":"aGVhZA==","position":1}"#,
             r#"{"type":2,"payload":"aGVhZA=="#,
         ] {
@@ -198,9 +221,17 @@ mod tests {
         }
 
         #[test]
-        fn any_name_and_size_survive(name in proptest::collection::vec(any::<u8>(), 0..200), size in 1..i64::MAX) {
-            let line = format!(r#"{{"type":1,"name_raw":"{}","size":{size},"position":0}}"#, STANDARD.encode(&name));
-            let expected = Entry::File { name, size: size.unsigned_abs() };
+        fn any_name_and_size_survive(
+            name in proptest::collection::vec(any::<u8>(), 0..200),
+            size in 1..i64::MAX,
+            checksum in any::<u64>(),
+        ) {
+            let payload = STANDARD.encode(checksum.to_be_bytes());
+            let line = format!(
+                r#"{{"type":1,"name_raw":"{}","size":{size},"payload":"{payload}","position":0}}"#,
+                STANDARD.encode(&name)
+            );
+            let expected = Entry::File { name, size: size.unsigned_abs(), checksum };
             prop_assert_eq!(all(&line).expect("parses"), vec![expected]);
         }
     }
