@@ -44,9 +44,10 @@ install: ## Install this computer as a farm: programs, settings, systemd units (
 	cargo build --release --locked -p slipway -p slipway-guest -p slipway-registry-push
 	scripts/install.sh
 
-lint: ## Formatting and clippy, warnings are errors
-	@scripts/setup.sh build
+lint: ## Formatting and clippy, warnings are errors; licenses and sources of what is depended on
+	@scripts/setup.sh lint
 	cargo fmt --all --check
+	cargo deny --locked check bans licenses sources
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 schema: ## Write docs/schema.graphql anew

@@ -5,6 +5,7 @@
 #   setup.sh demo     and what runs it: packages, the builder's root image
 #   setup.sh host     and all that a host for keeps can use: LVM, encryption, virtual machines
 #   setup.sh [test]   and what proves it: cargo-nextest, the tests' virtual machine
+#   setup.sh lint     what compiles it, and cargo-deny
 #   setup.sh fuzz     what compiles it, and libFuzzer
 #
 # Needs root (or sudo without a password) and a package mirror. Nothing it installs is left running.
@@ -17,8 +18,8 @@ stages=(build demo host test)
 # Whether what $1 needs is asked for: each stage has all before it.
 wants() { [[ " ${stages[*]} " == *" $1 "*"${last} "* || $1 == "$last" ]]; }
 last=${1:-test} extra=
-if [[ $last == fuzz ]]; then
-	last=build extra=fuzz
+if [[ $last == lint || $last == fuzz ]]; then
+	extra=$last last=build
 fi
 say() { printf 'setup: %s\n' "$*"; }
 die() {
@@ -42,7 +43,7 @@ run() {
 	((SECONDS - at < 2)) || say "  done in $((SECONDS - at)) s"
 }
 
-[[ " ${stages[*]} " == *" $last "* ]] || die "usage: setup.sh [build|demo|host|test|fuzz]"
+[[ " ${stages[*]} " == *" $last "* ]] || die "usage: setup.sh [build|demo|host|test|lint|fuzz]"
 root=()
 if [[ $(id -u) != 0 ]]; then
 	sudo -n true 2>/dev/null || die "must be run as root (hint: sudo make setup)"
@@ -173,6 +174,18 @@ if wants test && ! cargo nextest --version >/dev/null 2>&1; then
 		run "cargo-nextest (Debian's package)" install_packages cargo-nextest
 	else
 		run "cargo-nextest (compiled, some minutes)" cargo install --locked --quiet cargo-nextest
+	fi
+fi
+
+# Looks at what is depended on. Without what it fetches databases with, and hardly optimized: it runs for a second.
+install_deny() {
+	CARGO_PROFILE_DEV_DEBUG=false cargo install --locked --quiet --debug --no-default-features --version '^0.20' cargo-deny
+}
+if { wants test || [[ $extra == lint ]]; } && ! cargo deny --version >/dev/null 2>&1; then
+	if has_package cargo-deny; then
+		run "cargo-deny (Debian's package)" install_packages cargo-deny
+	else
+		run "cargo-deny (compiled, a minute or two)" install_deny
 	fi
 fi
 
