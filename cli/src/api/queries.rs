@@ -3,7 +3,7 @@
 use super::requests as ask;
 use super::shapes::{
     App, Build, Builder, Certificate, Credential, NewBuild, NewToken, Org, OrgChange, TokenInfo,
-    Viewer, Volume,
+    Viewer,
 };
 use super::{ApiClient, ApiError, EventStream, ServerAddress, StreamEnd};
 use crate::args::Role;
@@ -72,7 +72,8 @@ pub(crate) async fn orgs(client: &ApiClient) -> Outcome<Vec<Org>> {
     Ok(client.call(ask::ORGS, json!({})).await?)
 }
 
-fn with(mut input: Value, more: impl Serialize) -> Value {
+/// An input with more fields in it.
+pub(super) fn with(mut input: Value, more: impl Serialize) -> Value {
     if let (Some(fields), Ok(Value::Object(more))) =
         (input.as_object_mut(), serde_json::to_value(more))
     {
@@ -289,11 +290,6 @@ pub(crate) async fn next_event(
     stream: &mut EventStream,
 ) -> Result<Option<NumberedEvent>, StreamEnd> {
     stream.next().await
-}
-
-/// Volumes of an org.
-pub(crate) async fn volumes(client: &ApiClient, org: &str) -> Outcome<Vec<Volume>> {
-    Ok(client.call(ask::VOLUMES, json!({ "org": org })).await?)
 }
 
 /// Registry credentials of an org.

@@ -39,7 +39,12 @@ macro_rules! token {
 }
 macro_rules! volume {
     () => {
-        "id state region sizeBytes usedBytes attachedTo createdAt"
+        "id name purpose state region zone sizeBytes usedBytes encrypted attachedTo source snapshotRetentionDays scheduledSnapshots autoExtendThresholdPercent autoExtendIncrementBytes autoExtendLimitBytes destroyAt notice createdAt"
+    };
+}
+macro_rules! snapshot {
+    () => {
+        "id volume volumeName state volumeSizeBytes storedBytes scheduled createdAt expiresAt"
     };
 }
 macro_rules! credential {
@@ -68,6 +73,16 @@ queries! {
     CANCEL_BUILD = "cancelBuild": concat!("mutation($id: ID!) { cancelBuild(id: $id) { ", build!(), " } }");
     BUILD_EVENTS = "buildEvents": "subscription($id: ID!, $after: Int) { buildEvents(id: $id, after: $after) }";
     VOLUMES = "volumes": concat!("query($org: String) { volumes(org: $org) { ", volume!(), " } }");
+    VOLUME = "volume": concat!("query($id: ID!) { volume(id: $id) { ", volume!(), " } }");
+    CREATE_VOLUME = "createVolume": concat!("mutation($input: CreateVolumeInput!) { createVolume(input: $input) { ", volume!(), " } }");
+    FORK_VOLUME = "forkVolume": concat!("mutation($input: ForkVolumeInput!) { forkVolume(input: $input) { ", volume!(), " } }");
+    UPDATE_VOLUME = "updateVolume": concat!("mutation($input: UpdateVolumeInput!) { updateVolume(input: $input) { ", volume!(), " } }");
+    EXTEND_VOLUME = "extendVolume": concat!("mutation($id: ID!, $sizeBytes: Long!) { extendVolume(id: $id, sizeBytes: $sizeBytes) { ", volume!(), " } }");
+    DESTROY_VOLUME = "destroyVolume": concat!("mutation($id: ID!, $now: Boolean!) { destroyVolume(id: $id, now: $now) { ", volume!(), " } }");
+    RESTORE_VOLUME = "restoreVolume": concat!("mutation($id: ID!) { restoreVolume(id: $id) { ", volume!(), " } }");
+    SNAPSHOTS = "volumeSnapshots": concat!("query($volume: ID!) { volumeSnapshots(volume: $volume) { ", snapshot!(), " } }");
+    CREATE_SNAPSHOT = "createVolumeSnapshot": concat!("mutation($volume: ID!) { createVolumeSnapshot(volume: $volume) { ", snapshot!(), " } }");
+    DELETE_SNAPSHOT = "deleteVolumeSnapshot": "mutation($id: ID!) { deleteVolumeSnapshot(id: $id) }";
     CREDENTIALS = "registryCredentials": concat!("query($org: String) { registryCredentials(org: $org) { ", credential!(), " } }");
     SET_CREDENTIAL = "setRegistryCredential": concat!("mutation($input: SetRegistryCredentialInput!) { setRegistryCredential(input: $input) { ", credential!(), " } }");
     REMOVE_CREDENTIAL = "removeRegistryCredential": "mutation($org: String, $registry: String!) { removeRegistryCredential(org: $org, registry: $registry) }";

@@ -137,26 +137,6 @@ pub(crate) struct Build {
     pub(crate) last_seq: u64,
 }
 
-/// A volume.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Volume {
-    /// Id.
-    pub(crate) id: String,
-    /// What is known of it.
-    pub(crate) state: String,
-    /// Region.
-    pub(crate) region: String,
-    /// Hard cap.
-    pub(crate) size_bytes: u64,
-    /// Bytes taken on the host's disk; absent if the host does not answer.
-    pub(crate) used_bytes: Option<u64>,
-    /// Id of the builder that has it.
-    pub(crate) attached_to: Option<String>,
-    /// When it was made.
-    pub(crate) created_at: String,
-}
-
 /// A registry credential, without its password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -4,12 +4,16 @@
 
 mod deploy;
 mod verbs;
+mod volumes;
 
 pub(crate) use deploy::{DeployArgs, ProgressMode};
 pub(crate) use verbs::{
     AppsVerb, BuilderChoice, BuildersVerb, BuildsVerb, BuildxArgs, DockerContextArgs,
     DockerContextVerb, HostArgs, HostVerb, InitArgs, LogFormat, LoginArgs, OrgSettings, OrgsVerb,
-    ProcessArgs, RegistryVerb, Role, TokensVerb, VolumesVerb,
+    ProcessArgs, RegistryVerb, Role, TokensVerb,
+};
+pub(crate) use volumes::{
+    CreateVolumeArgs, ForkArgs, Growth, SnapshotsVerb, UpdateVolumeArgs, VolumesVerb,
 };
 
 use clap::{Args, Parser, Subcommand};
@@ -101,8 +105,8 @@ pub(crate) enum Command {
     /// Look at builds
     #[command(subcommand)]
     Builds(BuildsVerb),
-    /// Look at volumes
-    #[command(subcommand)]
+    /// Manage volumes and their snapshots
+    #[command(subcommand, aliases = ["volume", "vol", "v"])]
     Volumes(VolumesVerb),
     /// Keep credentials of registries on the server, sealed, for pushes
     #[command(subcommand)]

@@ -252,16 +252,6 @@ pub(crate) enum BuildsVerb {
     },
 }
 
-/// Look at volumes
-#[derive(Debug, Clone, Subcommand)]
-pub(crate) enum VolumesVerb {
-    /// List volumes
-    List {
-        #[command(flatten)]
-        org: OrgArg,
-    },
-}
-
 /// Keep credentials of registries on the server
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum RegistryVerb {

@@ -1,5 +1,6 @@
 //! `slipway builders`.
 
+use super::confirm::confirm;
 use super::context::Caller;
 use super::orgs::cpus;
 use crate::api::queries;
@@ -7,7 +8,7 @@ use crate::api::shapes::Builder;
 use crate::args::{BuilderChoice, BuildersVerb};
 use crate::deploy::seconds;
 use crate::exit::{Failure, Outcome};
-use crate::printer::{Printer, stdin_is_terminal};
+use crate::printer::Printer;
 use slipway_core::units::ByteSize;
 
 /// Does what the verb says.
@@ -60,8 +61,11 @@ pub(crate) async fn run(verb: BuildersVerb, caller: &Caller, printer: Printer) -
         }
         BuildersVerb::ResetCache { choice, yes } => {
             let org = own(&choice).await?;
-            if !yes && !confirmed(&org)? {
-                return Err(Failure::interrupted("nothing was done"));
+            if !yes {
+                confirm(
+                    &format!("empty the cache of the builder of org {org}?"),
+                    "this empties the builder's cache",
+                )?;
             }
             let (region, arch) = (choice.region.as_deref(), choice.arch.as_deref());
             show(
@@ -88,20 +92,6 @@ fn pick(builders: Vec<Builder>, choice: &BuilderChoice, org: &str) -> Outcome<Bu
         (None, _) => Err(Failure::user(format!("org {org} has no such builder yet"))
             .hint("the first deploy makes one, or `slipway builders ensure`")),
     }
-}
-
-fn confirmed(org: &str) -> Outcome<bool> {
-    if !stdin_is_terminal() {
-        return Err(Failure::user("this empties the builder's cache").hint("say --yes to mean it"));
-    }
-    let terminal = console::Term::stderr();
-    terminal
-        .write_str(&format!(
-            "empty the cache of the builder of org {org}? type yes: "
-        ))
-        .and_then(|()| terminal.read_line())
-        .map(|answer| answer.trim() == "yes")
-        .map_err(|error| Failure::user_caused("read the answer", &error))
 }
 
 fn cache(builder: &Builder) -> String {

@@ -5,6 +5,7 @@ pub(crate) mod builders;
 pub(crate) mod builds;
 pub(crate) mod buildx;
 pub(crate) mod completions;
+mod confirm;
 pub(crate) mod context;
 pub(crate) mod docker_context;
 pub(crate) mod docs;

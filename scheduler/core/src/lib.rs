@@ -22,3 +22,4 @@ pub mod quota;
 pub mod time;
 pub mod units;
 pub mod vm;
+pub mod volume;

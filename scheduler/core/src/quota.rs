@@ -32,7 +32,30 @@ pub const ORG_BUILDS_AGE_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600)
 pub const ORG_BUILDS_AGE_MIN: Duration = Duration::from_secs(3600);
 /// Longest time: ten years.
 pub const ORG_BUILDS_AGE_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
+/// Volumes of its own one org may have besides its builders' caches, those that wait to be destroyed included. One more is
+/// refused.
+pub const ORG_VOLUMES_MAX: u32 = 100;
+/// Smallest volume that can be asked for.
+pub const VOLUME_SIZE_MIN: ByteSize = ByteSize::gib(1);
+/// Largest volume that can be asked for.
+pub const VOLUME_SIZE_MAX: ByteSize = ByteSize::gib(2048);
+/// Snapshots one volume may have. One more is refused; a scheduled one waits until an older one has gone.
+pub const VOLUME_SNAPSHOTS_MAX: u32 = 100;
+/// Days that a snapshot is kept of a volume that says nothing else.
+pub const SNAPSHOT_RETENTION_DAYS_DEFAULT: u32 = 5;
+/// Fewest days a snapshot may be kept.
+pub const SNAPSHOT_RETENTION_DAYS_MIN: u32 = 1;
+/// Most days.
+pub const SNAPSHOT_RETENTION_DAYS_MAX: u32 = 60;
+/// Least use, in percent, from which a volume may grow by itself.
+pub const AUTO_EXTEND_PERCENT_MIN: u32 = 1;
+/// Greatest.
+pub const AUTO_EXTEND_PERCENT_MAX: u32 = 99;
+/// Least by which a volume grows at once by itself.
+pub const AUTO_EXTEND_STEP_MIN: ByteSize = ByteSize::mib(256);
 
+const _: () = assert!(VOLUME_SIZE_MIN.0 < VOLUME_SIZE_MAX.0);
+const _: () = assert!(SNAPSHOT_RETENTION_DAYS_MAX < VOLUME_SNAPSHOTS_MAX);
 const _: () = assert!(ORG_BUILDS_KEPT_DEFAULT <= ORG_BUILDS_KEPT_MAX);
 const _: () = assert!(ORG_BUILDS_AGE_MIN.as_secs() < ORG_BUILDS_AGE_DEFAULT.as_secs());
 const _: () = assert!(BUILDER_VOLUME_MIN.0 < BUILDER_VOLUME_MAX.0);
@@ -97,6 +120,34 @@ pub enum QuotaError {
         "a time to keep builds of {0:?} is not between {ORG_BUILDS_AGE_MIN:?} and {ORG_BUILDS_AGE_MAX:?}"
     )]
     BuildsAge(Duration),
+    /// Too many volumes.
+    #[error("the org has {have} volumes, and may have {ORG_VOLUMES_MAX}")]
+    Volumes {
+        /// How many it has.
+        have: u32,
+    },
+    /// A volume is too small or too large.
+    #[error("a volume of {0} is not between {VOLUME_SIZE_MIN} and {VOLUME_SIZE_MAX}")]
+    VolumeSize(ByteSize),
+    /// Too many snapshots.
+    #[error("the volume has {have} snapshots, and may have {VOLUME_SNAPSHOTS_MAX}")]
+    Snapshots {
+        /// How many it has.
+        have: u32,
+    },
+    /// The time to keep snapshots is out of bounds.
+    #[error(
+        "{0} days to keep snapshots are not between {SNAPSHOT_RETENTION_DAYS_MIN} and {SNAPSHOT_RETENTION_DAYS_MAX}"
+    )]
+    SnapshotRetention(u32),
+    /// The use from which a volume grows is out of bounds.
+    #[error(
+        "a threshold of {0}% is not between {AUTO_EXTEND_PERCENT_MIN}% and {AUTO_EXTEND_PERCENT_MAX}%"
+    )]
+    AutoExtendThreshold(u32),
+    /// The steps in which a volume grows are out of bounds.
+    #[error("an increment of {0} is not between {AUTO_EXTEND_STEP_MIN} and {VOLUME_SIZE_MAX}")]
+    AutoExtendIncrement(ByteSize),
 }
 
 /// May an org that has `have` builders get one more?
@@ -108,6 +159,42 @@ pub fn check_one_more_builder(have: u32) -> Result<(), QuotaError> {
         Ok(())
     } else {
         Err(QuotaError::Builders { have })
+    }
+}
+
+/// May an org that has `have` volumes of its own get one more?
+///
+/// # Errors
+/// [`QuotaError::Volumes`].
+pub fn check_one_more_volume(have: u32) -> Result<(), QuotaError> {
+    if have < ORG_VOLUMES_MAX {
+        Ok(())
+    } else {
+        Err(QuotaError::Volumes { have })
+    }
+}
+
+/// Is `size` one that a volume may have?
+///
+/// # Errors
+/// [`QuotaError::VolumeSize`].
+pub fn check_volume_size(size: ByteSize) -> Result<(), QuotaError> {
+    if (VOLUME_SIZE_MIN..=VOLUME_SIZE_MAX).contains(&size) {
+        Ok(())
+    } else {
+        Err(QuotaError::VolumeSize(size))
+    }
+}
+
+/// May a volume that has `have` snapshots get one more?
+///
+/// # Errors
+/// [`QuotaError::Snapshots`].
+pub fn check_one_more_snapshot(have: u32) -> Result<(), QuotaError> {
+    if have < VOLUME_SNAPSHOTS_MAX {
+        Ok(())
+    } else {
+        Err(QuotaError::Snapshots { have })
     }
 }
 
@@ -162,6 +249,12 @@ mod tests {
     fn bounds_are_inclusive_and_each_dimension_is_checked() {
         assert!(check_one_more_builder(ORG_BUILDERS_MAX - 1).is_ok());
         assert!(check_one_more_builder(ORG_BUILDERS_MAX).is_err());
+        assert!(check_one_more_volume(ORG_VOLUMES_MAX - 1).is_ok());
+        assert!(check_one_more_volume(ORG_VOLUMES_MAX).is_err());
+        assert!(check_one_more_snapshot(VOLUME_SNAPSHOTS_MAX - 1).is_ok());
+        assert!(check_one_more_snapshot(VOLUME_SNAPSHOTS_MAX).is_err());
+        assert!(check_volume_size(VOLUME_SIZE_MAX).is_ok());
+        assert!(check_volume_size(ByteSize(VOLUME_SIZE_MIN.0 - 1)).is_err());
         let good = BuilderSize {
             cpu_millis: BUILDER_CPU_MILLIS_MIN,
             memory: BUILDER_MEMORY_MIN,

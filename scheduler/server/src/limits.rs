@@ -55,6 +55,13 @@ pub const KEY_LEASE_TTL: Duration = Duration::from_secs(600);
 pub const VAULT_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Largest answer taken from Vault, in bytes. Beyond it the key store counts as not answering.
 pub const VAULT_ANSWER_BYTES_MAX: usize = 64 << 10;
+/// How long a volume that its owner destroys is kept, so that it can be restored. It counts for the pool meanwhile.
+pub const VOLUME_DESTROY_GRACE: Duration = Duration::from_secs(24 * 3600);
+/// Volumes and snapshots of a host are looked at every so often, and when something is to be done about them.
+pub const VOLUMES_LOOK_EVERY: Duration = Duration::from_secs(60);
+/// What a volume's owner has asked to be done by itself (scheduled snapshots, growth), and which failed, is tried again after
+/// this.
+pub const VOLUME_UPKEEP_RETRY: Duration = Duration::from_secs(600);
 
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > MACHINE_READY_WAIT_EMULATED_MAX.as_secs());
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > END_WAIT_MAX.as_secs());

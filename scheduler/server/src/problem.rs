@@ -138,6 +138,9 @@ fn where_to_look(error: &StoreError) -> Option<&'static str> {
         What::App => Some("`slipway apps list` shows the apps there are"),
         What::Token => Some("`slipway tokens list` shows the tokens there are"),
         What::Volume => Some("`slipway volumes list` shows the volumes there are"),
+        What::Snapshot => {
+            Some("`slipway volumes snapshots list VOLUME` shows the snapshots there are")
+        }
         What::Machine => Some("`slipway builders list` shows the builders there are"),
         What::Build => Some("`slipway builds list` shows the last builds"),
         What::Credential => Some("`slipway registry list` shows the credentials there are"),
@@ -161,7 +164,9 @@ impl From<StoreError> for Problem {
                 }
             }
             ErrorKind::Conflict => Self::new(Code::Conflict, error.to_string()),
-            ErrorKind::NoSpace => Self::new(Code::NoSpace, error.to_string()),
+            ErrorKind::NoSpace => Self::new(Code::NoSpace, error.to_string()).hint(
+                "ask for less, destroy volumes and snapshots that you do not need, or have the operator add space",
+            ),
             ErrorKind::Unavailable => {
                 tracing::error!(why = chain(&error), "store unavailable");
                 Self::new(Code::Unavailable, "the server's database does not answer")
@@ -177,15 +182,20 @@ impl From<FarmError> for Problem {
         let hint = error.hint();
         let problem = match error {
             FarmError::Store(store) => return store.into(),
+            FarmError::Volume(ref volume) => Self::new(volume.code(), error.to_string()),
             FarmError::Place(
-                PlacementError::NoSuchPlace { .. } | PlacementError::NoIsolation { .. },
+                PlacementError::NoSuchPlace { .. }
+                | PlacementError::NoIsolation { .. }
+                | PlacementError::NoSuchRegion { .. }
+                | PlacementError::NoEncryption { .. }
+                | PlacementError::NotUnique { .. },
             ) => Self::new(Code::Invalid, error.to_string()),
             FarmError::Place(PlacementError::NoSpace { .. }) => {
                 Self::new(Code::NoSpace, error.to_string())
             }
             FarmError::Quota(_) => Self::new(Code::Invalid, error.to_string()),
             FarmError::NoBuilder { .. } => Self::new(Code::NotFound, error.to_string()),
-            FarmError::NotRunning | FarmError::InUse { .. } | FarmError::VolumeAttached => {
+            FarmError::NotRunning | FarmError::InUse { .. } => {
                 Self::new(Code::Conflict, error.to_string())
             }
             FarmError::TooManyConnections { .. } => Self::new(Code::Limit, error.to_string()),

@@ -5,7 +5,9 @@ mod common;
 use common::{Bed, eventually, recorded};
 use slipway_core::host_api::{EndpointPort, HostErrorCode};
 use slipway_core::machine::MachineState;
-use slipway_scheduler::farm::{ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent, NextEvent};
+use slipway_scheduler::farm::{
+    ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent, NextEvent, VolumeError,
+};
 use slipway_store::{Intent, VolumeState};
 use slipway_store::{Store, SystemStore};
 use std::sync::atomic::Ordering;
@@ -246,14 +248,14 @@ async fn a_builder_that_will_not_start_gets_an_empty_cache_once() {
     assert_eq!(kept.state, VolumeState::Aside);
     // It can be thrown away, and its room comes back.
     bed.farm
-        .destroy_volume(&key.org, &first)
+        .destroy_volume(&key.org, &first, true)
         .await
         .expect("destroyed");
     let promised = bed.store.hosts().await.expect("hosts")[0].pool_promised;
     assert_eq!(promised.0, 1 << 30);
     assert!(matches!(
-        bed.farm.destroy_volume(&key.org, &view.volume).await,
-        Err(FarmError::VolumeAttached)
+        bed.farm.destroy_volume(&key.org, &view.volume, true).await,
+        Err(FarmError::Volume(VolumeError::Attached))
     ));
     bed.end().await;
 }
@@ -386,12 +388,12 @@ async fn a_reset_empties_the_cache_and_spares_what_is_in_use() {
     let view = bed.farm.reset_cache(&key).await.expect("reset");
     assert_eq!(view.state, MachineState::Stopped);
     assert!(
-        !bed.world.lock().volumes.contains(&view.volume),
+        !bed.world.lock().volumes.contains_key(&view.volume),
         "the volume is still there"
     );
     let (mut stream, _guard) = connect(&bed.farm, &key).await;
     assert_eq!(ping(&mut stream).await.expect("an answer"), 2);
-    assert!(bed.world.lock().volumes.contains(&view.volume));
+    assert!(bed.world.lock().volumes.contains_key(&view.volume));
     bed.end().await;
 }
 
@@ -402,11 +404,11 @@ async fn a_cache_that_is_gone_costs_time_and_nothing_else() {
     drop(connect(&bed.farm, &key).await);
     in_state(&bed.farm, &key, "running").await;
     let view = bed.farm.stop_builder(&key).await.expect("stopped");
-    assert!(bed.world.lock().volumes.remove(&view.volume));
+    assert!(bed.world.lock().volumes.remove(&view.volume).is_some());
     let (mut stream, _guard) = connect(&bed.farm, &key).await;
     ping(&mut stream).await.expect("an answer");
     assert_eq!(bed.farm.builder(&key).expect("there").volume, view.volume);
-    assert!(bed.world.lock().volumes.contains(&view.volume));
+    assert!(bed.world.lock().volumes.contains_key(&view.volume));
     bed.end().await;
 }
 

@@ -78,6 +78,8 @@ pub enum What {
     Host,
     /// A volume.
     Volume,
+    /// A snapshot of a volume.
+    Snapshot,
     /// A machine.
     Machine,
     /// A build.
@@ -107,6 +109,7 @@ impl fmt::Display for What {
             Self::Token => "token",
             Self::Host => "host",
             Self::Volume => "volume",
+            Self::Snapshot => "snapshot",
             Self::Machine => "machine",
             Self::Build => "build",
             Self::Credential => "registry credential",

@@ -14,8 +14,10 @@ pub mod limits;
 mod model;
 mod sqlite;
 mod verbs;
+mod volume;
 
 pub use error::{ErrorKind, StoreError, What};
 pub use model::*;
 pub use sqlite::{SqliteStore, UnknownWordError};
 pub use verbs::{Store, SystemStore};
+pub use volume::*;

@@ -157,36 +157,6 @@ pub struct HostUse {
     pub memory_promised: ByteSize,
 }
 
-/// What is known of a volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VolumeState {
-    /// Promised; the host may not have made it yet.
-    Planned,
-    /// The host has made it.
-    Ready,
-    /// Replaced because builders would not start on it; kept for a look.
-    Aside,
-    /// To be destroyed by the host; still counted until it is.
-    Condemned,
-}
-
-/// A persistent disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Volume {
-    /// Its id.
-    pub id: VolumeId,
-    /// Whose it is.
-    pub org: OrgId,
-    /// Where it is.
-    pub host: HostId,
-    /// Hard cap.
-    pub size: ByteSize,
-    /// What is known of it.
-    pub state: VolumeState,
-    /// When it was promised.
-    pub created_at: Timestamp,
-}
-
 /// Whether somebody wants a machine to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Intent {

@@ -7,12 +7,17 @@
 use crate::error::StoreError;
 use crate::model::{
     App, Build, BuildFilter, Ensured, Host, HostUse, Machine, MachineRecord, NewBuild, NewBuilder,
-    Org, OrgChange, SealedCredential, SecretHash, Token, Volume, VolumeState,
+    Org, OrgChange, SealedCredential, SecretHash, Token,
 };
+use crate::volume::{NewSnapshot, NewVolume, Snapshot, Volume, VolumeState};
 use async_trait::async_trait;
 use slipway_core::build::{BuildOutcome, NumberedEvent};
-use slipway_core::id::{AppId, BuildId, CredentialId, MachineId, OrgId, TokenId, VolumeId};
+use slipway_core::id::{
+    AppId, BuildId, CredentialId, HostId, MachineId, OrgId, SnapshotId, TokenId, VolumeId,
+};
 use slipway_core::time::Timestamp;
+use slipway_core::units::ByteSize;
+use slipway_core::volume::VolumePolicy;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -82,7 +87,72 @@ pub trait Store: SystemStore {
     async fn volume(&self, org: &OrgId, volume: &VolumeId) -> Result<Volume>;
     /// All volumes of an org, oldest first.
     async fn volumes(&self, org: &OrgId) -> Result<Vec<Volume>>;
-    /// Records what is known of a volume.
+    /// Promises a volume of the org's own. What it is made from must be the org's, on the same host, made, no larger, and not
+    /// about to go: [`StoreError::NotFound`] otherwise. [`StoreError::PoolFull`] if the host's pool cannot promise it.
+    async fn create_volume(&self, org: &OrgId, new: &NewVolume) -> Result<Volume>;
+    /// The host has made the volume with this hard cap, or has made it larger. What its owner was told is over.
+    async fn record_volume_made(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        made: ByteSize,
+        encrypted: Option<bool>,
+    ) -> Result<()>;
+    /// Promises a volume more; the host may be behind. Gives the volume as it is then. The size that it has is fine, a
+    /// smaller one is [`StoreError::Changed`], and so is one that is about to go, or that still grows to another size.
+    /// [`StoreError::PoolFull`] if the pool cannot promise the difference.
+    async fn extend_volume(&self, org: &OrgId, volume: &VolumeId, size: ByteSize)
+    -> Result<Volume>;
+    /// Takes a promise back that the host refused: the volume is as large as it was made. Without effect if it is not to
+    /// grow to `size` any more.
+    async fn undo_extension(&self, org: &OrgId, volume: &VolumeId, size: ByteSize) -> Result<()>;
+    /// Records what its owner wants of a volume; gives the volume as it is then.
+    async fn set_volume_policy(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        policy: &VolumePolicy,
+    ) -> Result<Volume>;
+    /// Records something that a volume's owner should know, or that there is nothing.
+    async fn set_volume_notice(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        notice: Option<&str>,
+    ) -> Result<()>;
+    /// Has a volume go from then on, or (absent) not at all; gives it as it is then. [`StoreError::InUse`] if a machine has
+    /// it, [`StoreError::Changed`] if there is no way back any more.
+    async fn schedule_destruction(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        at: Option<Timestamp>,
+    ) -> Result<Volume>;
+    /// Condemns a volume whose time is over at `now`: from then on there is no way back. [`StoreError::InUse`] if a machine
+    /// has it or another volume is still to be made from it, [`StoreError::Changed`] if its time is not over.
+    async fn condemn_volume(&self, org: &OrgId, volume: &VolumeId, now: Timestamp) -> Result<()>;
+
+    /// Promises a snapshot of a volume that is made. [`StoreError::PoolFull`] if the pool has no room for its reserve.
+    async fn create_snapshot(&self, org: &OrgId, new: &NewSnapshot) -> Result<Snapshot>;
+    /// One snapshot.
+    async fn snapshot(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<Snapshot>;
+    /// The snapshots of one volume, which may be gone, oldest first.
+    async fn snapshots(&self, org: &OrgId, volume: &VolumeId) -> Result<Vec<Snapshot>>;
+    /// The host has made the snapshot, and it takes so much. One that is ready or condemned stays as it is.
+    /// [`StoreError::PoolFull`] if that is more than the pool can promise.
+    async fn record_snapshot_made(
+        &self,
+        org: &OrgId,
+        snapshot: &SnapshotId,
+        stored: ByteSize,
+        encrypted: bool,
+    ) -> Result<Snapshot>;
+    /// Condemns a snapshot: from then on there is no way back. [`StoreError::InUse`] if a volume is still to be made from it.
+    async fn condemn_snapshot(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<()>;
+    /// Forgets a snapshot, which gives what it takes back to the pool. Call it after the host has deleted it. Absent is fine.
+    async fn forget_snapshot(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<()>;
+
+    /// Records what is known of a volume. One that is planned is not made, whatever it was.
     async fn set_volume_state(
         &self,
         org: &OrgId,
@@ -154,8 +224,10 @@ pub trait SystemStore: Send + Sync + std::fmt::Debug {
     async fn hosts(&self) -> Result<Vec<HostUse>>;
     /// All machines.
     async fn all_machines(&self) -> Result<Vec<Machine>>;
-    /// All volumes in a state.
-    async fn all_volumes(&self, state: VolumeState) -> Result<Vec<Volume>>;
+    /// All volumes of a host, oldest first.
+    async fn volumes_on(&self, host: &HostId) -> Result<Vec<Volume>>;
+    /// All snapshots of a host, oldest first.
+    async fn snapshots_on(&self, host: &HostId) -> Result<Vec<Snapshot>>;
     /// Deletes the oldest ended builds of an org, with their events: those older than its newest `keep`, and those that
     /// ended before `before`. At most `max`, each in a transaction of its own. Gives how many; fewer than `max` means that
     /// no more are to be deleted.

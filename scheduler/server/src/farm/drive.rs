@@ -7,11 +7,11 @@
 
 use super::Shared;
 use super::builder::{Builder, now};
+use super::cache::{ensure_volume, replace_volume, reset};
 use super::host::chain;
 use super::keys::{LendFor, code, lend, revoke};
 use super::ready::await_ready;
 use super::reap::ask_to_end;
-use super::volume::{ensure_volume, replace_volume, reset};
 use crate::host_client::HostClientError;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{HostErrorCode, MachineRunState, MachineSpec};

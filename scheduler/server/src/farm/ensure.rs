@@ -85,7 +85,7 @@ impl Shared {
         self.drive(machine, Wishes::of(org)).await
     }
 
-    async fn loads(&self) -> Result<Vec<HostLoad>, FarmError> {
+    pub(super) async fn loads(&self) -> Result<Vec<HostLoad>, FarmError> {
         let hosts = self.store.hosts().await?;
         let loads = hosts.into_iter().filter_map(|used| {
             let link = self.link(&used.host.id).filter(|link| link.placeable)?;
@@ -104,6 +104,7 @@ impl Shared {
                 memory: used.host.memory,
                 memory_promised: used.memory_promised,
                 drivers: link.drivers(),
+                encrypts: link.encrypts(),
             })
         });
         Ok(loads.collect())

@@ -1,6 +1,7 @@
 //! How a verb of the farm can fail, and whose fault it is.
 
 use super::keys::LendError;
+use super::volumes::VolumeError;
 use crate::guest_client::GuestError;
 use crate::host_client::HostClientError;
 use slipway_core::build::Fault;
@@ -58,9 +59,9 @@ pub enum FarmError {
         /// How many.
         in_flight: u32,
     },
-    /// The volume is attached to a builder.
-    #[error("the volume belongs to a builder; reset its cache instead")]
-    VolumeAttached,
+    /// A verb on a volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// Its host did not do it.
     #[error("have the host do it")]
     Host(#[from] HostClientError),
@@ -83,13 +84,18 @@ impl FarmError {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Place(PlacementError::NoSuchPlace { .. })
-            | Self::Place(PlacementError::NoIsolation { .. })
+            | Self::Place(
+                PlacementError::NoIsolation { .. }
+                | PlacementError::NoSuchRegion { .. }
+                | PlacementError::NoEncryption { .. }
+                | PlacementError::NotUnique { .. },
+            )
             | Self::Quota(_)
             | Self::NoBuilder { .. }
             | Self::NotRunning
             | Self::TooManyConnections { .. }
-            | Self::InUse { .. }
-            | Self::VolumeAttached => Fault::User,
+            | Self::InUse { .. } => Fault::User,
+            Self::Volume(error) => error.code().fault(),
             Self::Store(error) => match error.kind() {
                 ErrorKind::NotFound | ErrorKind::Conflict => Fault::User,
                 ErrorKind::NoSpace | ErrorKind::Unavailable | ErrorKind::Internal => Fault::System,
@@ -109,11 +115,21 @@ impl FarmError {
     /// What the caller may do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
+            Self::Volume(error) => Some(error.hint()),
+            Self::Place(PlacementError::NoSuchRegion { .. }) => Some(
+                "choose one of the regions that there are; with none, no host has answered yet",
+            ),
+            Self::Place(PlacementError::NoEncryption { .. }) => {
+                Some("leave the encryption to the host, or choose another region")
+            }
+            Self::Place(PlacementError::NotUnique { .. }) => {
+                Some("leave --require-unique-zone out, or choose another region")
+            }
             Self::Place(PlacementError::NoSuchPlace { .. }) => {
                 Some("choose one of the places that there are; with none, no host has answered yet")
             }
             Self::Place(PlacementError::NoSpace { .. }) => Some(
-                "ask for smaller caches: `slipway orgs update --volume-size SIZE`; or have the operator add space",
+                "ask for less, destroy volumes and snapshots that you do not need, or have the operator add space",
             ),
             Self::Place(PlacementError::NoIsolation { .. }) => Some(
                 "ask the operator for a host with virtual machines, or `slipway orgs update --isolation auto`",
@@ -127,11 +143,22 @@ impl FarmError {
             | Self::HostAway
             | Self::TimedOut { .. }
             | Self::Closed => Some("try again in a minute, and tell the operator if it stays so"),
+            Self::Quota(QuotaError::Volumes { .. }) => {
+                Some("destroy one that is not needed: `slipway volumes destroy ID --now`")
+            }
+            Self::Quota(QuotaError::Snapshots { .. }) => {
+                Some("delete one that is not needed: `slipway volumes snapshots delete ID`")
+            }
+            Self::Quota(
+                QuotaError::VolumeSize(_)
+                | QuotaError::SnapshotRetention(_)
+                | QuotaError::AutoExtendThreshold(_)
+                | QuotaError::AutoExtendIncrement(_),
+            ) => Some("choose one within these bounds"),
             Self::Quota(_)
             | Self::Store(_)
             | Self::NoBuilder { .. }
             | Self::NotRunning
-            | Self::VolumeAttached
             | Self::Guest(_)
             | Self::Entropy(_) => None,
         }

@@ -15,13 +15,13 @@ use slipway_core::isolation::Isolation;
 use slipway_core::limits::{MACHINE_READY_WAIT_EMULATED_MAX, MACHINE_READY_WAIT_MAX};
 use slipway_core::planner::Observed;
 use slipway_core::units::ByteSize;
-use slipway_store::{Host, VolumeState};
+use slipway_store::Host;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// A host in the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub(crate) struct HostLink {
     encrypts: AtomicBool,
     /// It answers.
     pub(super) reachable: watch::Sender<bool>,
+    /// There is something to do about its volumes.
+    pub(super) volumes: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +72,7 @@ impl HostLink {
             heard: Mutex::default(),
             encrypts: AtomicBool::new(false),
             reachable: watch::Sender::new(false),
+            volumes: Notify::new(),
         }
     }
 
@@ -215,7 +218,6 @@ async fn follow(
         }
         if !link.reachable.send_replace(true) {
             tracing::info!(host = link.settings.name, id = %host.id, "host answers");
-            destroy_condemned(shared, link, &host.id).await;
         }
     }
 }
@@ -231,22 +233,6 @@ fn host_record(link: &HostLink, info: &HostInfo) -> Result<Host, super::FarmErro
         memory: ByteSize(info.memory_bytes),
         cpu_millis: info.cpu_millis,
     })
-}
-
-/// Ends what an earlier life of the control plane had begun: volumes that are to go.
-async fn destroy_condemned(shared: &Shared, link: &HostLink, host: &HostId) {
-    let volumes = match shared.store.all_volumes(VolumeState::Condemned).await {
-        Ok(volumes) => volumes,
-        Err(error) => {
-            tracing::warn!(why = chain(&error), "condemned volumes not listed");
-            return;
-        }
-    };
-    for volume in volumes.into_iter().filter(|v| v.host == *host) {
-        if let Err(error) = shared.destroy(link, &volume.org, &volume.id).await {
-            tracing::warn!(volume = %volume.id, why = chain(&error), "volume not destroyed");
-        }
-    }
 }
 
 /// An error and all that caused it, in one line.

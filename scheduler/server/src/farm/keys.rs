@@ -10,7 +10,7 @@ use crate::keys::{Claim, KeyStoreError, LeaseError};
 use crate::limits::KEY_LEASE_TTL;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::HostErrorCode;
-use slipway_core::id::{HostId, VolumeId};
+use slipway_core::id::{HostId, OrgId, VolumeId};
 use std::sync::{Arc, PoisonError};
 
 /// Why a host has not got a key.
@@ -68,6 +68,63 @@ pub(super) async fn lend(
     Ok(builder.host.client.lend_key(lease).await?)
 }
 
+/// A key that was lent for work on a volume.
+#[derive(Debug)]
+pub(super) struct LentForWork {
+    volume: VolumeId,
+    generation: Generation,
+    /// A machine that lives has it as well, and goes on with it.
+    shared: bool,
+}
+
+/// Sees to it that a host has the key of a volume of the org, for work on it, where it needs one.
+pub(super) async fn lend_for_work(
+    shared: &Shared,
+    link: &Arc<super::HostLink>,
+    org: &OrgId,
+    volume: &VolumeId,
+) -> Result<Option<LentForWork>, LendError> {
+    if !link.encrypts() {
+        return Ok(None);
+    }
+    let (generation, machine) = match shared.builder_of(volume) {
+        None => (Generation::default(), None),
+        Some(builder) => {
+            let inner = builder.lock();
+            match inner.machine.state.live_generation() {
+                Some(live) => (live, Some(inner.machine.id.clone())),
+                None => (inner.machine.generation, None),
+            }
+        }
+    };
+    let lent = LentForWork {
+        volume: volume.clone(),
+        generation,
+        shared: machine.is_some(),
+    };
+    let claim = Claim {
+        org: org.clone(),
+        host: shared.id_of(link).ok_or(LendError::UnknownHost)?,
+        volume: volume.clone(),
+        machine,
+        generation,
+    };
+    let keys = shared.keys.as_ref().ok_or(LendError::NoKeys)?;
+    link.client.lend_key(keys.lease(&claim).await?).await?;
+    Ok(Some(lent))
+}
+
+/// The work is done: the host forgets the key, unless a machine has it too.
+pub(super) async fn give_back(link: &super::HostLink, lent: LentForWork) {
+    if lent.shared {
+        return;
+    }
+    let (volume, generation) = (lent.volume, lent.generation);
+    if let Err(error) = link.client.revoke_key(volume.clone(), generation).await {
+        tracing::warn!(%volume, why = chain(&error), "key not revoked; its lease ends by itself");
+    }
+}
+
 /// This start of the machine is over, and with it the right to its key. A host that does not hear of it forgets the key when
 /// the lease is over.
 pub(super) async fn revoke(builder: &Builder, volume: &VolumeId, generation: Generation) {
@@ -107,7 +164,7 @@ pub(super) async fn keep_lent(shared: Arc<Shared>) {
 
 impl Shared {
     /// Who is at the other end of a link, as that said itself.
-    fn id_of(&self, link: &Arc<super::HostLink>) -> Option<HostId> {
+    pub(super) fn id_of(&self, link: &Arc<super::HostLink>) -> Option<HostId> {
         let hosts = self.hosts.read().unwrap_or_else(PoisonError::into_inner);
         let mut hosts = hosts.iter();
         hosts

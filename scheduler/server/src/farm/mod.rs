@@ -7,6 +7,7 @@
 //! Must not know: Docker, GraphQL, who may do what.
 
 mod builder;
+mod cache;
 mod drive;
 mod ensure;
 mod error;
@@ -15,7 +16,7 @@ mod keys;
 mod ready;
 mod reap;
 mod view;
-mod volume;
+mod volumes;
 mod wake;
 
 pub use builder::ActivityGuard;
@@ -25,6 +26,7 @@ pub use host::HostSettings;
 pub(crate) use host::chain;
 pub use keys::LendError;
 pub use view::{BuilderKey, BuilderView, FarmEvent, NextEvent, Subscription};
+pub use volumes::{AskedVolume, VolumeError};
 
 use crate::guest_client::GuestClient;
 use crate::keys::KeyBroker;
@@ -33,8 +35,8 @@ use builder::{Builder, Wishes};
 use host::HostLink;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{HostId, ID_ENTROPY_BYTES, OrgId, VolumeId};
-use slipway_store::{Intent, Machine, Org, Store, StoreError, VolumeState};
-use std::collections::{HashMap, HashSet};
+use slipway_store::{HostUse, Intent, Machine, Org, Store, StoreError, VolumeState};
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -70,6 +72,7 @@ pub(crate) struct Shared {
     hosts: RwLock<HashMap<HostId, Arc<HostLink>>>,
     /// Held while a builder is made: ensure is single-flight.
     making: tokio::sync::Mutex<()>,
+    volume_locks: volumes::Locks,
     pub(crate) events: Arc<Events>,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
@@ -103,6 +106,7 @@ impl Farm {
             builders: RwLock::default(),
             hosts: RwLock::default(),
             making: tokio::sync::Mutex::default(),
+            volume_locks: volumes::Locks::default(),
             events: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -114,6 +118,9 @@ impl Farm {
             shared
                 .tasks
                 .spawn(host::watch_host(Arc::clone(&shared), Arc::clone(link)));
+            shared
+                .tasks
+                .spawn(volumes::keep(Arc::clone(&shared), Arc::clone(link)));
         }
         shared.tasks.spawn(keys::keep_lent(Arc::clone(&shared)));
         let first_words = async {
@@ -255,46 +262,6 @@ impl Farm {
         Ok(builder.view())
     }
 
-    /// Destroys a volume that no builder has (one that was kept aside), and gives its size back to the pool.
-    ///
-    /// # Errors
-    /// [`FarmError::VolumeAttached`], or the store's or the host's.
-    pub async fn destroy_volume(&self, org: &OrgId, volume: &VolumeId) -> Result<(), FarmError> {
-        let known = self.0.store.volume(org, volume).await?;
-        match known.state {
-            VolumeState::Planned | VolumeState::Ready => return Err(FarmError::VolumeAttached),
-            VolumeState::Aside | VolumeState::Condemned => {}
-        }
-        let link = self.0.link(&known.host).ok_or(FarmError::NotRunning)?;
-        self.0
-            .store
-            .set_volume_state(org, volume, VolumeState::Condemned)
-            .await?;
-        self.0.destroy(&link, org, volume).await
-    }
-
-    /// Bytes taken on disk by an org's volumes. What cannot be learnt now (a host is silent) is left out.
-    pub async fn volume_use(&self, org: &OrgId) -> HashMap<VolumeId, u64> {
-        let mut used = HashMap::new();
-        let volumes = match self.0.store.volumes(org).await {
-            Ok(volumes) => volumes,
-            Err(error) => {
-                tracing::warn!(%org, why = chain(&error), "volumes not listed");
-                return used;
-            }
-        };
-        // A host tells of all volumes it has; only the org's own may be told on.
-        let own: HashMap<_, _> = volumes.into_iter().map(|v| (v.id, v.host)).collect();
-        let hosts: HashSet<_> = own.values().collect();
-        for link in hosts.into_iter().filter_map(|host| self.0.link(host)) {
-            if let Ok(volumes) = link.client.volumes().await {
-                let volumes = volumes.into_iter().filter(|v| own.contains_key(&v.volume));
-                used.extend(volumes.map(|v| (v.volume, v.used_bytes)));
-            }
-        }
-        used
-    }
-
     /// Takes over what was changed of an org's settings. Call it after the store's `update_org`.
     pub fn org_changed(&self, org: &Org) {
         let builders = self
@@ -414,11 +381,16 @@ impl Shared {
             }
             links.push(link);
         }
-        for row in known.into_iter().map(|h| h.host) {
-            if self.link(&row.id).is_none() && machines.iter().any(|m| m.host == row.id) {
+        for HostUse {
+            host: row,
+            pool_promised,
+            ..
+        } in known
+        {
+            if self.link(&row.id).is_none() && pool_promised.0 > 0 {
                 tracing::warn!(
                     host = row.name,
-                    "host has builders but is not in the settings"
+                    "host has volumes but is not in the settings"
                 );
                 let (name, region, socket) = (row.name, row.region, row.socket);
                 let settings = HostSettings {
@@ -476,6 +448,15 @@ impl Shared {
         self.tasks
             .spawn(drive::drive(Arc::clone(self), Arc::clone(&builder)));
         Ok(builder)
+    }
+
+    /// The builder that has a volume, if one does.
+    fn builder_of(&self, volume: &VolumeId) -> Option<Arc<Builder>> {
+        let builders = self.builders.read().unwrap_or_else(PoisonError::into_inner);
+        let mut builders = builders.values();
+        builders
+            .find(|builder| builder.lock().machine.volume == *volume)
+            .cloned()
     }
 
     /// Destroys a condemned volume and forgets it.

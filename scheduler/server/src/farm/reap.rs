@@ -7,9 +7,10 @@ use super::builder::{Builder, now};
 use super::drive::Held;
 use super::error::FarmError;
 use super::host::chain;
+use crate::bounds::GUEST_LOOK_WAIT_MAX;
 use crate::guest_client::{EndAnswer, GuestClient};
 use slipway_core::generation::Generation;
-use slipway_core::guest_api::GuestStatus;
+use slipway_core::guest_api::{DiskUse, GuestStatus};
 use slipway_core::host_api::EndpointPort;
 use slipway_core::idle::{self, Idle};
 use slipway_core::limits::{BUILDER_IDLE_MIN, MACHINE_STOP_GRACE};
@@ -87,6 +88,16 @@ fn held_asking(builder: &Builder, error: &dyn std::error::Error) -> Held {
     tracing::warn!(org = %builder.key.org, why = chain(error), "guest not asked whether it is idle");
     builder.change(|inner| inner.ask_not_before = now().after(RETRY_WAIT));
     Held
+}
+
+impl Shared {
+    /// How full the volume of a builder is, by its guest; nothing if it does not run or does not answer.
+    pub(super) async fn guest_disk(&self, builder: &Builder) -> Option<DiskUse> {
+        let generation = builder.running()?;
+        let asked = tokio::time::timeout(GUEST_LOOK_WAIT_MAX, ask_guest(builder, generation));
+        let (_, status) = asked.await.ok()?.ok()?;
+        Some(status.disk)
+    }
 }
 
 async fn ask_guest(

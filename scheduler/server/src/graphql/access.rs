@@ -7,8 +7,8 @@ use crate::api::Parts;
 use crate::auth::{Entered, Principal};
 use crate::problem::{Code, Problem};
 use async_graphql::Context;
-use slipway_core::id::{BuildId, OrgId, VolumeId};
-use slipway_store::{App, Build, ErrorKind, Store, StoreError, TokenRole, Volume, What};
+use slipway_core::id::{BuildId, OrgId, SnapshotId, VolumeId};
+use slipway_store::{App, Build, ErrorKind, Snapshot, Store, StoreError, TokenRole, Volume, What};
 use std::sync::Arc;
 
 /// Who asks, and with what it can be answered.
@@ -106,6 +106,44 @@ impl<'a> Access<'a> {
             }
         }
         Err(StoreError::NotFound(What::Volume).into())
+    }
+
+    /// A snapshot by its id alone.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`], for those of others too.
+    pub(super) async fn snapshot(
+        &self,
+        id: &SnapshotId,
+        role: TokenRole,
+    ) -> Result<(Entered, Snapshot)> {
+        for org in self.reachable_orgs().await? {
+            match self.store().snapshot(&org, id).await {
+                Ok(snapshot) => {
+                    return Ok((self.enter_whole(Some(org.as_str()), role).await?, snapshot));
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(StoreError::NotFound(What::Snapshot).into())
+    }
+
+    /// The snapshots of a volume, which may be gone, by its id alone.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] if there is neither the volume nor a snapshot of it, for those of others too.
+    pub(super) async fn snapshots(&self, volume: &VolumeId) -> Result<Vec<Snapshot>> {
+        for org in self.reachable_orgs().await? {
+            let snapshots = self.store().snapshots(&org, volume).await?;
+            if !snapshots.is_empty() {
+                self.enter_whole(Some(org.as_str()), TokenRole::Read)
+                    .await?;
+                return Ok(snapshots);
+            }
+        }
+        self.volume(volume, TokenRole::Read).await?;
+        Ok(vec![])
     }
 
     /// The credential's own org, or all of them for the administrator.

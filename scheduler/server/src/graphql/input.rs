@@ -306,9 +306,9 @@ pub(super) struct EnsureMachineRemoteBuilderInput {
 /// # Errors
 /// [`Code::Invalid`].
 pub(super) fn parse_id<T: FromStr<Err = slipway_core::id::InvalidId>>(id: &ID) -> Result<T> {
-    Ok(id
-        .parse()
-        .map_err(|error: T::Err| Problem::new(Code::Invalid, error.to_string()))?)
+    Ok(id.parse().map_err(|error: T::Err| {
+        Problem::new(Code::Invalid, error.to_string()).hint("copy it from the list")
+    })?)
 }
 
 /// A text as a slug, an app's name, a region.

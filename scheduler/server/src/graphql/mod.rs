@@ -16,23 +16,36 @@ mod subscription;
 #[cfg(test)]
 mod tests;
 mod view;
+mod volumes;
 
 use crate::api::Parts;
 use crate::auth::Principal;
 use crate::bounds::{GRAPHQL_COMPLEXITY_MAX, GRAPHQL_DEPTH_MAX};
 use crate::problem::{Code, Problem};
 use async_graphql::http::GraphiQLSource;
-use async_graphql::{ErrorExtensions, Request, Response, Schema, SchemaBuilder, ServerError};
+use async_graphql::{
+    ErrorExtensions, MergedObject, Request, Response, Schema, SchemaBuilder, ServerError,
+};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use mutation::Mutation;
-use query::Query;
+use mutation::CoreMutation;
+use query::CoreQuery;
 use slipway_core::build::Fault;
 use std::fmt;
 use std::sync::Arc;
 use subscription::Subscription;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
+use volumes::{VolumeMutation, VolumeQuery};
+
+/// What may be asked. `org` is an id or a slug; without it, the token's own org is meant.
+#[derive(MergedObject, Default)]
+struct Query(CoreQuery, VolumeQuery);
+
+/// What may be done. Each may be sent again without harm, but those that make something: with a name that is taken they say
+/// CONFLICT, and volumes and snapshots have none that could be.
+#[derive(MergedObject, Default)]
+struct Mutation(CoreMutation, VolumeMutation);
 
 type SlipwaySchema = Schema<Query, Mutation, Subscription>;
 
@@ -58,7 +71,7 @@ pub(crate) enum Outcome {
 }
 
 fn builder() -> SchemaBuilder<Query, Mutation, Subscription> {
-    Schema::build(Query, Mutation, Subscription)
+    Schema::build(Query::default(), Mutation::default(), Subscription)
         .limit_depth(GRAPHQL_DEPTH_MAX)
         .limit_complexity(GRAPHQL_COMPLEXITY_MAX)
 }

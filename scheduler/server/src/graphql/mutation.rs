@@ -28,11 +28,12 @@ use slipway_store as store;
 use slipway_store::{AppRole, ErrorKind, StoreError, TokenRole, What};
 use std::time::Duration;
 
-pub(super) struct Mutation;
+#[derive(Default)]
+pub(super) struct CoreMutation;
 
 /// What may be done. Each may be sent again without harm, but those that make something with a name: they say CONFLICT then.
 #[Object]
-impl Mutation {
+impl CoreMutation {
     /// Makes an org. Needs the administrator's token.
     async fn create_org(&self, context: &Context<'_>, input: CreateOrgInput) -> Result<Org> {
         let access = Access::of(context)?;
@@ -197,18 +198,6 @@ impl Mutation {
         let access = Access::of(context)?;
         let key = whole_builder_key(&access, input).await?;
         Ok(access.parts.farm.reset_cache(&key).await?.into())
-    }
-
-    /// Destroys a volume that no builder has: one that was kept aside.
-    async fn destroy_volume(&self, context: &Context<'_>, id: ID) -> Result<bool> {
-        let access = Access::of(context)?;
-        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
-        access
-            .parts
-            .farm
-            .destroy_volume(&entered.org.id, &volume.id)
-            .await?;
-        Ok(true)
     }
 
     /// Starts a build. APP_NOT_FOUND if there is no such app: make it and try again.

@@ -3,16 +3,17 @@
 use super::Result;
 use super::access::Access;
 use super::input::parse_id;
-use super::view::{App, Build, Builder, Org, RegistryCredential, Server, Token, Viewer, Volume};
+use super::view::{App, Build, Builder, Org, RegistryCredential, Server, Token, Viewer};
 use crate::bounds::PAGE_MAX;
 use async_graphql::{Context, ID, Object};
 use slipway_store::{BuildFilter, TokenRole};
 
-pub(super) struct Query;
+#[derive(Default)]
+pub(super) struct CoreQuery;
 
 /// What may be asked. `org` is an id or a slug; without it, the token's own org is meant.
 #[Object]
-impl Query {
+impl CoreQuery {
     /// Who asks, and what answers.
     async fn viewer(&self, context: &Context<'_>) -> Result<Viewer> {
         let access = Access::of(context)?;
@@ -99,14 +100,6 @@ impl Query {
             .into_iter()
             .find(|view| view.machine == id)
             .map(Builder::from))
-    }
-
-    /// Volumes of an org, oldest first.
-    async fn volumes(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<Volume>> {
-        let access = Access::of(context)?;
-        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
-        let volumes = access.store().volumes(&entered.org.id).await?;
-        Ok(volumes.into_iter().map(Volume).collect())
     }
 
     /// Builds of an org, newest first, at most 200; `before` is the last id of the page before.

@@ -86,11 +86,18 @@ impl KeyBroker {
                 LeaseError::Store(error)
             }
         };
-        let volume = self
-            .store
-            .volume(&claim.org, &claim.volume)
-            .await
-            .map_err(|error| absent(error, "the org has no such volume"))?;
+        let volume = match self.store.volume(&claim.org, &claim.volume).await {
+            // Snapshots outlive their volume, and need its key to be made into another.
+            Err(error) if error.kind() == ErrorKind::NotFound && claim.machine.is_none() => {
+                let snapshots = self.store.snapshots(&claim.org, &claim.volume).await?;
+                return if snapshots.iter().any(|kept| kept.host == claim.host) {
+                    Ok(())
+                } else {
+                    Err(refused("the org has no such volume"))
+                };
+            }
+            found => found.map_err(|error| absent(error, "the org has no such volume"))?,
+        };
         if volume.host != claim.host {
             return Err(refused("the volume is on another host"));
         }

@@ -5,12 +5,15 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    unused_imports,
     reason = "each test file uses its own part"
 )]
 
+mod disks;
 mod guest;
 mod world;
 
+pub use disks::Disk;
 pub use world::World;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -190,7 +193,9 @@ async fn serve(mut stream: UnixStream, world: Arc<World>) {
             return;
         }
         let frame: HostRequestFrame = serde_json::from_slice(&body).expect("a request");
-        let (reply, passed) = answer(&world, frame.request).await;
+        let Some((reply, passed)) = answer(&world, frame.request).await else {
+            return;
+        };
         let body = serde_json::to_vec(&reply).expect("a reply");
         let mut frame = u32::try_from(body.len())
             .expect("small")
@@ -206,8 +211,8 @@ async fn serve(mut stream: UnixStream, world: Arc<World>) {
 async fn answer(
     world: &Arc<World>,
     request: HostRequest,
-) -> (HostReply, Option<std::os::unix::net::UnixStream>) {
-    match request {
+) -> Option<(HostReply, Option<std::os::unix::net::UnixStream>)> {
+    Some(match request {
         HostRequest::WatchMachines { after, wait_ms } => (
             world.watch(after, Duration::from_millis(wait_ms)).await,
             None,
@@ -225,21 +230,21 @@ async fn answer(
             tokio::time::sleep(pause).await;
             (world.ensure_machine(&spec), None)
         }
-        other @ (HostRequest::Info
-        | HostRequest::EnsureVolume { .. }
+        disks @ (HostRequest::EnsureVolume { .. }
+        | HostRequest::ExtendVolume { .. }
         | HostRequest::DestroyVolume { .. }
         | HostRequest::ListVolumes
-        | HostRequest::StopMachine { .. }
-        | HostRequest::RemoveMachine { .. }
-        | HostRequest::ExtendVolume { .. }
         | HostRequest::CreateSnapshot { .. }
         | HostRequest::DeleteSnapshot { .. }
-        | HostRequest::ListSnapshots
+        | HostRequest::ListSnapshots) => (world.disk_verb(disks)?, None),
+        other @ (HostRequest::Info
+        | HostRequest::StopMachine { .. }
+        | HostRequest::RemoveMachine { .. }
         | HostRequest::ExportSnapshot { .. }
         | HostRequest::ImportVolume { .. }
         | HostRequest::LendKey
         | HostRequest::RevokeKey { .. }) => (world.answer(other), None),
-    }
+    })
 }
 
 async fn send(

@@ -1,12 +1,13 @@
 //! What the test host has: volumes, machines, and what was done wrong to them.
 
+use super::disks::{Disk, Kept};
 use super::guest::TestGuest;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{
     Cloning, EndpointPort, HostError, HostErrorCode, HostInfo, HostReply, HostRequest,
-    MachineReport, MachineRunState, MachineSpec, VolumeReport,
+    MachineReport, MachineRunState, MachineSpec,
 };
-use slipway_core::id::{MachineId, VolumeId};
+use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -22,10 +23,17 @@ pub struct Machine {
 #[derive(Default)]
 pub struct Inner {
     pub machines: BTreeMap<MachineId, Machine>,
-    pub volumes: BTreeSet<VolumeId>,
+    pub volumes: BTreeMap<VolumeId, Disk>,
+    pub snapshots: BTreeMap<SnapshotId, Kept>,
     pub damaged: BTreeSet<VolumeId>,
     /// What the next starts answer.
     pub refuse_starts: VecDeque<HostErrorCode>,
+    /// What the next verbs on volumes answer.
+    pub refuse_volumes: VecDeque<HostErrorCode>,
+    /// The answers of so many verbs on volumes are lost after the deed.
+    pub lose_answers: usize,
+    /// Verbs on volumes so far, refused and lost ones included.
+    pub disk_verbs: usize,
     /// Machines are ready only when told so.
     pub hold_ready: bool,
     /// How long a start takes.
@@ -34,7 +42,7 @@ pub struct Inner {
     seen: BTreeMap<MachineId, Generation>,
     /// Every generation that was started.
     pub started: Vec<(MachineId, Generation)>,
-    violations: Vec<String>,
+    pub(super) violations: Vec<String>,
 }
 
 pub struct World {
@@ -51,7 +59,7 @@ impl Default for World {
     }
 }
 
-fn refuse(code: HostErrorCode) -> HostError {
+pub(super) fn refuse(code: HostErrorCode) -> HostError {
     HostError {
         code,
         message: format!("test: {code:?}"),
@@ -176,7 +184,7 @@ impl World {
         if let Some(code) = inner.refuse_starts.pop_front() {
             return Err(refuse(code));
         }
-        if !inner.volumes.contains(&spec.volume) {
+        if !inner.volumes.contains_key(&spec.volume) {
             return Err(refuse(HostErrorCode::NotFound));
         }
         if inner.damaged.contains(&spec.volume) {
@@ -229,21 +237,6 @@ impl World {
                 pool_notices: vec![],
                 image: "test".into(),
             }),
-            HostRequest::EnsureVolume {
-                volume, size_bytes, ..
-            } => {
-                self.lock().volumes.insert(volume.clone());
-                let (used_bytes, attached_to) = (0, None);
-                HostReply::Volume(VolumeReport {
-                    volume,
-                    size_bytes,
-                    used_bytes,
-                    attached_to,
-                    encrypted: false,
-                })
-            }
-            HostRequest::DestroyVolume { volume } => self.destroy_volume(&volume),
-            HostRequest::ListVolumes => HostReply::Volumes { volumes: vec![] },
             HostRequest::StopMachine {
                 machine,
                 generation,
@@ -256,28 +249,18 @@ impl World {
             HostRequest::EnsureMachine(_)
             | HostRequest::WatchMachines { .. }
             | HostRequest::OpenEndpoint { .. } => panic!("answered elsewhere"),
-            HostRequest::ExtendVolume { .. }
+            HostRequest::EnsureVolume { .. }
+            | HostRequest::ExtendVolume { .. }
+            | HostRequest::DestroyVolume { .. }
+            | HostRequest::ListVolumes
             | HostRequest::CreateSnapshot { .. }
             | HostRequest::DeleteSnapshot { .. }
-            | HostRequest::ListSnapshots
-            | HostRequest::ExportSnapshot { .. }
+            | HostRequest::ListSnapshots => panic!("answered elsewhere"),
+            HostRequest::ExportSnapshot { .. }
             | HostRequest::ImportVolume { .. }
             | HostRequest::LendKey
             | HostRequest::RevokeKey { .. } => panic!("not asked of this host"),
         }
-    }
-
-    fn destroy_volume(&self, volume: &VolumeId) -> HostReply {
-        let mut inner = self.lock();
-        if inner.machines.values().any(|m| m.volume == *volume) {
-            inner
-                .violations
-                .push(format!("{volume} destroyed while attached"));
-            return HostReply::Error(refuse(HostErrorCode::Busy));
-        }
-        inner.volumes.remove(volume);
-        inner.damaged.remove(volume);
-        HostReply::Done
     }
 
     fn stop(self: &Arc<Self>, id: &MachineId, generation: Generation) -> HostReply {

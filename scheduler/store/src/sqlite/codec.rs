@@ -1,7 +1,8 @@
 //! Between rows and records: checked integers, words for enums, ids that parse.
 
 use crate::error::{StoreError, What};
-use crate::model::{AppRole, BuildState, Intent, TokenRole, VolumeState};
+use crate::model::{AppRole, BuildState, Intent, TokenRole};
+use crate::volume::{SnapshotState, VolumePurpose, VolumeState};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use slipway_core::time::Timestamp;
@@ -39,6 +40,16 @@ impl<'r> Reader<'r> {
         Ok(self.get::<i64>(column)? != 0)
     }
 
+    pub(super) fn flag_opt(&self, column: &'static str) -> Result<Option<bool>> {
+        Ok(self.get::<Option<i64>>(column)?.map(|flag| flag != 0))
+    }
+
+    pub(super) fn u64_opt(&self, column: &'static str) -> Result<Option<u64>> {
+        self.get::<Option<i64>>(column)?
+            .map(|n| u64::try_from(n).map_err(|e| corrupt(column, &e)))
+            .transpose()
+    }
+
     pub(super) fn u64(&self, column: &'static str) -> Result<u64> {
         u64::try_from(self.get::<i64>(column)?).map_err(|e| corrupt(column, &e))
     }
@@ -56,13 +67,7 @@ impl<'r> Reader<'r> {
     }
 
     pub(super) fn time_opt(&self, column: &'static str) -> Result<Option<Timestamp>> {
-        self.get::<Option<i64>>(column)?
-            .map(|n| {
-                u64::try_from(n)
-                    .map(Timestamp)
-                    .map_err(|e| corrupt(column, &e))
-            })
-            .transpose()
+        Ok(self.u64_opt(column)?.map(Timestamp))
     }
 
     /// An id, or a word of one of the enums below.
@@ -165,6 +170,8 @@ words! {
     TokenRole { Read = "read", Deploy = "deploy", Admin = "admin" }
     Intent { Wanted = "wanted", Stopped = "stopped" }
     VolumeState { Planned = "planned", Ready = "ready", Aside = "aside", Condemned = "condemned" }
+    VolumePurpose { Cache = "cache", Data = "data" }
+    SnapshotState { Planned = "planned", Ready = "ready", Condemned = "condemned" }
     BuildState {
         Pending = "pending",
         Running = "running",

@@ -1,20 +1,20 @@
-//! Hosts, volumes and machines, and the pool's accounting.
-//!
-//! A host's pool is never promised beyond its capacity: the sum is taken and the row is written in one transaction that
-//! holds the write lock from its start.
+//! Hosts and machines.
 
 use super::codec::{Reader, int, on_insert, time, to_json};
+use super::pool::{promise, promised};
+use super::volumes::{record_volume, volume_of};
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
 use crate::limits::LIST_ROWS_MAX;
-use crate::model::{
-    Ensured, Host, HostUse, Machine, MachineRecord, NewBuilder, Volume, VolumeState,
-};
+use crate::model::{Ensured, Host, HostUse, Machine, MachineRecord, NewBuilder};
+use crate::volume::{Volume, VolumePurpose, VolumeState};
 use slipway_core::generation::Generation;
 use slipway_core::id::{AppId, MachineId, OrgId, VolumeId};
 use slipway_core::machine::MachineState;
 use slipway_core::quota::BuilderSize;
 use slipway_core::time::Timestamp;
+use slipway_core::units::ByteSize;
+use slipway_core::volume::VolumePolicy;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Sqlite, Transaction};
 
@@ -22,6 +22,8 @@ type Result<T> = std::result::Result<T, StoreError>;
 
 /// Name of the app that holds an org's builders.
 const BUILDER_APP: &str = "slipway-builder";
+/// Name of the volumes that are builders' caches.
+const CACHE_VOLUME: &str = "builder-cache";
 
 macro_rules! machines {
     ($tail:literal) => {
@@ -60,18 +62,6 @@ fn machine_of(row: &SqliteRow) -> Result<Machine> {
     })
 }
 
-fn volume_of(row: &SqliteRow) -> Result<Volume> {
-    let row = Reader(row);
-    Ok(Volume {
-        id: row.parse("id")?,
-        org: row.parse("org_id")?,
-        host: row.parse("host_id")?,
-        size: row.size("size")?,
-        state: row.parse("state")?,
-        created_at: row.time("created_at")?,
-    })
-}
-
 fn host_of(row: &SqliteRow) -> Result<Host> {
     let row = Reader(row);
     Ok(Host {
@@ -84,43 +74,6 @@ fn host_of(row: &SqliteRow) -> Result<Host> {
         memory: row.size("memory")?,
         cpu_millis: row.u32("cpu_millis")?,
     })
-}
-
-/// Promises `size` of the host's pool to a new volume, and records it.
-async fn promise_volume(tx: &mut Transaction<'_, Sqlite>, volume: &Volume) -> Result<()> {
-    let row = sqlx::query(
-        "SELECT pool_capacity, (SELECT coalesce(sum(size), 0) FROM volumes WHERE host_id = h.id) \
-         AS promised FROM hosts h WHERE h.id = ?",
-    )
-    .bind(volume.host.as_str())
-    .fetch_optional(&mut **tx)
-    .await
-    .map_err(unavailable("read a pool"))?
-    .ok_or(StoreError::NotFound(What::Host))?;
-    let row = Reader(&row);
-    let free_bytes = row
-        .u64("pool_capacity")?
-        .saturating_sub(row.u64("promised")?);
-    if volume.size.0 > free_bytes {
-        return Err(StoreError::PoolFull {
-            free_bytes,
-            wanted_bytes: volume.size.0,
-        });
-    }
-    sqlx::query(
-        "INSERT INTO volumes (id, org_id, host_id, size, state, created_at) \
-         VALUES (?, ?, ?, ?, ?, ?)",
-    )
-    .bind(volume.id.as_str())
-    .bind(volume.org.as_str())
-    .bind(volume.host.as_str())
-    .bind(int("volume size", volume.size.0)?)
-    .bind(volume.state.as_str())
-    .bind(time(volume.created_at)?)
-    .execute(&mut **tx)
-    .await
-    .map_err(on_insert(What::Volume, What::Org, "record a volume"))?;
-    Ok(())
 }
 
 /// The org's builder app; makes it if there is none.
@@ -197,13 +150,14 @@ impl SqliteStore {
     }
 
     pub(super) async fn select_hosts(&self) -> Result<Vec<HostUse>> {
-        let rows = sqlx::query(
-            "SELECT h.*, \
-             (SELECT coalesce(sum(size), 0) FROM volumes WHERE host_id = h.id) AS pool_promised, \
+        let rows = sqlx::query(concat!(
+            "SELECT h.*, ",
+            promised!("h.id"),
+            " AS pool_promised, \
              (SELECT coalesce(sum(memory), 0) FROM machines \
               WHERE host_id = h.id AND intent = 'wanted') AS memory_promised \
-             FROM hosts h ORDER BY h.name",
-        )
+             FROM hosts h ORDER BY h.name"
+        ))
         .fetch_all(&self.readers)
         .await
         .map_err(unavailable("list hosts"))?;
@@ -240,11 +194,24 @@ impl SqliteStore {
             id: new.volume.clone(),
             org: org.clone(),
             host: new.host.clone(),
+            name: CACHE_VOLUME.to_owned(),
+            purpose: VolumePurpose::Cache,
             size: new.size.volume,
+            made: ByteSize(0),
+            encrypted: None,
             state: VolumeState::Planned,
+            source: None,
+            // A cache is expendable, so nobody keeps it by itself.
+            policy: VolumePolicy {
+                scheduled_snapshots: false,
+                ..VolumePolicy::default()
+            },
+            destroy_at: None,
+            notice: None,
             created_at: new.at,
         };
-        promise_volume(&mut tx, &volume).await?;
+        promise(&mut tx, &volume.host, volume.size).await?;
+        record_volume(&mut tx, &volume).await?;
         sqlx::query(
             "INSERT INTO machines (id, org_id, app_id, region, arch, host_id, volume_id, \
              cpu_millis, memory, generation, intent, state, failed_starts, volume_replaced, \
@@ -379,14 +346,19 @@ impl SqliteStore {
         if attached.id != *old.0 {
             return Err(StoreError::Changed(What::Machine));
         }
-        let (id, state) = (new.clone(), VolumeState::Planned);
         let volume = Volume {
-            id,
-            state,
+            id: new.clone(),
+            state: VolumeState::Planned,
+            made: ByteSize(0),
+            encrypted: None,
+            source: None,
+            destroy_at: None,
+            notice: None,
             created_at: at,
             ..attached
         };
-        promise_volume(&mut tx, &volume).await?;
+        promise(&mut tx, &volume.host, volume.size).await?;
+        record_volume(&mut tx, &volume).await?;
         for (statement, first, second) in [
             (
                 "UPDATE volumes SET state = ? WHERE org_id = ? AND id = ?",
@@ -409,73 +381,5 @@ impl SqliteStore {
         }
         tx.commit().await.map_err(unavailable("commit"))?;
         Ok(volume)
-    }
-
-    pub(super) async fn select_volume(&self, org: &OrgId, id: &VolumeId) -> Result<Volume> {
-        let row = sqlx::query("SELECT * FROM volumes WHERE org_id = ? AND id = ?")
-            .bind(org.as_str())
-            .bind(id.as_str())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(unavailable("read a volume"))?;
-        row.as_ref()
-            .map(volume_of)
-            .unwrap_or(Err(StoreError::NotFound(What::Volume)))
-    }
-
-    pub(super) async fn select_volumes(&self, org: &OrgId) -> Result<Vec<Volume>> {
-        let rows =
-            sqlx::query("SELECT * FROM volumes WHERE org_id = ? ORDER BY created_at, id LIMIT ?")
-                .bind(org.as_str())
-                .bind(i64::from(LIST_ROWS_MAX))
-                .fetch_all(&self.readers)
-                .await
-                .map_err(unavailable("list volumes"))?;
-        rows.iter().map(volume_of).collect()
-    }
-
-    pub(super) async fn select_all_volumes(&self, state: VolumeState) -> Result<Vec<Volume>> {
-        let rows = sqlx::query("SELECT * FROM volumes WHERE state = ? ORDER BY created_at, id")
-            .bind(state.as_str())
-            .fetch_all(&self.readers)
-            .await
-            .map_err(unavailable("list volumes"))?;
-        rows.iter().map(volume_of).collect()
-    }
-
-    pub(super) async fn update_volume_state(
-        &self,
-        org: &OrgId,
-        id: &VolumeId,
-        state: VolumeState,
-    ) -> Result<()> {
-        let done = sqlx::query("UPDATE volumes SET state = ? WHERE org_id = ? AND id = ?")
-            .bind(state.as_str())
-            .bind(org.as_str())
-            .bind(id.as_str())
-            .execute(&self.writer)
-            .await
-            .map_err(unavailable("record a volume's state"))?;
-        if done.rows_affected() == 0 {
-            Err(StoreError::NotFound(What::Volume))
-        } else {
-            Ok(())
-        }
-    }
-
-    pub(super) async fn delete_volume(&self, org: &OrgId, id: &VolumeId) -> Result<()> {
-        sqlx::query("DELETE FROM volumes WHERE org_id = ? AND id = ?")
-            .bind(org.as_str())
-            .bind(id.as_str())
-            .execute(&self.writer)
-            .await
-            .map_err(|source| match source.as_database_error() {
-                Some(e) if e.is_foreign_key_violation() => StoreError::InUse(What::Volume),
-                Some(_) | None => StoreError::Unavailable {
-                    action: "forget a volume",
-                    source,
-                },
-            })?;
-        Ok(())
     }
 }

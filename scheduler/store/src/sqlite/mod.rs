@@ -6,7 +6,10 @@ mod builds;
 mod codec;
 mod machines;
 mod orgs;
+mod pool;
+mod snapshots;
 mod store;
+mod volumes;
 
 pub use codec::UnknownWordError;
 
@@ -109,6 +112,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         5,
         "build retention",
         include_str!("../../migrations/sqlite/0005_build_retention.sql"),
+    ),
+    (
+        6,
+        "volumes",
+        include_str!("../../migrations/sqlite/0006_volumes.sql"),
     ),
 ];
 

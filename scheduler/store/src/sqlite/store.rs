@@ -4,13 +4,18 @@ use super::SqliteStore;
 use crate::error::StoreError;
 use crate::model::{
     App, Build, BuildFilter, Ensured, Host, HostUse, Machine, MachineRecord, NewBuild, NewBuilder,
-    Org, OrgChange, SealedCredential, SecretHash, Token, Volume, VolumeState,
+    Org, OrgChange, SealedCredential, SecretHash, Token,
 };
 use crate::verbs::{Store, SystemStore};
+use crate::volume::{NewSnapshot, NewVolume, Snapshot, Volume, VolumeState};
 use async_trait::async_trait;
 use slipway_core::build::{BuildOutcome, NumberedEvent};
-use slipway_core::id::{AppId, BuildId, CredentialId, MachineId, OrgId, TokenId, VolumeId};
+use slipway_core::id::{
+    AppId, BuildId, CredentialId, HostId, MachineId, OrgId, SnapshotId, TokenId, VolumeId,
+};
 use slipway_core::time::Timestamp;
+use slipway_core::units::ByteSize;
+use slipway_core::volume::VolumePolicy;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -128,6 +133,95 @@ impl Store for SqliteStore {
         self.delete_volume(org, volume).await
     }
 
+    async fn create_volume(&self, org: &OrgId, new: &NewVolume) -> Result<Volume> {
+        self.insert_volume(org, new).await
+    }
+
+    async fn record_volume_made(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        made: ByteSize,
+        encrypted: Option<bool>,
+    ) -> Result<()> {
+        self.update_volume_made(org, volume, made, encrypted).await
+    }
+
+    async fn extend_volume(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        size: ByteSize,
+    ) -> Result<Volume> {
+        self.grow_volume(org, volume, size).await
+    }
+
+    async fn undo_extension(&self, org: &OrgId, volume: &VolumeId, size: ByteSize) -> Result<()> {
+        self.shrink_to_made(org, volume, size).await
+    }
+
+    async fn set_volume_policy(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        policy: &VolumePolicy,
+    ) -> Result<Volume> {
+        self.update_volume_policy(org, volume, policy).await
+    }
+
+    async fn set_volume_notice(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        notice: Option<&str>,
+    ) -> Result<()> {
+        self.update_volume_notice(org, volume, notice).await
+    }
+
+    async fn schedule_destruction(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        at: Option<Timestamp>,
+    ) -> Result<Volume> {
+        self.update_destroy_at(org, volume, at).await
+    }
+
+    async fn condemn_volume(&self, org: &OrgId, volume: &VolumeId, now: Timestamp) -> Result<()> {
+        self.condemn_due_volume(org, volume, now).await
+    }
+
+    async fn create_snapshot(&self, org: &OrgId, new: &NewSnapshot) -> Result<Snapshot> {
+        self.insert_snapshot(org, new).await
+    }
+
+    async fn snapshot(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<Snapshot> {
+        self.select_snapshot(org, snapshot).await
+    }
+
+    async fn snapshots(&self, org: &OrgId, volume: &VolumeId) -> Result<Vec<Snapshot>> {
+        self.select_snapshots(org, volume).await
+    }
+
+    async fn record_snapshot_made(
+        &self,
+        org: &OrgId,
+        snapshot: &SnapshotId,
+        stored: ByteSize,
+        encrypted: bool,
+    ) -> Result<Snapshot> {
+        self.update_snapshot_made(org, snapshot, stored, encrypted)
+            .await
+    }
+
+    async fn condemn_snapshot(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<()> {
+        self.condemn_free_snapshot(org, snapshot).await
+    }
+
+    async fn forget_snapshot(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<()> {
+        self.remove_snapshot(org, snapshot).await
+    }
+
     async fn create_build(&self, org: &OrgId, build: &NewBuild) -> Result<Build> {
         self.insert_build(org, build).await
     }
@@ -223,8 +317,12 @@ impl SystemStore for SqliteStore {
         self.select_all_machines().await
     }
 
-    async fn all_volumes(&self, state: VolumeState) -> Result<Vec<Volume>> {
-        self.select_all_volumes(state).await
+    async fn volumes_on(&self, host: &HostId) -> Result<Vec<Volume>> {
+        self.select_volumes_on(host).await
+    }
+
+    async fn snapshots_on(&self, host: &HostId) -> Result<Vec<Snapshot>> {
+        self.select_snapshots_on(host).await
     }
 
     async fn delete_old_builds(

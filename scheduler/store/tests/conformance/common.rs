@@ -2,18 +2,21 @@
 
 pub(crate) use slipway_core::build::{BuildEvent, BuildOutcome, BuildSpec, NumberedEvent};
 pub(crate) use slipway_core::generation::Generation;
+pub(crate) use slipway_core::host_api::VolumeSource;
 pub(crate) use slipway_core::id::{
-    AppId, BuildId, CredentialId, HostId, MachineId, OrgId, TokenId, VolumeId,
+    AppId, BuildId, CredentialId, HostId, MachineId, OrgId, SnapshotId, TokenId, VolumeId,
 };
 pub(crate) use slipway_core::isolation::Isolation;
 pub(crate) use slipway_core::machine::MachineState;
 pub(crate) use slipway_core::quota::{BuildRetention, BuilderSize};
 pub(crate) use slipway_core::time::Timestamp;
 pub(crate) use slipway_core::units::ByteSize;
+pub(crate) use slipway_core::volume::{AutoExtend, VolumePolicy};
 pub(crate) use slipway_store::{
     App, AppRole, Build, BuildFilter, BuildState, Ensured, ErrorKind, Host, Intent, Machine,
-    MachineRecord, NewBuild, NewBuilder, Org, OrgChange, SealedCredential, SecretHash, SqliteStore,
-    Store, StoreError, SystemStore, Token, TokenRole, VolumeState, What,
+    MachineRecord, NewBuild, NewBuilder, NewSnapshot, NewVolume, Org, OrgChange, SealedCredential,
+    SecretHash, Snapshot, SnapshotState, SqliteStore, Store, StoreError, SystemStore, Token,
+    TokenRole, Volume, VolumePurpose, VolumeState, What,
 };
 pub(crate) use std::collections::BTreeMap;
 pub(crate) use std::sync::Arc;
@@ -140,5 +143,44 @@ pub(crate) fn is_missing<T: std::fmt::Debug>(result: Result<T, StoreError>, what
     match result {
         Err(StoreError::NotFound(got)) if got == what => {}
         other => panic!("expected no such {what}, got {other:?}"),
+    }
+}
+
+pub(crate) fn new_volume(host: &Host, size: u64) -> NewVolume {
+    NewVolume {
+        id: VolumeId::from_entropy(entropy()),
+        host: host.id.clone(),
+        name: "data".into(),
+        size: ByteSize(size),
+        source: None,
+        policy: VolumePolicy::default(),
+        at: Timestamp(9),
+    }
+}
+
+/// A volume that its host has made.
+pub(crate) async fn ready_volume(
+    store: &SqliteStore,
+    org: &Org,
+    host: &Host,
+    size: u64,
+) -> VolumeId {
+    let new = new_volume(host, size);
+    store.create_volume(&org.id, &new).await.expect("a volume");
+    store
+        .record_volume_made(&org.id, &new.id, new.size, Some(false))
+        .await
+        .expect("recorded");
+    new.id
+}
+
+pub(crate) fn new_snapshot(volume: &VolumeId, reserve: u64) -> NewSnapshot {
+    NewSnapshot {
+        id: SnapshotId::from_entropy(entropy()),
+        volume: volume.clone(),
+        reserve: ByteSize(reserve),
+        scheduled: false,
+        at: Timestamp(20),
+        expires_at: Timestamp(50),
     }
 }

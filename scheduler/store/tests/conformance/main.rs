@@ -7,6 +7,7 @@ mod credentials;
 mod machines;
 mod meta;
 mod orgs;
+mod snapshots;
 mod tenants;
 mod tokens;
 mod volumes;

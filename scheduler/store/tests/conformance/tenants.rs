@@ -35,6 +35,7 @@ async fn one_org_cannot_reach_anothers_rows_by_any_verb() {
     };
     let before = all().await;
     steal_machines(s, &thief.id, &machine).await;
+    steal_volumes(s, &thief, &h, &victim).await;
     steal_builds(s, &thief.id, &made).await;
     for (app, on) in [(&machine.app, &own.id), (&own.app, &machine.id)] {
         let new = NewBuild {
@@ -114,4 +115,68 @@ async fn steal_builds(s: &SqliteStore, t: &OrgId, made: &Build) {
         app: None,
     };
     assert_eq!(s.builds(t, &filter).await.expect("read"), vec![]);
+}
+
+/// Tries every verb on volumes and snapshots with ids of a victim.
+async fn steal_volumes(s: &SqliteStore, thief: &Org, h: &Host, victim: &Org) {
+    let (t, at) = (&thief.id, Timestamp(99));
+    let volume = ready_volume(s, victim, h, 10).await;
+    let snapshot = new_snapshot(&volume, 2);
+    let id = &snapshot.id;
+    s.create_snapshot(&victim.id, &snapshot)
+        .await
+        .expect("planned");
+    let all = async || {
+        (
+            s.volume(&victim.id, &volume).await.expect("there"),
+            s.snapshot(&victim.id, id).await.expect("there"),
+        )
+    };
+    let before = all().await;
+    let policy = VolumePolicy::default();
+    let (size, missing) = (ByteSize(20), What::Volume);
+    is_missing(s.volume(t, &volume).await, missing);
+    is_missing(s.extend_volume(t, &volume, size).await, missing);
+    is_missing(s.record_volume_made(t, &volume, size, None).await, missing);
+    is_missing(s.set_volume_policy(t, &volume, &policy).await, missing);
+    is_missing(s.set_volume_notice(t, &volume, Some("x")).await, missing);
+    is_missing(s.schedule_destruction(t, &volume, Some(at)).await, missing);
+    is_missing(s.condemn_volume(t, &volume, at).await, missing);
+    is_missing(
+        s.create_snapshot(t, &new_snapshot(&volume, 1)).await,
+        missing,
+    );
+    s.undo_extension(t, &volume, size)
+        .await
+        .expect("nothing to undo");
+    is_missing(s.snapshot(t, id).await, What::Snapshot);
+    let made = s.record_snapshot_made(t, id, ByteSize(1), false).await;
+    is_missing(made, What::Snapshot);
+    is_missing(s.condemn_snapshot(t, id).await, What::Snapshot);
+    s.forget_snapshot(t, id).await.expect("nothing to forget");
+    assert_eq!(s.snapshots(t, &volume).await.expect("read"), vec![]);
+    assert_eq!(before, all().await);
+    s.record_snapshot_made(&victim.id, id, ByteSize(1), false)
+        .await
+        .expect("made");
+    let snapshot = id.clone();
+    for (source, missing) in [
+        (
+            VolumeSource::Volume {
+                volume: volume.clone(),
+            },
+            What::Volume,
+        ),
+        (VolumeSource::Snapshot { snapshot }, What::Snapshot),
+    ] {
+        let new = NewVolume {
+            source: Some(source),
+            ..new_volume(h, 10)
+        };
+        is_missing(s.create_volume(t, &new).await, missing);
+    }
+    s.forget_snapshot(&victim.id, id).await.expect("forgotten");
+    s.forget_volume(&victim.id, &volume)
+        .await
+        .expect("forgotten");
 }

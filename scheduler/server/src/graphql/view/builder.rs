@@ -1,4 +1,4 @@
-//! Builders and their volumes, as shown.
+//! Builders, as shown.
 
 use super::super::Result;
 use super::super::access::Access;
@@ -31,20 +31,6 @@ pub(in crate::graphql) enum BuilderState {
     Crashed,
 }
 
-/// What is known of a volume.
-#[derive(Enum, Clone, Copy, PartialEq, Eq)]
-#[graphql(remote = "store::VolumeState")]
-pub(in crate::graphql) enum VolumeState {
-    /// Promised, perhaps not made yet.
-    Planned,
-    /// Made.
-    Ready,
-    /// Replaced because its builder would not start; kept for a look.
-    Aside,
-    /// About to be destroyed.
-    Condemned,
-}
-
 /// What is in flight inside a builder.
 #[derive(SimpleObject)]
 pub(in crate::graphql) struct Activity {
@@ -74,6 +60,11 @@ impl From<BuilderView> for Builder {
 }
 
 impl Builder {
+    /// Bytes in use on its volume; absent if it does not run or does not answer.
+    pub(in crate::graphql) async fn used(&self, context: &Context<'_>) -> Option<u64> {
+        self.guest(context).await.map(|guest| guest.disk.used_bytes)
+    }
+
     /// What the guest says, asked once for all fields; absent if it does not run or does not answer.
     async fn guest(&self, context: &Context<'_>) -> Option<&GuestStatus> {
         let ask = || async {
@@ -155,9 +146,7 @@ impl Builder {
 
     /// Bytes in use on the cache volume; absent while it does not run.
     async fn volume_used_bytes(&self, context: &Context<'_>) -> Option<Long> {
-        self.guest(context)
-            .await
-            .map(|guest| Long(guest.disk.used_bytes))
+        self.used(context).await.map(Long)
     }
 
     /// What is in flight inside; absent while it does not run.
@@ -204,66 +193,8 @@ impl Builder {
     }
 }
 
-/// A persistent disk.
-pub(in crate::graphql) struct Volume(pub(in crate::graphql) store::Volume);
-
-impl Volume {
-    fn builder(&self, context: &Context<'_>) -> Result<Option<BuilderView>> {
-        let builders = Access::of(context)?.parts.farm.builders(&self.0.org);
-        Ok(builders.into_iter().find(|view| view.volume == self.0.id))
-    }
-}
-
-/// A persistent disk.
-#[Object]
-impl Volume {
-    /// Its id.
-    async fn id(&self) -> ID {
-        ID(self.0.id.to_string())
-    }
-
-    /// What is known of it.
-    async fn state(&self) -> VolumeState {
-        self.0.state.into()
-    }
-
-    /// Region of the host it is on.
-    async fn region(&self, context: &Context<'_>) -> Result<Option<String>> {
-        let host = Access::of(context)?.host(&self.0.host).await?;
-        Ok(host.map(|host| host.region))
-    }
-
-    /// Hard cap.
-    async fn size_bytes(&self) -> Long {
-        Long(self.0.size.0)
-    }
-
-    /// Bytes in use; absent while no builder that runs has it.
-    async fn used_bytes(&self, context: &Context<'_>) -> Result<Option<Long>> {
-        let Some(view) = self.builder(context)? else {
-            return Ok(None);
-        };
-        Ok(Builder::from(view)
-            .guest(context)
-            .await
-            .map(|guest| Long(guest.disk.used_bytes)))
-    }
-
-    /// Id of the builder that has it.
-    async fn attached_to(&self, context: &Context<'_>) -> Result<Option<ID>> {
-        Ok(self
-            .builder(context)?
-            .map(|view| ID(view.machine.to_string())))
-    }
-
-    /// When it was promised.
-    async fn created_at(&self) -> DateTime {
-        DateTime(self.0.created_at)
-    }
-}
-
 impl Access<'_> {
-    async fn host(&self, id: &HostId) -> Result<Option<store::Host>> {
+    pub(in crate::graphql) async fn host(&self, id: &HostId) -> Result<Option<store::Host>> {
         let hosts = self.parts.store.hosts().await?;
         Ok(hosts
             .into_iter()

@@ -7,6 +7,7 @@ use super::builder::{Builder, now};
 use super::drive::{Held, held, start_failed};
 use super::error::FarmError;
 use super::keys::{LendFor, lend};
+use super::volumes::bring;
 use slipway_core::id::VolumeId;
 use slipway_core::machine::MachineState;
 use slipway_core::planner::{Observed, Step};
@@ -18,25 +19,29 @@ pub(super) async fn ensure_volume(
     builder: &Builder,
     step: &Step,
 ) -> Result<(), Held> {
-    let size = builder.lock().machine.size.volume.0;
+    let _held = shared.volume_locks.hold(&step.volume).await;
+    let org = &builder.key.org;
+    let volume = match shared.store.volume(org, &step.volume).await {
+        Ok(volume) => volume,
+        Err(error) => return Err(held(builder, &error)),
+    };
     if let Err(error) = lend(shared, builder, step.generation, LendFor::Volume).await {
         return Err(held(builder, &error));
     }
-    if let Err(error) = builder
-        .host
-        .client
-        .ensure_volume(step.volume.clone(), size)
-        .await
-    {
-        return Err(start_failed(builder, step.generation, &error));
-    }
-    let org = &builder.key.org;
+    let (report, size) = match bring(&builder.host, &volume).await {
+        Ok(made) => made,
+        Err(error) => return Err(start_failed(builder, step.generation, &error)),
+    };
+    let encrypted = Some(report.encrypted);
     if let Err(error) = shared
         .store
-        .set_volume_state(org, &step.volume, VolumeState::Ready)
+        .record_volume_made(org, &step.volume, size, encrypted)
         .await
     {
         return Err(held(builder, &error));
+    }
+    if size < volume.size {
+        builder.host.volumes.notify_one();
     }
     builder.lock().volume_ready = true;
     Ok(())
@@ -107,6 +112,7 @@ async fn empty_volume(
     builder: &Builder,
     volume: &VolumeId,
 ) -> Result<(), FarmError> {
+    let _held = shared.volume_locks.hold(volume).await;
     let org = &builder.key.org;
     shared
         .store

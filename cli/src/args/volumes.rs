@@ -1,0 +1,224 @@
+//! Flags of `slipway volumes`, by the names that flyctl has for the same things.
+
+use super::OrgArg;
+use clap::{Args, Subcommand};
+use slipway_core::units::ByteSize;
+
+/// Manage volumes and their snapshots
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum VolumesVerb {
+    /// Make a volume, empty or from a snapshot
+    Create(CreateVolumeArgs),
+    /// List volumes, the caches of builders among them
+    #[command(visible_alias = "ls")]
+    List {
+        #[command(flatten)]
+        org: OrgArg,
+    },
+    /// Show one volume
+    Show {
+        /// Id, as vol_...
+        id: String,
+    },
+    /// Change what is wanted of a volume: its snapshots, and whether it grows by itself
+    Update(UpdateVolumeArgs),
+    /// Make a volume larger, in use or not; never smaller
+    #[command(
+        after_long_help = "Examples:\n  slipway volumes extend vol_... --size 40\n  slipway volumes extend vol_... --size +5"
+    )]
+    Extend {
+        /// Id, as vol_...
+        id: String,
+        /// New size, as 40 (GiB) or 40GiB; or how much more, as +5
+        #[arg(short, long, value_name = "SIZE", value_parser = parse_growth)]
+        size: Growth,
+        /// Taken, and without effect: nothing is started anew
+        #[arg(short, long, hide = true)]
+        yes: bool,
+    },
+    /// Make a volume that holds what another one holds now
+    ///
+    /// It is on the same host, and usable when the command ends. Nothing done to either shows in the other.
+    Fork(ForkArgs),
+    /// Destroy volumes: a day from now, until when `slipway volumes restore` keeps them, or now
+    ///
+    /// A volume that is to be destroyed still counts for the pool. Its snapshots stay for their time.
+    #[command(visible_aliases = ["delete", "rm"])]
+    Destroy {
+        /// Ids, as vol_...
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
+        /// Now, and for good
+        #[arg(long)]
+        now: bool,
+        /// Do it without asking
+        #[arg(short, long)]
+        yes: bool,
+    },
+    /// Keep a volume that is to be destroyed
+    ///
+    /// What a snapshot holds comes back by `slipway volumes create NAME --snapshot-id ID`.
+    Restore {
+        /// Id, as vol_...
+        id: String,
+    },
+    /// Manage snapshots of volumes
+    #[command(subcommand, visible_aliases = ["snapshot", "snaps"])]
+    Snapshots(SnapshotsVerb),
+}
+
+/// A new volume.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = "Examples:
+  slipway volumes create data --region ewr --size 25
+  slipway volumes create data --snapshot-id snp_...")]
+pub(crate) struct CreateVolumeArgs {
+    /// Name; several volumes may have the same
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) org: OrgArg,
+    /// Region; the org's default, or where the snapshot is
+    #[arg(short, long, value_name = "REGION")]
+    pub(crate) region: Option<String>,
+    /// Size, as 25 (GiB) or 25GiB; 1 GiB, or what the snapshot's volume had
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) size: Option<ByteSize>,
+    /// Make it from this snapshot, as snp_...
+    #[arg(long, value_name = "ID")]
+    pub(crate) snapshot_id: Option<String>,
+    /// Days that new snapshots of it are kept, from 1 to 60; 5 by default
+    #[arg(long, value_name = "DAYS")]
+    pub(crate) snapshot_retention: Option<u32>,
+    /// Make a snapshot of it every day
+    #[arg(long, value_name = "BOOL", default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set)]
+    pub(crate) scheduled_snapshots: bool,
+    /// Only on a host that does not encrypt volumes; without it the host decides
+    #[arg(long)]
+    pub(crate) no_encryption: bool,
+    /// Only on a host where the org has no volume of this name; other hosts are preferred in any case
+    #[arg(long, value_name = "BOOL", default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set)]
+    pub(crate) require_unique_zone: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+/// What is wanted of a volume.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = "Examples:
+  slipway volumes update vol_... --snapshot-retention 14
+  slipway volumes update vol_... --auto-extend-threshold 80 --auto-extend-increment 5 --auto-extend-limit 50
+  slipway volumes update vol_... --auto-extend-threshold 0")]
+pub(crate) struct UpdateVolumeArgs {
+    /// Id, as vol_...
+    pub(crate) id: String,
+    /// Days that new snapshots of it are kept, from 1 to 60
+    #[arg(long, value_name = "DAYS")]
+    pub(crate) snapshot_retention: Option<u32>,
+    /// Make a snapshot of it every day
+    #[arg(long, value_name = "BOOL", default_missing_value = "true", num_args = 0..=1, require_equals = true)]
+    pub(crate) scheduled_snapshots: Option<bool>,
+    /// Let it grow by itself from so many percent in use on; 0 ends that
+    #[arg(long, value_name = "PERCENT")]
+    pub(crate) auto_extend_threshold: Option<u32>,
+    /// By so much at a time, as 5 (GiB) or 5GiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) auto_extend_increment: Option<ByteSize>,
+    /// Up to this size
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) auto_extend_limit: Option<ByteSize>,
+}
+
+/// A volume to fork.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ForkArgs {
+    /// Id of the volume to fork, as vol_...
+    pub(crate) id: String,
+    /// Name; the same by default
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Region; a fork is where its source is, so no other will do
+    #[arg(short, long, value_name = "REGION")]
+    pub(crate) region: Option<String>,
+    /// Size; the same by default
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) size: Option<ByteSize>,
+}
+
+/// Manage snapshots of volumes
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum SnapshotsVerb {
+    /// List the snapshots of a volume, which may be gone
+    #[command(visible_alias = "ls")]
+    List {
+        /// Id of the volume, as vol_...
+        volume: String,
+    },
+    /// Keep what a volume holds now, as after a power cut at this moment
+    Create {
+        /// Id of the volume, as vol_...
+        volume: String,
+    },
+    /// Delete snapshots, for good; volumes made from them stay
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Ids, as snp_...
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
+        /// Do it without asking
+        #[arg(short, long)]
+        yes: bool,
+    },
+}
+
+/// How large a volume shall become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Growth {
+    /// So large.
+    To(ByteSize),
+    /// So much larger.
+    By(ByteSize),
+}
+
+/// A size; a bare number is one of GiB.
+pub(crate) fn parse_size(text: &str) -> Result<ByteSize, String> {
+    let trimmed = text.trim();
+    let bare = !trimmed.is_empty() && trimmed.bytes().all(|byte| byte.is_ascii_digit());
+    let with_unit = if bare {
+        format!("{trimmed}GiB")
+    } else {
+        trimmed.to_owned()
+    };
+    with_unit
+        .parse()
+        .map_err(|_| format!("'{text}' is not a size (examples: 25, 25GiB, 500MB)"))
+}
+
+/// A size, or how much more.
+fn parse_growth(text: &str) -> Result<Growth, String> {
+    match text.trim().strip_prefix('+') {
+        Some(more) => parse_size(more).map(Growth::By),
+        None => parse_size(text).map(Growth::To),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bare_numbers_are_gibibytes_and_a_plus_is_more() {
+        let gib = ByteSize::gib;
+        for (text, growth) in [
+            ("25", Growth::To(gib(25))),
+            ("25GiB", Growth::To(gib(25))),
+            ("+5", Growth::By(gib(5))),
+            ("+512MiB", Growth::By(ByteSize::mib(512))),
+        ] {
+            assert_eq!(parse_growth(text), Ok(growth), "{text}");
+        }
+        for bad in ["", "+", "-5", "1.5", "25GBB", "++5", "99999999999999999999"] {
+            assert!(parse_growth(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! `slipway volumes snapshots`.
+
+use crate::api::ApiClient;
+use crate::api::volumes as ask;
+use crate::api::volumes::Snapshot;
+use crate::args::SnapshotsVerb;
+use crate::commands::confirm::confirm;
+use crate::exit::Outcome;
+use crate::printer::Printer;
+use slipway_core::units::ByteSize;
+
+/// Does what the verb says.
+pub(super) async fn run(verb: SnapshotsVerb, client: &ApiClient, printer: Printer) -> Outcome<()> {
+    match verb {
+        SnapshotsVerb::List { volume } => {
+            let snapshots = ask::snapshots(client, &volume).await?;
+            printer.list(
+                [
+                    "ID",
+                    "STATE",
+                    "STORED",
+                    "VOLUME SIZE",
+                    "SCHEDULED",
+                    "CREATED AT",
+                    "EXPIRES AT",
+                ],
+                &snapshots,
+                |snapshot| {
+                    [
+                        snapshot.id.clone(),
+                        snapshot.state.to_lowercase(),
+                        ByteSize(snapshot.stored_bytes).to_string(),
+                        ByteSize(snapshot.volume_size_bytes).to_string(),
+                        snapshot.scheduled.to_string(),
+                        snapshot.created_at.clone(),
+                        snapshot.expires_at.clone(),
+                    ]
+                },
+            );
+        }
+        SnapshotsVerb::Create { volume } => {
+            let snapshot = ask::create_snapshot(client, &volume).await?;
+            show(&snapshot, printer);
+            if snapshot.state == "CREATING" {
+                printer.warn(&format!(
+                    "it is recorded and not made yet; `slipway volumes snapshots list {volume}` tells when it is"
+                ));
+            }
+        }
+        SnapshotsVerb::Delete { ids, yes } => {
+            if !yes {
+                let what = "this deletes snapshots for good";
+                confirm(&format!("{what}: {}?", ids.join(", ")), what)?;
+            }
+            for id in &ids {
+                ask::delete_snapshot(client, id).await?;
+                printer.note(&format!("{id} is deleted"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn show(snapshot: &Snapshot, printer: Printer) {
+    printer.record(
+        snapshot,
+        &[
+            ("id", snapshot.id.clone()),
+            (
+                "volume",
+                format!("{} ({})", snapshot.volume, snapshot.volume_name),
+            ),
+            ("state", snapshot.state.to_lowercase()),
+            ("stored", ByteSize(snapshot.stored_bytes).to_string()),
+            (
+                "volume size",
+                ByteSize(snapshot.volume_size_bytes).to_string(),
+            ),
+            ("created at", snapshot.created_at.clone()),
+            ("expires at", snapshot.expires_at.clone()),
+        ],
+    );
+}

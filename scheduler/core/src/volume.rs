@@ -1,0 +1,317 @@
+//! What is to be done about a volume: made, extended, destroyed, kept as a snapshot. Pure: same input, same answer.
+//!
+//! What is wanted is recorded first; these functions hold that against what a host has done, so that whoever comes back
+//! after a crash decides the same as whoever was cut off.
+//!
+//! Must not know: how anything is recorded or carried out.
+
+use crate::quota::{
+    AUTO_EXTEND_PERCENT_MAX, AUTO_EXTEND_PERCENT_MIN, AUTO_EXTEND_STEP_MIN, QuotaError,
+    SNAPSHOT_RETENTION_DAYS_DEFAULT, SNAPSHOT_RETENTION_DAYS_MAX, SNAPSHOT_RETENTION_DAYS_MIN,
+    VOLUME_SIZE_MAX, check_volume_size,
+};
+use crate::time::Timestamp;
+use crate::units::ByteSize;
+use std::time::Duration;
+
+/// How often a volume with scheduled snapshots is kept.
+pub const SNAPSHOT_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// What a volume's owner wants of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumePolicy {
+    /// New snapshots are kept for so many days.
+    pub snapshot_retention_days: u32,
+    /// A snapshot is made every [`SNAPSHOT_EVERY`].
+    pub scheduled_snapshots: bool,
+    /// It grows by itself; absent: it does not.
+    pub auto_extend: Option<AutoExtend>,
+}
+
+impl Default for VolumePolicy {
+    fn default() -> Self {
+        Self {
+            snapshot_retention_days: SNAPSHOT_RETENTION_DAYS_DEFAULT,
+            scheduled_snapshots: true,
+            auto_extend: None,
+        }
+    }
+}
+
+/// When and how a volume grows by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AutoExtend {
+    /// From so many percent in use on.
+    pub threshold_percent: u32,
+    /// By so much at a time.
+    pub increment: ByteSize,
+    /// Up to this size.
+    pub limit: ByteSize,
+}
+
+impl VolumePolicy {
+    /// Is it one that a volume may have?
+    ///
+    /// # Errors
+    /// [`QuotaError`], for the first value that is out of bounds.
+    pub fn check(&self) -> Result<(), QuotaError> {
+        let days = SNAPSHOT_RETENTION_DAYS_MIN..=SNAPSHOT_RETENTION_DAYS_MAX;
+        if !days.contains(&self.snapshot_retention_days) {
+            return Err(QuotaError::SnapshotRetention(self.snapshot_retention_days));
+        }
+        let Some(auto) = &self.auto_extend else {
+            return Ok(());
+        };
+        let percent = AUTO_EXTEND_PERCENT_MIN..=AUTO_EXTEND_PERCENT_MAX;
+        if !percent.contains(&auto.threshold_percent) {
+            return Err(QuotaError::AutoExtendThreshold(auto.threshold_percent));
+        }
+        if auto.increment < AUTO_EXTEND_STEP_MIN || auto.increment > VOLUME_SIZE_MAX {
+            return Err(QuotaError::AutoExtendIncrement(auto.increment));
+        }
+        check_volume_size(auto.limit)
+    }
+
+    /// When a snapshot that is made now is not kept any longer.
+    pub fn expires(&self, now: Timestamp) -> Timestamp {
+        now.after(DAY * self.snapshot_retention_days)
+    }
+}
+
+/// A volume as it is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumeNow {
+    /// How far it is.
+    pub stage: Stage,
+    /// The size it shall have.
+    pub size: ByteSize,
+    /// The size that its host has said it has.
+    pub made: ByteSize,
+    /// From then on it is to go.
+    pub destroy_at: Option<Timestamp>,
+    /// A machine has it, whose driver makes it.
+    pub held: bool,
+}
+
+/// How far a volume is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Promised, perhaps not made yet.
+    Planned,
+    /// Made.
+    Made,
+    /// To be destroyed; there is no way back.
+    Condemned,
+}
+
+/// What is to be done next about a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Todo {
+    /// Have its host make it.
+    Make,
+    /// Have its host make it larger.
+    Extend,
+    /// Its time is over: condemn it.
+    Condemn,
+    /// Have its host destroy it, and forget it.
+    Destroy,
+}
+
+/// What is to be done next; nothing if it is as it shall be.
+pub fn todo(now: Timestamp, volume: &VolumeNow) -> Option<Todo> {
+    let due = volume.destroy_at.is_some_and(|at| at <= now);
+    match volume.stage {
+        Stage::Condemned => Some(Todo::Destroy),
+        Stage::Planned | Stage::Made if due && !volume.held => Some(Todo::Condemn),
+        // What is about to go is not made, nor made larger: it would be for nothing.
+        Stage::Planned | Stage::Made if volume.destroy_at.is_some() => None,
+        Stage::Planned => (!volume.held).then_some(Todo::Make),
+        Stage::Made => (volume.made < volume.size).then_some(Todo::Extend),
+    }
+}
+
+/// What is to be done next about a snapshot; nothing if it is as it shall be.
+pub fn snapshot_todo(now: Timestamp, stage: Stage, expires_at: Timestamp) -> Option<Todo> {
+    match stage {
+        Stage::Condemned => Some(Todo::Destroy),
+        Stage::Planned | Stage::Made if expires_at <= now => Some(Todo::Condemn),
+        Stage::Planned => Some(Todo::Make),
+        Stage::Made => None,
+    }
+}
+
+/// Whether a scheduled snapshot is due. `last` is when the last scheduled one was made, or the volume if there is none.
+pub fn snapshot_due(now: Timestamp, policy: &VolumePolicy, last: Timestamp) -> bool {
+    policy.scheduled_snapshots && now.since(last) >= SNAPSHOT_EVERY
+}
+
+/// Space on a volume, as its guest or its host reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Use {
+    /// Bytes in use.
+    pub used: u64,
+    /// Bytes that there are.
+    pub total: u64,
+}
+
+/// The size that a volume of `size` shall have by itself, if it shall be larger.
+pub fn auto_extended(policy: &VolumePolicy, size: ByteSize, reported: Use) -> Option<ByteSize> {
+    let auto = policy.auto_extend.as_ref()?;
+    let percent = u128::from(reported.used) * 100;
+    if reported.total == 0
+        || percent < u128::from(auto.threshold_percent) * u128::from(reported.total)
+    {
+        return None;
+    }
+    let larger = ByteSize(size.0.saturating_add(auto.increment.0)).min(auto.limit);
+    (larger > size).then_some(larger)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn volume(stage: Stage, made: u64, size: u64) -> VolumeNow {
+        VolumeNow {
+            stage,
+            size: ByteSize(size),
+            made: ByteSize(made),
+            destroy_at: None,
+            held: false,
+        }
+    }
+
+    #[test]
+    fn what_is_wanted_is_done() {
+        let now = Timestamp(100);
+        let free = |stage, made, size| todo(now, &volume(stage, made, size));
+        assert_eq!(free(Stage::Planned, 0, 9), Some(Todo::Make));
+        assert_eq!(free(Stage::Made, 9, 9), None);
+        assert_eq!(free(Stage::Made, 8, 9), Some(Todo::Extend));
+        assert_eq!(free(Stage::Condemned, 9, 9), Some(Todo::Destroy));
+        // A builder's driver makes its own volume, whoever extends it.
+        let held = |stage, made| {
+            let held = VolumeNow {
+                held: true,
+                ..volume(stage, made, 9)
+            };
+            todo(now, &held)
+        };
+        assert_eq!(held(Stage::Planned, 0), None);
+        assert_eq!(held(Stage::Made, 8), Some(Todo::Extend));
+    }
+
+    #[test]
+    fn nothing_goes_before_its_time_and_nothing_is_made_that_is_about_to_go() {
+        for (stage, made) in [(Stage::Planned, 0), (Stage::Made, 8), (Stage::Made, 9)] {
+            let at = |now, destroy_at, held| {
+                let volume = VolumeNow {
+                    destroy_at: Some(Timestamp(destroy_at)),
+                    held,
+                    ..volume(stage, made, 9)
+                };
+                todo(Timestamp(now), &volume)
+            };
+            assert_eq!(at(99, 100, false), None, "{stage:?}");
+            assert_eq!(at(100, 100, false), Some(Todo::Condemn), "{stage:?}");
+            assert_eq!(at(100, 100, true), None, "{stage:?} while attached");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_kept_until_its_time_is_over() {
+        for (stage, now, expected) in [
+            (Stage::Planned, 4, Some(Todo::Make)),
+            (Stage::Made, 4, None),
+            (Stage::Made, 5, Some(Todo::Condemn)),
+            (Stage::Planned, 5, Some(Todo::Condemn)),
+            (Stage::Condemned, 4, Some(Todo::Destroy)),
+        ] {
+            assert_eq!(snapshot_todo(Timestamp(now), stage, Timestamp(5)), expected);
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_due_a_day_after_the_last_one() {
+        let day = 24 * 3600 * 1000;
+        let on = VolumePolicy::default();
+        let off = VolumePolicy {
+            scheduled_snapshots: false,
+            ..on
+        };
+        for (now, last, due) in [
+            (day, 0, true),
+            (day - 1, 0, false),
+            (day * 9, day, true),
+            // A clock that was set back makes no snapshots all the time.
+            (0, day, false),
+        ] {
+            assert_eq!(snapshot_due(Timestamp(now), &on, Timestamp(last)), due);
+            assert!(!snapshot_due(Timestamp(now), &off, Timestamp(last)));
+        }
+        assert_eq!(on.expires(Timestamp(7)), Timestamp(7 + 5 * day));
+    }
+
+    #[test]
+    fn a_volume_grows_from_its_threshold_on_and_up_to_its_limit() {
+        let policy = VolumePolicy {
+            auto_extend: Some(AutoExtend {
+                threshold_percent: 80,
+                increment: ByteSize::gib(2),
+                limit: ByteSize::gib(15),
+            }),
+            ..VolumePolicy::default()
+        };
+        let grown = |size, used, total| {
+            let reported = Use { used, total };
+            auto_extended(&policy, ByteSize::gib(size), reported).map(|new| new.0 / GIB)
+        };
+        assert_eq!(grown(10, 79, 100), None);
+        assert_eq!(grown(10, 80, 100), Some(12));
+        assert_eq!(grown(14, 90, 100), Some(15), "no further than its limit");
+        assert_eq!(grown(15, 100, 100), None);
+        assert_eq!(grown(20, 100, 100), None, "never smaller");
+        assert_eq!(grown(10, 0, 0), None, "nothing is known yet");
+        assert_eq!(grown(10, u64::MAX, u64::MAX), Some(12));
+        let fixed = VolumePolicy::default();
+        let full = Use { used: 1, total: 1 };
+        assert_eq!(auto_extended(&fixed, ByteSize::gib(1), full), None);
+    }
+
+    #[test]
+    fn policies_are_bounded() {
+        let auto = AutoExtend {
+            threshold_percent: 80,
+            increment: ByteSize::gib(1),
+            limit: ByteSize::gib(10),
+        };
+        let policy = |days, auto_extend| VolumePolicy {
+            snapshot_retention_days: days,
+            scheduled_snapshots: true,
+            auto_extend,
+        };
+        for good in [policy(1, None), policy(60, Some(auto))] {
+            assert_eq!(good.check(), Ok(()));
+        }
+        let with = |change: fn(&mut AutoExtend)| {
+            let mut auto = auto;
+            change(&mut auto);
+            policy(5, Some(auto))
+        };
+        for bad in [
+            policy(0, None),
+            policy(61, None),
+            with(|auto| auto.threshold_percent = 0),
+            with(|auto| auto.threshold_percent = 100),
+            with(|auto| auto.increment = ByteSize(1)),
+            with(|auto| auto.limit = ByteSize(1)),
+            with(|auto| auto.limit = ByteSize(u64::MAX)),
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What can be in the way of a verb on volumes, and whose fault it is.
+
+use crate::farm::FarmError;
+use crate::host_client::HostClientError;
+use crate::problem::Code;
+use slipway_core::host_api::{HostError, HostErrorCode};
+use slipway_core::units::ByteSize;
+use slipway_store::VolumeState;
+
+/// Why it was not done. What it says is for the volume's owner.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// A builder has it.
+    #[error("the volume is a builder's cache")]
+    Attached,
+    /// It is not made yet, or is about to go.
+    #[error("the volume is {}", .0.as_str())]
+    State(VolumeState),
+    /// It is to be destroyed.
+    #[error("the volume is to be destroyed")]
+    ToBeDestroyed,
+    /// There is no way back.
+    #[error("the volume is being destroyed already")]
+    Gone,
+    /// It would have to be smaller.
+    #[error("the volume has {have}; a volume never gets smaller")]
+    Shrink {
+        /// What it has.
+        have: ByteSize,
+    },
+    /// It grows to another size just now.
+    #[error("the volume is being extended to {to} already")]
+    Extending {
+        /// Which.
+        to: ByteSize,
+    },
+    /// It would be smaller than what it is made from.
+    #[error("what the volume is made from has {need}")]
+    SmallerThanSource {
+        /// The least there must be.
+        need: ByteSize,
+    },
+    /// What it is made from is elsewhere.
+    #[error("what the volume is made from is in region '{region}'")]
+    SourceElsewhere {
+        /// Where.
+        region: String,
+    },
+    /// What it is made from is encrypted otherwise.
+    #[error("what the volume is made from is {}", if *.encrypted { "encrypted" } else { "not encrypted" })]
+    SourceEncryption {
+        /// Whether it is.
+        encrypted: bool,
+    },
+    /// The snapshot is not made yet, or is being deleted.
+    #[error("the snapshot is not ready")]
+    SnapshotNotReady,
+    /// Another volume is being made from it.
+    #[error("another volume is being made from it")]
+    Needed,
+    /// Its host does not answer, and nothing was recorded.
+    #[error("the host of the volume does not answer")]
+    HostAway,
+    /// The host's pool has no room.
+    #[error("the host's pool has no room for that")]
+    NoSpace,
+    /// The host, or the volume as it is now, cannot do that.
+    #[error("{0}")]
+    Unsupported(String),
+    /// It is not there any more.
+    #[error("what that needs is not on the host any more")]
+    Missing,
+    /// The file system is damaged.
+    #[error("the volume's file system is damaged")]
+    Damaged,
+    /// The host finds the request wrong: our bug, or a host of another version.
+    #[error("the host does not take the request")]
+    NotTaken,
+}
+
+impl VolumeError {
+    /// A host's refusal that asking again does not change; anything else is given back.
+    pub(in crate::farm) fn of_host(error: HostClientError) -> Result<Self, HostClientError> {
+        let HostClientError::Refused(HostError { code, message }) = &error else {
+            return Err(error);
+        };
+        Ok(match code {
+            HostErrorCode::NoSpace => Self::NoSpace,
+            HostErrorCode::Unsupported => Self::Unsupported(message.clone()),
+            HostErrorCode::NotFound => Self::Missing,
+            HostErrorCode::VolumeDamaged => Self::Damaged,
+            HostErrorCode::BadRequest => {
+                tracing::error!(message, "host does not take a request about a volume");
+                Self::NotTaken
+            }
+            HostErrorCode::Denied
+            | HostErrorCode::StaleGeneration
+            | HostErrorCode::Busy
+            | HostErrorCode::KeyNeeded
+            | HostErrorCode::Failed => return Err(error),
+        })
+    }
+
+    /// What it is to programs, which also says whose fault it is.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Attached
+            | Self::State(_)
+            | Self::ToBeDestroyed
+            | Self::Gone
+            | Self::Extending { .. }
+            | Self::SnapshotNotReady
+            | Self::Needed
+            | Self::Unsupported(_)
+            | Self::Missing
+            | Self::Damaged => Code::Conflict,
+            Self::Shrink { .. }
+            | Self::SmallerThanSource { .. }
+            | Self::SourceElsewhere { .. }
+            | Self::SourceEncryption { .. } => Code::Invalid,
+            Self::NoSpace => Code::NoSpace,
+            Self::HostAway => Code::Unavailable,
+            Self::NotTaken => Code::Internal,
+        }
+    }
+
+    /// What the caller may do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Attached => "`slipway builders reset-cache` empties it",
+            Self::State(_) | Self::SnapshotNotReady => {
+                "look at `slipway volumes list` and try again when it is made"
+            }
+            Self::ToBeDestroyed => "`slipway volumes restore ID` keeps it",
+            Self::Gone => {
+                "make a new one from a snapshot: `slipway volumes create NAME --snapshot-id ID`"
+            }
+            Self::Shrink { .. } => "ask for a larger size, or for `+SIZE` more",
+            Self::Extending { .. } | Self::Needed => "try again in a minute",
+            Self::SmallerThanSource { .. } => "ask for that size or a larger one",
+            Self::SourceElsewhere { .. } => "leave the region out",
+            Self::SourceEncryption { .. } => "leave the encryption to the source",
+            Self::HostAway => "try again in a minute, and tell the operator if it stays so",
+            Self::NoSpace => {
+                "delete snapshots or volumes that you do not need, or have the operator add space"
+            }
+            Self::Unsupported(_) => {
+                "stop the builder, or have the operator look at docs/volumes.md"
+            }
+            Self::Missing => "look at `slipway volumes list` and `slipway volumes snapshots list`",
+            Self::Damaged => {
+                "make a new one from a snapshot: `slipway volumes create NAME --snapshot-id ID`"
+            }
+            Self::NotTaken => "tell the operator; the server's log says more",
+        }
+    }
+}
+
+/// What of an error a volume's owner may read in its notice.
+pub(super) fn told(error: &FarmError) -> String {
+    match error {
+        FarmError::Volume(error) => error.to_string(),
+        FarmError::Quota(error) => error.to_string(),
+        FarmError::Host(HostClientError::Refused(refusal))
+            if refusal.code == HostErrorCode::Busy =>
+        {
+            "the volume was in use by something else; it is tried again".to_owned()
+        }
+        FarmError::Key(_) => "the key of the volume cannot be had; it is tried again".to_owned(),
+        FarmError::Host(_) | FarmError::HostAway => {
+            "the host did not do it; it is tried again".to_owned()
+        }
+        FarmError::Store(slipway_store::StoreError::PoolFull { .. }) => {
+            VolumeError::NoSpace.to_string()
+        }
+        FarmError::Place(_)
+        | FarmError::Store(_)
+        | FarmError::NoBuilder { .. }
+        | FarmError::NotRunning
+        | FarmError::WontStart(_)
+        | FarmError::TimedOut { .. }
+        | FarmError::TooManyConnections { .. }
+        | FarmError::InUse { .. }
+        | FarmError::Guest(_)
+        | FarmError::Entropy(_)
+        | FarmError::Closed => "it could not be done; it is tried again".to_owned(),
+    }
+}
+
+/// The intent is recorded and the hosts may come round: whoever looks next finishes it.
+pub(super) fn is_for_later(error: &FarmError) -> bool {
+    matches!(
+        error,
+        FarmError::Host(_) | FarmError::Key(_) | FarmError::HostAway
+    )
+}

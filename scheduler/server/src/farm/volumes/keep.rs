@@ -1,0 +1,156 @@
+//! The keeper of one host's volumes: finishes or undoes what was cut off, makes snapshots when they are due, deletes those
+//! whose time is over, and extends what is about to be full.
+//!
+//! It takes no input: each look reads the record anew, so that the way after a crash is the way that is always gone.
+//!
+//! Must not know: when anything is due ([`slipway_core::volume`] does).
+
+use super::error::told;
+use crate::farm::builder::now;
+use crate::farm::host::{HostLink, chain};
+use crate::farm::{FarmError, Shared};
+use crate::limits::{VOLUME_UPKEEP_RETRY, VOLUMES_LOOK_EVERY};
+use slipway_core::host_api::VolumeReport;
+use slipway_core::id::VolumeId;
+use slipway_core::time::Timestamp;
+use slipway_core::volume::{Use, auto_extended, snapshot_due, snapshot_todo, todo};
+use slipway_store::{Snapshot, StoreError, Volume, VolumeState};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Volumes whose upkeep failed, and when it is tried again.
+type Holds = HashMap<VolumeId, Timestamp>;
+
+/// Keeps the volumes of a host until the control plane ends.
+pub(in crate::farm) async fn keep(shared: Arc<Shared>, link: Arc<HostLink>) {
+    let mut holds = Holds::new();
+    let mut reachable = link.reachable.subscribe();
+    loop {
+        let looked = async {
+            // The sender lives as long as the link.
+            let _ = reachable.wait_for(|there| *there).await;
+            if let Err(error) = look(&shared, &link, &mut holds).await {
+                tracing::warn!(why = chain(&error), "volumes not looked at; later again");
+            }
+        };
+        tokio::select! {
+            () = shared.cancel.cancelled() => return,
+            () = looked => {}
+        }
+        tokio::select! {
+            () = shared.cancel.cancelled() => return,
+            () = link.volumes.notified() => {}
+            () = tokio::time::sleep(VOLUMES_LOOK_EVERY) => {}
+            _ = reachable.wait_for(|there| !*there) => {}
+        }
+    }
+}
+
+async fn look(shared: &Shared, link: &Arc<HostLink>, holds: &mut Holds) -> Result<(), StoreError> {
+    let Some(host) = shared.id_of(link) else {
+        return Ok(());
+    };
+    let snapshots = shared.store.snapshots_on(&host).await?;
+    for snapshot in &snapshots {
+        if snapshot_todo(now(), snapshot.stage(), snapshot.expires_at).is_none() {
+            continue;
+        }
+        if let Err(error) = shared.settle_snapshot(link, snapshot).await {
+            tracing::warn!(snapshot = %snapshot.id, why = chain(&error), "snapshot not settled");
+        }
+    }
+    for volume in shared.store.volumes_on(&host).await? {
+        let held = shared.builder_of(&volume.id).is_some();
+        if todo(now(), &volume.now(held)).is_none() {
+            continue;
+        }
+        if let Err(error) = shared.settle_volume(link, &volume.org, &volume.id).await {
+            tracing::warn!(volume = %volume.id, why = chain(&error), "volume not settled");
+        }
+    }
+    let volumes = shared.store.volumes_on(&host).await?;
+    let kept: Vec<&Volume> = volumes
+        .iter()
+        .filter(|volume| volume.state == VolumeState::Ready && volume.destroy_at.is_none())
+        .collect();
+    holds.retain(|_, until| *until > now());
+    for volume in kept.iter().filter(|v| v.policy.scheduled_snapshots) {
+        let last = last_scheduled(volume, &snapshots);
+        if holds.contains_key(&volume.id) || !snapshot_due(now(), &volume.policy, last) {
+            continue;
+        }
+        let made = shared.keep_now(&volume.org, &volume.id, true).await;
+        took_care(shared, holds, volume, "scheduled snapshot", made.map(drop)).await;
+    }
+    if kept
+        .iter()
+        .all(|volume| volume.policy.auto_extend.is_none())
+    {
+        return Ok(());
+    }
+    let Ok(reports) = link.client.volumes().await else {
+        return Ok(());
+    };
+    for volume in kept.iter().filter(|v| v.policy.auto_extend.is_some()) {
+        if holds.contains_key(&volume.id) {
+            continue;
+        }
+        let reported = reported_use(shared, volume, &reports).await;
+        let Some(size) = reported.and_then(|it| auto_extended(&volume.policy, volume.size, it))
+        else {
+            continue;
+        };
+        tracing::info!(org = %volume.org, volume = %volume.id, %size, "volume grows by itself");
+        let grown = shared.extend(&volume.org, &volume.id, size).await;
+        took_care(shared, holds, volume, "extension", grown.map(drop)).await;
+    }
+    Ok(())
+}
+
+/// When the last scheduled snapshot of a volume was made; if there is none, the volume itself.
+fn last_scheduled(volume: &Volume, snapshots: &[Snapshot]) -> Timestamp {
+    snapshots
+        .iter()
+        .filter(|snapshot| snapshot.scheduled && snapshot.volume == volume.id)
+        .map(|snapshot| snapshot.created_at)
+        .max()
+        .unwrap_or(volume.created_at)
+}
+
+/// How full a volume is: what the guest that has it says, else its host.
+async fn reported_use(shared: &Shared, volume: &Volume, reports: &[VolumeReport]) -> Option<Use> {
+    if let Some(builder) = shared.builder_of(&volume.id)
+        && let Some(disk) = shared.guest_disk(&builder).await
+    {
+        return Some(Use {
+            used: disk.used_bytes,
+            total: disk.total_bytes,
+        });
+    }
+    let report = reports.iter().find(|report| report.volume == volume.id)?;
+    Some(Use {
+        used: report.used_bytes,
+        total: report.size_bytes,
+    })
+}
+
+/// Tells a volume's owner when something that is done by itself was not done, and leaves it alone for a while.
+async fn took_care(
+    shared: &Shared,
+    holds: &mut Holds,
+    volume: &Volume,
+    what: &str,
+    done: Result<(), FarmError>,
+) {
+    let (org, id) = (&volume.org, &volume.id);
+    match done {
+        Ok(()) if volume.notice.is_some() => shared.tell(org, id, None).await,
+        Ok(()) => {}
+        Err(error) => {
+            tracing::warn!(%org, volume = %id, what, why = chain(&error), "upkeep failed");
+            holds.insert(id.clone(), now().after(VOLUME_UPKEEP_RETRY));
+            let notice = format!("{what}: {}", told(&error));
+            shared.tell(org, id, Some(&notice)).await;
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! Volumes and their snapshots: what owners ask for, what is done by itself, and the acting on both.
+//!
+//! A verb records what is wanted in one transaction with the pool's accounting, and then has it settled like anybody who
+//! finds the record: so a crash between any two steps is finished, or undone, by the next look. What the hosts do not do
+//! now is done later, and the volume's notice says so.
+//!
+//! Must not know: who may do what, how a host makes a volume.
+
+mod error;
+mod keep;
+mod locks;
+mod settle;
+
+pub use error::VolumeError;
+pub(super) use keep::keep;
+pub(super) use locks::Locks;
+pub(super) use settle::bring;
+
+use super::builder::now;
+use super::host::{HostLink, chain};
+use super::{Farm, FarmError, Shared, entropy};
+use crate::limits::{PLACEMENT_TRIES_MAX, VOLUME_DESTROY_GRACE};
+use error::is_for_later;
+use slipway_core::host_api::VolumeSource;
+use slipway_core::id::{HostId, OrgId, SnapshotId, VolumeId};
+use slipway_core::placement::{VolumeRequest, place_volume};
+use slipway_core::quota::{check_one_more_snapshot, check_one_more_volume, check_volume_size};
+use slipway_core::units::ByteSize;
+use slipway_core::volume::VolumePolicy;
+use slipway_store::{
+    NewSnapshot, NewVolume, Snapshot, SnapshotState, StoreError, Volume, VolumePurpose,
+    VolumeState, What,
+};
+use std::collections::{HashMap, HashSet};
+
+/// A volume that somebody wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AskedVolume {
+    /// Its name for people.
+    pub name: String,
+    /// Region; with a source it is where that is.
+    pub region: Option<String>,
+    /// Hard cap; absent: what its source has.
+    pub size: Option<ByteSize>,
+    /// What it holds at first.
+    pub source: Option<VolumeSource>,
+    /// What its owner wants of it.
+    pub policy: VolumePolicy,
+    /// It must be encrypted, or must not.
+    pub encrypted: Option<bool>,
+    /// Not on a host that has a volume of this name.
+    pub unique: bool,
+}
+
+/// What a new volume is made from, as it is recorded.
+struct Source {
+    host: HostId,
+    size: ByteSize,
+    encrypted: Option<bool>,
+}
+
+impl Farm {
+    /// Makes a volume of the org's own, empty, from a snapshot (a restore), or from another volume (a fork). If the host does
+    /// not do it now, it is recorded as planned and made later.
+    ///
+    /// # Errors
+    /// [`FarmError::Quota`], [`FarmError::Place`], [`FarmError::Volume`], or the store's.
+    pub async fn create_volume(
+        &self,
+        org: &OrgId,
+        asked: AskedVolume,
+    ) -> Result<Volume, FarmError> {
+        let planned = self.0.plan_volume(org, asked).await?;
+        self.0.finish(&planned).await
+    }
+
+    /// Makes a volume larger, in use or not. The size that it has is fine.
+    ///
+    /// # Errors
+    /// [`FarmError::Quota`], [`FarmError::Volume`], or the store's.
+    pub async fn extend_volume(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        size: ByteSize,
+    ) -> Result<Volume, FarmError> {
+        check_volume_size(size)?;
+        self.0.extend(org, id, size).await
+    }
+
+    /// Changes what its owner wants of a volume.
+    ///
+    /// # Errors
+    /// [`FarmError::Quota`], or the store's.
+    pub async fn set_volume_policy(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        policy: &VolumePolicy,
+    ) -> Result<Volume, FarmError> {
+        policy.check()?;
+        let volume = self.0.store.set_volume_policy(org, id, policy).await?;
+        if let Some(link) = self.0.link(&volume.host) {
+            link.volumes.notify_one();
+        }
+        Ok(volume)
+    }
+
+    /// Destroys a volume that no builder has, after [`VOLUME_DESTROY_GRACE`] or at once. One that is to go already goes no
+    /// later than it was to. Its snapshots stay for their time.
+    ///
+    /// # Errors
+    /// [`FarmError::Volume`], or the store's.
+    pub async fn destroy_volume(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        at_once: bool,
+    ) -> Result<Volume, FarmError> {
+        let known = self.0.store.volume(org, id).await?;
+        if known.state == VolumeState::Condemned {
+            return Ok(known);
+        }
+        let at = now();
+        let goes = match known.destroy_at {
+            _ if at_once => at,
+            Some(before) => before,
+            None => at.after(VOLUME_DESTROY_GRACE),
+        };
+        let volume = match self.0.store.schedule_destruction(org, id, Some(goes)).await {
+            Err(StoreError::InUse(_)) => return Err(VolumeError::Attached.into()),
+            Err(StoreError::Changed(_)) => return Err(VolumeError::Gone.into()),
+            done => done?,
+        };
+        tracing::info!(%org, volume = %id, at_once, "volume is to be destroyed");
+        if !at_once {
+            return Ok(volume);
+        }
+        let gone = Volume {
+            state: VolumeState::Condemned,
+            ..volume
+        };
+        match self.0.finish(&gone).await {
+            Err(FarmError::Store(StoreError::NotFound(_))) => Ok(gone),
+            Ok(still) if still.state != VolumeState::Condemned && still.destroy_at.is_some() => {
+                Err(VolumeError::Needed.into())
+            }
+            done => done,
+        }
+    }
+
+    /// Keeps a volume that was to be destroyed.
+    ///
+    /// # Errors
+    /// [`VolumeError::Gone`], or the store's.
+    pub async fn restore_volume(&self, org: &OrgId, id: &VolumeId) -> Result<Volume, FarmError> {
+        match self.0.store.schedule_destruction(org, id, None).await {
+            Err(StoreError::Changed(_)) => Err(VolumeError::Gone.into()),
+            kept => self.0.finish(&kept?).await,
+        }
+    }
+
+    /// Keeps what a volume holds now, as after a power cut at this moment.
+    ///
+    /// # Errors
+    /// [`FarmError::Quota`], [`FarmError::Volume`], [`StoreError::PoolFull`], or the store's.
+    pub async fn create_snapshot(&self, org: &OrgId, id: &VolumeId) -> Result<Snapshot, FarmError> {
+        self.0.keep_now(org, id, false).await
+    }
+
+    /// Deletes a snapshot for good, at once. Volumes made from it stay.
+    ///
+    /// # Errors
+    /// [`VolumeError::Needed`], or the store's.
+    pub async fn delete_snapshot(&self, org: &OrgId, id: &SnapshotId) -> Result<(), FarmError> {
+        let snapshot = self.0.store.snapshot(org, id).await?;
+        match self.0.store.condemn_snapshot(org, id).await {
+            Err(StoreError::InUse(_)) => return Err(VolumeError::Needed.into()),
+            done => done?,
+        }
+        let link = self.0.link(&snapshot.host).ok_or(VolumeError::HostAway)?;
+        match self.0.settle_snapshot(&link, &snapshot).await {
+            Err(error) if is_for_later(&error) => {
+                tracing::warn!(%org, snapshot = %id, why = chain(&error), "snapshot is deleted later");
+                Ok(())
+            }
+            done => done.map(drop),
+        }
+    }
+
+    /// Bytes taken on disk by an org's volumes. What cannot be learnt now (a host is silent) is left out.
+    pub async fn volume_use(&self, org: &OrgId) -> HashMap<VolumeId, u64> {
+        let mut used = HashMap::new();
+        let volumes = match self.0.store.volumes(org).await {
+            Ok(volumes) => volumes,
+            Err(error) => {
+                tracing::warn!(%org, why = chain(&error), "volumes not listed");
+                return used;
+            }
+        };
+        // A host tells of all volumes it has; only the org's own may be told on.
+        let own: HashMap<_, _> = volumes.into_iter().map(|v| (v.id, v.host)).collect();
+        let hosts: HashSet<_> = own.values().collect();
+        for link in hosts.into_iter().filter_map(|host| self.0.link(host)) {
+            if let Ok(volumes) = link.client.volumes().await {
+                let volumes = volumes.into_iter().filter(|v| own.contains_key(&v.volume));
+                used.extend(volumes.map(|v| (v.volume, v.used_bytes)));
+            }
+        }
+        used
+    }
+}
+
+impl Shared {
+    /// Places a volume and promises it.
+    async fn plan_volume(&self, org: &OrgId, asked: AskedVolume) -> Result<Volume, FarmError> {
+        asked.policy.check()?;
+        let source = match &asked.source {
+            Some(source) => Some(self.find_source(org, source).await?),
+            None => None,
+        };
+        let size = match (asked.size, &source) {
+            (Some(size), Some(from)) if size < from.size => {
+                return Err(VolumeError::SmallerThanSource { need: from.size }.into());
+            }
+            (Some(size), _) => size,
+            (None, Some(from)) => from.size,
+            (None, None) => slipway_core::quota::VOLUME_SIZE_MIN,
+        };
+        check_volume_size(size)?;
+        // So that two requests at once do not both see room for one more.
+        let _making = self.making.lock().await;
+        let volumes = self.store.volumes(org).await?;
+        let own = volumes.iter().filter(|v| v.purpose == VolumePurpose::Data);
+        check_one_more_volume(u32::try_from(own.count()).unwrap_or(u32::MAX))?;
+        let namesakes = volumes.iter().filter(|v| v.name == asked.name);
+        let taken: Vec<HostId> = namesakes.map(|v| v.host.clone()).collect();
+        let mut full = None;
+        for _ in 0..PLACEMENT_TRIES_MAX {
+            let host = match &source {
+                Some(source) => self.beside(&asked, source).await?,
+                None => {
+                    let request = VolumeRequest {
+                        region: asked.region.clone().unwrap_or_default(),
+                        size,
+                        encrypted: asked.encrypted,
+                        taken: taken.clone(),
+                        unique: asked.unique,
+                    };
+                    place_volume(&request, &self.loads().await?)?
+                }
+            };
+            let new = NewVolume {
+                id: VolumeId::from_entropy(entropy()?),
+                host,
+                name: asked.name.clone(),
+                size,
+                source: asked.source.clone(),
+                policy: asked.policy,
+                at: now(),
+            };
+            match self.store.create_volume(org, &new).await {
+                Err(error @ StoreError::PoolFull { .. }) => full = Some(error),
+                done => return Ok(done?),
+            }
+        }
+        Err(full.map_or(FarmError::Closed, FarmError::Store))
+    }
+
+    async fn find_source(&self, org: &OrgId, source: &VolumeSource) -> Result<Source, FarmError> {
+        match source {
+            VolumeSource::Volume { volume } => {
+                let from = self.store.volume(org, volume).await?;
+                match from.state {
+                    VolumeState::Ready | VolumeState::Aside => Ok(Source {
+                        host: from.host,
+                        size: from.made,
+                        encrypted: from.encrypted,
+                    }),
+                    state @ (VolumeState::Planned | VolumeState::Condemned) => {
+                        Err(VolumeError::State(state).into())
+                    }
+                }
+            }
+            VolumeSource::Snapshot { snapshot } => {
+                let from = self.store.snapshot(org, snapshot).await?;
+                if from.state != SnapshotState::Ready {
+                    return Err(VolumeError::SnapshotNotReady.into());
+                }
+                Ok(Source {
+                    host: from.host,
+                    size: from.size,
+                    encrypted: Some(from.encrypted),
+                })
+            }
+        }
+    }
+
+    /// The host of what a volume is made from: the only place where it can be made.
+    async fn beside(&self, asked: &AskedVolume, source: &Source) -> Result<HostId, FarmError> {
+        let hosts = self.store.hosts().await?;
+        let host = hosts.into_iter().find(|used| used.host.id == source.host);
+        let region = host
+            .map(|used| used.host.region)
+            .ok_or(StoreError::NotFound(What::Host))?;
+        if asked
+            .region
+            .as_ref()
+            .is_some_and(|wanted| *wanted != region)
+        {
+            return Err(VolumeError::SourceElsewhere { region }.into());
+        }
+        if let (Some(wanted), Some(encrypted)) = (asked.encrypted, source.encrypted)
+            && wanted != encrypted
+        {
+            return Err(VolumeError::SourceEncryption { encrypted }.into());
+        }
+        let link = self.link(&source.host);
+        if link.is_none_or(|link| !*link.reachable.borrow()) {
+            return Err(VolumeError::HostAway.into());
+        }
+        Ok(source.host.clone())
+    }
+
+    /// Settles what was recorded, as far as it can be done now.
+    async fn finish(&self, volume: &Volume) -> Result<Volume, FarmError> {
+        let (org, id) = (&volume.org, &volume.id);
+        let Some(link) = self.link(&volume.host) else {
+            return Ok(self.store.volume(org, id).await?);
+        };
+        match self.settle_volume(&link, org, id).await {
+            Ok(Some(volume)) => Ok(volume),
+            Ok(None) => Err(StoreError::NotFound(What::Volume).into()),
+            Err(error) if is_for_later(&error) => Ok(self.store.volume(org, id).await?),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn extend(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        size: ByteSize,
+    ) -> Result<Volume, FarmError> {
+        let known = self.store.volume(org, id).await?;
+        if let VolumeState::Aside | VolumeState::Condemned = known.state {
+            return Err(VolumeError::State(known.state).into());
+        }
+        if known.destroy_at.is_some() {
+            return Err(VolumeError::ToBeDestroyed.into());
+        }
+        if size < known.size {
+            return Err(VolumeError::Shrink { have: known.size }.into());
+        }
+        let volume = match self.store.extend_volume(org, id, size).await {
+            Err(StoreError::Changed(_)) => {
+                return Err(VolumeError::Extending { to: known.size }.into());
+            }
+            done => done?,
+        };
+        self.tell_size(id, volume.size);
+        self.finish(&volume).await
+    }
+
+    /// Makes a snapshot, because somebody asked for it or because it is due.
+    async fn keep_now(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        scheduled: bool,
+    ) -> Result<Snapshot, FarmError> {
+        let volume = self.store.volume(org, id).await?;
+        let link = self.link(&volume.host).ok_or(VolumeError::HostAway)?;
+        if !*link.reachable.borrow() {
+            return Err(VolumeError::HostAway.into());
+        }
+        let snapshot = {
+            // So that two requests at once do not both see room for one more.
+            let _held = self.volume_locks.hold(id).await;
+            let have = self.store.snapshots(org, id).await?.len();
+            check_one_more_snapshot(u32::try_from(have).unwrap_or(u32::MAX))?;
+            let new = NewSnapshot {
+                id: SnapshotId::from_entropy(entropy()?),
+                volume: id.clone(),
+                reserve: taken_now(&link, id).await?,
+                scheduled,
+                at: now(),
+                expires_at: volume.policy.expires(now()),
+            };
+            match self.store.create_snapshot(org, &new).await {
+                Err(StoreError::Changed(_)) => {
+                    return Err(VolumeError::State(volume.state).into());
+                }
+                done => done?,
+            }
+        };
+        match self.settle_snapshot(&link, &snapshot).await {
+            Ok(Some(made)) => Ok(made),
+            Ok(None) => Err(StoreError::NotFound(What::Snapshot).into()),
+            Err(error) if is_for_later(&error) => {
+                tracing::warn!(%org, volume = %id, why = chain(&error), "snapshot is made later");
+                Ok(snapshot)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What a volume takes on its host's disk now: so much will a snapshot of it take.
+async fn taken_now(link: &HostLink, id: &VolumeId) -> Result<ByteSize, FarmError> {
+    let volumes = link.client.volumes().await?;
+    let report = volumes.into_iter().find(|report| report.volume == *id);
+    report
+        .map(|report| ByteSize(report.used_bytes))
+        .ok_or(FarmError::Volume(VolumeError::Missing))
+}

@@ -1,0 +1,164 @@
+//! Volumes and their snapshots: what may be asked and done.
+//!
+//! To see them takes the role read, to change anything the role admin, both for the whole org.
+
+mod input;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use super::Result;
+use super::access::Access;
+use super::input::parse_id;
+use super::scalar::Long;
+use async_graphql::{Context, ID, Object};
+use input::{CreateVolumeInput, ForkVolumeInput, UpdateVolumeInput};
+use slipway_core::units::ByteSize;
+use slipway_store::TokenRole;
+use view::{Volume, VolumeSnapshot};
+
+/// What may be asked about volumes.
+#[derive(Default)]
+pub(super) struct VolumeQuery;
+
+/// What may be asked about volumes.
+#[Object]
+impl VolumeQuery {
+    /// Volumes of an org, its builders' caches among them, oldest first.
+    async fn volumes(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<Volume>> {
+        let access = Access::of(context)?;
+        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
+        let volumes = access.store().volumes(&entered.org.id).await?;
+        Ok(Volume::all(volumes))
+    }
+
+    /// One volume.
+    async fn volume(&self, context: &Context<'_>, id: ID) -> Result<Volume> {
+        let access = Access::of(context)?;
+        let found = access.volume(&parse_id(&id)?, TokenRole::Read).await?;
+        Ok(found.1.into())
+    }
+
+    /// Snapshots of a volume, which may be gone, oldest first.
+    async fn volume_snapshots(
+        &self,
+        context: &Context<'_>,
+        volume: ID,
+    ) -> Result<Vec<VolumeSnapshot>> {
+        let access = Access::of(context)?;
+        let snapshots = access.snapshots(&parse_id(&volume)?).await?;
+        Ok(snapshots.into_iter().map(VolumeSnapshot).collect())
+    }
+}
+
+/// What may be done about volumes.
+#[derive(Default)]
+pub(super) struct VolumeMutation;
+
+/// What may be done about volumes.
+#[Object]
+impl VolumeMutation {
+    /// Makes a volume, empty or from a snapshot. Needs the role admin, as all that changes volumes, for the whole org. What
+    /// the host does not do now is recorded and done later: the volume's `state` and `notice` say so.
+    async fn create_volume(
+        &self,
+        context: &Context<'_>,
+        input: CreateVolumeInput,
+    ) -> Result<Volume> {
+        let access = Access::of(context)?;
+        let entered = access
+            .enter_whole(input.org.as_deref(), TokenRole::Admin)
+            .await?;
+        let asked = input.asked(&entered.org)?;
+        let farm = &access.parts.farm;
+        Ok(farm.create_volume(&entered.org.id, asked).await?.into())
+    }
+
+    /// Makes a volume that holds what another one holds now; nothing done to either shows in the other.
+    async fn fork_volume(&self, context: &Context<'_>, input: ForkVolumeInput) -> Result<Volume> {
+        let access = Access::of(context)?;
+        let (entered, from) = access
+            .volume(&parse_id(&input.volume)?, TokenRole::Admin)
+            .await?;
+        let asked = input.asked(&from)?;
+        let farm = &access.parts.farm;
+        Ok(farm.create_volume(&entered.org.id, asked).await?.into())
+    }
+
+    /// Changes what is wanted of a volume. What is left out stays.
+    async fn update_volume(
+        &self,
+        context: &Context<'_>,
+        input: UpdateVolumeInput,
+    ) -> Result<Volume> {
+        let access = Access::of(context)?;
+        let (entered, volume) = access
+            .volume(&parse_id(&input.id)?, TokenRole::Admin)
+            .await?;
+        let policy = input.policy(&volume)?;
+        let farm = &access.parts.farm;
+        let changed = farm.set_volume_policy(&entered.org.id, &volume.id, &policy);
+        Ok(changed.await?.into())
+    }
+
+    /// Makes a volume larger, in use or not. The size that it has is fine, a smaller one is INVALID.
+    async fn extend_volume(
+        &self,
+        context: &Context<'_>,
+        id: ID,
+        size_bytes: Long,
+    ) -> Result<Volume> {
+        let access = Access::of(context)?;
+        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
+        let size = input::whole(ByteSize(size_bytes.0));
+        let farm = &access.parts.farm;
+        let extended = farm.extend_volume(&entered.org.id, &volume.id, size);
+        Ok(extended.await?.into())
+    }
+
+    /// Destroys a volume that no builder has: a day from now, until when `restoreVolume` keeps it and it counts for the pool,
+    /// or `now`. Its snapshots stay for their time.
+    async fn destroy_volume(
+        &self,
+        context: &Context<'_>,
+        id: ID,
+        #[graphql(default)] now: bool,
+    ) -> Result<Volume> {
+        let access = Access::of(context)?;
+        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
+        let farm = &access.parts.farm;
+        let destroyed = farm.destroy_volume(&entered.org.id, &volume.id, now);
+        Ok(destroyed.await?.into())
+    }
+
+    /// Keeps a volume that was to be destroyed.
+    async fn restore_volume(&self, context: &Context<'_>, id: ID) -> Result<Volume> {
+        let access = Access::of(context)?;
+        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
+        let farm = &access.parts.farm;
+        let restored = farm.restore_volume(&entered.org.id, &volume.id);
+        Ok(restored.await?.into())
+    }
+
+    /// Keeps what a volume holds now, as after a power cut at this moment, for the time that the volume says.
+    async fn create_volume_snapshot(
+        &self,
+        context: &Context<'_>,
+        volume: ID,
+    ) -> Result<VolumeSnapshot> {
+        let access = Access::of(context)?;
+        let (entered, volume) = access.volume(&parse_id(&volume)?, TokenRole::Admin).await?;
+        let farm = &access.parts.farm;
+        let made = farm.create_snapshot(&entered.org.id, &volume.id);
+        Ok(VolumeSnapshot(made.await?))
+    }
+
+    /// Deletes a snapshot, for good and at once. Volumes made from it stay.
+    async fn delete_volume_snapshot(&self, context: &Context<'_>, id: ID) -> Result<bool> {
+        let access = Access::of(context)?;
+        let (entered, snapshot) = access.snapshot(&parse_id(&id)?, TokenRole::Admin).await?;
+        let farm = &access.parts.farm;
+        farm.delete_snapshot(&entered.org.id, &snapshot.id).await?;
+        Ok(true)
+    }
+}

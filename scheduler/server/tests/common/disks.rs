@@ -1,0 +1,176 @@
+//! The test host's volumes and snapshots: sizes and names without blocks. It keeps the rules of a real pool: what is there is
+//! not made over, nothing gets smaller, nothing is destroyed while it is attached.
+
+use super::world::{World, refuse};
+use slipway_core::host_api::{
+    HostErrorCode, HostReply, HostRequest, SnapshotReport, VolumeReport, VolumeSource,
+};
+use slipway_core::id::{SnapshotId, VolumeId};
+
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    pub size: u64,
+    pub used: u64,
+    /// What it was made from.
+    pub source: Option<VolumeSource>,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    pub volume: VolumeId,
+    pub size: u64,
+    pub used: u64,
+}
+
+impl World {
+    /// Answers a verb on volumes; nothing if the answer is lost.
+    pub(super) fn disk_verb(&self, request: HostRequest) -> Option<HostReply> {
+        if let HostRequest::ListVolumes | HostRequest::ListSnapshots = request {
+            return Some(self.disk_list(&request));
+        }
+        {
+            let mut inner = self.lock();
+            inner.disk_verbs += 1;
+            if let Some(code) = inner.refuse_volumes.pop_front() {
+                return Some(HostReply::Error(refuse(code)));
+            }
+        }
+        let reply = self.disk_done(request);
+        let mut inner = self.lock();
+        if inner.lose_answers > 0 {
+            inner.lose_answers -= 1;
+            return None;
+        }
+        Some(reply.unwrap_or_else(|code| HostReply::Error(refuse(code))))
+    }
+
+    fn disk_list(&self, request: &HostRequest) -> HostReply {
+        let inner = self.lock();
+        if let HostRequest::ListVolumes = request {
+            let volumes = inner.volumes.iter();
+            let volumes = volumes.map(|(id, disk)| disk.report(id)).collect();
+            return HostReply::Volumes { volumes };
+        }
+        let snapshots = inner.snapshots.iter();
+        let snapshots = snapshots.map(|(id, kept)| kept.report(id)).collect();
+        HostReply::Snapshots { snapshots }
+    }
+
+    fn disk_done(&self, request: HostRequest) -> Result<HostReply, HostErrorCode> {
+        match request {
+            HostRequest::EnsureVolume {
+                volume,
+                size_bytes,
+                source,
+            } => self.ensure_disk(&volume, size_bytes, source),
+            HostRequest::ExtendVolume { volume, size_bytes } => {
+                let mut inner = self.lock();
+                let disk = inner.volumes.get_mut(&volume);
+                let disk = disk.ok_or(HostErrorCode::NotFound)?;
+                if size_bytes < disk.size {
+                    return Err(HostErrorCode::BadRequest);
+                }
+                disk.size = size_bytes;
+                Ok(HostReply::Volume(disk.report(&volume)))
+            }
+            HostRequest::DestroyVolume { volume } => {
+                let mut inner = self.lock();
+                if inner.machines.values().any(|m| m.volume == volume) {
+                    let what = format!("{volume} destroyed while attached");
+                    inner.violations.push(what);
+                    return Err(HostErrorCode::Busy);
+                }
+                inner.volumes.remove(&volume);
+                inner.damaged.remove(&volume);
+                Ok(HostReply::Done)
+            }
+            HostRequest::CreateSnapshot { volume, snapshot } => {
+                let mut inner = self.lock();
+                let disk = inner.volumes.get(&volume).cloned();
+                let disk = disk.ok_or(HostErrorCode::NotFound)?;
+                let kept = inner.snapshots.entry(snapshot.clone()).or_insert(Kept {
+                    volume,
+                    size: disk.size,
+                    used: disk.used,
+                });
+                Ok(HostReply::Snapshot(kept.report(&snapshot)))
+            }
+            HostRequest::DeleteSnapshot { snapshot } => {
+                self.lock().snapshots.remove(&snapshot);
+                Ok(HostReply::Done)
+            }
+            HostRequest::Info
+            | HostRequest::ListVolumes
+            | HostRequest::ListSnapshots
+            | HostRequest::ExportSnapshot { .. }
+            | HostRequest::ImportVolume { .. }
+            | HostRequest::LendKey
+            | HostRequest::RevokeKey { .. }
+            | HostRequest::EnsureMachine(_)
+            | HostRequest::StopMachine { .. }
+            | HostRequest::RemoveMachine { .. }
+            | HostRequest::WatchMachines { .. }
+            | HostRequest::OpenEndpoint { .. } => panic!("answered elsewhere"),
+        }
+    }
+
+    fn ensure_disk(
+        &self,
+        id: &VolumeId,
+        size: u64,
+        source: Option<VolumeSource>,
+    ) -> Result<HostReply, HostErrorCode> {
+        let mut inner = self.lock();
+        if let Some(there) = inner.volumes.get(id) {
+            return if there.size == size {
+                Ok(HostReply::Volume(there.report(id)))
+            } else {
+                Err(HostErrorCode::BadRequest)
+            };
+        }
+        let from = match &source {
+            None => Some((0, 0)),
+            Some(VolumeSource::Volume { volume }) => {
+                inner.volumes.get(volume).map(|d| (d.size, d.used))
+            }
+            Some(VolumeSource::Snapshot { snapshot }) => {
+                inner.snapshots.get(snapshot).map(|k| (k.size, k.used))
+            }
+        };
+        let (least, used) = from.ok_or(HostErrorCode::NotFound)?;
+        if size < least {
+            return Err(HostErrorCode::BadRequest);
+        }
+        let disk = Disk { size, used, source };
+        let report = disk.report(id);
+        inner.volumes.insert(id.clone(), disk);
+        Ok(HostReply::Volume(report))
+    }
+}
+
+impl Disk {
+    fn report(&self, id: &VolumeId) -> VolumeReport {
+        VolumeReport {
+            volume: id.clone(),
+            size_bytes: self.size,
+            used_bytes: self.used,
+            attached_to: None,
+            encrypted: false,
+        }
+    }
+}
+
+impl Kept {
+    fn report(&self, id: &SnapshotId) -> SnapshotReport {
+        SnapshotReport {
+            snapshot: id.clone(),
+            volume: self.volume.clone(),
+            size_bytes: self.size,
+            stored_bytes: self.used,
+            created_at_ms: 1,
+            encrypted: false,
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! Volumes: what is wanted of each, and what its host has said.
+
+use super::codec::{Reader, int, on_insert, time};
+use super::pool::promise;
+use super::{SqliteStore, unavailable};
+use crate::error::{StoreError, What};
+use crate::limits::LIST_ROWS_MAX;
+use crate::volume::{NewVolume, Volume, VolumePurpose, VolumeState};
+use slipway_core::host_api::VolumeSource;
+use slipway_core::id::{HostId, OrgId, VolumeId};
+use slipway_core::time::Timestamp;
+use slipway_core::units::ByteSize;
+use slipway_core::volume::{AutoExtend, VolumePolicy};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Sqlite, Transaction};
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+pub(super) fn volume_of(row: &SqliteRow) -> Result<Volume> {
+    let row = Reader(row);
+    let volume = row.parse_opt("from_volume")?;
+    let snapshot = row.parse_opt("from_snapshot")?;
+    let auto_extend = match (
+        row.u64_opt("extend_percent")?,
+        row.u64_opt("extend_by")?,
+        row.u64_opt("extend_limit")?,
+    ) {
+        (Some(percent), Some(by), Some(limit)) => Some(AutoExtend {
+            threshold_percent: u32::try_from(percent).unwrap_or(u32::MAX),
+            increment: ByteSize(by),
+            limit: ByteSize(limit),
+        }),
+        (None | Some(_), None | Some(_), None | Some(_)) => None,
+    };
+    Ok(Volume {
+        id: row.parse("id")?,
+        org: row.parse("org_id")?,
+        host: row.parse("host_id")?,
+        name: row.text("name")?,
+        purpose: row.parse("purpose")?,
+        size: row.size("size")?,
+        made: row.size("made_size")?,
+        encrypted: row.flag_opt("encrypted")?,
+        state: row.parse("state")?,
+        source: match (volume, snapshot) {
+            (Some(volume), _) => Some(VolumeSource::Volume { volume }),
+            (None, Some(snapshot)) => Some(VolumeSource::Snapshot { snapshot }),
+            (None, None) => None,
+        },
+        policy: VolumePolicy {
+            snapshot_retention_days: row.u32("snapshot_retention_days")?,
+            scheduled_snapshots: row.flag("scheduled_snapshots")?,
+            auto_extend,
+        },
+        destroy_at: row.time_opt("destroy_at")?,
+        notice: row.text_opt("notice")?,
+        created_at: row.time("created_at")?,
+    })
+}
+
+/// Records a volume. Its size has been promised.
+pub(super) async fn record_volume(tx: &mut Transaction<'_, Sqlite>, volume: &Volume) -> Result<()> {
+    let (from_volume, from_snapshot) = match &volume.source {
+        Some(VolumeSource::Volume { volume }) => (Some(volume.as_str()), None),
+        Some(VolumeSource::Snapshot { snapshot }) => (None, Some(snapshot.as_str())),
+        None => (None, None),
+    };
+    let policy = &volume.policy;
+    let (percent, by, limit) = extension(policy)?;
+    sqlx::query(
+        "INSERT INTO volumes (id, org_id, host_id, name, purpose, size, made_size, state, \
+         from_volume, from_snapshot, snapshot_retention_days, scheduled_snapshots, \
+         extend_percent, extend_by, extend_limit, created_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(volume.id.as_str())
+    .bind(volume.org.as_str())
+    .bind(volume.host.as_str())
+    .bind(&volume.name)
+    .bind(volume.purpose.as_str())
+    .bind(int("volume size", volume.size.0)?)
+    .bind(int("volume size", volume.made.0)?)
+    .bind(volume.state.as_str())
+    .bind(from_volume)
+    .bind(from_snapshot)
+    .bind(i64::from(policy.snapshot_retention_days))
+    .bind(policy.scheduled_snapshots)
+    .bind(percent)
+    .bind(by)
+    .bind(limit)
+    .bind(time(volume.created_at)?)
+    .execute(&mut **tx)
+    .await
+    .map_err(on_insert(What::Volume, What::Org, "record a volume"))?;
+    Ok(())
+}
+
+type Columns = (Option<i64>, Option<i64>, Option<i64>);
+
+fn extension(policy: &VolumePolicy) -> Result<Columns> {
+    let Some(auto) = &policy.auto_extend else {
+        return Ok((None, None, None));
+    };
+    Ok((
+        Some(i64::from(auto.threshold_percent)),
+        Some(int("increment", auto.increment.0)?),
+        Some(int("limit", auto.limit.0)?),
+    ))
+}
+
+/// One volume of an org, inside of a transaction.
+pub(super) async fn volume_in(
+    tx: &mut Transaction<'_, Sqlite>,
+    org: &OrgId,
+    id: &VolumeId,
+) -> Result<Volume> {
+    let row = sqlx::query("SELECT * FROM volumes WHERE org_id = ? AND id = ?")
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(unavailable("read a volume"))?;
+    row.as_ref()
+        .map(volume_of)
+        .unwrap_or(Err(StoreError::NotFound(What::Volume)))
+}
+
+/// Holds what a new volume is to be made from against what there is, so that nothing is promised in vain.
+async fn check_source(
+    tx: &mut Transaction<'_, Sqlite>,
+    org: &OrgId,
+    new: &NewVolume,
+) -> Result<()> {
+    let (statement, id, missing) = match &new.source {
+        None => return Ok(()),
+        Some(VolumeSource::Volume { volume }) => (
+            "SELECT 1 FROM volumes WHERE org_id = ? AND id = ? AND host_id = ? \
+             AND state IN ('ready', 'aside') AND size <= ?",
+            volume.as_str(),
+            What::Volume,
+        ),
+        Some(VolumeSource::Snapshot { snapshot }) => (
+            "SELECT 1 FROM snapshots WHERE org_id = ? AND id = ? AND host_id = ? \
+             AND state = 'ready' AND size <= ?",
+            snapshot.as_str(),
+            What::Snapshot,
+        ),
+    };
+    let found = sqlx::query(statement)
+        .bind(org.as_str())
+        .bind(id)
+        .bind(new.host.as_str())
+        .bind(int("volume size", new.size.0)?)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(unavailable("read what a volume is made from"))?;
+    found.map(drop).ok_or(StoreError::NotFound(missing))
+}
+
+impl SqliteStore {
+    pub(super) async fn insert_volume(&self, org: &OrgId, new: &NewVolume) -> Result<Volume> {
+        let mut tx = self.write().await?;
+        check_source(&mut tx, org, new).await?;
+        let volume = Volume {
+            id: new.id.clone(),
+            org: org.clone(),
+            host: new.host.clone(),
+            name: new.name.clone(),
+            purpose: VolumePurpose::Data,
+            size: new.size,
+            made: ByteSize(0),
+            encrypted: None,
+            state: VolumeState::Planned,
+            source: new.source.clone(),
+            policy: new.policy,
+            destroy_at: None,
+            notice: None,
+            created_at: new.at,
+        };
+        promise(&mut tx, &volume.host, volume.size).await?;
+        record_volume(&mut tx, &volume).await?;
+        tx.commit().await.map_err(unavailable("commit"))?;
+        Ok(volume)
+    }
+
+    pub(super) async fn update_volume_made(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        made: ByteSize,
+        encrypted: Option<bool>,
+    ) -> Result<()> {
+        self.on_volume(
+            sqlx::query(
+                "UPDATE volumes SET made_size = ?, encrypted = coalesce(?, encrypted), notice = NULL, \
+                 state = CASE state WHEN 'planned' THEN 'ready' ELSE state END \
+                 WHERE org_id = ? AND id = ?",
+            )
+            .bind(int("volume size", made.0)?)
+            .bind(encrypted),
+            org,
+            id,
+        )
+        .await
+    }
+
+    pub(super) async fn grow_volume(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        size: ByteSize,
+    ) -> Result<Volume> {
+        let mut tx = self.write().await?;
+        let volume = volume_in(&mut tx, org, id).await?;
+        if volume.size == size {
+            return Ok(volume);
+        }
+        let grows = volume.made.0 > 0 && volume.made < volume.size;
+        let stays = volume.destroy_at.is_none()
+            && matches!(volume.state, VolumeState::Planned | VolumeState::Ready);
+        if grows || !stays || size < volume.size {
+            return Err(StoreError::Changed(What::Volume));
+        }
+        let more = ByteSize(size.0 - volume.size.0);
+        promise(&mut tx, &volume.host, more).await?;
+        sqlx::query("UPDATE volumes SET size = ? WHERE org_id = ? AND id = ?")
+            .bind(int("volume size", size.0)?)
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("extend a volume"))?;
+        tx.commit().await.map_err(unavailable("commit"))?;
+        Ok(Volume { size, ..volume })
+    }
+
+    pub(super) async fn shrink_to_made(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        size: ByteSize,
+    ) -> Result<()> {
+        sqlx::query(
+            "UPDATE volumes SET size = made_size \
+             WHERE org_id = ? AND id = ? AND size = ? AND made_size > 0",
+        )
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .bind(int("volume size", size.0)?)
+        .execute(&self.writer)
+        .await
+        .map(drop)
+        .map_err(unavailable("undo an extension"))
+    }
+
+    pub(super) async fn update_volume_policy(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        policy: &VolumePolicy,
+    ) -> Result<Volume> {
+        let (percent, by, limit) = extension(policy)?;
+        let row = sqlx::query(
+            "UPDATE volumes SET snapshot_retention_days = ?, scheduled_snapshots = ?, \
+             extend_percent = ?, extend_by = ?, extend_limit = ? \
+             WHERE org_id = ? AND id = ? RETURNING *",
+        )
+        .bind(i64::from(policy.snapshot_retention_days))
+        .bind(policy.scheduled_snapshots)
+        .bind(percent)
+        .bind(by)
+        .bind(limit)
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_optional(&self.writer)
+        .await
+        .map_err(unavailable("change a volume"))?;
+        row.as_ref()
+            .map(volume_of)
+            .unwrap_or(Err(StoreError::NotFound(What::Volume)))
+    }
+
+    pub(super) async fn update_volume_notice(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        notice: Option<&str>,
+    ) -> Result<()> {
+        let statement = sqlx::query("UPDATE volumes SET notice = ? WHERE org_id = ? AND id = ?");
+        self.on_volume(statement.bind(notice), org, id).await
+    }
+
+    pub(super) async fn update_destroy_at(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        at: Option<Timestamp>,
+    ) -> Result<Volume> {
+        let mut tx = self.write().await?;
+        let volume = volume_in(&mut tx, org, id).await?;
+        if volume.state == VolumeState::Condemned {
+            return Err(StoreError::Changed(What::Volume));
+        }
+        if at.is_some() && is_attached(&mut tx, org, id).await? {
+            return Err(StoreError::InUse(What::Volume));
+        }
+        let destroy_at = at.map(time).transpose()?;
+        sqlx::query("UPDATE volumes SET destroy_at = ? WHERE org_id = ? AND id = ?")
+            .bind(destroy_at)
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("record when a volume is to go"))?;
+        tx.commit().await.map_err(unavailable("commit"))?;
+        Ok(Volume {
+            destroy_at: at,
+            ..volume
+        })
+    }
+
+    pub(super) async fn condemn_due_volume(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        now: Timestamp,
+    ) -> Result<()> {
+        let mut tx = self.write().await?;
+        let volume = volume_in(&mut tx, org, id).await?;
+        if volume.state == VolumeState::Condemned {
+            return Ok(());
+        }
+        if volume.destroy_at.is_none_or(|at| at > now) {
+            return Err(StoreError::Changed(What::Volume));
+        }
+        let awaited = sqlx::query(
+            "SELECT 1 FROM volumes WHERE org_id = ? AND from_volume = ? AND state = 'planned' \
+             AND destroy_at IS NULL",
+        )
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(unavailable("read who needs a volume"))?;
+        if awaited.is_some() || is_attached(&mut tx, org, id).await? {
+            return Err(StoreError::InUse(What::Volume));
+        }
+        sqlx::query("UPDATE volumes SET state = 'condemned' WHERE org_id = ? AND id = ?")
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("condemn a volume"))?;
+        tx.commit().await.map_err(unavailable("commit"))
+    }
+
+    pub(super) async fn select_volume(&self, org: &OrgId, id: &VolumeId) -> Result<Volume> {
+        let row = sqlx::query("SELECT * FROM volumes WHERE org_id = ? AND id = ?")
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(unavailable("read a volume"))?;
+        row.as_ref()
+            .map(volume_of)
+            .unwrap_or(Err(StoreError::NotFound(What::Volume)))
+    }
+
+    pub(super) async fn select_volumes(&self, org: &OrgId) -> Result<Vec<Volume>> {
+        let rows =
+            sqlx::query("SELECT * FROM volumes WHERE org_id = ? ORDER BY created_at, id LIMIT ?")
+                .bind(org.as_str())
+                .bind(i64::from(LIST_ROWS_MAX))
+                .fetch_all(&self.readers)
+                .await
+                .map_err(unavailable("list volumes"))?;
+        rows.iter().map(volume_of).collect()
+    }
+
+    pub(super) async fn select_volumes_on(&self, host: &HostId) -> Result<Vec<Volume>> {
+        let rows = sqlx::query("SELECT * FROM volumes WHERE host_id = ? ORDER BY created_at, id")
+            .bind(host.as_str())
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable("list volumes"))?;
+        rows.iter().map(volume_of).collect()
+    }
+
+    pub(super) async fn update_volume_state(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        state: VolumeState,
+    ) -> Result<()> {
+        let statement = sqlx::query(
+            "UPDATE volumes SET state = ?1, made_size = CASE ?1 WHEN 'planned' THEN 0 ELSE made_size END \
+             WHERE org_id = ?2 AND id = ?3",
+        );
+        self.on_volume(statement.bind(state.as_str()), org, id)
+            .await
+    }
+
+    /// Runs a statement that ends with the org and the id of a volume, which must be there.
+    async fn on_volume<'q>(
+        &self,
+        statement: sqlx::query::Query<'q, Sqlite, sqlx::sqlite::SqliteArguments<'q>>,
+        org: &'q OrgId,
+        id: &'q VolumeId,
+    ) -> Result<()> {
+        let done = statement
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .execute(&self.writer)
+            .await
+            .map_err(unavailable("change a volume"))?;
+        if done.rows_affected() == 0 {
+            Err(StoreError::NotFound(What::Volume))
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(super) async fn delete_volume(&self, org: &OrgId, id: &VolumeId) -> Result<()> {
+        sqlx::query("DELETE FROM volumes WHERE org_id = ? AND id = ?")
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .execute(&self.writer)
+            .await
+            .map_err(|source| match source.as_database_error() {
+                Some(e) if e.is_foreign_key_violation() => StoreError::InUse(What::Volume),
+                Some(_) | None => StoreError::Unavailable {
+                    action: "forget a volume",
+                    source,
+                },
+            })?;
+        Ok(())
+    }
+}
+
+async fn is_attached(tx: &mut Transaction<'_, Sqlite>, org: &OrgId, id: &VolumeId) -> Result<bool> {
+    let machine = sqlx::query("SELECT 1 FROM machines WHERE org_id = ? AND volume_id = ?")
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(unavailable("read who has a volume"))?;
+    Ok(machine.is_some())
+}
