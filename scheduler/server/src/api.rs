@@ -122,6 +122,7 @@ impl Api {
         let credential = Credential::of(headers, None);
         let principal =
             authenticate(&self.parts.authenticator, credential, connection.peer()).await?;
+        connection.authenticated();
         if let Some(org) = principal.org() {
             connection.count_for(org)?;
         }

@@ -6,6 +6,11 @@ use std::time::Duration;
 pub const LISTENER_CONNECTIONS_MAX: usize = 4096;
 /// Connections of one org on one listener at once; a request on one more is answered 429.
 pub const ORG_CONNECTIONS_MAX: usize = 1024;
+/// Connections of one IPv4 address or IPv6 /64 on one listener that have not authenticated yet; for one more, the oldest is closed if it
+/// is [`STRANGER_ROOM_AFTER`] old, else the new one. Who has authenticated does not count.
+pub const STRANGERS_PER_NETWORK_MAX: usize = 1024;
+/// See [`STRANGERS_PER_NETWORK_MAX`].
+pub const STRANGER_ROOM_AFTER: Duration = Duration::from_secs(2);
 /// Longest a TLS handshake may take; then the connection is closed.
 pub const TLS_HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Longest a connection may take over a request's head, or be idle between two; then it is closed.
@@ -97,5 +102,7 @@ const _: () = assert!(
         < SERVER_CERTIFICATE_LIFE.as_secs()
 );
 const _: () = assert!(ORG_CONNECTIONS_MAX * 2 <= LISTENER_CONNECTIONS_MAX);
+const _: () = assert!(STRANGERS_PER_NETWORK_MAX * 4 <= LISTENER_CONNECTIONS_MAX);
+const _: () = assert!(STRANGER_ROOM_AFTER.as_secs() < TLS_HANDSHAKE_WAIT_MAX.as_secs());
 const _: () =
     assert!(CLIENT_CERTIFICATE_LIFE_MIN.as_secs() < CLIENT_CERTIFICATE_LIFE_MAX.as_secs());

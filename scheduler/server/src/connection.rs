@@ -5,6 +5,7 @@
 use crate::bounds::ORG_CONNECTIONS_MAX;
 use crate::ca::CertificateIdentity;
 use crate::problem::{Code, Problem};
+use crate::strangers::Stranger;
 use slipway_core::id::OrgId;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -22,6 +23,7 @@ pub(crate) struct Connection {
     certificate: Option<CertificateIdentity>,
     orgs: Arc<OrgConnections>,
     counted: Mutex<Option<OrgSlot>>,
+    stranger: Mutex<Option<Stranger>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -48,6 +50,7 @@ impl Connection {
         peer: IpAddr,
         certificate: Option<CertificateIdentity>,
         orgs: Arc<OrgConnections>,
+        stranger: Stranger,
         place: OwnedSemaphorePermit,
     ) -> Self {
         Self {
@@ -55,6 +58,7 @@ impl Connection {
             certificate,
             orgs,
             counted: Mutex::default(),
+            stranger: Mutex::new(Some(stranger)),
             _place: place,
         }
     }
@@ -65,6 +69,12 @@ impl Connection {
 
     pub(crate) fn certificate(&self) -> Option<&CertificateIdentity> {
         self.certificate.as_ref()
+    }
+
+    /// A good credential came on it: it no longer counts among those that have shown none.
+    pub(crate) fn authenticated(&self) {
+        let mut stranger = self.stranger.lock().unwrap_or_else(PoisonError::into_inner);
+        *stranger = None;
     }
 
     /// Counts the connection for the org it was last used for.
@@ -95,18 +105,33 @@ impl Connection {
     }
 }
 
+/// What one customer has: an IPv4 address, or an IPv6 /64.
+pub(crate) fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V4(v4) => IpAddr::V4(v4),
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::strangers::Strangers;
     use tokio::sync::Semaphore;
+    use tokio::time::Instant;
 
     #[test]
     fn an_org_is_bounded_and_others_are_not_touched_by_it() {
         let places = Arc::new(Semaphore::new(ORG_CONNECTIONS_MAX + 2));
         let orgs = Arc::<OrgConnections>::default();
+        let strangers = Arc::<Strangers>::default();
         let connection = || {
             let place = Arc::clone(&places).try_acquire_owned().unwrap();
-            Connection::new([127, 0, 0, 1].into(), None, Arc::clone(&orgs), place)
+            let peer = [127, 0, 0, 1].into();
+            let stranger = strangers.enter(peer, Instant::now()).unwrap();
+            let connection = Connection::new(peer, None, Arc::clone(&orgs), stranger, place);
+            connection.authenticated();
+            connection
         };
         let (mine, theirs) = (OrgId::from_entropy([1; 10]), OrgId::from_entropy([2; 10]));
         let mut held: Vec<_> = (0..ORG_CONNECTIONS_MAX).map(|_| connection()).collect();

@@ -29,6 +29,7 @@ pub mod seal;
 mod secret_file;
 pub mod serve;
 pub mod settings;
+mod strangers;
 #[cfg(test)]
 mod testing;
 mod tls;

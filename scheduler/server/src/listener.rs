@@ -10,6 +10,7 @@ use crate::ca;
 use crate::connection::{Connection, OrgConnections};
 use crate::farm::chain;
 use crate::http::Body;
+use crate::strangers::{Stranger, Strangers};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +42,7 @@ pub(crate) struct Listener {
     acceptor: TlsAcceptor,
     places: Arc<Semaphore>,
     orgs: Arc<OrgConnections>,
+    strangers: Arc<Strangers>,
 }
 
 impl Listener {
@@ -57,6 +60,7 @@ impl Listener {
             acceptor,
             places,
             orgs: Arc::default(),
+            strangers: Arc::default(),
         })
     }
 
@@ -89,13 +93,24 @@ impl Listener {
                     continue;
                 }
             };
+            let Some(stranger) = self.strangers.enter(peer.ip(), Instant::now()) else {
+                tracing::debug!(%peer, "too many connections of its network without a credential");
+                continue;
+            };
+            let leave = stranger.leave();
             let (acceptor, orgs) = (self.acceptor.clone(), Arc::clone(&self.orgs));
             let (handle, cancel) = (handle.clone(), cancel.clone());
             let span = tracing::debug_span!("connection", %peer);
-            let task = async move {
-                match shake_hands(acceptor, tcp, peer, orgs, place).await {
+            let served = async move {
+                match shake_hands(acceptor, tcp, peer, orgs, stranger, place).await {
                     Ok((tls, connection)) => handle(tls, connection, cancel).await,
                     Err(error) => tracing::debug!(%error, "no TLS"),
+                }
+            };
+            let task = async move {
+                tokio::select! {
+                    () = leave.cancelled() => tracing::debug!("without a credential, it makes room for another"),
+                    () = served => {}
                 }
             };
             tasks.spawn(task.instrument(span));
@@ -112,6 +127,7 @@ async fn shake_hands(
     tcp: TcpStream,
     peer: SocketAddr,
     orgs: Arc<OrgConnections>,
+    stranger: Stranger,
     place: OwnedSemaphorePermit,
 ) -> io::Result<(Secured, Arc<Connection>)> {
     tcp.set_nodelay(true)?;
@@ -126,7 +142,7 @@ async fn shake_hands(
     let identity = certificate.and_then(|certificate| ca::identity(certificate).ok());
     Ok((
         tls,
-        Arc::new(Connection::new(peer.ip(), identity, orgs, place)),
+        Arc::new(Connection::new(peer.ip(), identity, orgs, stranger, place)),
     ))
 }
 
@@ -167,7 +183,6 @@ mod tests {
     use super::*;
     use crate::http::full;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-    use tokio::time::Instant;
 
     async fn ok(_request: Request<Incoming>) -> Response<Body> {
         Response::new(full("OK"))

@@ -240,7 +240,22 @@ impl Bench {
         who: &Who,
         alpn: &str,
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        tls(&self.address(listener), &self.file("ca.pem"), who, alpn).await
+        let tcp = TcpStream::connect(self.address(listener)).await?;
+        tls(tcp, &self.file("ca.pem"), who, alpn).await
+    }
+
+    /// The same from an address of this computer's own.
+    pub(crate) async fn tls_from(
+        &self,
+        from: std::net::Ipv4Addr,
+        listener: &str,
+        who: &Who,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind((from, 0).into())?;
+        let to = self.address(listener).parse().expect("an address");
+        let tcp = socket.connect(to).await?;
+        tls(tcp, &self.file("ca.pem"), who, "http/1.1").await
     }
 
     /// A connection to a listener, without TLS.
@@ -418,7 +433,7 @@ pub(crate) fn request(method: &str, path: &str, body: Body) -> Request<Body> {
 }
 
 async fn tls(
-    address: &str,
+    tcp: TcpStream,
     ca: &str,
     who: &Who,
     alpn: &str,
@@ -443,7 +458,6 @@ async fn tls(
         }
     };
     config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
-    let tcp = TcpStream::connect(address).await?;
     let name = ServerName::try_from("localhost").expect("a name");
     TlsConnector::from(Arc::new(config))
         .connect(name, tcp)

@@ -4,6 +4,7 @@
 //! customer has. Must not know: what a credential is.
 
 use crate::bounds::{AUTH_FAILURES_MAX, AUTH_FAILURES_WINDOW, AUTH_PEERS_MAX};
+use crate::connection::network;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -38,13 +39,6 @@ impl Failures {
             *entry = (now, 0);
         }
         entry.1 = entry.1.saturating_add(1);
-    }
-}
-
-fn network(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),
     }
 }
 

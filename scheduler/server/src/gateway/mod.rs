@@ -175,6 +175,7 @@ impl Gateway {
     ) -> Result<Caller, Problem> {
         let credential = Credential::of(headers, connection.certificate());
         let principal = authenticate(&self.0.authenticator, credential, connection.peer()).await?;
+        connection.authenticated();
         principal.require(TokenRole::Deploy)?;
         let asked = headers::text(headers, ORG_HEADER)?;
         let entered = self.0.authenticator.enter_recent(&principal, asked).await?;

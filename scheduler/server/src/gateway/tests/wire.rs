@@ -2,7 +2,7 @@
 //! its end, what is too large. The builder behind it reads strictly, and fails the test where it would have to guess.
 
 use super::hijack;
-use crate::bounds::{REQUEST_HEAD_BYTES_MAX, TLS_HANDSHAKE_WAIT_MAX};
+use crate::bounds::{REQUEST_HEAD_BYTES_MAX, STRANGERS_PER_NETWORK_MAX, TLS_HANDSHAKE_WAIT_MAX};
 use crate::testing::{Bench, Who, eventually, listen, soon};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -359,6 +359,43 @@ async fn a_connection_that_says_nothing_is_closed() {
         assert!(matches!(end.unwrap(), Ok(0) | Err(_)));
     }
     assert!(begin.elapsed() >= TLS_HANDSHAKE_WAIT_MAX);
+    bench.end().await;
+}
+
+/// As many silent connections as one network may have keep out no other, and the network itself not for long.
+#[tokio::test]
+async fn silent_connections_of_one_network_keep_nobody_out() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "DEPLOY").await;
+    strict(&bench);
+    let mut silent = Vec::new();
+    for _ in 0..=STRANGERS_PER_NETWORK_MAX {
+        silent.push(bench.tcp("docker").await);
+    }
+    let mut beyond = silent.pop().unwrap();
+    let closed = soon("the close", beyond.read(&mut [0; 8])).await;
+    assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+
+    let authorization = who.authorization.as_deref().unwrap();
+    let ask = format!(
+        "GET /v1.45/info HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: {authorization}\r\n\r\n"
+    );
+    let asked = async |from: [u8; 4]| {
+        let mut tls = bench.tls_from(from.into(), "docker", &who).await.ok()?;
+        tls.write_all(ask.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        tls.read_to_string(&mut answer).await.ok()?;
+        answer.starts_with("HTTP/1.1 200 ").then_some(())
+    };
+    assert_eq!(soon("an answer", asked([127, 0, 0, 2])).await, Some(()));
+    let same_network = async {
+        while asked([127, 0, 0, 1]).await.is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("room", same_network).await;
+    let oldest = soon("the close", silent[0].read(&mut [0; 8])).await;
+    assert!(matches!(oldest, Ok(0) | Err(_)), "{oldest:?}");
     bench.end().await;
 }
 
