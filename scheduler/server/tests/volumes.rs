@@ -10,6 +10,7 @@ use slipway_core::time::Timestamp;
 use slipway_core::units::ByteSize;
 use slipway_core::volume::{AutoExtend, VolumePolicy};
 use slipway_scheduler::farm::{AskedVolume, Farm, FarmError, VolumeError};
+use slipway_scheduler::keys::KeyStore;
 use slipway_store::{
     NewSnapshot, NewVolume, SnapshotState, Store, StoreError, SystemStore, Volume, VolumeState,
 };
@@ -548,5 +549,53 @@ async fn a_volume_grows_by_itself_and_its_owner_hears_when_it_cannot() {
     .await;
     let there = bed.store.volume(&org, &volume.id).await.expect("there");
     assert_eq!(there.size, ByteSize::gib(12));
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_lent_for_the_work_and_go_with_the_last_that_needs_them() {
+    let bed = Bed::start_encrypting().await;
+    let org = bed.org(HOUR).await.org;
+    let volume = make(&bed, &org, 2).await;
+    assert_eq!(volume.encrypted, Some(true));
+    let kept = bed.farm.create_snapshot(&org, &volume.id).await;
+    let kept = kept.expect("kept");
+    assert!(kept.encrypted);
+    let fork = VolumeSource::Volume {
+        volume: volume.id.clone(),
+    };
+    let fork = bed
+        .farm
+        .create_volume(&org, from(fork))
+        .await
+        .expect("made");
+    let larger = ByteSize::gib(3);
+    let extended = bed.farm.extend_volume(&org, &volume.id, larger).await;
+    extended.expect("extended");
+    let has_key = async |id: &VolumeId| bed.keys().get(id).await.expect("asked").is_some();
+
+    // The volume goes, and what was kept of it can still be opened.
+    bed.farm
+        .destroy_volume(&org, &volume.id, true)
+        .await
+        .expect("gone");
+    assert!(has_key(&volume.id).await, "the snapshot needs it");
+    let restore = VolumeSource::Snapshot {
+        snapshot: kept.id.clone(),
+    };
+    let back = bed.farm.create_volume(&org, from(restore)).await;
+    let back = back.expect("made from what a volume held that is gone");
+    bed.farm
+        .delete_snapshot(&org, &kept.id)
+        .await
+        .expect("gone");
+    assert!(!has_key(&volume.id).await, "nothing needs it");
+    for id in [&fork.id, &back.id] {
+        assert!(has_key(id).await);
+        bed.farm.destroy_volume(&org, id, true).await.expect("gone");
+        assert!(!has_key(id).await);
+    }
+    let leases = bed.world.lock().leases.clone();
+    assert!(leases.is_empty(), "still lent: {leases:?}");
     bed.end().await;
 }

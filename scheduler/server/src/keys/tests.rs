@@ -4,12 +4,14 @@ use super::{Claim, EmbeddedKeys, KeyBroker, KeyStore, KeyStoreError, LeaseError,
 use super::{VaultKeys, VaultSettings};
 use serde_json::{Value, json};
 use slipway_core::generation::Generation;
-use slipway_core::id::{AppId, HostId, MachineId, OrgId, VolumeId};
+use slipway_core::id::{AppId, HostId, MachineId, OrgId, SnapshotId, VolumeId};
 use slipway_core::machine::MachineState;
 use slipway_core::quota::BuilderSize;
 use slipway_core::time::Timestamp;
 use slipway_core::units::ByteSize;
-use slipway_store::{Host, Intent, MachineRecord, NewBuilder, Org, SqliteStore, Store};
+use slipway_store::{
+    Host, Intent, MachineRecord, NewBuilder, NewSnapshot, NewVolume, Org, SqliteStore, Store,
+};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -229,6 +231,69 @@ impl Placed {
             generation: Generation(generation),
         }
     }
+}
+
+/// Snapshots outlive their volume: its key is lent where one of them is, to work for the org that has it.
+#[tokio::test]
+async fn the_key_of_a_volume_that_is_gone_is_lent_where_a_snapshot_of_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let (mine, theirs) = (placed(&store, 1).await, placed(&store, 2).await);
+    let broker = KeyBroker::new(Arc::clone(&store), Arc::new(Watched::default()));
+    let new = NewVolume {
+        id: volume(9),
+        host: mine.host.clone(),
+        name: "data".into(),
+        size: ByteSize::gib(1),
+        source: None,
+        policy: slipway_core::volume::VolumePolicy::default(),
+        at: Timestamp(1),
+    };
+    store.create_volume(&mine.org, &new).await.unwrap();
+    let made = store.record_volume_made(&mine.org, &new.id, new.size, Some(true));
+    made.await.unwrap();
+    let snapshot = NewSnapshot {
+        id: SnapshotId::from_entropy([9; 10]),
+        volume: new.id.clone(),
+        reserve: ByteSize(1),
+        scheduled: false,
+        at: Timestamp(2),
+        expires_at: Timestamp(3),
+    };
+    store.create_snapshot(&mine.org, &snapshot).await.unwrap();
+    store.forget_volume(&mine.org, &new.id).await.unwrap();
+    let right = Claim {
+        volume: new.id,
+        machine: None,
+        generation: Generation(0),
+        ..mine.claim(0)
+    };
+    broker.lease(&right).await.unwrap();
+    for wrong in [
+        Claim {
+            org: theirs.org.clone(),
+            ..right.clone()
+        },
+        Claim {
+            host: theirs.host.clone(),
+            ..right.clone()
+        },
+        Claim {
+            machine: Some(mine.machine.clone()),
+            ..right.clone()
+        },
+    ] {
+        let refused = broker.lease(&wrong).await;
+        assert!(
+            matches!(refused, Err(LeaseError::Refused { .. })),
+            "{wrong:?}: {refused:?}"
+        );
+    }
+    store
+        .forget_snapshot(&mine.org, &snapshot.id)
+        .await
+        .unwrap();
+    assert!(broker.lease(&right).await.is_err());
 }
 
 /// A host that says whatever it likes gets the key of what it runs, and of nothing else.

@@ -50,11 +50,15 @@ impl World {
         let inner = self.lock();
         if let HostRequest::ListVolumes = request {
             let volumes = inner.volumes.iter();
-            let volumes = volumes.map(|(id, disk)| disk.report(id)).collect();
+            let volumes = volumes
+                .map(|(id, disk)| disk.report(id, inner.encrypts))
+                .collect();
             return HostReply::Volumes { volumes };
         }
         let snapshots = inner.snapshots.iter();
-        let snapshots = snapshots.map(|(id, kept)| kept.report(id)).collect();
+        let snapshots = snapshots
+            .map(|(id, kept)| kept.report(id, inner.encrypts))
+            .collect();
         HostReply::Snapshots { snapshots }
     }
 
@@ -67,13 +71,14 @@ impl World {
             } => self.ensure_disk(&volume, size_bytes, source),
             HostRequest::ExtendVolume { volume, size_bytes } => {
                 let mut inner = self.lock();
+                let encrypts = inner.encrypts;
                 let disk = inner.volumes.get_mut(&volume);
                 let disk = disk.ok_or(HostErrorCode::NotFound)?;
                 if size_bytes < disk.size {
                     return Err(HostErrorCode::BadRequest);
                 }
                 disk.size = size_bytes;
-                Ok(HostReply::Volume(disk.report(&volume)))
+                Ok(HostReply::Volume(disk.report(&volume, encrypts)))
             }
             HostRequest::DestroyVolume { volume } => {
                 let mut inner = self.lock();
@@ -88,6 +93,7 @@ impl World {
             }
             HostRequest::CreateSnapshot { volume, snapshot } => {
                 let mut inner = self.lock();
+                let encrypts = inner.encrypts;
                 let disk = inner.volumes.get(&volume).cloned();
                 let disk = disk.ok_or(HostErrorCode::NotFound)?;
                 let kept = inner.snapshots.entry(snapshot.clone()).or_insert(Kept {
@@ -95,7 +101,7 @@ impl World {
                     size: disk.size,
                     used: disk.used,
                 });
-                Ok(HostReply::Snapshot(kept.report(&snapshot)))
+                Ok(HostReply::Snapshot(kept.report(&snapshot, encrypts)))
             }
             HostRequest::DeleteSnapshot { snapshot } => {
                 self.lock().snapshots.remove(&snapshot);
@@ -125,52 +131,57 @@ impl World {
         let mut inner = self.lock();
         if let Some(there) = inner.volumes.get(id) {
             return if there.size == size {
-                Ok(HostReply::Volume(there.report(id)))
+                Ok(HostReply::Volume(there.report(id, inner.encrypts)))
             } else {
                 Err(HostErrorCode::BadRequest)
             };
         }
         let from = match &source {
-            None => Some((0, 0)),
+            None => Some((id, 0, 0)),
             Some(VolumeSource::Volume { volume }) => {
-                inner.volumes.get(volume).map(|d| (d.size, d.used))
+                let disk = inner.volumes.get(volume);
+                disk.map(|disk| (volume, disk.size, disk.used))
             }
             Some(VolumeSource::Snapshot { snapshot }) => {
-                inner.snapshots.get(snapshot).map(|k| (k.size, k.used))
+                let kept = inner.snapshots.get(snapshot);
+                kept.map(|kept| (&kept.volume, kept.size, kept.used))
             }
         };
-        let (least, used) = from.ok_or(HostErrorCode::NotFound)?;
+        let (opens, least, used) = from.ok_or(HostErrorCode::NotFound)?;
+        if inner.encrypts && ![id, opens].iter().all(|id| inner.leases.contains(*id)) {
+            return Err(HostErrorCode::KeyNeeded);
+        }
         if size < least {
             return Err(HostErrorCode::BadRequest);
         }
         let disk = Disk { size, used, source };
-        let report = disk.report(id);
+        let report = disk.report(id, inner.encrypts);
         inner.volumes.insert(id.clone(), disk);
         Ok(HostReply::Volume(report))
     }
 }
 
 impl Disk {
-    fn report(&self, id: &VolumeId) -> VolumeReport {
+    fn report(&self, id: &VolumeId, encrypted: bool) -> VolumeReport {
         VolumeReport {
             volume: id.clone(),
             size_bytes: self.size,
             used_bytes: self.used,
             attached_to: None,
-            encrypted: false,
+            encrypted,
         }
     }
 }
 
 impl Kept {
-    fn report(&self, id: &SnapshotId) -> SnapshotReport {
+    fn report(&self, id: &SnapshotId, encrypted: bool) -> SnapshotReport {
         SnapshotReport {
             snapshot: id.clone(),
             volume: self.volume.clone(),
             size_bytes: self.size,
             stored_bytes: self.used,
             created_at_ms: 1,
-            encrypted: false,
+            encrypted,
         }
     }
 }

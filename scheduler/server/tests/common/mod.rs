@@ -23,6 +23,7 @@ use slipway_core::quota::BuilderSize;
 use slipway_core::time::Timestamp;
 use slipway_core::units::ByteSize;
 use slipway_scheduler::farm::{BuilderKey, Farm, FarmSettings, FarmTasks, HostSettings};
+use slipway_scheduler::keys::{EmbeddedKeys, KeyBroker, KeyStore, MasterKeys};
 use slipway_store::{Org, SqliteStore, Store, SystemStore};
 use std::future::Future;
 use std::io::IoSlice;
@@ -50,12 +51,23 @@ pub struct Bed {
 
 impl Bed {
     pub async fn start() -> Self {
+        Self::start_on(World::default()).await
+    }
+
+    /// On a host that encrypts volumes.
+    pub async fn start_encrypting() -> Self {
+        let world = World::default();
+        world.lock().encrypts = true;
+        Self::start_on(world).await
+    }
+
+    async fn start_on(world: World) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let store = SqliteStore::open(&dir.path().join("store.db"))
             .await
             .expect("a store");
         let store = Arc::new(store);
-        let world = Arc::new(World::default());
+        let world = Arc::new(world);
         let daemon = Some(daemon(dir.path().join("host.sock"), Arc::clone(&world)));
         let (farm, tasks) = start_farm(&dir, &store).await;
         Self {
@@ -66,6 +78,11 @@ impl Bed {
             farm,
             tasks: Some(tasks),
         }
+    }
+
+    /// The keys of encrypted volumes.
+    pub fn keys(&self) -> impl KeyStore {
+        keys(&self.dir, &self.store)
     }
 
     /// SIGKILL, as far as a task can be: connections break, machines go on, revisions start anew.
@@ -134,6 +151,11 @@ impl Bed {
     }
 }
 
+fn keys(dir: &tempfile::TempDir, store: &Arc<SqliteStore>) -> EmbeddedKeys {
+    let master = MasterKeys::open(dir.path(), None, &[]).expect("a master key");
+    EmbeddedKeys::new(store.clone(), master)
+}
+
 async fn start_farm(dir: &tempfile::TempDir, store: &Arc<SqliteStore>) -> (Farm, FarmTasks) {
     let settings = FarmSettings {
         hosts: vec![HostSettings {
@@ -141,7 +163,10 @@ async fn start_farm(dir: &tempfile::TempDir, store: &Arc<SqliteStore>) -> (Farm,
             region: "local".into(),
             socket: dir.path().join("host.sock"),
         }],
-        keys: None,
+        keys: Some(Arc::new(KeyBroker::new(
+            store.clone(),
+            Arc::new(keys(dir, store)),
+        ))),
     };
     let store: Arc<dyn Store> = store.clone();
     Farm::start(store, settings).await.expect("a farm")
@@ -193,6 +218,9 @@ async fn serve(mut stream: UnixStream, world: Arc<World>) {
             return;
         }
         let frame: HostRequestFrame = serde_json::from_slice(&body).expect("a request");
+        if let Some(lease) = frame.lease {
+            world.lock().leases.insert(lease.volume);
+        }
         let Some((reply, passed)) = answer(&world, frame.request).await else {
             return;
         };

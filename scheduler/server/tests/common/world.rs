@@ -28,6 +28,10 @@ pub struct Inner {
     pub damaged: BTreeSet<VolumeId>,
     /// What the next starts answer.
     pub refuse_starts: VecDeque<HostErrorCode>,
+    /// New volumes are encrypted, and need a lease of their key.
+    pub encrypts: bool,
+    /// The volumes whose keys are lent to this host.
+    pub leases: BTreeSet<VolumeId>,
     /// What the next verbs on volumes answer.
     pub refuse_volumes: VecDeque<HostErrorCode>,
     /// The answers of so many verbs on volumes are lost after the deed.
@@ -232,7 +236,7 @@ impl World {
                 pool_capacity_bytes: 200 << 30,
                 pool_promised_bytes: 0,
                 pool_used_bytes: 0,
-                encrypts: false,
+                encrypts: self.lock().encrypts,
                 cloning: Cloning::FullCopy,
                 pool_notices: vec![],
                 image: "test".into(),
@@ -256,10 +260,15 @@ impl World {
             | HostRequest::CreateSnapshot { .. }
             | HostRequest::DeleteSnapshot { .. }
             | HostRequest::ListSnapshots => panic!("answered elsewhere"),
-            HostRequest::ExportSnapshot { .. }
-            | HostRequest::ImportVolume { .. }
-            | HostRequest::LendKey
-            | HostRequest::RevokeKey { .. } => panic!("not asked of this host"),
+            HostRequest::ExportSnapshot { .. } | HostRequest::ImportVolume { .. } => {
+                panic!("not asked of this host")
+            }
+            // What is lent comes beside the request, and was taken before.
+            HostRequest::LendKey => HostReply::Done,
+            HostRequest::RevokeKey { volume, .. } => {
+                self.lock().leases.remove(&volume);
+                HostReply::Done
+            }
         }
     }
 
