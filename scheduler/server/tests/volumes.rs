@@ -599,3 +599,34 @@ async fn keys_are_lent_for_the_work_and_go_with_the_last_that_needs_them() {
     assert!(leases.is_empty(), "still lent: {leases:?}");
     bed.end().await;
 }
+
+/// Its key was lent for starts of a machine, which has another volume now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_was_set_aside_can_be_forked_where_volumes_are_encrypted() {
+    let bed = Bed::start_encrypting().await;
+    let key = bed.org(HOUR).await;
+    let view = bed.farm.ensure_builder(&key).await.expect("a builder");
+    let running = || async {
+        let state = bed.farm.builder(&key).expect("there").state;
+        (state.name() == "running").then_some(())
+    };
+    eventually("it runs", running).await;
+    bed.farm.stop_builder(&key).await.expect("stopped");
+    bed.world.lock().damaged.insert(view.volume.clone());
+    bed.farm.ensure_builder(&key).await.expect("a builder");
+    eventually("it runs on another volume", || async {
+        let now = bed.farm.builder(&key).expect("there");
+        (now.volume != view.volume && now.state.name() == "running").then_some(())
+    })
+    .await;
+    let source = VolumeSource::Volume {
+        volume: view.volume.clone(),
+    };
+    let fork = bed.farm.create_volume(&key.org, from(source)).await;
+    assert_eq!(fork.expect("made").state, VolumeState::Ready);
+    bed.farm
+        .destroy_volume(&key.org, &view.volume, true)
+        .await
+        .expect("gone");
+    bed.end().await;
+}

@@ -11,6 +11,7 @@ use crate::limits::KEY_LEASE_TTL;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::HostErrorCode;
 use slipway_core::id::{HostId, OrgId, VolumeId};
+use slipway_store::{ErrorKind, VolumePurpose};
 use std::sync::{Arc, PoisonError};
 
 /// Why a host has not got a key.
@@ -88,7 +89,7 @@ pub(super) async fn lend_for_work(
         return Ok(None);
     }
     let (generation, machine) = match shared.builder_of(volume) {
-        None => (Generation::default(), None),
+        None => (unattached(shared, org, volume).await?, None),
         Some(builder) => {
             let inner = builder.lock();
             match inner.machine.state.live_generation() {
@@ -112,6 +113,22 @@ pub(super) async fn lend_for_work(
     let keys = shared.keys.as_ref().ok_or(LendError::NoKeys)?;
     link.client.lend_key(keys.lease(&claim).await?).await?;
     Ok(Some(lent))
+}
+
+/// The generation for work on a volume that no builder has. A volume of the org's own never had a machine. One that had (it
+/// is set aside, or gone and left snapshots) never gets one again, and which generation it had last is not known any more:
+/// so it is above them all.
+async fn unattached(
+    shared: &Shared,
+    org: &OrgId,
+    volume: &VolumeId,
+) -> Result<Generation, LendError> {
+    match shared.store.volume(org, volume).await {
+        Ok(known) if known.purpose == VolumePurpose::Data => Ok(Generation::default()),
+        Ok(_) => Ok(Generation(u64::MAX)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Generation(u64::MAX)),
+        Err(error) => Err(LeaseError::Store(error).into()),
+    }
 }
 
 /// The work is done: the host forgets the key, unless a machine has it too.

@@ -218,10 +218,11 @@ async fn serve(mut stream: UnixStream, world: Arc<World>) {
             return;
         }
         let frame: HostRequestFrame = serde_json::from_slice(&body).expect("a request");
-        if let Some(lease) = frame.lease {
-            world.lock().leases.insert(lease.volume);
-        }
-        let Some((reply, passed)) = answer(&world, frame.request).await else {
+        let answered = match frame.lease {
+            Some(lease) => Some((world.lend(lease), None)),
+            None => answer(&world, frame.request).await,
+        };
+        let Some((reply, passed)) = answered else {
             return;
         };
         let body = serde_json::to_vec(&reply).expect("a reply");

@@ -8,6 +8,7 @@ use slipway_core::host_api::{
     MachineReport, MachineRunState, MachineSpec,
 };
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
+use slipway_core::key::KeyLease;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -32,6 +33,8 @@ pub struct Inner {
     pub encrypts: bool,
     /// The volumes whose keys are lent to this host.
     pub leases: BTreeSet<VolumeId>,
+    /// Newest generation that the key of each volume was lent for.
+    lent: BTreeMap<VolumeId, Generation>,
     /// What the next verbs on volumes answer.
     pub refuse_volumes: VecDeque<HostErrorCode>,
     /// The answers of so many verbs on volumes are lost after the deed.
@@ -92,6 +95,18 @@ impl World {
         let inner = self.lock();
         assert!(inner.machines.len() < 2, "more than one machine");
         inner.machines.values().next().map(|m| Arc::clone(&m.guest))
+    }
+
+    /// Takes a key, unless one was lent for a newer generation.
+    pub(super) fn lend(&self, lease: KeyLease) -> HostReply {
+        let mut inner = self.lock();
+        let newest = inner.lent.entry(lease.volume.clone()).or_default();
+        if lease.generation < *newest {
+            return HostReply::Error(refuse(HostErrorCode::StaleGeneration));
+        }
+        *newest = lease.generation;
+        inner.leases.insert(lease.volume);
+        HostReply::Done
     }
 
     pub(super) fn new_life(&self) {
@@ -188,6 +203,9 @@ impl World {
         if let Some(code) = inner.refuse_starts.pop_front() {
             return Err(refuse(code));
         }
+        if inner.encrypts && !inner.leases.contains(&spec.volume) {
+            return Err(refuse(HostErrorCode::KeyNeeded));
+        }
         if !inner.volumes.contains_key(&spec.volume) {
             return Err(refuse(HostErrorCode::NotFound));
         }
@@ -260,11 +278,9 @@ impl World {
             | HostRequest::CreateSnapshot { .. }
             | HostRequest::DeleteSnapshot { .. }
             | HostRequest::ListSnapshots => panic!("answered elsewhere"),
-            HostRequest::ExportSnapshot { .. } | HostRequest::ImportVolume { .. } => {
-                panic!("not asked of this host")
-            }
-            // What is lent comes beside the request, and was taken before.
-            HostRequest::LendKey => HostReply::Done,
+            HostRequest::ExportSnapshot { .. }
+            | HostRequest::ImportVolume { .. }
+            | HostRequest::LendKey => panic!("not asked of this host"),
             HostRequest::RevokeKey { volume, .. } => {
                 self.lock().leases.remove(&volume);
                 HostReply::Done

@@ -134,3 +134,71 @@ impl<'s> MigrationSource<'s> for Embedded {
         Box::pin(async move { Ok(all) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verbs::Store;
+    use crate::volume::{VolumePurpose, VolumeState};
+    use slipway_core::units::ByteSize;
+
+    /// Those before volumes had names.
+    #[derive(Debug)]
+    struct Older;
+
+    impl<'s> MigrationSource<'s> for Older {
+        fn resolve(
+            self,
+        ) -> std::pin::Pin<
+            Box<dyn Future<Output = Result<Vec<Migration>, sqlx::error::BoxDynError>> + Send + 's>,
+        > {
+            Box::pin(async move {
+                let mut all = Embedded.resolve().await?;
+                all.retain(|migration| migration.version < 6);
+                Ok(all)
+            })
+        }
+    }
+
+    const ROWS: &str = "
+        INSERT INTO orgs (id, slug, name, idle_ms, default_region, default_arch, builder_cpu_millis,
+            builder_memory, builder_volume, created_at)
+        VALUES ('org_0000000000000000', 'acme', 'Acme', 1, 'r', 'amd64', 1, 1, 1, 1);
+        INSERT INTO hosts VALUES ('hst_0000000000000000', 'h', 'r', 'amd64', '/s', 99, 1, 1);
+        INSERT INTO volumes VALUES
+            ('vol_0000000000000000', 'org_0000000000000000', 'hst_0000000000000000', 7, 'planned', 1),
+            ('vol_0000000000000001', 'org_0000000000000000', 'hst_0000000000000000', 8, 'ready', 2),
+            ('vol_0000000000000002', 'org_0000000000000000', 'hst_0000000000000000', 9, 'aside', 3);";
+
+    #[tokio::test]
+    async fn caches_of_an_older_version_are_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("slipway.db");
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true);
+        let older = SqlitePool::connect_with(options).await.unwrap();
+        let migrator = Migrator::new(Older).await.unwrap();
+        migrator.run(&older).await.unwrap();
+        sqlx::raw_sql(ROWS).execute(&older).await.unwrap();
+        older.close().await;
+
+        let store = SqliteStore::open(&path).await.unwrap();
+        let org = "org_0000000000000000".parse().unwrap();
+        let volumes = store.volumes(&org).await.unwrap();
+        let read: Vec<_> = volumes.iter().map(|v| (v.state, v.size, v.made)).collect();
+        let bytes = ByteSize;
+        assert_eq!(
+            read,
+            [
+                (VolumeState::Planned, bytes(7), bytes(0)),
+                (VolumeState::Ready, bytes(8), bytes(8)),
+                (VolumeState::Aside, bytes(9), bytes(9)),
+            ]
+        );
+        for volume in volumes {
+            assert_eq!(volume.purpose, VolumePurpose::Cache);
+            assert!(!volume.policy.scheduled_snapshots, "a cache is expendable");
+        }
+    }
+}
