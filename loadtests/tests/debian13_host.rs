@@ -14,6 +14,17 @@ const WITHIN: Duration = Duration::from_secs(400);
 /// ends itself and leaves no cgroup behind. loadtests/vm/deploy.sh says what is looked at.
 #[test]
 fn builds_and_ends_on_cgroup_v2() -> Result<()> {
+    deploy("/run/test/deploy.sh")
+}
+
+/// The same with encrypted volumes of a thin pool: keys made by the control plane and lent to the host for each start, also after
+/// the host daemon was killed.
+#[test]
+fn builds_on_an_encrypted_thin_volume_with_a_lent_key() -> Result<()> {
+    deploy("/run/test/deploy.sh encrypted")
+}
+
+fn deploy(command: &str) -> Result<()> {
     let binaries = binaries_dir()?;
     let end = Vm::new()?
         .init(Init::Systemd)
@@ -22,7 +33,8 @@ fn builds_and_ends_on_cgroup_v2() -> Result<()> {
         .file("base.squashfs", &cache_dir().join("image/base.squashfs"))
         .file("deploy.sh", &checkout_dir().join("loadtests/vm/deploy.sh"))
         .disk("farm", 8 << 30)
-        .run("/run/test/deploy.sh", WITHIN)?;
+        .disk("pool", 5 << 30)
+        .run(command, WITHIN)?;
     println!("{}\nafter {:?}", end.output, end.took);
     ensure!(end.exit_code == 0, "it ended with {}", end.exit_code);
     Ok(())

@@ -1,5 +1,9 @@
 #!/bin/bash
 # A farm in the test's virtual machine: host daemon, control plane, registry, and one `slipway deploy`, cold and warm.
+#
+#   deploy.sh [encrypted]
+#
+# encrypted: the volumes are encrypted ones of a thin pool on the empty disk `pool`, and the host daemon is killed in between.
 # /run/test has slipway, slipway-guest, base.squashfs and busybox; the disk `farm` is empty.
 set -euo pipefail
 at() { printf '%s: %s\n' "$(cut -d' ' -f1 /proc/uptime)" "$*"; }
@@ -39,6 +43,12 @@ allow = ["$registry"]
 registry_mirrors = ["http://$registry"]
 insecure_registries = ["$registry"]
 EOF
+if [[ ${1:-} == encrypted ]]; then
+	vgcreate -q fast /dev/disk/by-test/pool
+	lvcreate -q --type thin-pool -L 4G --poolmetadatasize 16M --zero y -n pool fast
+	lvchange -q --errorwhenfull y fast/pool
+	printf '%s\n' 'encryption = "required"' '[lvm]' 'volume_group = "fast"' 'thin_pool = "pool"' >>"$work/host.toml"
+fi
 cat >"$work/serve.toml" <<EOF
 data_dir = "$work/serve"
 listen_api = "127.0.0.1:0"
@@ -57,6 +67,7 @@ http: {addr: "$registry"}
 EOF
 install -d -o 65534 -g 65534 -m 0700 "$work/serve"
 "$bin/slipway" host --config "$work/host.toml" >"$work/host.log" 2>&1 &
+host=$!
 wait_for "the host daemon" 60 test -S "$work/host.sock"
 at "host daemon is up"
 setpriv --reuid=65534 --regid=65534 --clear-groups "$bin/slipway" serve --config "$work/serve.toml" >"$work/serve.log" 2>&1 &
@@ -80,6 +91,26 @@ EOF
 "$bin/slipway" deploy "$work/app" --org vm --app app --image "$registry/app:v1" --remote-only
 at "deployed cold"
 
+if [[ ${1:-} == encrypted ]]; then
+	# What the cache is on, and that its key is nowhere: whoever has the disk alone has nothing.
+	[[ $(lvs --noheadings -o lv_tags fast) == *slipway.luks* ]]
+	dmsetup table --target crypt | tee /dev/stderr | grep -q '^slipway-vol_.*aes-xts-plain64'
+	sync
+	for secret in $(dmsetup table --target crypt --showkeys | grep -o '[0-9a-f]\{128\}'); do
+		! grep -rqs "$secret" "$work"/*.log "$work/host" "$work/run"
+	done
+	volume=$(lvs --noheadings -o lv_name fast | grep -o 'slipway_vol_.*' | tr -d ' ')
+	cryptsetup luksDump "/dev/mapper/fast-$volume" | grep -A3 Keyslots
+	! head -c 64 /dev/zero | cryptsetup open --test-passphrase --key-file - "/dev/mapper/fast-$volume"
+	# The machine goes on without its host's daemon, and the next one has to be lent the key anew.
+	kill -9 "$host"
+	wait "$host" || true
+	rm "$work/host.sock"
+	"$bin/slipway" host --config "$work/host.toml" >>"$work/host.log" 2>&1 &
+	wait_for "the host daemon" 60 test -S "$work/host.sock"
+	at "host daemon is up again"
+fi
+
 # The machine's limits are real ones, and its own root cannot lift them.
 machine=$(echo /sys/fs/cgroup/slipway/*/)
 grep -H . "$machine"/{memory.max,pids.max,cpu.max,cgroup.subtree_control}
@@ -98,5 +129,12 @@ for _ in $(seq 50); do
 	sleep 0.1
 done
 [[ -z $(ls -d /sys/fs/cgroup/slipway/*/ 2>/dev/null) ]] || { at "its cgroup stays"; exit 1; }
+if [[ ${1:-} == encrypted ]]; then
+	# Asleep, nothing of it is open; it wakes with its cache.
+	[[ $(dmsetup ls --target crypt) == *"No devices"* ]]
+	"$bin/slipway" deploy "$work/app" --org vm --app app --image "$registry/app:v3" --remote-only | tee "$work/third"
+	at "deployed after a wake"
+	wait_for "the builder's own end" 90 stopped
+fi
 "$bin/slipway" host --config "$work/host.toml" purge || at "purge failed"
 at done

@@ -49,6 +49,15 @@ pub(crate) struct Inventory {
     pub(crate) snapshots: Vec<StoredSnapshot>,
     /// Sum of what is reserved for what is not whole yet, in bytes.
     pub(crate) reserved: u64,
+    /// What is not whole yet: it is being made, or was cut off while it was.
+    pub(crate) unfinished: Vec<Unfinished>,
+}
+
+/// What has a device right now; some of it may not be this pool's.
+#[derive(Debug, Default)]
+pub(crate) struct Active {
+    pub(crate) volumes: Vec<VolumeId>,
+    pub(crate) snapshots: Vec<SnapshotId>,
 }
 
 /// What a look at a volume shows.
@@ -56,9 +65,9 @@ pub(crate) struct Inventory {
 pub(crate) enum Claim<H> {
     Absent,
     /// Nothing uses it, and nothing can while this is kept.
-    Free(H),
+    Free(H, Stored),
     /// Its device exists.
-    InUse,
+    InUse(Stored),
 }
 
 /// A block device in use by us. Dropping it lets go of it.
@@ -100,6 +109,9 @@ pub(crate) trait Backing: Send + Sync + std::fmt::Debug {
     /// Everything, in no order.
     fn inventory(&self) -> Result<Inventory, VolumeError>;
 
+    /// The same, with how much may be promised and what the operator must see to, all of one moment.
+    fn survey(&self) -> Result<(Inventory, State), VolumeError>;
+
     /// One volume, if it is there and whole.
     fn find(&self, id: &VolumeId) -> Result<Option<Stored>, VolumeError>;
 
@@ -117,8 +129,8 @@ pub(crate) trait Backing: Send + Sync + std::fmt::Debug {
     /// The device of a volume in use.
     fn active(&self, id: &VolumeId) -> Result<Option<PathBuf>, VolumeError>;
 
-    /// The volumes whose devices exist.
-    fn all_active(&self) -> Result<Vec<VolumeId>, VolumeError>;
+    /// Everything whose device exists.
+    fn all_active(&self) -> Result<Active, VolumeError>;
 
     /// Lets go of the device of a volume. Gone already is fine; if it is still used elsewhere it may stay.
     fn deactivate(&self, id: &VolumeId) -> Result<(), VolumeError>;
@@ -143,8 +155,8 @@ pub(crate) trait Backing: Send + Sync + std::fmt::Debug {
 
     fn is_begun(&self, id: &VolumeId, making: Making) -> Result<bool, VolumeError>;
 
-    /// The one that was begun as a place to write to.
-    fn making(&self, id: &VolumeId, making: Making) -> Result<Option<Device>, VolumeError>;
+    /// What was begun, as a place to write to. Something was.
+    fn making(&self, id: &VolumeId, making: Making) -> Result<Device, VolumeError>;
 
     /// Makes what was begun whole, by one indivisible act.
     fn publish(&self, id: &VolumeId, making: Making) -> Result<(), VolumeError>;
@@ -152,8 +164,8 @@ pub(crate) trait Backing: Send + Sync + std::fmt::Debug {
     /// Makes names durable.
     fn settle(&self) -> Result<(), VolumeError>;
 
-    /// Takes back what was begun; none is fine.
-    fn abandon(&self, id: &VolumeId, making: Making) -> Result<(), VolumeError>;
+    /// Takes back what was begun in any of these ways; none is fine.
+    fn abandon(&self, id: &VolumeId, makings: &[Making]) -> Result<(), VolumeError>;
 
     /// Removes a claimed volume.
     fn remove(&self, id: &VolumeId, held: Self::Held) -> Result<(), VolumeError>;
@@ -201,14 +213,8 @@ pub(crate) trait Backing: Send + Sync + std::fmt::Debug {
     /// Undoes [`Self::open_snapshot`].
     fn close_snapshot(&self, snapshot: &StoredSnapshot) -> Result<(), VolumeError>;
 
-    /// How much may be promised, and what the operator must see to.
-    fn state(&self) -> Result<State, VolumeError>;
-
     /// What a volume is called in messages.
     fn describe(&self, id: &VolumeId) -> PathBuf;
-
-    /// What was cut off while it was made.
-    fn unfinished(&self) -> Result<Vec<Unfinished>, VolumeError>;
 }
 
 /// How a backing's store is doing.
@@ -222,7 +228,7 @@ pub(crate) struct State {
     pub(crate) notices: Vec<String>,
 }
 
-/// Something in making that nobody may be making any more.
+/// Something in making.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Unfinished {
     Volume {

@@ -22,8 +22,8 @@ mod names;
 pub(crate) use names::fuzz_name;
 
 use crate::backing::{
-    Backing, Claim, Device, Inventory, Making, MayGoOn, Origin, State, Stored, StoredSnapshot,
-    Traits, Unfinished,
+    Active, Backing, Claim, Device, Inventory, Making, MayGoOn, Origin, State, Stored,
+    StoredSnapshot, Traits, Unfinished,
 };
 use crate::driver::{Encryption, VolumeDriver};
 use crate::error::VolumeError;
@@ -70,6 +70,7 @@ pub(crate) fn open(
     capacity: Option<ByteSize>,
     encryption: Encryption,
 ) -> Result<Pool<Images>, VolumeError> {
+    loopdev::check()?;
     luks::check(encryption)?;
     let layout = Layout::make(pool_dir)?;
     let images = Images::open(&layout, capacity)?;
@@ -251,8 +252,16 @@ impl Backing for Images {
     fn inventory(&self) -> Result<Inventory, VolumeError> {
         let mut inventory = Inventory::default();
         for (name, path) in self.all()? {
-            if let Kind::Making(_, reserved) = name.kind {
+            if let Kind::Making(making, reserved) = name.kind {
                 inventory.reserved = inventory.reserved.saturating_add(reserved);
+                inventory.unfinished.push(match name.snapshot {
+                    Some(snapshot) => Unfinished::Snapshot(snapshot, name.volume),
+                    None => Unfinished::Volume {
+                        id: name.volume,
+                        making,
+                        idle_s: idle_s(&path),
+                    },
+                });
                 continue;
             }
             let metadata = match std::fs::metadata(&path) {
@@ -275,6 +284,16 @@ impl Backing for Images {
         Ok(inventory)
     }
 
+    fn survey(&self) -> Result<(Inventory, State), VolumeError> {
+        let state = State {
+            capacity: self.capacity,
+            used: None,
+            refuses_growth: None,
+            notices: Vec::new(),
+        };
+        Ok((self.inventory()?, state))
+    }
+
     fn find(&self, id: &VolumeId) -> Result<Option<Stored>, VolumeError> {
         let found = self.look(id)?;
         Ok(found.map(|(_, sealed, metadata)| stored(&metadata, sealed)))
@@ -283,16 +302,17 @@ impl Backing for Images {
     fn claim(&self, id: &VolumeId) -> Result<Claim<HeldImage>, VolumeError> {
         let deadline = Instant::now() + IMAGE_LOCK_WAIT_MAX;
         loop {
-            let Some((path, _, _)) = self.look(id)? else {
+            let Some((path, sealed, metadata)) = self.look(id)? else {
                 return Ok(Claim::Absent);
             };
+            let stored = stored(&metadata, sealed);
             let file = match OpenOptions::new().read(true).write(true).open(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Claim::Absent),
                 Err(error) => return Err(VolumeError::io("open", &path)(error)),
             };
             match file.try_lock() {
-                Ok(()) => return Ok(Claim::Free(HeldImage { file, path })),
+                Ok(()) => return Ok(Claim::Free(HeldImage { file, path }, stored)),
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => {
                     return Err(VolumeError::io("lock", &path)(error));
@@ -303,7 +323,7 @@ impl Backing for Images {
             let device =
                 LoopDevice::find(&path).map_err(VolumeError::io("find the device of", &path))?;
             if device.is_some() || Instant::now() >= deadline {
-                return Ok(Claim::InUse);
+                return Ok(Claim::InUse(stored));
             }
             std::thread::sleep(POLL_PAUSE);
         }
@@ -327,7 +347,7 @@ impl Backing for Images {
         LoopDevice::find(&path).map_err(VolumeError::io("find the device of", &path))
     }
 
-    fn all_active(&self) -> Result<Vec<VolumeId>, VolumeError> {
+    fn all_active(&self) -> Result<Active, VolumeError> {
         let devices =
             loopdev::in_use().map_err(VolumeError::io("read", Path::new("/sys/block")))?;
         let ours = devices
@@ -335,7 +355,11 @@ impl Backing for Images {
             .filter(|(image, _)| image.parent() == Some(&self.volumes))
             .filter_map(|(image, _)| Name::parse(image.file_name()?.to_str()?))
             .filter(|name| name.kind == Kind::Whole);
-        Ok(ours.map(|name| name.volume).collect())
+        // Snapshots are read as files.
+        Ok(Active {
+            volumes: ours.map(|name| name.volume).collect(),
+            snapshots: Vec::new(),
+        })
     }
 
     fn deactivate(&self, id: &VolumeId) -> Result<(), VolumeError> {
@@ -384,10 +408,12 @@ impl Backing for Images {
         Ok(self.find_in_making(id, making)?.is_some())
     }
 
-    fn making(&self, id: &VolumeId, making: Making) -> Result<Option<Device>, VolumeError> {
-        let found = self.find_in_making(id, making)?;
+    fn making(&self, id: &VolumeId, making: Making) -> Result<Device, VolumeError> {
+        let (_, path) = self
+            .find_in_making(id, making)?
+            .ok_or_else(|| VolumeError::NotFound { volume: id.clone() })?;
         // An image is written to as it is, without a device.
-        Ok(found.map(|(_, path)| Device { path, _open: None }))
+        Ok(Device { path, _open: None })
     }
 
     fn publish(&self, id: &VolumeId, making: Making) -> Result<(), VolumeError> {
@@ -405,9 +431,11 @@ impl Backing for Images {
         Ok(())
     }
 
-    fn abandon(&self, id: &VolumeId, making: Making) -> Result<(), VolumeError> {
-        while let Some((_, path)) = self.find_in_making(id, making)? {
-            remove_if_there(&path)?;
+    fn abandon(&self, id: &VolumeId, makings: &[Making]) -> Result<(), VolumeError> {
+        for making in makings {
+            while let Some((_, path)) = self.find_in_making(id, *making)? {
+                remove_if_there(&path)?;
+            }
         }
         Ok(())
     }
@@ -506,34 +534,11 @@ impl Backing for Images {
         Ok(())
     }
 
-    fn state(&self) -> Result<State, VolumeError> {
-        Ok(State {
-            capacity: self.capacity,
-            used: None,
-            refuses_growth: None,
-            notices: Vec::new(),
-        })
-    }
-
     fn describe(&self, id: &VolumeId) -> PathBuf {
         match self.look(id) {
             Ok(Some((path, _, _))) => path,
             Ok(None) | Err(_) => self.image(id, false),
         }
-    }
-
-    fn unfinished(&self) -> Result<Vec<Unfinished>, VolumeError> {
-        let all = self.all()?.into_iter();
-        Ok(all
-            .filter_map(|(name, path)| match (name.snapshot, name.kind.making()?) {
-                (Some(snapshot), _) => Some(Unfinished::Snapshot(snapshot, name.volume)),
-                (None, making) => Some(Unfinished::Volume {
-                    id: name.volume,
-                    making,
-                    idle_s: idle_s(&path),
-                }),
-            })
-            .collect())
     }
 }
 

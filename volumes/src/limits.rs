@@ -30,6 +30,8 @@ pub const MKFS_DURATION_MAX: Duration = Duration::from_secs(120);
 pub const FSCK_DURATION_MAX: Duration = Duration::from_secs(1800);
 /// Longest `resize2fs`; then it is killed, and the next attachment goes on with it.
 pub const RESIZE_DURATION_MAX: Duration = Duration::from_secs(600);
+/// Longest `modprobe`; then it is killed, and what needs the module says that it is missing.
+pub const MODPROBE_DURATION_MAX: Duration = Duration::from_secs(30);
 /// Longest run of `cryptsetup`; then it is killed and the verb fails with `Tool`.
 pub const CRYPTSETUP_DURATION_MAX: Duration = Duration::from_secs(60);
 /// Longest time that a mounted volume stands still for a snapshot or a fork. Then it goes on, and the verb fails with

@@ -6,10 +6,12 @@
 //!
 //! Interface: `include/uapi/linux/loop.h` of Linux (5.8 or newer for `LOOP_CONFIGURE`).
 //!
-//! Must not know: volumes, file systems.
+//! Must not know: what is on them.
 
 use crate::backing::Device;
+use crate::error::VolumeError;
 use crate::limits::LOOP_DEVICE_TRIES_MAX;
+use crate::tool;
 use nix::errno::Errno;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -89,6 +91,18 @@ mod sys {
     }
 }
 
+const CONTROL: &str = "/dev/loop-control";
+
+/// Refuses where there are no loop devices.
+pub(crate) fn check() -> Result<(), VolumeError> {
+    if tool::load_module("loop", CONTROL) {
+        return Ok(());
+    }
+    Err(VolumeError::Unsupported(format!(
+        "there is no {CONTROL}, which volumes in files need (hint: modprobe loop; in a container, give it that device)"
+    )))
+}
+
 /// A loop device in use. Dropping it lets go of it; the device lives on while it is mounted.
 #[derive(Debug)]
 pub(crate) struct LoopDevice {
@@ -102,7 +116,7 @@ impl LoopDevice {
     /// Uses direct I/O where the backing file system can, so that data is not cached twice. A `lasting` one stays when it is
     /// closed, until [`release`].
     pub(crate) fn attach(backing: &File, lasting: bool) -> io::Result<Self> {
-        let control = open_rw(Path::new("/dev/loop-control"))?;
+        let control = open_rw(Path::new(CONTROL))?;
         for _ in 0..LOOP_DEVICE_TRIES_MAX {
             let path = PathBuf::from(format!("/dev/loop{}", sys::get_free(&control)?));
             let device = open_rw(&path)?;

@@ -29,8 +29,8 @@ const _: () = assert!(VOLUME_KEY_BYTES == 64);
 
 /// Whether this kernel can encrypt devices, and why not.
 fn unavailable() -> Option<&'static str> {
-    // The control node of device-mapper.
-    if !Path::new("/dev/mapper/control").exists() {
+    // Its module brings device-mapper, whose control node this is.
+    if !tool::load_module("dm_crypt", "/dev/mapper/control") {
         return Some("this kernel has no device-mapper");
     }
     tool::run(

@@ -21,8 +21,8 @@ mod report;
 pub(crate) use report::fuzz_report;
 
 use crate::backing::{
-    Backing, Claim, Device, Inventory, Making, MayGoOn, Origin, State, Stored, StoredSnapshot,
-    Traits, Unfinished,
+    Active, Backing, Claim, Device, Inventory, Making, MayGoOn, Origin, State, Stored,
+    StoredSnapshot, Traits, Unfinished,
 };
 use crate::driver::{Encryption, VolumeDriver};
 use crate::error::VolumeError;
@@ -133,10 +133,6 @@ impl ThinVolumes {
         })
     }
 
-    fn pool_lv(&self) -> Result<PoolLv, VolumeError> {
-        report::pool(&self.thin_pool.volume_group, &self.thin_pool.thin_pool)
-    }
-
     /// All of ours.
     fn lvs(&self) -> Result<Vec<Lv>, VolumeError> {
         let mut all = report::volumes(&self.thin_pool.volume_group)?;
@@ -225,13 +221,11 @@ impl ThinVolumes {
         }
     }
 
-    fn remove_lv(&self, name: &str) -> Result<(), VolumeError> {
-        let Some(lv) = self.lv(name)? else {
-            return Ok(());
-        };
-        self.deactivate_lv(name)?;
+    /// Removes one that is known to be ours.
+    fn remove_lv(&self, lv: &Lv) -> Result<(), VolumeError> {
+        // LVM takes its device away as well, and refuses if that is open.
         lvm("lvremove", &["-f", "-y", &self.full_name(&lv.name)])?;
-        match volume_of(name) {
+        match volume_of(&lv.name) {
             Some(id) => remove_if_there(&self.used_path(&id)),
             None => Ok(()),
         }
@@ -267,51 +261,40 @@ impl ThinVolumes {
         tags
     }
 
-    fn origin_name(&self, origin: &Origin) -> Result<String, VolumeError> {
+    fn origin(&self, origin: &Origin) -> Result<Lv, VolumeError> {
         let name = match origin {
             Origin::Volume(id) => volume_name(id),
             Origin::Snapshot(id) => snapshot_name(id),
         };
-        match (self.lv(&name)?, origin) {
-            (Some(_), _) => Ok(name),
-            (None, Origin::Volume(id)) => Err(VolumeError::NotFound { volume: id.clone() }),
-            (None, Origin::Snapshot(id)) => Err(VolumeError::SnapshotNotFound {
+        self.lv(&name)?.ok_or_else(|| match origin {
+            Origin::Volume(id) => VolumeError::NotFound { volume: id.clone() },
+            Origin::Snapshot(id) => VolumeError::SnapshotNotFound {
                 snapshot: id.clone(),
-            }),
-        }
-    }
-}
-
-impl Backing for ThinVolumes {
-    /// The volume's own lock, which the caller has, is all that is needed.
-    type Held = ();
-
-    fn traits(&self) -> Traits {
-        Traits {
-            name: "lvm",
-            thin: true,
-            discard: self.discard,
-            cloning: Cloning::Thin,
-            // Device-mapper freezes what is mounted while it suspends the device.
-            stills_by_itself: true,
-        }
+            },
+        })
     }
 
-    fn round_up(&self, size: u64) -> u64 {
-        size.next_multiple_of(self.extent)
-    }
-
-    fn inventory(&self) -> Result<Inventory, VolumeError> {
+    fn inventory_of(&self, lvs: &[Lv]) -> Result<Inventory, VolumeError> {
         let mapped = report::mapped()?;
         let mut inventory = Inventory::default();
-        for lv in self.lvs()? {
-            let stored = self.stored(&lv, &mapped);
+        for lv in lvs.iter().filter(|lv| lv.has_tag(&self.ours)) {
+            let stored = self.stored(lv, &mapped);
             match (volume_of(&lv.name), snapshot_of(&lv.name), lv.making()) {
-                (Some(_), _, Some(_)) => {
+                (Some(id), _, Some(making)) => {
                     inventory.reserved = inventory.reserved.saturating_add(stored.size);
+                    let at = lv.number("slipway.at=").unwrap_or(0);
+                    inventory.unfinished.push(Unfinished::Volume {
+                        id,
+                        making,
+                        idle_s: now_ms().saturating_sub(at) / 1000,
+                    });
                 }
-                (_, Some(_), Some(_)) => {
+                (_, Some(snapshot), Some(_)) => {
                     inventory.reserved = inventory.reserved.saturating_add(stored.used);
+                    if let Some(of) = lv.id("slipway.of=") {
+                        let unfinished = Unfinished::Snapshot(snapshot, of);
+                        inventory.unfinished.push(unfinished);
+                    }
                 }
                 (Some(id), _, None) => inventory.volumes.push((id, stored)),
                 (None, Some(snapshot), None) => {
@@ -329,6 +312,30 @@ impl Backing for ThinVolumes {
         }
         Ok(inventory)
     }
+}
+
+impl Backing for ThinVolumes {
+    /// The volume's own lock, which the caller has, is all that is needed.
+    type Held = Lv;
+
+    fn traits(&self) -> Traits {
+        Traits {
+            name: "lvm",
+            thin: true,
+            discard: self.discard,
+            cloning: Cloning::Thin,
+            // Device-mapper freezes what is mounted while it suspends the device.
+            stills_by_itself: true,
+        }
+    }
+
+    fn round_up(&self, size: u64) -> u64 {
+        size.next_multiple_of(self.extent)
+    }
+
+    fn inventory(&self) -> Result<Inventory, VolumeError> {
+        self.inventory_of(&self.lvs()?)
+    }
 
     fn find(&self, id: &VolumeId) -> Result<Option<Stored>, VolumeError> {
         let Some(lv) = self.whole(id)? else {
@@ -337,15 +344,18 @@ impl Backing for ThinVolumes {
         Ok(Some(self.stored(&lv, &report::mapped()?)))
     }
 
-    fn claim(&self, id: &VolumeId) -> Result<Claim<()>, VolumeError> {
-        Ok(match (self.whole(id)?, self.active(id)?) {
-            (None, _) => Claim::Absent,
-            (Some(_), None) => Claim::Free(()),
-            (Some(_), Some(_)) => Claim::InUse,
+    fn claim(&self, id: &VolumeId) -> Result<Claim<Lv>, VolumeError> {
+        let Some(lv) = self.whole(id)? else {
+            return Ok(Claim::Absent);
+        };
+        let stored = self.stored(&lv, &report::mapped()?);
+        Ok(match self.active(id)? {
+            None => Claim::Free(lv, stored),
+            Some(_) => Claim::InUse(stored),
         })
     }
 
-    fn activate(&self, id: &VolumeId, _held: &(), _lasting: bool) -> Result<Device, VolumeError> {
+    fn activate(&self, id: &VolumeId, _held: &Lv, _lasting: bool) -> Result<Device, VolumeError> {
         // What is noted is not so any more.
         remove_if_there(&self.used_path(id))?;
         let path = self.activate_lv(&volume_name(id))?;
@@ -356,14 +366,13 @@ impl Backing for ThinVolumes {
         self.device(&volume_name(id))
     }
 
-    fn all_active(&self) -> Result<Vec<VolumeId>, VolumeError> {
-        let mut active = Vec::new();
-        for (id, _) in self.inventory()?.volumes {
-            if self.active(&id)?.is_some() {
-                active.push(id);
-            }
-        }
-        Ok(active)
+    fn all_active(&self) -> Result<Active, VolumeError> {
+        let names = report::active(&self.thin_pool.volume_group)
+            .map_err(VolumeError::io("read", Path::new("/sys/block")))?;
+        Ok(Active {
+            volumes: names.iter().filter_map(|name| volume_of(name)).collect(),
+            snapshots: names.iter().filter_map(|name| snapshot_of(name)).collect(),
+        })
     }
 
     fn deactivate(&self, id: &VolumeId) -> Result<(), VolumeError> {
@@ -398,14 +407,10 @@ impl Backing for ThinVolumes {
         from: &Origin,
         _may_go_on: MayGoOn<'_>,
     ) -> Result<(), VolumeError> {
-        let (origin, name) = (self.origin_name(from)?, volume_name(id));
-        self.clone_lv(
-            &origin,
-            &name,
-            "rw",
-            &self.tags(stored.sealed, Making::Short),
-        )?;
-        self.extend_lv(&name, stored)
+        let (origin, name) = (self.origin(from)?, volume_name(id));
+        let tags = self.tags(stored.sealed, Making::Short);
+        self.clone_lv(&origin.name, &name, "rw", &tags)?;
+        self.extend_lv(&name, origin.size, stored)
     }
 
     fn is_begun(&self, id: &VolumeId, making: Making) -> Result<bool, VolumeError> {
@@ -413,12 +418,9 @@ impl Backing for ThinVolumes {
         Ok(found.is_some_and(|lv| lv.making() == Some(making)))
     }
 
-    fn making(&self, id: &VolumeId, making: Making) -> Result<Option<Device>, VolumeError> {
-        if !self.is_begun(id, making)? {
-            return Ok(None);
-        }
+    fn making(&self, id: &VolumeId, _making: Making) -> Result<Device, VolumeError> {
         let path = self.activate_lv(&volume_name(id))?;
-        Ok(Some(Device { path, _open: None }))
+        Ok(Device { path, _open: None })
     }
 
     fn publish(&self, id: &VolumeId, making: Making) -> Result<(), VolumeError> {
@@ -439,41 +441,23 @@ impl Backing for ThinVolumes {
         Ok(())
     }
 
-    fn abandon(&self, id: &VolumeId, making: Making) -> Result<(), VolumeError> {
-        if self.is_begun(id, making)? {
-            self.remove_lv(&volume_name(id))?;
+    fn abandon(&self, id: &VolumeId, makings: &[Making]) -> Result<(), VolumeError> {
+        match self.lv(&volume_name(id))? {
+            Some(lv) if lv.making().is_some_and(|m| makings.contains(&m)) => self.remove_lv(&lv),
+            Some(_) | None => Ok(()),
         }
-        Ok(())
     }
 
-    fn unfinished(&self) -> Result<Vec<Unfinished>, VolumeError> {
-        let mut unfinished = Vec::new();
-        for lv in self.lvs()? {
-            let Some(making) = lv.making() else { continue };
-            if let Some(id) = volume_of(&lv.name) {
-                let at = lv.number("slipway.at=").unwrap_or(0);
-                unfinished.push(Unfinished::Volume {
-                    id,
-                    making,
-                    idle_s: now_ms().saturating_sub(at) / 1000,
-                });
-            } else if let (Some(snapshot), Some(of)) = (snapshot_of(&lv.name), lv.id("slipway.of="))
-            {
-                unfinished.push(Unfinished::Snapshot(snapshot, of));
-            }
-        }
-        Ok(unfinished)
-    }
-
-    fn remove(&self, id: &VolumeId, _held: ()) -> Result<(), VolumeError> {
-        self.remove_lv(&volume_name(id))
+    fn remove(&self, _id: &VolumeId, held: Lv) -> Result<(), VolumeError> {
+        self.remove_lv(&held)
     }
 
     fn grow(&self, id: &VolumeId, size: u64) -> Result<(), VolumeError> {
-        let Some(found) = self.find(id)? else {
+        let Some(lv) = self.whole(id)? else {
             return Err(VolumeError::NotFound { volume: id.clone() });
         };
-        self.extend_lv(&volume_name(id), &Stored { size, ..found })
+        let found = self.stored(&lv, &[]);
+        self.extend_lv(&lv.name, lv.size, &Stored { size, ..found })
     }
 
     fn snapshot_reserve(&self, stored: &Stored) -> u64 {
@@ -525,13 +509,16 @@ impl Backing for ThinVolumes {
     fn abandon_snapshot(&self, snapshot: &SnapshotId) -> Result<(), VolumeError> {
         let name = snapshot_name(snapshot);
         match self.lv(&name)? {
-            Some(lv) if lv.making().is_some() => self.remove_lv(&name),
+            Some(lv) if lv.making().is_some() => self.remove_lv(&lv),
             Some(_) | None => Ok(()),
         }
     }
 
     fn remove_snapshot(&self, snapshot: &SnapshotId) -> Result<(), VolumeError> {
-        self.remove_lv(&snapshot_name(snapshot))
+        match self.lv(&snapshot_name(snapshot))? {
+            Some(lv) => self.remove_lv(&lv),
+            None => Ok(()),
+        }
     }
 
     fn open_snapshot(&self, snapshot: &StoredSnapshot) -> Result<Device, VolumeError> {
@@ -544,13 +531,11 @@ impl Backing for ThinVolumes {
             .map(drop)
     }
 
-    fn state(&self) -> Result<State, VolumeError> {
-        let pool = self.pool_lv()?;
+    fn survey(&self) -> Result<(Inventory, State), VolumeError> {
+        let (pool, lvs) = report::group(&self.thin_pool.volume_group, &self.thin_pool.thin_pool)?;
         let mut notices = notices(&pool);
-        let strangers = report::volumes(&self.thin_pool.volume_group)?;
         notices.extend(
-            strangers
-                .iter()
+            lvs.iter()
                 .filter(|lv| lv.name.starts_with(PREFIX) && !lv.has_tag(&self.ours))
                 .map(|lv| {
                     format!(
@@ -560,12 +545,13 @@ impl Backing for ThinVolumes {
                     )
                 }),
         );
-        Ok(State {
+        let state = State {
             capacity: self.capacity,
             used: Some(scaled(pool.size, pool.data_percent / 100.0)),
             refuses_growth: refusal(&pool),
             notices,
-        })
+        };
+        Ok((self.inventory_of(&lvs)?, state))
     }
 
     fn describe(&self, id: &VolumeId) -> PathBuf {
@@ -576,16 +562,14 @@ impl Backing for ThinVolumes {
 }
 
 impl ThinVolumes {
-    fn extend_lv(&self, name: &str, stored: &Stored) -> Result<(), VolumeError> {
+    fn extend_lv(&self, name: &str, has: u64, stored: &Stored) -> Result<(), VolumeError> {
         let header = if stored.sealed { luks::HEADER_BYTES } else { 0 };
         let want = (stored.size + header).next_multiple_of(self.extent);
-        match self.lv(name)? {
-            Some(lv) if lv.size < want => {
-                let (size, full) = (format!("{want}b"), self.full_name(name));
-                lvm("lvextend", &["-L", &size, &full])
-            }
-            Some(_) | None => Ok(()),
+        if has >= want {
+            return Ok(());
         }
+        let (size, full) = (format!("{want}b"), self.full_name(name));
+        lvm("lvextend", &["-L", &size, &full])
     }
 }
 

@@ -26,7 +26,7 @@ mod transfer;
 
 pub(crate) use snapshot::too_slow;
 
-use crate::backing::{Backing, Making, Stored, StoredSnapshot, Unfinished};
+use crate::backing::{Backing, Inventory, Making, Stored, StoredSnapshot, Unfinished};
 use crate::driver::{
     AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
 };
@@ -141,8 +141,8 @@ impl<B: Backing> Pool<B> {
 
     /// Refuses to promise `more`. The pool is locked.
     fn check_room(&self, more: u64) -> Result<(), VolumeError> {
-        let state = self.backing.state()?;
-        let promised = self.promised()?;
+        let (inventory, state) = self.backing.survey()?;
+        let promised = self.promised(&inventory);
         if promised.saturating_add(more) > state.capacity {
             return Err(VolumeError::NoSpace {
                 want: ByteSize(more),
@@ -156,16 +156,15 @@ impl<B: Backing> Pool<B> {
         }
     }
 
-    fn promised(&self) -> Result<u64, VolumeError> {
-        let inventory = self.backing.inventory()?;
+    fn promised(&self, inventory: &Inventory) -> u64 {
         let volumes = inventory.volumes.iter().map(|(_, stored)| stored.size);
         let snapshots = inventory
             .snapshots
             .iter()
             .map(|snapshot| self.backing.snapshot_reserve(&snapshot.stored));
-        Ok(volumes
+        volumes
             .chain(snapshots)
-            .fold(inventory.reserved, u64::saturating_add))
+            .fold(inventory.reserved, u64::saturating_add)
     }
 
     fn report(
@@ -212,14 +211,15 @@ impl<B: Backing> Pool<B> {
     /// Removes what a crash left: what was being made, and markers and locks of volumes that are not there. What somebody
     /// is making right now is locked, and left alone.
     fn clear_leftovers(&self) -> Result<(), VolumeError> {
-        for unfinished in self.backing.unfinished()? {
-            let id = match &unfinished {
+        let there = self.backing.inventory()?;
+        for unfinished in &there.unfinished {
+            let id = match unfinished {
                 Unfinished::Volume { id, .. } | Unfinished::Snapshot(_, id) => id,
             };
             let Some(_volume) = self.try_lock_volume(id)? else {
                 continue;
             };
-            match &unfinished {
+            match unfinished {
                 Unfinished::Volume {
                     making: Making::Import,
                     idle_s,
@@ -230,7 +230,7 @@ impl<B: Backing> Pool<B> {
                 Unfinished::Volume { making, .. } => {
                     tracing::warn!(volume = %id, "half made volume removed");
                     luks_close_making(id)?;
-                    self.backing.abandon(id, *making)?;
+                    self.backing.abandon(id, &[*making])?;
                 }
                 Unfinished::Snapshot(snapshot, _) => {
                     tracing::warn!(volume = %id, %snapshot, "half made snapshot removed");
@@ -238,7 +238,6 @@ impl<B: Backing> Pool<B> {
                 }
             }
         }
-        let there = self.backing.inventory()?;
         let volumes: Vec<&VolumeId> = there.volumes.iter().map(|(id, _)| id).collect();
         for name in Layout::file_names(&self.layout.volumes_dir())? {
             let Some((
@@ -263,6 +262,38 @@ impl<B: Backing> Pool<B> {
                 remove_if_there(&self.layout.marker(&id))?;
                 remove_if_there(&self.layout.volumes_dir().join(&name))?;
                 remove_if_there(&self.layout.lock(&id))?;
+            }
+        }
+        self.close_leftovers(&there)
+    }
+
+    /// Lets go of devices that a crash left for nobody: of a volume that was being destroyed, of a snapshot that was read.
+    fn close_leftovers(&self, there: &Inventory) -> Result<(), VolumeError> {
+        let active = self.backing.all_active()?;
+        for (id, _) in &there.volumes {
+            if !active.volumes.contains(id) {
+                continue;
+            }
+            let Some(_volume) = self.try_lock_volume(id)? else {
+                continue;
+            };
+            if Marker::read(&self.layout.marker(id))? == Marker::Absent {
+                tracing::warn!(volume = %id, "device of a volume that nobody has let go");
+                self.backing.deactivate(id)?;
+            }
+        }
+        for snapshot in &there.snapshots {
+            let id = &snapshot.snapshot;
+            let name = clear_name_of_snapshot(id);
+            if !luks::clear_path(&name).exists() && !active.snapshots.contains(id) {
+                continue;
+            }
+            let path = self.layout.snapshot_lock(id);
+            let lock = FileLock::acquire(&path, Duration::ZERO);
+            if let Locked::Held(_snapshot) = lock.map_err(VolumeError::io("lock", &path))? {
+                tracing::warn!(snapshot = %id, "device of a snapshot that nobody reads let go");
+                luks::close(&name)?;
+                self.backing.close_snapshot(snapshot)?;
             }
         }
         Ok(())
@@ -350,7 +381,7 @@ impl<B: Backing> VolumeDriver for Pool<B> {
     }
 
     fn list(&self) -> Result<Vec<VolumeReport>, VolumeError> {
-        let active = self.backing.all_active()?;
+        let active = self.backing.all_active()?.volumes;
         let mut reports = Vec::new();
         for (id, stored) in self.backing.inventory()?.volumes {
             reports.push(self.report(&id, &stored, active.contains(&id))?);
@@ -414,8 +445,7 @@ impl<B: Backing> VolumeDriver for Pool<B> {
     }
 
     fn pool(&self) -> Result<PoolReport, VolumeError> {
-        let state = self.backing.state()?;
-        let inventory = self.backing.inventory()?;
+        let (inventory, state) = self.backing.survey()?;
         let volumes = inventory.volumes.iter().map(|(_, stored)| stored.used);
         let snapshots = inventory.snapshots.iter().map(|s| s.stored.used);
         let used = state
@@ -429,7 +459,7 @@ impl<B: Backing> VolumeDriver for Pool<B> {
         notices.extend(found.iter().cloned());
         Ok(PoolReport {
             capacity: ByteSize(state.capacity),
-            promised: ByteSize(self.promised()?),
+            promised: ByteSize(self.promised(&inventory)),
             used: ByteSize(used),
             notices,
         })

@@ -3,7 +3,9 @@
 //! Must not know: what the programs do.
 
 use crate::error::VolumeError;
-use crate::limits::{POLL_PAUSE, TOOL_OUTPUT_BYTES_MAX, TOOL_REPORT_BYTES_MAX};
+use crate::limits::{
+    MODPROBE_DURATION_MAX, POLL_PAUSE, TOOL_OUTPUT_BYTES_MAX, TOOL_REPORT_BYTES_MAX,
+};
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -141,6 +143,19 @@ pub(crate) fn output(
     Ok(text)
 }
 
+/// Loads a module of the kernel if the node that it makes is not there. Where udev is, opening a node does that; without it
+/// there is no node to open. Gives whether the node is there now.
+pub(crate) fn load_module(name: &str, node: &str) -> bool {
+    let there = || Path::new(node).exists();
+    if !there()
+        && let Err(error) = run("modprobe", &[OsStr::new(name)], MODPROBE_DURATION_MAX)
+            .and_then(|ended| ended.success("modprobe"))
+    {
+        tracing::info!(module = name, %error, "a module of the kernel is not loaded");
+    }
+    there()
+}
+
 /// Debian's package of a program.
 fn package(program: &str) -> &str {
     match program {
@@ -149,6 +164,7 @@ fn package(program: &str) -> &str {
         "lvs" | "lvcreate" | "lvchange" | "lvremove" | "lvextend" => "lvm2",
         "dmsetup" => "dmsetup",
         "fsfreeze" => "util-linux",
+        "modprobe" => "kmod",
         other => other,
     }
 }

@@ -20,6 +20,12 @@ pub struct Arguments {
     /// An empty disk that appears as /dev/disk/by-test/NAME.
     #[arg(long = "disk", value_name = "NAME=MIB", value_parser = named::<u64>)]
     disks: Vec<(String, u64)>,
+    /// A file that appears as the disk /dev/disk/by-test/NAME; what is written to it stays.
+    #[arg(long = "kept-disk", value_name = "NAME=PATH", value_parser = named::<PathBuf>)]
+    kept_disks: Vec<(String, PathBuf)>,
+    /// Kill the machine as soon as the command has printed this, which is a good end.
+    #[arg(long, value_name = "TEXT")]
+    cut_power_at: Option<String>,
     /// A bash script.
     command: String,
 }
@@ -45,11 +51,22 @@ pub fn main(arguments: &Arguments) -> Result<bool> {
     for (name, mib) in &arguments.disks {
         vm = vm.disk(name, mib << 20);
     }
+    for (name, path) in &arguments.kept_disks {
+        vm = vm.kept_disk(name, path);
+    }
+    if let Some(text) = &arguments.cut_power_at {
+        vm = vm.cut_power_at(text);
+    }
     let end = vm.run(&arguments.command, Duration::from_secs(arguments.seconds))?;
     print!("{}", end.output);
     eprintln!(
         "{}\nended with {} after {:?}",
         end.console, end.exit_code, end.took
     );
-    Ok(end.exit_code == 0)
+    let wanted = if arguments.cut_power_at.is_some() {
+        137
+    } else {
+        0
+    };
+    Ok(end.exit_code == wanted)
 }

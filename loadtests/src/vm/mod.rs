@@ -48,13 +48,22 @@ pub struct Vm {
     cpus: u8,
     init: Init,
     files: Vec<(String, PathBuf)>,
-    disks: Vec<(String, u64)>,
+    disks: Vec<(String, Disk)>,
+    cut_at: Option<String>,
+}
+
+#[derive(Debug)]
+enum Disk {
+    /// Empty, of so many bytes, gone afterwards.
+    Scratch(u64),
+    /// A file that stays.
+    Kept(PathBuf),
 }
 
 /// How it went.
 #[derive(Debug)]
 pub struct End {
-    /// The command's exit code; 124 or 137 when its time was over.
+    /// The command's exit code; 124 or 137 when its time was over, and 137 when the power was cut.
     pub exit_code: i32,
     /// What it printed, both outputs together.
     pub output: String,
@@ -83,6 +92,7 @@ impl Vm {
             init: Init::Script,
             files: Vec::new(),
             disks: Vec::new(),
+            cut_at: None,
         })
     }
 
@@ -111,7 +121,23 @@ impl Vm {
     /// gives it back when it is discarded.
     #[must_use]
     pub fn disk(mut self, name: &str, bytes: u64) -> Self {
-        self.disks.push((name.to_owned(), bytes));
+        self.disks.push((name.to_owned(), Disk::Scratch(bytes)));
+        self
+    }
+
+    /// The same with the file `path` of this machine as the disk: what is written to it stays.
+    #[must_use]
+    pub fn kept_disk(mut self, name: &str, path: &Path) -> Self {
+        self.disks
+            .push((name.to_owned(), Disk::Kept(path.to_owned())));
+        self
+    }
+
+    /// As soon as the command has printed `text`, QEMU is killed. What the guest has in its memory is lost; what its disks
+    /// have said to have written is there.
+    #[must_use]
+    pub fn cut_power_at(mut self, text: &str) -> Self {
+        self.cut_at = Some(text.to_owned());
         self
     }
 
@@ -125,22 +151,29 @@ impl Vm {
             .prefix("slipway-vm-")
             .tempdir_in("/var/tmp")?;
         self.pack_files(dir.path(), command, within)?;
-        for (name, bytes) in &self.disks {
-            std::fs::File::create(dir.path().join(name))?.set_len(*bytes)?;
+        for (name, disk) in &self.disks {
+            if let Disk::Scratch(bytes) = disk {
+                std::fs::File::create(dir.path().join(name))?.set_len(*bytes)?;
+            }
         }
         let began = Instant::now();
         let mut qemu = Process::start("qemu", self.qemu(dir.path()), &dir.path().join("qemu.log"))?;
-        let ended = wait_for("the end of the machine", within + BOOT_WAIT, || {
-            ensure!(!qemu.is_running(), "it runs");
-            Ok(())
-        });
-        if ended.is_err() {
-            qemu.kill();
-        }
         let read = |name: &str| {
             let bytes = std::fs::read(dir.path().join(name)).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()
         };
+        let is_cut = || {
+            let text = self.cut_at.as_ref()?;
+            read("output").contains(text).then_some(())
+        };
+        let ended = wait_for("the end of the machine", within + BOOT_WAIT, || {
+            ensure!(!qemu.is_running() || is_cut().is_some(), "it runs");
+            Ok(())
+        });
+        let cut = qemu.is_running() && ended.is_ok();
+        if qemu.is_running() {
+            qemu.kill();
+        }
         let (console, output) = (read("console"), read("output"));
         let told = || {
             format!(
@@ -149,6 +182,14 @@ impl Vm {
             )
         };
         ended.with_context(told)?;
+        if cut {
+            return Ok(End {
+                exit_code: 137,
+                output,
+                console,
+                took: began.elapsed(),
+            });
+        }
         let Some((output, code)) = output.rsplit_once(END_MARK) else {
             bail!("the machine ended before its command\n{}", told());
         };
@@ -217,8 +258,12 @@ impl Vm {
             ));
         disk(&mut qemu, "root", &self.image.join("root.squashfs"), true);
         disk(&mut qemu, "files", &dir.join("files"), true);
-        for (name, _) in &self.disks {
-            disk(&mut qemu, name, &dir.join(name), false);
+        for (name, is) in &self.disks {
+            let path = match is {
+                Disk::Scratch(_) => dir.join(name),
+                Disk::Kept(path) => path.clone(),
+            };
+            disk(&mut qemu, name, &path, false);
         }
         qemu
     }

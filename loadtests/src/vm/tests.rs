@@ -20,6 +20,26 @@ fn runs_a_command_on_a_kernel_of_its_own() -> Result<()> {
 }
 
 #[test]
+fn a_disk_that_is_kept_has_what_was_synced_before_the_power_was_cut() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("disk");
+    std::fs::File::create(&path)?.set_len(64 << 20)?;
+    let end = Vm::new()?
+        .kept_disk("kept", &path)
+        .cut_power_at("now")
+        .run(
+            "echo synced | dd of=/dev/disk/by-test/kept conv=fsync status=none; echo now; sleep 1000",
+            Duration::from_secs(100),
+        )?;
+    assert_eq!(end.exit_code, 137, "{}", end.console);
+    let end = Vm::new()?
+        .kept_disk("kept", &path)
+        .run("head -n 1 /dev/disk/by-test/kept", Duration::from_secs(100))?;
+    assert_eq!(end.output, "synced\n", "{}", end.console);
+    Ok(())
+}
+
+#[test]
 fn a_command_that_hangs_is_ended() -> Result<()> {
     let end = Vm::new()?.run("echo begun; sleep 1000", Duration::from_secs(2))?;
     assert_eq!((end.exit_code, end.output.as_str()), (124, "begun\n"));

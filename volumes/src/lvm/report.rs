@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 /// A logical volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Lv {
+pub(crate) struct Lv {
     pub(super) name: String,
     pub(super) size: u64,
     tags: Vec<String>,
@@ -111,27 +111,46 @@ fn rows(text: &[u8]) -> Option<Vec<Row>> {
     Some(report.report.into_iter().flat_map(|s| s.lv).collect())
 }
 
-/// All volumes of a group.
-pub(super) fn volumes(group: &str) -> Result<Vec<Lv>, VolumeError> {
-    Ok(lvs("lv_name,lv_size,lv_tags", group)?
-        .into_iter()
-        .map(|row| Lv {
+const OF_VOLUMES: &str = "lv_name,lv_size,lv_tags";
+const OF_POOLS: &str =
+    "vg_extent_size,data_percent,metadata_percent,zero,discards,lv_health_status";
+
+impl From<Row> for Lv {
+    fn from(row: Row) -> Self {
+        Self {
             name: row.lv_name,
             size: row.lv_size.parse().unwrap_or(0),
             tags: row.lv_tags.split(',').map(str::to_owned).collect(),
-        })
-        .collect())
+        }
+    }
+}
+
+/// All volumes of a group.
+pub(super) fn volumes(group: &str) -> Result<Vec<Lv>, VolumeError> {
+    Ok(lvs(OF_VOLUMES, group)?.into_iter().map(Lv::from).collect())
 }
 
 /// A thin pool as it is now.
 pub(super) fn pool(group: &str, name: &str) -> Result<PoolLv, VolumeError> {
-    let columns = "lv_name,lv_size,vg_extent_size,data_percent,metadata_percent,zero,discards,lv_health_status";
-    let rows = lvs(columns, &format!("{group}/{name}"))?;
-    rows.first().and_then(pool_of).ok_or_else(|| {
-        VolumeError::Unsupported(format!(
-            "{group}/{name} is not a thin pool (hint: lvcreate --type thin-pool -L SIZE -n {name} {group})"
-        ))
-    })
+    let columns = format!("{OF_VOLUMES},{OF_POOLS}");
+    let rows = lvs(&columns, &format!("{group}/{name}"))?;
+    let found = rows.first().and_then(pool_of);
+    found.ok_or_else(|| no_pool(group, name))
+}
+
+/// The same, and all volumes of its group, of one moment.
+pub(super) fn group(group: &str, name: &str) -> Result<(PoolLv, Vec<Lv>), VolumeError> {
+    let rows = lvs(&format!("{OF_VOLUMES},{OF_POOLS}"), group)?;
+    let found = rows.iter().find(|row| row.lv_name == name);
+    let found = found.and_then(pool_of);
+    let pool = found.ok_or_else(|| no_pool(group, name))?;
+    Ok((pool, rows.into_iter().map(Lv::from).collect()))
+}
+
+fn no_pool(group: &str, name: &str) -> VolumeError {
+    VolumeError::Unsupported(format!(
+        "{group}/{name} is not a thin pool (hint: lvcreate --type thin-pool -L SIZE -n {name} {group})"
+    ))
 }
 
 fn pool_of(row: &Row) -> Option<PoolLv> {
@@ -154,6 +173,23 @@ pub(super) fn dm_name(group: &str, name: &str) -> String {
 /// The device of a volume, if the kernel has one.
 pub(super) fn device(group: &str, name: &str) -> io::Result<Option<PathBuf>> {
     let wanted = dm_name(group, name);
+    let found = devices()?.into_iter().find(|(name, _)| *name == wanted);
+    Ok(found.map(|(_, path)| path))
+}
+
+/// The names of the volumes of a group that have a device, without those whose names have a hyphen.
+pub(super) fn active(group: &str) -> io::Result<Vec<String>> {
+    let prefix = dm_name(group, "");
+    let names = devices()?.into_iter().filter_map(|(name, _)| {
+        let name = name.strip_prefix(&prefix)?;
+        (!name.contains('-')).then(|| name.to_owned())
+    });
+    Ok(names.collect())
+}
+
+/// All that device-mapper has, by its names.
+fn devices() -> io::Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir("/sys/block")? {
         let entry = entry?;
         let Some(device) = entry.file_name().to_str().map(str::to_owned) else {
@@ -163,12 +199,11 @@ pub(super) fn device(group: &str, name: &str) -> io::Result<Option<PathBuf>> {
             continue;
         }
         // It may go as we look.
-        let is = std::fs::read_to_string(entry.path().join("dm/name"));
-        if is.is_ok_and(|is| is.trim_end() == wanted) {
-            return Ok(Some(Path::new("/dev").join(device)));
+        if let Ok(name) = std::fs::read_to_string(entry.path().join("dm/name")) {
+            found.push((name.trim_end().to_owned(), Path::new("/dev").join(device)));
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// Bytes that the active thin volumes have mapped, by their device-mapper names.

@@ -48,9 +48,9 @@ impl<B: Backing> Pool<B> {
         };
         match self.backing.claim(id)? {
             Claim::Absent => Err(VolumeError::NotFound { volume: id.clone() }),
-            Claim::InUse => match marker {
+            Claim::InUse(stored) => match marker {
                 Marker::HeldBy(who, has) if who == *holder && has == how => {
-                    self.attach_again(&wanted)
+                    self.attach_again(&wanted, &stored)
                 }
                 Marker::HeldBy(who, _) if who == *holder => Err(VolumeError::Unsupported(format!(
                     "volume {id} is attached to its holder the other way: a file system that is mounted cannot be a machine's \
@@ -58,22 +58,25 @@ impl<B: Backing> Pool<B> {
                 ))),
                 Marker::HeldBy(..) | Marker::Absent | Marker::Unreadable => Err(self.in_use(id)?),
             },
-            Claim::Free(held) => {
+            Claim::Free(held, stored) => {
                 wanted.was_clean = marker == Marker::Absent;
-                self.attach_free(&wanted, &held)
+                self.attach_free(&wanted, &held, &stored)
             }
         }
     }
 
     /// The volume is in use by the same holder, so it has it already, or nearly.
-    fn attach_again(&self, wanted: &Wanted<'_>) -> Result<Attachment, VolumeError> {
+    fn attach_again(
+        &self,
+        wanted: &Wanted<'_>,
+        stored: &Stored,
+    ) -> Result<Attachment, VolumeError> {
         let id = wanted.id;
-        let stored = self.found_now(id)?;
         let Some(device) = self.backing.active(id)? else {
             return Err(self.in_use(id)?);
         };
         // Open already, unless a start was cut off before.
-        let top = self.open_clear(wanted, &stored, &device)?;
+        let top = self.open_clear(wanted, stored, &device)?;
         let mount_point = self.make_mount_point(id)?;
         let mounted = mounts::is_mount_point(&mount_point)
             .map_err(VolumeError::io("look up", &mount_point))?;
@@ -91,9 +94,13 @@ impl<B: Backing> Pool<B> {
     }
 
     /// Attaches a volume that nothing uses. Its device keeps the claim when we let go of it.
-    fn attach_free(&self, wanted: &Wanted<'_>, held: &B::Held) -> Result<Attachment, VolumeError> {
+    fn attach_free(
+        &self,
+        wanted: &Wanted<'_>,
+        held: &B::Held,
+        stored: &Stored,
+    ) -> Result<Attachment, VolumeError> {
         let id = wanted.id;
-        let stored = self.found_now(id)?;
         if stored.sealed {
             needed(id, wanted.key)?;
         }
@@ -121,7 +128,7 @@ impl<B: Backing> Pool<B> {
                 .map(drop)
                 .map_err(io::Error::other)
         });
-        let top = self.open_clear(wanted, &stored, &device.path)?;
+        let top = self.open_clear(wanted, stored, &device.path)?;
         let failed = fs::has_errors(&top).map_err(VolumeError::io("read", &top))?;
         if failed || !wanted.was_clean {
             tracing::warn!(volume = %id, failed, "unclean end before, checking the file system");
@@ -198,8 +205,8 @@ impl<B: Backing> Pool<B> {
         }
         match self.backing.claim(id)? {
             // After an unclean end; the marker stays so that the next attach checks.
-            Claim::Absent | Claim::Free(_) => return Ok(()),
-            Claim::InUse => {}
+            Claim::Absent | Claim::Free(..) => return Ok(()),
+            Claim::InUse(_) => {}
         }
         self.steps.enter(Step::Unmount)?;
         self.give_back(id);
@@ -276,11 +283,11 @@ impl<B: Backing> Pool<B> {
         let began = Instant::now();
         loop {
             match self.backing.claim(id)? {
-                Claim::Absent | Claim::Free(_) => return Ok(()),
-                Claim::InUse if began.elapsed() >= DEVICE_RELEASE_WAIT_MAX => {
+                Claim::Absent | Claim::Free(..) => return Ok(()),
+                Claim::InUse(_) if began.elapsed() >= DEVICE_RELEASE_WAIT_MAX => {
                     return Err(still_used(id));
                 }
-                Claim::InUse => {
+                Claim::InUse(_) => {
                     std::thread::sleep(POLL_PAUSE);
                     self.backing.deactivate(id)?;
                 }

@@ -146,7 +146,7 @@ impl<B: Backing> Pool<B> {
         let mut undo = Undo::new();
         undo.push("remove what was begun", || {
             self.backing
-                .abandon(new.id, Making::Short)
+                .abandon(new.id, &[Making::Short])
                 .map_err(io::Error::other)
         });
         self.steps.enter(Step::Reserve)?;
@@ -178,8 +178,8 @@ impl<B: Backing> Pool<B> {
         self.backing.publish(new.id, Making::Short)?;
         undo.push("remove the published volume", || {
             match self.backing.claim(new.id).map_err(io::Error::other)? {
-                Claim::Free(held) => self.backing.remove(new.id, held).map_err(io::Error::other),
-                Claim::Absent | Claim::InUse => Ok(()),
+                Claim::Free(held, _) => self.backing.remove(new.id, held).map_err(io::Error::other),
+                Claim::Absent | Claim::InUse(_) => Ok(()),
             }
         });
         self.steps.enter(Step::Settle)?;
@@ -190,7 +190,7 @@ impl<B: Backing> Pool<B> {
 
     /// Encryption and an empty file system for what was begun.
     fn furnish(&self, new: &NewVolume<'_>, stored: &Stored) -> Result<(), VolumeError> {
-        let device = self.in_making(new.id, Making::Short)?;
+        let device = self.backing.making(new.id, Making::Short)?;
         if !stored.sealed {
             self.steps.enter(Step::MakeFileSystem)?;
             fs::make(&device.path, ByteSize(stored.size), true)?;
@@ -213,23 +213,13 @@ impl<B: Backing> Pool<B> {
         sync(&device.path)
     }
 
-    pub(super) fn in_making(
-        &self,
-        id: &VolumeId,
-        making: Making,
-    ) -> Result<crate::backing::Device, VolumeError> {
-        self.backing
-            .making(id, making)?
-            .ok_or_else(|| VolumeError::NotFound { volume: id.clone() })
-    }
-
     /// What was cloned from an encrypted volume is opened by its own key from now on.
     fn give_own_key(&self, new: &NewVolume<'_>, stored: &Stored) -> Result<(), VolumeError> {
         if !stored.sealed {
             return Ok(());
         }
         let (old, own) = (needed(new.id, new.source_key)?, needed(new.id, new.key)?);
-        let device = self.in_making(new.id, Making::Short)?;
+        let device = self.backing.making(new.id, Making::Short)?;
         self.steps.enter(Step::Encrypt)?;
         luks::change_key(new.id, &device.path, old, own)?;
         sync(&device.path)
@@ -239,12 +229,12 @@ impl<B: Backing> Pool<B> {
     pub(super) fn remove(&self, id: &VolumeId) -> Result<(), VolumeError> {
         let _volume = self.lock_volume(id)?;
         match self.backing.claim(id)? {
-            Claim::InUse => return Err(self.in_use(id)?),
-            Claim::Free(held) => {
-                if self.found_now(id)?.sealed {
-                    self.steps.enter(Step::EraseKeys)?;
+            Claim::InUse(_) => return Err(self.in_use(id)?),
+            Claim::Free(held, stored) => {
+                if stored.sealed {
                     let device = self.backing.activate(id, &held, false)?;
-                    let erased = luks::erase(&device.path);
+                    let entered = self.steps.enter(Step::EraseKeys);
+                    let erased = entered.and_then(|()| luks::erase(&device.path));
                     drop(device);
                     self.backing.deactivate(id)?;
                     erased?;
@@ -256,9 +246,7 @@ impl<B: Backing> Pool<B> {
             Claim::Absent => {}
         }
         luks::close(&clear_name_in_making(id))?;
-        for making in [Making::Short, Making::Import] {
-            self.backing.abandon(id, making)?;
-        }
+        self.backing.abandon(id, &[Making::Short, Making::Import])?;
         remove_if_there(&self.progress_path(id))?;
         self.steps.enter(Step::RemoveNames)?;
         let marker = self.layout.marker(id);

@@ -96,7 +96,8 @@ impl<B: Backing> Pool<B> {
         }
         let frozen =
             freeze::freeze(&mount_point).map_err(VolumeError::io("freeze", &mount_point))?;
-        let done = work(&|| frozen.may_go_on());
+        let entered = self.steps.enter(Step::Clone);
+        let done = entered.and_then(|()| work(&|| frozen.may_go_on()));
         let stood_still = frozen
             .thaw()
             .map_err(VolumeError::io("thaw", &mount_point))?;

@@ -27,6 +27,9 @@ pub(crate) enum Step {
     FillSnapshot,
     PublishSnapshot,
     SettleSnapshot,
+    /// A mounted file system stands still.
+    Clone,
+    Send,
     Grow,
     GrowClear,
     GrowFileSystem,

@@ -64,6 +64,7 @@ impl<B: Backing> Pool<B> {
             file: &raw,
             shift: luks::HEADER_BYTES,
         });
+        self.steps.enter(Step::Send)?;
         let written = stream::write(&file, below, header, to);
         drop((file, raw));
         // The undoing is what has to be done in any case.
@@ -131,7 +132,7 @@ impl<B: Backing> Pool<B> {
             .then(|| needed(id, key))
             .transpose()?;
         self.begin_import(id, &stored, seal)?;
-        let device = self.in_making(id, Making::Import)?;
+        let device = self.backing.making(id, Making::Import)?;
         let name = clear_name_in_making(id);
         let mut undo = Undo::new();
         let path = match seal {
@@ -168,7 +169,7 @@ impl<B: Backing> Pool<B> {
         if self.progress(id)? > 0 {
             return Ok(());
         }
-        self.backing.abandon(id, Making::Import)?;
+        self.backing.abandon(id, &[Making::Import])?;
         self.steps.enter(Step::Reserve)?;
         {
             let _pool = self.lock_pool()?;
@@ -177,7 +178,7 @@ impl<B: Backing> Pool<B> {
         }
         if let Some(key) = seal {
             self.steps.enter(Step::Encrypt)?;
-            let device = self.in_making(id, Making::Import)?;
+            let device = self.backing.making(id, Making::Import)?;
             luks::format(&device.path, key)?;
         }
         Ok(())
