@@ -73,7 +73,7 @@ pub fn write(
         let length = usize::try_from(end - offset).map_err(io::Error::other)?;
         let contents = &mut contents[..length];
         holes.read_exact_at(contents, offset + shift)?;
-        if contents.iter().any(|byte| *byte != 0) {
+        if contents != &ZEROS[..length] {
             if below.is_some() {
                 from.read_exact_at(contents, offset)?;
             }
@@ -86,6 +86,7 @@ pub fn write(
 }
 
 const RECORD: u64 = STREAM_RECORD_BYTES as u64;
+static ZEROS: [u8; STREAM_RECORD_BYTES] = [0; STREAM_RECORD_BYTES];
 
 fn write_record(
     contents: &[u8],
@@ -184,7 +185,6 @@ impl std::fmt::Debug for Target<'_> {
 
 impl Target<'_> {
     fn zero(&self, from: u64, to: u64) -> io::Result<()> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let mut at = from;
         while !self.zeroed && at < to {
             let length = usize::try_from(to - at).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
