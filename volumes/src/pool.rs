@@ -91,11 +91,6 @@ impl<B: Backing> Pool<B> {
         }
         pool.thaw_all();
         pool.clear_leftovers()?;
-        for report in pool.list()? {
-            if let Some(holder) = report.attached_to {
-                tracing::info!(volume = %report.volume, %holder, "attached volume adopted");
-            }
-        }
         Ok(pool)
     }
 
@@ -264,14 +259,19 @@ impl<B: Backing> Pool<B> {
                 remove_if_there(&self.layout.lock(&id))?;
             }
         }
-        self.close_leftovers(&there)
+        self.adopt_or_close(&there)
     }
 
-    /// Lets go of devices that a crash left for nobody: of a volume that was being destroyed, of a snapshot that was read.
-    fn close_leftovers(&self, there: &Inventory) -> Result<(), VolumeError> {
+    /// Adopts what is attached, and lets go of devices that a crash left for nobody: of a volume that was being destroyed, of a
+    /// snapshot that was read.
+    fn adopt_or_close(&self, there: &Inventory) -> Result<(), VolumeError> {
         let active = self.backing.all_active()?;
         for (id, _) in &there.volumes {
             if !active.volumes.contains(id) {
+                continue;
+            }
+            if let Marker::HeldBy(holder, _) = Marker::read(&self.layout.marker(id))? {
+                tracing::info!(volume = %id, %holder, "attached volume adopted");
                 continue;
             }
             let Some(_volume) = self.try_lock_volume(id)? else {

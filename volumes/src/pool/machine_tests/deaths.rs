@@ -312,11 +312,22 @@ fn deaths_with_thin_volumes() {
     });
 }
 
+// In two, since it takes longest.
 #[test]
-fn deaths_with_encrypted_thin_volumes() {
-    let test = "deaths::deaths_with_encrypted_thin_volumes";
+fn deaths_that_make_encrypted_thin_volumes() {
+    let test = "deaths::deaths_that_make_encrypted_thin_volumes";
     with_device_mapper(test, || {
-        die_everywhere(test, group, thin(Encryption::Required), &verbs(true, true));
+        let verbs = verbs_of_making(true, true);
+        die_everywhere(test, group, thin(Encryption::Required), &verbs);
+    });
+}
+
+#[test]
+fn deaths_that_use_encrypted_thin_volumes() {
+    let test = "deaths::deaths_that_use_encrypted_thin_volumes";
+    with_device_mapper(test, || {
+        let verbs = verbs_of_use(true, true);
+        die_everywhere(test, group, thin(Encryption::Required), &verbs);
     });
 }
 
