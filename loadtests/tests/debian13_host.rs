@@ -83,7 +83,7 @@ fn machines_are_walled_in_on_cgroup_v2() -> Result<()> {
         .run(
             "set -e\nmodprobe loop\nmkfs.ext4 -q /dev/disk/by-test/tmp\nmount /dev/disk/by-test/tmp /tmp\n\
              mkdir -p /var/cache/slipway/image\nln -s /run/test/base.squashfs /var/cache/slipway/image/base.squashfs\n\
-             CI=true /run/test/sandbox --test-threads=1 --skip vm_walls walls::\n",
+             CI=true /run/test/sandbox --test-threads=1 --skip vm_walls walls:: an_adopted_sandbox\n",
             WITHIN,
         )?;
     println!("{}\nafter {:?}", end.output, end.took);

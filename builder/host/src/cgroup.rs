@@ -1,6 +1,7 @@
 //! A machine's cgroup directories, on cgroup v1, v2, and both at once ("hybrid").
 //!
-//! Must not know: what runs there. A sandbox's limits are written by its runtime, a virtual machine's by [`make`].
+//! Must not know: what runs there. A sandbox's limits are written by its runtime, a virtual machine's by [`make`], those of
+//! an adopted machine by [`limit`].
 
 use crate::limits::KILL_WAIT_MAX;
 use std::fs::{self, File};
@@ -53,44 +54,27 @@ pub(crate) struct CgroupLimits {
 }
 
 const CPU_PERIOD_US: u64 = 100_000;
+const WITH_SWAP_V1: &str = "memory.memsw.limit_in_bytes";
+/// Files that are there only where the kernel counts swap, or limits processors at all.
+const OPTIONAL: [&str; 4] = [
+    WITH_SWAP_V1,
+    "memory.swap.max",
+    "cpu.cfs_period_us",
+    "cpu.cfs_quota_us",
+];
 
 /// Makes `cgroup` with its limits. A process that writes `0` to each of the files it gives is in it.
 pub(crate) fn make(cgroup: &str, limits: &CgroupLimits) -> io::Result<Vec<File>> {
     let below = cgroup.trim_start_matches('/');
     let root = Path::new(ROOT);
-    let quota = u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000;
-    let (memory, pids) = (limits.memory_bytes.to_string(), limits.pids.to_string());
     if root.join("cgroup.controllers").exists() {
-        let dir = make_v2(root, Path::new(below))?;
-        fs::write(dir.join("memory.max"), memory)?;
-        fs::write(dir.join("cpu.max"), format!("{quota} {CPU_PERIOD_US}"))?;
-        fs::write(dir.join("pids.max"), pids)?;
-        let swap = dir.join("memory.swap.max");
-        if swap.exists() {
-            fs::write(swap, "0")?;
-        }
+        let dir = root.join(below);
+        hand_down(root, Path::new(below), |dir| fs::create_dir_all(dir))?;
+        write_all(&dir, &values_v2(limits))?;
         return Ok(vec![open_procs(&dir)?]);
     }
     let mut procs = Vec::new();
-    // A hierarchy without a limit of ours (cpuset takes no process before it is set up) stays out of it.
-    for (controller, values) in [
-        (
-            "memory",
-            vec![
-                ("memory.limit_in_bytes", memory.clone()),
-                ("memory.memsw.limit_in_bytes", memory),
-            ],
-        ),
-        (
-            "cpu",
-            vec![
-                ("cpu.cfs_period_us", CPU_PERIOD_US.to_string()),
-                ("cpu.cfs_quota_us", quota.to_string()),
-            ],
-        ),
-        ("pids", vec![("pids.max", pids)]),
-    ] {
-        let dir = root.join(controller).join(below);
+    for (controller, values) in values_v1(limits) {
         if !root.join(controller).is_dir() {
             tracing::warn!(
                 controller,
@@ -98,27 +82,98 @@ pub(crate) fn make(cgroup: &str, limits: &CgroupLimits) -> io::Result<Vec<File>>
             );
             continue;
         }
+        let dir = root.join(controller).join(below);
         fs::create_dir_all(&dir)?;
-        for (file, value) in values {
-            // Swap is limited where it is counted.
-            if dir.join(file).exists() {
-                fs::write(dir.join(file), value)?;
-            }
-        }
+        write_all(&dir, &values)?;
         procs.push(open_procs(&dir)?);
     }
     Ok(procs)
 }
 
-/// Hands the controllers on, from the top down to the new directory (cgroup-v2.rst, "Top-down Constraint").
-fn make_v2(root: &Path, below: &Path) -> io::Result<PathBuf> {
+/// Writes the limits of `cgroup` anew, wherever it is there. What can be written is.
+///
+/// # Errors
+/// The first that could not.
+pub(crate) fn limit(cgroup: &str, limits: &CgroupLimits) -> io::Result<()> {
+    let below = cgroup.trim_start_matches('/');
+    let root = Path::new(ROOT);
+    if root.join("cgroup.controllers").exists() {
+        let handed = hand_down(root, Path::new(below), |_| Ok(()));
+        return write_all(&root.join(below), &values_v2(limits)).and(handed);
+    }
+    let mut result = Ok(());
+    for (controller, values) in values_v1(limits) {
+        let dir = root.join(controller).join(below);
+        if dir.is_dir() {
+            result = result.and(write_all(&dir, &values));
+        }
+    }
+    result
+}
+
+type Values = Vec<(&'static str, String)>;
+
+fn quota_us(limits: &CgroupLimits) -> u64 {
+    u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000
+}
+
+fn values_v2(limits: &CgroupLimits) -> Values {
+    vec![
+        ("memory.max", limits.memory_bytes.to_string()),
+        ("memory.swap.max", "0".to_owned()),
+        ("cpu.max", format!("{} {CPU_PERIOD_US}", quota_us(limits))),
+        ("pids.max", limits.pids.to_string()),
+    ]
+}
+
+/// By controller. A hierarchy without a limit of ours (cpuset takes no process before it is set up) stays out of it.
+fn values_v1(limits: &CgroupLimits) -> [(&'static str, Values); 3] {
+    let memory = limits.memory_bytes.to_string();
+    [
+        (
+            "memory",
+            vec![
+                ("memory.limit_in_bytes", memory.clone()),
+                (WITH_SWAP_V1, memory),
+            ],
+        ),
+        (
+            "cpu",
+            vec![
+                ("cpu.cfs_period_us", CPU_PERIOD_US.to_string()),
+                ("cpu.cfs_quota_us", quota_us(limits).to_string()),
+            ],
+        ),
+        ("pids", vec![("pids.max", limits.pids.to_string())]),
+    ]
+}
+
+/// Writes each value; gives the first failure.
+fn write_all(dir: &Path, values: &Values) -> io::Result<()> {
+    let mut result = Ok(());
+    for (file, value) in values {
+        let path = dir.join(file);
+        if OPTIONAL.contains(file) && !path.exists() {
+            continue;
+        }
+        if *file == "memory.limit_in_bytes" {
+            // Memory alone may never exceed memory with swap: raising both begins with the one, lowering with the other.
+            let _lower = fs::write(dir.join(WITH_SWAP_V1), value);
+        }
+        result = result.and(fs::write(&path, value));
+    }
+    result
+}
+
+/// Hands the controllers on, from the top down to `below` (cgroup-v2.rst, "Top-down Constraint"), which `make` makes.
+fn hand_down(root: &Path, below: &Path, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let mut dir = root.to_owned();
     for name in below {
         fs::write(dir.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
         dir.push(name);
-        fs::create_dir_all(&dir)?;
+        make(&dir)?;
     }
-    Ok(dir)
+    Ok(())
 }
 
 fn open_procs(dir: &Path) -> io::Result<File> {

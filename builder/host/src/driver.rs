@@ -56,6 +56,13 @@ pub(crate) trait MachineDriver: Send + Sync + std::fmt::Debug {
     /// [`DriverError`].
     fn start(&self, start: &Start<'_>) -> Result<ProcessId, DriverError>;
 
+    /// Writes the limits of a running machine anew: whoever manages the host's cgroups may have changed them meanwhile
+    /// (systemd takes controllers away from trees that no unit of its own wants them for).
+    ///
+    /// # Errors
+    /// A limit could not be written; the others are.
+    fn limit(&self, spec: &MachineSpec) -> io::Result<()>;
+
     /// Asks the guest to end by itself. Asking again changes nothing. May take a second.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use crate::network::resolvers::resolv_conf;
 use crate::program::{ProgramError, run};
 use crate::settings::{HostSettings, ImageMount};
 use crate::sys;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -22,6 +23,10 @@ use std::sync::{Mutex, PoisonError};
 
 /// Characters of a content hash that name a directory.
 const NAME_LEN: usize = 24;
+/// Ends the names of what is being removed.
+const GONE: &str = ".gone";
+
+type LayerFiles = [(&'static str, String); 4];
 
 /// Why there is nothing to boot.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +56,15 @@ fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError
     }
 }
 
+/// What names a boot image among the kept ones.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageNames {
+    /// Content hash of the builder image.
+    pub(crate) base: String,
+    /// Content hash of the layer.
+    pub(crate) layer: String,
+}
+
 /// What a new machine boots.
 #[derive(Debug, Clone)]
 pub(crate) struct BootImage {
@@ -60,6 +74,8 @@ pub(crate) struct BootImage {
     pub(crate) base_file: PathBuf,
     /// Directory with the layer's files.
     pub(crate) layer: PathBuf,
+    /// Both by name.
+    pub(crate) names: ImageNames,
 }
 
 /// The images of a host.
@@ -116,14 +132,56 @@ impl Images {
     /// [`ImageError`].
     pub(crate) fn current(&self, network: &Network) -> Result<BootImage, ImageError> {
         let _one = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        let hash = self.hash()?;
-        let base = self.base(&hash)?;
-        let layer = self.layer(network)?;
+        let (names, files) = self.names(network)?;
         Ok(BootImage {
-            base,
+            base: self.base(&names.base)?,
             base_file: self.image.clone(),
-            layer,
+            layer: self.layer(&names.layer, &files)?,
+            names,
         })
+    }
+
+    /// Removes what no machine uses and none will boot: `used` are those of all machines there are, and nobody may be about
+    /// to start one. Gives the names of what was removed.
+    ///
+    /// # Errors
+    /// [`ImageError`]; what is left is found by the next call.
+    pub(crate) fn prune(
+        &self,
+        network: &Network,
+        mut used: Vec<ImageNames>,
+    ) -> Result<Vec<String>, ImageError> {
+        let _one = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let (current, _) = self.names(network)?;
+        // Machines hold a mounted image themselves; only what is unpacked would be taken from below them.
+        for name in list(&self.mounts)?
+            .iter()
+            .filter(|name| **name != current.base)
+        {
+            let mounted = self.mounts.join(name);
+            if is_mount_point(&mounted).map_err(at("examine", &mounted))? {
+                nix::mount::umount(&mounted)
+                    .map_err(|errno| at("unmount", &mounted)(errno.into()))?;
+            }
+            fs::remove_dir(&mounted).map_err(at("remove", &mounted))?;
+        }
+        used.push(current);
+        let unused = unused(list(&self.kept)?, &used);
+        for name in &unused {
+            let path = self.kept.join(name);
+            // Renamed first: half of a directory must never be found under the name of the whole.
+            let gone = match name.strip_suffix(GONE) {
+                Some(_) => path,
+                None => {
+                    let gone = self.kept.join(format!("{name}{GONE}"));
+                    remove_all(&gone).map_err(at("remove", &gone))?;
+                    fs::rename(&path, &gone).map_err(at("rename", &path))?;
+                    gone
+                }
+            };
+            remove_all(&gone).map_err(at("remove", &gone))?;
+        }
+        Ok(unused)
     }
 
     fn hash_of(&self, path: &Path) -> Result<String, ImageError> {
@@ -149,8 +207,7 @@ impl Images {
         Ok(hash)
     }
 
-    fn base(&self, hash: &str) -> Result<PathBuf, ImageError> {
-        let name = &hash[..NAME_LEN];
+    fn base(&self, name: &str) -> Result<PathBuf, ImageError> {
         let unpacked = self.kept.join(format!("base-{name}"));
         if unpacked.exists() {
             return Ok(unpacked);
@@ -210,7 +267,8 @@ impl Images {
         fs::rename(&part, target).map_err(at("rename", &part))
     }
 
-    fn layer(&self, network: &Network) -> Result<PathBuf, ImageError> {
+    /// What is to be booted now, and what is in the layer besides the guest program.
+    fn names(&self, network: &Network) -> Result<(ImageNames, LayerFiles), ImageError> {
         let files = [
             ("etc/resolv.conf", resolv_conf(&network.resolvers())),
             ("etc/hosts", "127.0.0.1 localhost\n".to_owned()),
@@ -222,17 +280,23 @@ impl Images {
         for (path, text) in &files {
             hasher.update(format!("\0{path}\0{text}"));
         }
-        let target = self
-            .kept
-            .join(format!("layer-{}", &hex(&hasher.finalize())[..NAME_LEN]));
+        let names = ImageNames {
+            base: self.hash()?[..NAME_LEN].to_owned(),
+            layer: hex(&hasher.finalize())[..NAME_LEN].to_owned(),
+        };
+        Ok((names, files))
+    }
+
+    fn layer(&self, name: &str, files: &LayerFiles) -> Result<PathBuf, ImageError> {
+        let target = self.kept.join(format!("layer-{name}"));
         if !target.exists() {
-            self.make_layer(&target, &files)
+            self.make_layer(&target, files)
                 .map_err(at("make", &target))?;
         }
         Ok(target)
     }
 
-    fn make_layer(&self, target: &Path, files: &[(&str, String)]) -> io::Result<()> {
+    fn make_layer(&self, target: &Path, files: &LayerFiles) -> io::Result<()> {
         let part = target.with_extension("part");
         remove_all(&part)?;
         make_dir(&self.kept, 0o700)?;
@@ -286,6 +350,31 @@ impl Images {
     }
 }
 
+/// Of the kept files those that none of `used` is made of: other images and layers with their disks, and what was cut off
+/// while it was made or removed. Pure; what has another kind of name is left alone.
+fn unused(kept: Vec<String>, used: &[ImageNames]) -> Vec<String> {
+    let is_used = |name: &str| {
+        used.iter().any(|used| {
+            name == format!("base-{}", used.base)
+                || name == format!("layer-{}", used.layer)
+                || name == format!("layer-{}.squashfs", used.layer)
+        })
+    };
+    let ours = |name: &String| name.starts_with("base-") || name.starts_with("layer-");
+    let unused = kept.into_iter().filter(|name| ours(name) && !is_used(name));
+    unused.collect()
+}
+
+/// Names in a directory; none if it is absent.
+fn list(dir: &Path) -> Result<Vec<String>, ImageError> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(at("list", dir))?,
+    };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    Ok(names.filter_map(|name| name.into_string().ok()).collect())
+}
+
 /// Whether something is mounted at `path` itself.
 pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
     let own = fs::symlink_metadata(path)?;
@@ -295,4 +384,39 @@ pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_machine_boots_stays_and_what_was_cut_off_goes() {
+        let used = [("b1", "l1"), ("b1", "l2")].map(|(base, layer)| ImageNames {
+            base: base.to_owned(),
+            layer: layer.to_owned(),
+        });
+        let stays = [
+            "base-b1",
+            "layer-l1",
+            "layer-l1.squashfs",
+            "layer-l2",
+            "somebody's file",
+        ];
+        let goes = [
+            "base-b2",
+            "base-b1.part",
+            "layer-l3",
+            "layer-l3.squashfs",
+            "layer-l1.part",
+            "layer-l1.squashfs.part",
+            "layer-l4.gone",
+        ];
+        let kept = stays.iter().chain(&goes).map(ToString::to_string).collect();
+        assert_eq!(unused(kept, &used), goes);
+        assert_eq!(
+            unused(stays.map(str::to_owned).to_vec(), &used),
+            Vec::<String>::new()
+        );
+    }
 }

@@ -258,20 +258,29 @@ fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostRunErr
     }
 }
 
-/// Everything up to the socket. Blocks.
-fn prepare(
+/// What an earlier daemon left, taken over.
+struct Held {
+    lock: Flock<File>,
+    machines: Arc<Machines>,
+    volumes: Arc<dyn VolumeDriver>,
+    keys: Arc<keys::Keys>,
+    network: Arc<Network>,
+    images: Arc<Images>,
+}
+
+/// Adopts or clears away what an earlier daemon left. Blocks.
+fn take_over(
     settings: &HostSettings,
-) -> Result<(Flock<File>, server::Service, Arc<Network>), HostRunError> {
+    make_drivers: impl FnOnce(&Arc<Network>) -> Result<Drivers, HostRunError>,
+) -> Result<Held, HostRunError> {
     make_dir(&settings.state_dir, 0o700).map_err(at("make", &settings.state_dir))?;
     make_dir(&settings.run_dir, 0o755).map_err(at("make", &settings.run_dir))?;
     let lock = lock(&settings.state_dir)?;
-    let allowed_uids = server::allowed_uids(settings)?;
     check_searchable(&settings.run_dir)?;
     let volumes = open_pool(settings).map_err(HostRunError::Pool)?;
     let network = Arc::new(Network::set_up(settings)?);
     let images = Arc::new(Images::new(settings));
-    let (drivers, vm_accelerator) = make_drivers(settings, &network)?;
-    let names = drivers.names();
+    let drivers = make_drivers(&network)?;
     let records = Records::open(&settings.state_dir)?;
     let keys = Arc::new(keys::Keys::default());
     let machines = Machines::recover(
@@ -285,10 +294,40 @@ fn prepare(
         records,
         settings.machines_max,
     )?;
+    Ok(Held {
+        lock,
+        machines,
+        volumes,
+        keys,
+        network,
+        images,
+    })
+}
+
+/// Everything up to the socket. Blocks.
+fn prepare(
+    settings: &HostSettings,
+) -> Result<(Flock<File>, server::Service, Arc<Network>), HostRunError> {
+    let allowed_uids = server::allowed_uids(settings)?;
+    let (mut names, mut vm_accelerator) = (Vec::new(), None);
+    let held = take_over(settings, |network| {
+        let (drivers, accelerator) = make_drivers(settings, network)?;
+        (names, vm_accelerator) = (drivers.names(), accelerator);
+        Ok(drivers)
+    })?;
+    let Held {
+        lock,
+        machines,
+        volumes,
+        keys,
+        network,
+        images,
+    } = held;
     // Now rather than within the first start: it is read and mounted once, which takes a while.
     images
         .current(&network)
         .map_err(|error| HostRunError::Image(error.into()))?;
+    machines.keep_images_pruned();
     let service = server::Service {
         machines,
         volumes,
@@ -310,7 +349,7 @@ fn make_drivers(
     network: &Arc<Network>,
 ) -> Result<(Drivers, Option<&'static str>), HostRunError> {
     let sandbox = sandbox::Sandbox::new(settings, Arc::clone(network))?;
-    let vm = vm::VirtualMachines::new(settings, Arc::clone(network))?;
+    let vm = vm::VirtualMachines::new(settings, Arc::clone(network), vm::find(settings))?;
     let support = match vm.found() {
         vm::Found::Kvm => VmSupport::Fast,
         vm::Found::Emulated { why } => {
@@ -339,6 +378,25 @@ fn make_drivers(
     };
     let offered = drivers.offer.kinds().contains(&DriverKind::Vm);
     Ok((drivers, accelerator.filter(|_| offered)))
+}
+
+/// Both drivers, to clear machines away and start none: it is not asked what virtual machines would run on.
+fn clearing_drivers(
+    settings: &HostSettings,
+    network: &Arc<Network>,
+) -> Result<Drivers, HostRunError> {
+    let nothing = vm::Found::Nothing {
+        why: "nothing is started".to_owned(),
+    };
+    Ok(Drivers {
+        sandbox: Arc::new(sandbox::Sandbox::new(settings, Arc::clone(network))?),
+        vm: Arc::new(vm::VirtualMachines::new(
+            settings,
+            Arc::clone(network),
+            nothing,
+        )?),
+        offer: Offer::new(settings.isolation, VmSupport::None),
+    })
 }
 
 /// The pool of volumes that the settings name.

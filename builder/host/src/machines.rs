@@ -8,7 +8,7 @@
 
 use crate::driver::{DriverError, MachineDriver};
 use crate::drivers::{DriverKind, Drivers, NotOffered};
-use crate::image::{ImageError, Images};
+use crate::image::{ImageError, ImageNames, Images};
 use crate::keys::{Keys, LeaseError};
 use crate::limits::{KILL_WAIT_MAX, TRANSFERS_MAX};
 use crate::network::{Network, NetworkError};
@@ -21,7 +21,8 @@ use slipway_core::id::MachineId;
 use slipway_volumes::{VolumeDriver, VolumeError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -106,6 +107,10 @@ pub(crate) struct Machines {
     table: Mutex<Table>,
     revision: watch::Sender<u64>,
     starts: Semaphore,
+    /// Shared by starts, from the choice of an image until it is written down.
+    choosing: RwLock<()>,
+    /// Everything is adopted and more will be started, so unused images are removed.
+    prunes: AtomicBool,
 }
 
 /// Where volumes come from, and the keys that are lent for them.
@@ -240,7 +245,51 @@ impl Machines {
         }
         self.put(spec, driver, Phase::Exited { clean })?;
         tracing::info!(machine = %spec.machine, generation = %spec.generation, clean, "ended");
+        self.prune_images();
         Ok(())
+    }
+
+    /// Removes images that no machine uses and none will boot, now and whenever a machine has ended. To be called once all
+    /// are adopted: before, nobody knows what is in use. Blocks.
+    pub(crate) fn keep_images_pruned(&self) {
+        self.prunes.store(true, Ordering::Relaxed);
+        self.prune_images();
+    }
+
+    /// Whatever is in the way, a later end or start of the daemon comes here again.
+    fn prune_images(&self) {
+        if !self.prunes.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(_no_start) = self.choosing.try_write() else {
+            return;
+        };
+        let Some(used) = self.images_in_use() else {
+            return;
+        };
+        match self.images.prune(&self.network, used) {
+            Ok(gone) if gone.is_empty() => {}
+            Ok(gone) => tracing::info!(?gone, "removed images that no machine uses"),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot remove images"
+                );
+            }
+        }
+    }
+
+    /// What the machines boot that are not cleared away; nothing if that is not known of one.
+    fn images_in_use(&self) -> Option<Vec<ImageNames>> {
+        let table = self.table();
+        let records = table
+            .entries
+            .values()
+            .filter_map(|entry| entry.record.as_ref());
+        records
+            .filter(|record| record.phase.slot().is_some())
+            .map(|record| self.records.image(&record.spec.machine))
+            .collect()
     }
 
     /// Brings the table in line with a machine that has ended, if it has. Blocks.

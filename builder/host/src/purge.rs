@@ -2,10 +2,10 @@
 //!
 //! Must not know: how machines or volumes are ended; it asks for it as the host API's callers do.
 
+use crate::machines::Machines;
 use crate::program::run as run_program;
-use crate::server::Service;
 use crate::settings::HostSettings;
-use crate::{HostRunError, at, files, prepare};
+use crate::{HostRunError, at, clearing_drivers, files, take_over};
 use nix::mount::{MntFlags, umount2};
 use slipway_core::host_api::MachineRunState;
 use slipway_core::limits::HOST_API_WATCH_WAIT_MAX;
@@ -45,21 +45,22 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
     }
     let settings = Arc::new(settings);
     let shared = Arc::clone(&settings);
-    let prepared = tokio::task::spawn_blocking(move || prepare(&shared)).await;
-    let (lock, service, _network) =
-        prepared.map_err(|error| HostRunError::Recover(error.into()))??;
+    let taken = tokio::task::spawn_blocking(move || {
+        take_over(&shared, |network| clearing_drivers(&shared, network))
+    })
+    .await;
+    let held = taken.map_err(|error| HostRunError::Recover(error.into()))??;
 
-    let machines = tokio::time::timeout(PURGE_WAIT_MAX, end_machines(&service))
+    let machines = tokio::time::timeout(PURGE_WAIT_MAX, end_machines(&held.machines))
         .await
         .map_err(|late| HostRunError::Recover(late.into()))??;
-    let volumes = service.volumes.list().map_err(HostRunError::Pool)?;
+    let volumes = held.volumes.list().map_err(HostRunError::Pool)?;
     for volume in &volumes {
-        service
-            .volumes
+        held.volumes
             .destroy(&volume.volume)
             .map_err(HostRunError::Pool)?;
     }
-    drop((service, lock));
+    drop(held);
     remove_traces(&settings)?;
     Ok(Purged {
         machines,
@@ -68,27 +69,20 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
 }
 
 /// Ends and forgets every machine; gives how many there were.
-async fn end_machines(service: &Service) -> Result<usize, HostRunError> {
-    let (mut revision, mut machines) = service.machines.watch(0, Duration::ZERO).await;
+async fn end_machines(all: &Arc<Machines>) -> Result<usize, HostRunError> {
+    let (mut revision, mut machines) = all.watch(0, Duration::ZERO).await;
     let n_machines = machines.len();
     while !machines.is_empty() {
         for machine in &machines {
             let (id, generation) = (&machine.machine, machine.generation);
             match machine.state {
                 MachineRunState::Running => {
-                    service
-                        .machines
-                        .stop(id, generation, Duration::ZERO)
-                        .await
-                        .map(drop)?;
+                    all.stop(id, generation, Duration::ZERO).await.map(drop)?;
                 }
-                MachineRunState::Exited { .. } => service.machines.remove(id, generation).await?,
+                MachineRunState::Exited { .. } => all.remove(id, generation).await?,
             }
         }
-        (revision, machines) = service
-            .machines
-            .watch(revision, HOST_API_WATCH_WAIT_MAX)
-            .await;
+        (revision, machines) = all.watch(revision, HOST_API_WATCH_WAIT_MAX).await;
     }
     Ok(n_machines)
 }

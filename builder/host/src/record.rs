@@ -8,6 +8,7 @@
 
 use crate::drivers::DriverKind;
 use crate::files::{Outlives, make_dir, remove_all, write_whole};
+use crate::image::ImageNames;
 use crate::limits::FENCE_KEPT;
 use crate::process::ProcessId;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 const RECORD: &str = "record.json";
+const IMAGE: &str = "image.json";
 
 /// One machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -162,6 +164,26 @@ impl Records {
         let path = dir.join(RECORD);
         let bytes = serde_json::to_vec_pretty(record).map_err(at("write", &path))?;
         write_whole(&path, &bytes, Outlives::Crash).map_err(at("write", &path))
+    }
+
+    /// Writes down what a machine is about to boot; it goes with the machine.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub(crate) fn write_image(
+        &self,
+        machine: &MachineId,
+        image: &ImageNames,
+    ) -> Result<(), RecordError> {
+        let path = self.machines.join(machine.as_str()).join(IMAGE);
+        let bytes = serde_json::to_vec(image).map_err(at("write", &path))?;
+        write_whole(&path, &bytes, Outlives::Crash).map_err(at("write", &path))
+    }
+
+    /// What a machine boots. Nothing if that is not known: a daemon of before this was written down started it.
+    pub(crate) fn image(&self, machine: &MachineId) -> Option<ImageNames> {
+        let path = self.machines.join(machine.as_str()).join(IMAGE);
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
     }
 
     /// Forgets a machine, console and all, but not its fence.

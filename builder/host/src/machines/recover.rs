@@ -9,7 +9,8 @@ use crate::image::Images;
 use crate::limits::STARTS_AT_ONCE_MAX;
 use crate::network::Network;
 use crate::record::{Phase, Record, Records};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, RwLock};
 use tokio::sync::{Semaphore, watch};
 
 impl Machines {
@@ -36,6 +37,8 @@ impl Machines {
             table: Mutex::default(),
             revision: watch::Sender::new(1),
             starts: Semaphore::new(STARTS_AT_ONCE_MAX),
+            choosing: RwLock::default(),
+            prunes: AtomicBool::new(false),
         });
         for (machine, generation) in machines.records.fences()? {
             machines
@@ -81,6 +84,9 @@ impl Machines {
                 })? {
                     Some(process) => {
                         tracing::info!(%machine, generation = %record.spec.generation, "adopted");
+                        if let Err(error) = self.drivers.get(record.driver).limit(&record.spec) {
+                            tracing::error!(%machine, %error, "its limits cannot be written anew");
+                        }
                         self.with_entry(&machine, |entry| entry.process = Some(process.clone()));
                         self.watch_process(machine, &process)
                     }

@@ -13,7 +13,7 @@ use slipway_core::host_api::{EndpointPort, MachineReport, MachineSpec};
 use slipway_core::id::MachineId;
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -45,10 +45,13 @@ impl Machines {
 
     fn start(self: &Arc<Self>, spec: &MachineSpec) -> Result<(), VerbError> {
         self.network.refresh()?;
+        let choosing = self.choosing.read().unwrap_or_else(PoisonError::into_inner);
         let image = self.images.current(&self.network)?;
         let driver = self.drivers.offer.choose(spec.isolation)?;
         let slot = self.take_slot()?;
-        match self.start_in(spec, driver, slot, &image) {
+        let started = self.start_in(spec, driver, slot, &image);
+        drop(choosing);
+        match started {
             Ok(process) => {
                 let live = process.open().map_err(|source| VerbError::Process {
                     machine: spec.machine.clone(),
@@ -84,6 +87,7 @@ impl Machines {
             phase: Phase::Starting { slot },
         };
         self.records.write(&starting)?;
+        self.records.write_image(&spec.machine, &image.names)?;
         self.with_entry(&spec.machine, |entry| entry.record = Some(starting));
         let began = std::time::Instant::now();
         let driver = self.drivers.get(driver);

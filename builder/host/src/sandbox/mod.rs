@@ -14,7 +14,7 @@ mod rootfs;
 #[cfg(test)]
 mod tests;
 
-use crate::cgroup;
+use crate::cgroup::{self, CgroupLimits};
 use crate::driver::{Asked, DriverCapabilities, DriverError, MachineDriver, Start};
 use crate::endpoint;
 use crate::files::{make_dir, remove_all};
@@ -28,7 +28,7 @@ use crate::sys;
 use crate::undo::Undo;
 use nix::sys::signal::Signal;
 use rootfs::Places;
-use slipway_core::host_api::EndpointPort;
+use slipway_core::host_api::{EndpointPort, MachineSpec};
 use slipway_core::id::MachineId;
 use slipway_core::units::ByteSize;
 use slipway_volumes::AttachAs;
@@ -320,6 +320,15 @@ impl MachineDriver for Sandbox {
         undo.disarm();
         tracing::info!(%machine, pid, elapsed_ms = began.elapsed().as_millis(), "started");
         Ok(process)
+    }
+
+    fn limit(&self, spec: &MachineSpec) -> io::Result<()> {
+        let limits = CgroupLimits {
+            memory_bytes: spec.memory_bytes,
+            cpu_millis: spec.cpu_millis,
+            pids: spec.pids_max,
+        };
+        cgroup::limit(&self.cgroup(&spec.machine), &limits)
     }
 
     fn ask_to_end(&self, _machine: &MachineId, process: &Process) -> io::Result<Asked> {

@@ -43,7 +43,7 @@ use kernel::Kernel;
 use nix::sys::signal::Signal;
 use qmp::Monitor;
 use serde::{Deserialize, Serialize};
-use slipway_core::host_api::EndpointPort;
+use slipway_core::host_api::{EndpointPort, MachineSpec};
 use slipway_core::id::MachineId;
 use slipway_core::units::ByteSize;
 use slipway_core::vm::{Boot, Wanted};
@@ -57,6 +57,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Finds out what works here; boots a kernel for it, unless the settings want no virtual machines.
+pub(crate) fn find(settings: &HostSettings) -> Found {
+    match settings.isolation {
+        IsolationSetting::Sandbox => Found::Nothing {
+            why: "the settings want sandboxes only".to_owned(),
+        },
+        IsolationSetting::Auto | IsolationSetting::Vm => {
+            let kernel = Kernel::new(settings.kernel_dir.clone());
+            probe::probe(&settings.qemu, &kernel, settings.id_base)
+        }
+    }
+}
 
 /// Steps of a start, in order. A test fails, and kills the daemon, after each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,24 +116,19 @@ pub(crate) struct VirtualMachines {
 }
 
 impl VirtualMachines {
-    /// Makes the directories that all machines share, and finds out what works here.
+    /// Makes the directories that all machines share. Machines that an earlier daemon made are cleared away whatever was
+    /// found; new ones run on it.
     ///
     /// # Errors
     /// [`DriverError::System`].
-    pub(crate) fn new(settings: &HostSettings, network: Arc<Network>) -> Result<Self, DriverError> {
-        let kernel = Kernel::new(settings.kernel_dir.clone());
-        let found = match settings.isolation {
-            // Machines that an earlier daemon made are cleared away all the same.
-            IsolationSetting::Sandbox => Found::Nothing {
-                why: "the settings want sandboxes only".to_owned(),
-            },
-            IsolationSetting::Auto | IsolationSetting::Vm => {
-                probe::probe(&settings.qemu, &kernel, settings.id_base)
-            }
-        };
+    pub(crate) fn new(
+        settings: &HostSettings,
+        network: Arc<Network>,
+        found: Found,
+    ) -> Result<Self, DriverError> {
         let vm = Self {
             qemu: settings.qemu.clone(),
-            kernel,
+            kernel: Kernel::new(settings.kernel_dir.clone()),
             found,
             machines_state: settings.state_dir.join("machines"),
             machines_run: settings.run_dir.join("machines"),
@@ -260,12 +268,7 @@ impl VirtualMachines {
             scratch_bytes: self.scratch.0,
         });
         let cgroup = self.cgroup(machine);
-        let limits = CgroupLimits {
-            memory_bytes: start.spec.memory_bytes + QEMU_OVERHEAD_BYTES,
-            cpu_millis: start.spec.cpu_millis,
-            pids: QEMU_THREADS_MAX,
-        };
-        let cgroups = cgroup::make(&cgroup, &limits)
+        let cgroups = cgroup::make(&cgroup, &limits(start.spec))
             .map_err(DriverError::at("make the cgroup", Path::new(&cgroup)))?;
         let confinement = Confinement {
             id: self.id_base + u32::from(start.slot) * MACHINE_IDS,
@@ -342,6 +345,15 @@ impl VirtualMachines {
     }
 }
 
+/// The machine's, and what QEMU needs for itself.
+fn limits(spec: &MachineSpec) -> CgroupLimits {
+    CgroupLimits {
+        memory_bytes: spec.memory_bytes + QEMU_OVERHEAD_BYTES,
+        cpu_millis: spec.cpu_millis,
+        pids: QEMU_THREADS_MAX,
+    }
+}
+
 impl MachineDriver for VirtualMachines {
     fn capabilities(&self) -> DriverCapabilities {
         DriverCapabilities {
@@ -381,6 +393,10 @@ impl MachineDriver for VirtualMachines {
         self.started(machine);
         tracing::info!(%machine, pid = process.pid, elapsed_ms = began.elapsed().as_millis(), "started");
         Ok(process)
+    }
+
+    fn limit(&self, spec: &MachineSpec) -> io::Result<()> {
+        cgroup::limit(&self.cgroup(&spec.machine), &limits(spec))
     }
 
     fn ask_to_end(&self, machine: &MachineId, process: &Process) -> io::Result<Asked> {

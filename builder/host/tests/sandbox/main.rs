@@ -15,6 +15,7 @@ mod leftovers;
 mod lives;
 mod network;
 mod rest;
+mod upkeep;
 mod vm_walls;
 mod volumes;
 mod walls;
