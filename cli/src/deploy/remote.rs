@@ -273,7 +273,7 @@ fn large_context_warning() -> String {
     )
 }
 
-fn tell_session(state: &StreamState, view: &View) {
+fn tell_session(state: &StreamState, view: &mut View) {
     match state {
         // That the connection broke is told by those who follow the events.
         StreamState::Opening | StreamState::Open => {}

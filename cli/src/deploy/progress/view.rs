@@ -1,12 +1,11 @@
 //! Where progress goes: a live tree, plain lines, JSON lines, or nowhere. The only writer of them.
 
 use super::board::{Board, Change};
-use super::tree::Room;
+use super::live::Live;
 use super::{plain, tree};
 use crate::args::ProgressMode;
 use crate::limits::TREE_PERIOD;
 use crate::printer::{Format, Printer, stderr_is_terminal};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use slipway_core::build::NumberedEvent;
 use std::time::{Duration, Instant};
@@ -25,7 +24,7 @@ pub(crate) struct View {
 
 #[derive(Debug)]
 enum Kind {
-    Tree(ProgressBar),
+    Tree(Live),
     Plain,
     /// Like `Plain`, but the lines are what was asked for.
     Log,
@@ -47,8 +46,8 @@ impl View {
             (Format::Json, _) => Kind::Json,
             (Format::Human, ProgressMode::Quiet) => Kind::Quiet,
             (Format::Human, ProgressMode::Plain) => Kind::Plain,
-            (Format::Human, ProgressMode::Tty) => Kind::Tree(bar()),
-            (Format::Human, ProgressMode::Auto) if stderr_is_terminal() => Kind::Tree(bar()),
+            (Format::Human, ProgressMode::Tty) => Kind::Tree(Live::new()),
+            (Format::Human, ProgressMode::Auto) if stderr_is_terminal() => Kind::Tree(Live::new()),
             (Format::Human, ProgressMode::Auto) => Kind::Plain,
         };
         Self::of_kind(printer, kind)
@@ -96,9 +95,9 @@ impl View {
     }
 
     /// A line that stays, on every kind of view but the quiet one.
-    pub(crate) fn note(&self, line: &str) {
+    pub(crate) fn note(&mut self, line: &str) {
         match &self.kind {
-            Kind::Tree(bar) => bar.println(line),
+            Kind::Tree(_) => self.draw(&[line.to_owned()]),
             Kind::Plain | Kind::Log | Kind::Json => self.printer.note(line),
             Kind::Quiet => {}
         }
@@ -117,14 +116,16 @@ impl View {
         self.show(&changes);
     }
 
-    fn show(&self, changes: &[Change]) {
+    fn show(&mut self, changes: &[Change]) {
         match &self.kind {
-            Kind::Tree(bar) => {
-                let width = room().width;
-                for change in changes {
-                    if let Some(line) = self.lasting(change, width) {
-                        bar.println(line);
-                    }
+            Kind::Tree(live) => {
+                let width = live.room().width;
+                let lasting = changes
+                    .iter()
+                    .filter_map(|change| self.lasting(change, width));
+                let lines: Vec<String> = lasting.collect();
+                if !lines.is_empty() {
+                    self.draw(&lines);
                 }
             }
             Kind::Plain => {
@@ -161,9 +162,15 @@ impl View {
             let changes = self.board.settle(None);
             self.show(&changes);
         }
-        if let Kind::Tree(bar) = &self.kind {
-            let lines = tree::lines(&self.board, &self.status, self.now_ms(), room());
-            bar.set_message(lines.join("\n"));
+        self.draw(&[]);
+    }
+
+    /// On a terminal: draws the live tree anew, below lines that stay.
+    fn draw(&mut self, above: &[String]) {
+        let now_ms = self.now_ms();
+        if let Kind::Tree(live) = &mut self.kind {
+            let frame = tree::lines(&self.board, &self.status, now_ms, live.room());
+            live.draw(above, &frame);
         }
     }
 
@@ -191,8 +198,8 @@ impl View {
     pub(crate) fn finish(&mut self) {
         let changes = self.board.settle(None);
         self.show(&changes);
-        if let Kind::Tree(bar) = &self.kind {
-            bar.finish_and_clear();
+        if let Kind::Tree(live) = &mut self.kind {
+            live.draw(&[], &[]);
         }
     }
 
@@ -207,22 +214,4 @@ impl View {
 /// Whole milliseconds.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn bar() -> ProgressBar {
-    let hertz = u8::try_from(1000 / TREE_PERIOD.as_millis().max(1)).unwrap_or(10);
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(hertz));
-    // A template without anything that can be wrong in it.
-    if let Ok(style) = ProgressStyle::with_template("{msg}") {
-        bar.set_style(style);
-    }
-    bar
-}
-
-fn room() -> Room {
-    let (height, width) = console::Term::stderr().size();
-    Room {
-        width: usize::from(width).max(20),
-        height: usize::from(height),
-    }
 }
