@@ -15,6 +15,32 @@ pub struct Progress {
     pub current: u64,
     /// Uncompressed bytes in all, about; 0 when unknown.
     pub total: u64,
+    /// Bytes of its blob that were made, or that the registry has; 0 when unknown.
+    pub compressed: u64,
+    /// Bytes of its blob handed to the network, repetitions included.
+    pub sent: u64,
+}
+
+/// How far a part of the image has come, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Moved {
+    /// Uncompressed.
+    pub(crate) raw: u64,
+    /// Compressed.
+    pub(crate) compressed: u64,
+    /// Handed to the network, repetitions included.
+    pub(crate) sent: u64,
+}
+
+impl Moved {
+    /// What is sent as it is: all of it, or nothing of it yet.
+    pub(crate) fn plain(length: u64, sent: u64) -> Moved {
+        Moved {
+            raw: length,
+            compressed: length,
+            sent,
+        }
+    }
 }
 
 /// What happens to a part of the image.

@@ -169,6 +169,8 @@ fn progress_of(news: registry::Progress) -> PushProgress {
         },
         current: news.current,
         total: news.total,
+        compressed: news.compressed,
+        sent: news.sent,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::index::Known;
 use crate::limits::{MOUNTS_TRIED, SMALL_LAYER_BYTES};
 use crate::pipeline::{Compressors, Summary};
 use crate::registry::{Ask, Feed, open, upload_blob, upload_bytes};
-use crate::report::{Progress, PushState};
+use crate::report::{Moved, Progress, PushState};
 use crate::source::LayerSource;
 use http::{Method, StatusCode};
 use reqwest::Url;
@@ -95,15 +95,16 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         let compressors = self
             .compressors
             .get_or_init(|| Compressors::start(self.options.codec, self.options.threads()));
-        let on_raw = |raw: u64| self.tell(name, PushState::Pushing, raw, total.max(raw));
+        let on_move =
+            |moved: Moved| self.tell(name, PushState::Pushing, moved, total.max(moved.raw));
         let is_small = layer
             .size_hint()
             .is_some_and(|size| size <= SMALL_LAYER_BYTES as u64);
         let mut sent = None;
         if is_small {
             let _place = self.small.acquire().await.ok();
-            self.tell(name, PushState::Pushing, 0, total);
-            let mut feed = Feed::new(compressors, layer.clone(), &on_raw);
+            self.tell(name, PushState::Pushing, Moved::default(), total);
+            let mut feed = Feed::new(compressors, layer.clone(), &on_move);
             let url = async {
                 match opened.take() {
                     Some(url) => Ok(url),
@@ -125,8 +126,8 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             Some(sent) => sent,
             None => {
                 let _place = self.streams.acquire().await.ok();
-                self.tell(name, PushState::Pushing, 0, total);
-                let mut feed = Feed::new(compressors, layer.clone(), &on_raw);
+                self.tell(name, PushState::Pushing, Moved::default(), total);
+                let mut feed = Feed::new(compressors, layer.clone(), &on_move);
                 Box::pin(upload_blob(self.registry, item, &mut feed, opened)).await?
             }
         };
@@ -137,7 +138,12 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         } = summary;
         let known = Known { digest, size };
         self.prove(&known).await?;
-        self.tell(name, PushState::Pushed, raw_size, raw_size);
+        let moved = Moved {
+            raw: raw_size,
+            compressed: known.size,
+            sent,
+        };
+        self.tell(name, PushState::Pushed, moved, raw_size);
         Ok(Done {
             known,
             state: PushState::Pushed,
@@ -147,7 +153,12 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
 
     fn spared(&self, layer: &Arc<dyn LayerSource>, known: Known, state: PushState) -> Done {
         let total = layer.size_hint().unwrap_or(0);
-        self.tell(layer.diff_id().as_str(), state, total, total);
+        let moved = Moved {
+            raw: total,
+            compressed: known.size,
+            sent: 0,
+        };
+        self.tell(layer.diff_id().as_str(), state, moved, total);
         Done {
             known,
             state,

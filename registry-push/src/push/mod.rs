@@ -17,7 +17,7 @@ use crate::manifest::{Blob, Manifest};
 use crate::options::PushOptions;
 use crate::pipeline::Compressors;
 use crate::registry::{Registry, upload_bytes};
-use crate::report::{Progress, PushState, Pushed, PushedLayer};
+use crate::report::{Moved, Progress, PushState, Pushed, PushedLayer};
 use crate::source::{ImageSource, LayerSource};
 use crate::target::{Credential, Target};
 use bytes::Bytes;
@@ -116,7 +116,8 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             if different.iter().all(is_new) {
                 different.push(layer);
                 let total = layer.size_hint().unwrap_or(0);
-                self.tell(layer.diff_id().as_str(), PushState::Waiting, 0, total);
+                let (name, moved) = (layer.diff_id().as_str(), Moved::default());
+                self.tell(name, PushState::Waiting, moved, total);
             }
         }
         if let Some(pushed) = Box::pin(self.unchanged(image, &image_id, &different)).await? {
@@ -159,17 +160,22 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             None => self.has_config(id).await?,
         };
         if has {
-            self.tell("config", PushState::Exists, length, length);
+            self.tell("config", PushState::Exists, Moved::plain(length, 0), length);
             return Ok(0);
         }
-        self.tell("config", PushState::Pushing, 0, length);
+        self.tell("config", PushState::Pushing, Moved::default(), length);
         let sent = upload_bytes(self.registry, "the config", config, id, None).await?;
         self.prove(&Known {
             digest: id.clone(),
             size: length,
         })
         .await?;
-        self.tell("config", PushState::Pushed, length, length);
+        self.tell(
+            "config",
+            PushState::Pushed,
+            Moved::plain(length, sent),
+            length,
+        );
         Ok(sent)
     }
 
@@ -231,12 +237,14 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         self.remember(image_id, &known, codec).await;
     }
 
-    fn tell(&self, item: &str, state: PushState, current: u64, total: u64) {
+    fn tell(&self, item: &str, state: PushState, moved: Moved, total: u64) {
         (self.progress)(Progress {
             item: item.to_string(),
             state,
-            current,
+            current: moved.raw,
             total,
+            compressed: moved.compressed,
+            sent: moved.sent,
         });
     }
 }

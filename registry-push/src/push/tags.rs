@@ -9,7 +9,7 @@ use crate::limits::TAGS;
 use crate::manifest::Manifest;
 use crate::options::PushOptions;
 use crate::registry::{Ask, check_digest};
-use crate::report::{Progress, PushState};
+use crate::report::{Moved, Progress, PushState};
 use crate::target::{Target, TargetError};
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
@@ -46,7 +46,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         tags: &[&str],
     ) -> Result<u64, PushError> {
         let length = manifest.bytes.len() as u64;
-        self.tell("manifest", PushState::Pushing, 0, length);
+        self.tell("manifest", PushState::Pushing, Moved::default(), length);
         for tag in tags {
             self.put_manifest(manifest, digest, tag).await?;
         }
@@ -57,8 +57,10 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
                 found: "another manifest or none".to_string(),
             });
         }
-        self.tell("manifest", PushState::Pushed, length, length);
-        Ok(length * tags.len() as u64)
+        let sent = length * tags.len() as u64;
+        let moved = Moved::plain(length, sent);
+        self.tell("manifest", PushState::Pushed, moved, length);
+        Ok(sent)
     }
 
     /// Whether a tag or digest names this very manifest.

@@ -10,7 +10,7 @@ use crate::error::PushError;
 use crate::index::{Known, MANIFEST_OF};
 use crate::limits::UNCHANGED_CHECKS;
 use crate::manifest::Manifest;
-use crate::report::{Progress, PushState, Pushed};
+use crate::report::{Moved, Progress, PushState, Pushed};
 use crate::source::{ImageSource, LayerSource};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -56,12 +56,19 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         );
         for layer in different {
             let total = layer.size_hint().unwrap_or(0);
-            self.tell(layer.diff_id().as_str(), PushState::Exists, total, total);
+            let blob = before.done.get(layer.diff_id());
+            let moved = Moved {
+                raw: total,
+                compressed: blob.map_or(0, |done| done.known.size),
+                sent: 0,
+            };
+            self.tell(layer.diff_id().as_str(), PushState::Exists, moved, total);
         }
-        self.tell("config", PushState::Exists, config, config);
+        self.tell("config", PushState::Exists, Moved::plain(config, 0), config);
         let mut sent = 0;
         if missing.is_empty() {
-            self.tell("manifest", PushState::Exists, length, length);
+            let moved = Moved::plain(length, 0);
+            self.tell("manifest", PushState::Exists, moved, length);
         } else {
             sent = self
                 .write(&before.manifest, &before.digest, &missing)

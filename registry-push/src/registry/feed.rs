@@ -5,6 +5,7 @@
 use crate::error::PushError;
 use crate::limits::{CHUNK_FIRST, FRAME_BYTES, MEMBER_BYTES, REPLAY_BYTES, SMALL_LAYER_BYTES};
 use crate::pipeline::{Compressors, Piece, Summary};
+use crate::report::Moved;
 use crate::source::{LayerSource, SourceError};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
@@ -27,32 +28,32 @@ pub(crate) struct Feed<'a> {
     /// Offset after the last byte that was made.
     pub(super) kept_to: u64,
     raw: u64,
-    raw_most: u64,
+    /// The most that was told.
+    told: Moved,
     /// Set when everything was made.
     pub(super) end: Option<Summary>,
-    on_raw: &'a (dyn Fn(u64) + Send + Sync),
+    on_move: &'a (dyn Fn(Moved) + Send + Sync),
 }
 
 impl<'a> Feed<'a> {
-    /// Starts reading the layer. `on_raw` hears of each new total of uncompressed bytes under way.
+    /// Starts reading the layer. `on_move` hears how far it has come; reading again tells nothing new.
     pub(crate) fn new(
         compressors: &'a Compressors,
         source: Arc<dyn LayerSource>,
-        on_raw: &'a (dyn Fn(u64) + Send + Sync),
+        on_move: &'a (dyn Fn(Moved) + Send + Sync),
     ) -> Feed<'a> {
         let pieces = compressors.layer(source.clone());
-        let (kept, raw_most) = (VecDeque::new(), 0);
         Feed {
             compressors,
             source,
             pieces,
-            kept,
+            kept: VecDeque::new(),
             kept_from: 0,
             kept_to: 0,
             raw: 0,
-            raw_most,
+            told: Moved::default(),
             end: None,
-            on_raw,
+            on_move,
         }
     }
 
@@ -78,9 +79,10 @@ impl<'a> Feed<'a> {
                     self.kept.push_back(bytes);
                     self.raw += raw;
                     self.trim();
-                    if self.raw > self.raw_most {
-                        self.raw_most = self.raw;
-                        (self.on_raw)(self.raw);
+                    if self.raw > self.told.raw {
+                        self.told.raw = self.raw;
+                        self.told.compressed = self.kept_to;
+                        (self.on_move)(self.told);
                     }
                 }
                 Some(Ok(Piece::End(summary))) => self.end = Some(summary),
@@ -92,6 +94,17 @@ impl<'a> Feed<'a> {
                 }
             }
         }
+    }
+
+    /// Takes note of bytes that were handed to the network.
+    pub(super) fn sent(&mut self, count: u64) {
+        self.told.sent += count;
+        (self.on_move)(self.told);
+    }
+
+    /// Bytes handed to the network so far, repetitions included.
+    pub(super) fn sent_bytes(&self) -> u64 {
+        self.told.sent
     }
 
     /// The whole blob of a layer of at most [`SMALL_LAYER_BYTES`]; `None` when it is larger.

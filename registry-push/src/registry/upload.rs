@@ -29,7 +29,6 @@ struct Upload<'a, 'f> {
     url: Url,
     /// Bytes that the registry is known to have.
     stored: u64,
-    sent: u64,
     attempts: Attempts,
     /// Uploads lost so far.
     lost: Attempts,
@@ -77,7 +76,6 @@ pub(crate) async fn upload_blob(
         feed,
         url,
         stored: 0,
-        sent: 0,
         attempts: Attempts::default(),
         lost: Attempts::default(),
         chunk: None,
@@ -91,7 +89,7 @@ pub(crate) async fn upload_blob(
             Step::Resume { error, wait } => upload.resume(error, wait).await?,
             Step::Reopen(error) => upload.reopen(error).await?,
             Step::Commit(summary) => match upload.commit(&summary).await? {
-                None => return Ok((summary, upload.sent)),
+                None => return Ok((summary, upload.feed.sent_bytes())),
                 Some(step) => step,
             },
         };
@@ -168,7 +166,7 @@ impl Upload<'_, '_> {
             match taken {
                 Ok(Ok(())) => {
                     *position += length;
-                    self.sent += length;
+                    self.feed.sent(length);
                 }
                 // The connection has dropped the body; its answer or error is about to come.
                 Ok(Err(_)) => break None,
@@ -214,7 +212,7 @@ impl Upload<'_, '_> {
             .header(header::CONNECTION, "close")
             .body(chunk);
         *position += count;
-        self.sent += count;
+        self.feed.sent(count);
         match tokio::time::timeout(COMMIT_TIMEOUT, request.send()).await {
             Ok(Ok(response)) => Ok(Pass::Answered(read_answer(response).await, shown)),
             Ok(Err(source)) => {

@@ -30,14 +30,16 @@ async fn an_image_arrives_whole_and_each_part_tells_its_story() {
         Made::new(9_000_001, 4),
     ]);
     let target = Target::parse(&registry.target("team/app:v1")).unwrap();
-    let told: Mutex<HashMap<String, Vec<PushState>>> = Mutex::default();
+    let told: Mutex<HashMap<String, Vec<slipway_registry_push::Progress>>> = Mutex::default();
     let note = |progress: slipway_registry_push::Progress| {
         assert!(progress.current <= progress.total, "{progress:?}");
-        told.lock()
-            .unwrap()
-            .entry(progress.item)
-            .or_default()
-            .push(progress.state);
+        let mut told = told.lock().unwrap();
+        let news = told.entry(progress.item.clone()).or_default();
+        if let Some(before) = news.last() {
+            let grows = progress.compressed >= before.compressed && progress.sent >= before.sent;
+            assert!(grows, "{before:?} {progress:?}");
+        }
+        news.push(progress);
     };
     let pushed = push(image.clone(), &target, None, &PushOptions::default(), note)
         .await
@@ -51,7 +53,13 @@ async fn an_image_arrives_whole_and_each_part_tells_its_story() {
     assert_eq!(pushed.sent_bytes, pushed.size_bytes);
     let told = told.into_inner().unwrap();
     assert_eq!(told.len(), 4 + 2, "{:?}", told.keys());
-    for (item, states) in told {
+    for layer in &pushed.layers {
+        let last = told[layer.diff_id.as_str()].last().unwrap();
+        let found = (last.compressed, last.sent);
+        assert_eq!(found, (layer.size_bytes, layer.sent_bytes), "{last:?}");
+    }
+    for (item, news) in told {
+        let states: Vec<PushState> = news.iter().map(|news| news.state).collect();
         assert_eq!(states.last(), Some(&PushState::Pushed), "{item}");
         let expected = if item.starts_with("sha256:") {
             PushState::Waiting

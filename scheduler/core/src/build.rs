@@ -129,6 +129,12 @@ pub struct PushProgress {
     pub current: u64,
     /// Bytes in all; 0 if not known.
     pub total: u64,
+    /// Bytes of its blob that were made, or that the registry has; 0 if not known, as by older guests.
+    #[serde(default)]
+    pub compressed: u64,
+    /// Bytes of its blob handed to the network, repetitions included.
+    #[serde(default)]
+    pub sent: u64,
 }
 
 /// What is being done to one item of a push.

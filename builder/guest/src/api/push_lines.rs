@@ -183,6 +183,8 @@ mod tests {
                 state,
                 current: 0,
                 total: 0,
+                compressed: 0,
+                sent: 0,
             };
             let line = line_of(&news).expect("a layer");
             assert_eq!(
@@ -195,6 +197,8 @@ mod tests {
             state: PushState::Pushing,
             current: 1_500_000,
             total: 3_000_000,
+            compressed: 700_000,
+            sent: 600_000,
         };
         let line = line_of(&news).expect("a layer");
         assert_eq!(

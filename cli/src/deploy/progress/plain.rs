@@ -68,9 +68,21 @@ pub(super) fn pushed(progress: &PushProgress) -> String {
         PushState::Mounted => format!("push {what} linked from another repository"),
         PushState::Pushed | PushState::Pushing | PushState::Waiting => match progress.total {
             0 => format!("push {what} done"),
-            total => format!("push {what} done, {}", bytes(total)),
+            _ => format!("push {what} done, {}", sizes(progress)),
         },
     }
+}
+
+/// `375 MiB → 152 MiB, 140 MiB sent`, without what is not known (older builders tell the first only) or is said already.
+fn sizes(progress: &PushProgress) -> String {
+    let mut text = bytes(progress.total);
+    if progress.compressed > 0 && progress.compressed != progress.total {
+        text.push_str(&format!(" → {}", bytes(progress.compressed)));
+    }
+    if progress.compressed > 0 && progress.sent != progress.compressed {
+        text.push_str(&format!(", {} sent", bytes(progress.sent)));
+    }
+    text
 }
 
 /// The first twelve digits of a digest.

@@ -56,11 +56,18 @@ fn log(name: &str, text: &str) -> BuildEvent {
 }
 
 fn push(item: &str, state: PushState, current: u64, total: u64) -> BuildEvent {
+    moved(item, state, [current, total, 0, 0])
+}
+
+fn moved(item: &str, state: PushState, bytes: [u64; 4]) -> BuildEvent {
+    let [current, total, compressed, sent] = bytes;
     BuildEvent::Push(PushProgress {
         item: item.to_owned(),
         state,
         current,
         total,
+        compressed,
+        sent,
     })
 }
 
@@ -399,4 +406,75 @@ fn the_context_is_sent_when_its_transfer_has_ended_and_not_before() {
     assert!(script.board.is_solved());
     let without = Script::new().at(1, BuildEvent::Step(step("[1/1] RUN true", Some(1), None)));
     assert!(without.board.context_is_sent());
+}
+
+#[test]
+fn a_push_tells_what_was_read_compressed_and_sent() {
+    const MIB: u64 = 1 << 20;
+    let layer = "sha256:0123456789abcdef";
+    let script = Script::new()
+        .at(
+            1,
+            moved("config", PushState::Pushed, [2048, 2048, 2048, 2048]),
+        )
+        .at(
+            2,
+            moved(
+                "sha256:aa",
+                PushState::Exists,
+                [9 * MIB, 9 * MIB, 4 * MIB, 0],
+            ),
+        )
+        .at(
+            3,
+            moved(
+                layer,
+                PushState::Pushing,
+                [100 * MIB, 375 * MIB, 50 * MIB, 40 * MIB],
+            ),
+        );
+    let room = Room {
+        width: 120,
+        height: 24,
+    };
+    let tree = tree::lines(&script.board, "pushing", 3, room);
+    assert_eq!(
+        tree.last().map(String::as_str),
+        Some(" => push 2/3 items, 100 MiB / 375 MiB → 50 MiB, 40 MiB sent"),
+    );
+    let script = script
+        .at(
+            4,
+            moved(
+                layer,
+                PushState::Pushed,
+                [375 * MIB, 375 * MIB, 152 * MIB, 160 * MIB],
+            ),
+        )
+        .at(
+            5,
+            moved(
+                "sha256:bb",
+                PushState::Pushed,
+                [9 * MIB, 9 * MIB, 4 * MIB, 4 * MIB],
+            ),
+        )
+        .at(6, push("sha256:cc", PushState::Pushed, 9 * MIB, 9 * MIB));
+    assert_eq!(
+        script.plain,
+        [
+            "push config done, 2 KiB",
+            "push aa exists already",
+            "push 0123456789ab done, 375 MiB → 152 MiB, 160 MiB sent",
+            "push bb done, 9 MiB → 4 MiB",
+            "push cc done, 9 MiB",
+        ]
+    );
+}
+
+#[test]
+fn an_older_builder_tells_less_of_a_push() {
+    let old = r#"{"item":"config","state":"pushed","current":1,"total":2}"#;
+    let progress: PushProgress = serde_json::from_str(old).expect("an event of before");
+    assert_eq!((progress.compressed, progress.sent), (0, 0));
 }

@@ -88,7 +88,13 @@ fn push_line(board: &Board) -> Option<String> {
         return None;
     }
     let (mut done, mut current, mut total) = (0, 0u64, 0u64);
+    let (mut compressed, mut sent) = (0u64, 0u64);
     for progress in push.values() {
+        // Of what the registry had, nothing was compressed now.
+        if !matches!(progress.state, PushState::Exists | PushState::Mounted) {
+            compressed = compressed.saturating_add(progress.compressed);
+            sent = sent.saturating_add(progress.sent);
+        }
         match progress.state {
             PushState::Waiting | PushState::Pushing => {
                 current = current.saturating_add(progress.current);
@@ -102,12 +108,17 @@ fn push_line(board: &Board) -> Option<String> {
             PushState::Exists | PushState::Mounted => done += 1,
         }
     }
-    Some(format!(
+    let mut line = format!(
         " => push {done}/{} items, {} / {}",
         push.len(),
         bytes(current.min(total)),
         bytes(total)
-    ))
+    );
+    // Older builders do not tell.
+    if compressed > 0 {
+        line.push_str(&format!(" → {}, {} sent", bytes(compressed), bytes(sent)));
+    }
+    Some(line)
 }
 
 /// The line that stays above the live part when a step has ended.
