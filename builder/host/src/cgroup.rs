@@ -218,20 +218,18 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether swap can be limited: not without swap accounting in the kernel.
-pub(crate) fn can_limit_swap() -> bool {
+/// Whether swap can be limited below `parent`: not without swap accounting in the kernel.
+pub(crate) fn can_limit_swap(parent: &str) -> bool {
     let root = Path::new(ROOT);
-    if root.join("memory/memory.memsw.limit_in_bytes").exists() {
-        return true;
+    if !root.join("cgroup.controllers").exists() {
+        return root.join("memory/memory.memsw.limit_in_bytes").exists();
     }
-    // v2 has the file in every cgroup but the top one.
-    let Ok(entries) = fs::read_dir(root) else {
-        return false;
-    };
-    root.join("cgroup.controllers").exists()
-        && entries
-            .flatten()
-            .any(|entry| entry.path().join("memory.swap.max").exists())
+    // v2 has the file in every cgroup that memory is limited in, which nobody else may have seen to yet.
+    let below = Path::new(parent.trim_start_matches('/'));
+    if let Err(error) = hand_down(root, below, |dir| fs::create_dir_all(dir)) {
+        tracing::warn!(%error, parent, "controllers cannot be handed down to machines");
+    }
+    root.join(below).join("memory.swap.max").exists()
 }
 
 /// Kills what is left in `cgroup` and removes it: for a container that the runtime no longer knows.

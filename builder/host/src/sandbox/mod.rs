@@ -93,7 +93,7 @@ impl Sandbox {
             cgroup_parent: settings.cgroup_parent.clone(),
             id_base: settings.id_base,
             scratch: settings.scratch,
-            swap_limit: cgroup::can_limit_swap(),
+            swap_limit: cgroup::can_limit_swap(&settings.cgroup_parent),
             network,
             #[cfg(test)]
             after_step: |_| Ok(()),
