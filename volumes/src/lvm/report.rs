@@ -228,7 +228,7 @@ fn mapped_in(text: &str) -> Vec<(String, u64)> {
         .filter_map(|line| {
             let (name, status) = line.split_once(": ")?;
             let sectors: u64 = status.split(' ').nth(3)?.parse().ok()?;
-            Some((name.to_owned(), sectors * 512))
+            Some((name.to_owned(), sectors.checked_mul(512)?))
         })
         .collect()
 }
