@@ -64,6 +64,36 @@ async fn a_thousand_ensures_start_one_machine() {
     bed.end().await;
 }
 
+/// A start that has no key is tried again, and the cache is not thrown away for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_store_that_is_away_delays_starts_and_ends_nothing() {
+    let bed = Bed::start_encrypting().await;
+    let key = bed.org(HOUR).await;
+    bed.outage.lasts.store(true, Ordering::Relaxed);
+    let volume = bed.farm.ensure_builder(&key).await.expect("ensured").volume;
+    let said = eventually("what is missing", || async {
+        bed.farm.builder(&key).expect("there").last_error
+    })
+    .await;
+    assert!(said.contains("the key store does not answer"), "{said}");
+    // Longer than three starts may fail before a builder gets another volume.
+    eventually("more tries", || async {
+        (bed.outage.asked.load(Ordering::Relaxed) >= 5).then_some(())
+    })
+    .await;
+    assert_eq!(bed.world.starts(), 0, "it started without a key");
+    bed.outage.lasts.store(false, Ordering::Relaxed);
+    in_state(&bed.farm, &key, "running").await;
+    assert_eq!(bed.farm.builder(&key).expect("there").volume, volume);
+
+    bed.outage.lasts.store(true, Ordering::Relaxed);
+    let (mut stream, _guard) = connect(&bed.farm, &key).await;
+    ping(&mut stream).await.expect("an answer");
+    bed.farm.stop_builder(&key).await.expect("stopped");
+    in_state(&bed.farm, &key, "stopped").await;
+    bed.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_wakes_waits_in_the_backlog_and_then_is_cheap() {
     let bed = Bed::start().await;

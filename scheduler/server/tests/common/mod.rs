@@ -11,9 +11,11 @@
 
 mod disks;
 mod guest;
+mod outage;
 mod world;
 
 pub use disks::Disk;
+pub use outage::Outage;
 pub use world::World;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -44,6 +46,8 @@ pub struct Bed {
     pub dir: tempfile::TempDir,
     pub store: Arc<SqliteStore>,
     pub world: Arc<World>,
+    /// Cuts the key store off.
+    pub outage: Arc<Outage>,
     daemon: Option<JoinHandle<()>>,
     pub farm: Farm,
     tasks: Option<FarmTasks>,
@@ -69,11 +73,13 @@ impl Bed {
         let store = Arc::new(store);
         let world = Arc::new(world);
         let daemon = Some(daemon(dir.path().join("host.sock"), Arc::clone(&world)));
-        let (farm, tasks) = start_farm(&dir, &store).await;
+        let outage = Arc::new(Outage::default());
+        let (farm, tasks) = start_farm(&dir, &store, &outage).await;
         Self {
             dir,
             store,
             world,
+            outage,
             daemon,
             farm,
             tasks: Some(tasks),
@@ -102,7 +108,7 @@ impl Bed {
     /// Ends the control plane and starts another on the same store.
     pub async fn restart_farm(&mut self) {
         self.stop_farm().await;
-        let (farm, tasks) = start_farm(&self.dir, &self.store).await;
+        let (farm, tasks) = start_farm(&self.dir, &self.store, &self.outage).await;
         (self.farm, self.tasks) = (farm, Some(tasks));
     }
 
@@ -156,17 +162,22 @@ fn keys(dir: &tempfile::TempDir, store: &Arc<SqliteStore>) -> EmbeddedKeys {
     EmbeddedKeys::new(store.clone(), master)
 }
 
-async fn start_farm(dir: &tempfile::TempDir, store: &Arc<SqliteStore>) -> (Farm, FarmTasks) {
+async fn start_farm(
+    dir: &tempfile::TempDir,
+    store: &Arc<SqliteStore>,
+    outage: &Arc<Outage>,
+) -> (Farm, FarmTasks) {
+    let keys = outage::Keys {
+        kept: keys(dir, store),
+        outage: Arc::clone(outage),
+    };
     let settings = FarmSettings {
         hosts: vec![HostSettings {
             name: "test".into(),
             region: "local".into(),
             socket: dir.path().join("host.sock"),
         }],
-        keys: Some(Arc::new(KeyBroker::new(
-            store.clone(),
-            Arc::new(keys(dir, store)),
-        ))),
+        keys: Some(Arc::new(KeyBroker::new(store.clone(), Arc::new(keys)))),
     };
     let store: Arc<dyn Store> = store.clone();
     Farm::start(store, settings).await.expect("a farm")
