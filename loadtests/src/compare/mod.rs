@@ -15,6 +15,7 @@ mod machine;
 mod main_job;
 mod outcome;
 mod push;
+mod relay;
 pub mod report;
 mod run;
 mod vm;

@@ -1,8 +1,8 @@
 //! What the ways share: a farm with its registry, a bare dockerd of each kind, and one context.
 
 use super::super::push::{bench::timed, images};
+use super::super::relay::Relay;
 use super::super::{Run, Sample, version_of};
-use super::grpc::Grpc;
 use super::ways::Way;
 use crate::testbed::{DockerClient, Engine, ImageStore, Testbed, show};
 use anyhow::{Result, ensure};
@@ -25,7 +25,7 @@ const BUILDKIT: &str = "buildkit";
 pub(super) struct Bench {
     // Dropped in this order.
     machine: DockerClient,
-    _grpc: Grpc,
+    _buildkit: Relay,
     containerd: Engine,
     classic: Engine,
     bed: RefCell<Testbed>,
@@ -47,7 +47,7 @@ impl Bench {
         let containerd = engine("containerd", ImageStore::Containerd)?;
         let classic = engine("classic", ImageStore::Classic)?;
         let socket = containerd.root().path().join("run/grpc.sock");
-        let grpc = Grpc::start(&socket, &containerd.socket())?;
+        let buildkit = Relay::to_buildkit(&socket, &containerd.socket())?;
         let remote = ["--name", BUILDKIT, "--driver", "remote"];
         let mut create = vec!["buildx", "create"];
         create.extend(remote);
@@ -60,7 +60,7 @@ impl Bench {
         }
         Ok(Bench {
             machine,
-            _grpc: grpc,
+            _buildkit: buildkit,
             containerd,
             classic,
             bed: RefCell::new(bed),

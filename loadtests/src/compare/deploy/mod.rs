@@ -4,7 +4,6 @@
 //! as a person's, with every step cached and nothing exported, compressed or pushed yet.
 
 mod bench;
-mod grpc;
 mod ways;
 
 use super::push::images;

@@ -1,7 +1,7 @@
 //! What the cases share: one dockerd with the images, one registry on loopback, a store for buildah.
 
+use super::super::relay::Relay;
 use super::super::{Run, Sample, version_of};
-use super::old_api::OldApi;
 use crate::testbed::{Engine, ImageStore, Registry, binaries_dir, show};
 use anyhow::{Context, Result, ensure};
 use std::cell::RefCell;
@@ -14,7 +14,7 @@ use std::time::Instant;
 /// Ended and removed when dropped.
 pub(super) struct Bench {
     // Dropped in this order.
-    pub(super) old_api: OldApi,
+    pub(super) old_api: Relay,
     pub(super) engine: Engine,
     registry: RefCell<Registry>,
     pub(super) slipway_push: PathBuf,
@@ -39,7 +39,7 @@ impl Bench {
         let engine = Engine::start(&dir.path().join("engine"), ImageStore::Classic, &[])?;
         let socket = engine.socket();
         Ok(Bench {
-            old_api: OldApi::start(&dir.path().join("docker.sock"), &socket)?,
+            old_api: Relay::for_old_clients(&dir.path().join("docker.sock"), &socket)?,
             engine,
             registry: RefCell::new(registry),
             slipway_push,

@@ -7,7 +7,6 @@ pub(super) mod bench;
 mod cases;
 mod contenders;
 pub(super) mod images;
-mod old_api;
 mod proxy;
 
 use super::Run;
