@@ -2,7 +2,7 @@
 
 use super::codec::{Reader, int, on_insert, time, to_json};
 use super::pool::{promise, promised};
-use super::volumes::{record_volume, volume_of};
+use super::volume_rows::{record_volume, volume_of};
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
 use crate::limits::LIST_ROWS_MAX;

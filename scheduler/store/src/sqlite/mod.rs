@@ -9,6 +9,7 @@ mod orgs;
 mod pool;
 mod snapshots;
 mod store;
+mod volume_rows;
 mod volumes;
 
 pub use codec::UnknownWordError;

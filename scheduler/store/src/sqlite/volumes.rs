@@ -1,7 +1,8 @@
 //! Volumes: what is wanted of each, and what its host has said.
 
-use super::codec::{Reader, int, on_insert, time};
+use super::codec::{int, time};
 use super::pool::promise;
+use super::volume_rows::{extension, record_volume, volume_of};
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
 use crate::limits::LIST_ROWS_MAX;
@@ -10,103 +11,10 @@ use slipway_core::host_api::VolumeSource;
 use slipway_core::id::{HostId, OrgId, VolumeId};
 use slipway_core::time::Timestamp;
 use slipway_core::units::ByteSize;
-use slipway_core::volume::{AutoExtend, VolumePolicy};
-use sqlx::sqlite::SqliteRow;
+use slipway_core::volume::VolumePolicy;
 use sqlx::{Sqlite, Transaction};
 
 type Result<T> = std::result::Result<T, StoreError>;
-
-pub(super) fn volume_of(row: &SqliteRow) -> Result<Volume> {
-    let row = Reader(row);
-    let volume = row.parse_opt("from_volume")?;
-    let snapshot = row.parse_opt("from_snapshot")?;
-    let auto_extend = match (
-        row.u64_opt("extend_percent")?,
-        row.u64_opt("extend_by")?,
-        row.u64_opt("extend_limit")?,
-    ) {
-        (Some(percent), Some(by), Some(limit)) => Some(AutoExtend {
-            threshold_percent: u32::try_from(percent).unwrap_or(u32::MAX),
-            increment: ByteSize(by),
-            limit: ByteSize(limit),
-        }),
-        (None | Some(_), None | Some(_), None | Some(_)) => None,
-    };
-    Ok(Volume {
-        id: row.parse("id")?,
-        org: row.parse("org_id")?,
-        host: row.parse("host_id")?,
-        name: row.text("name")?,
-        purpose: row.parse("purpose")?,
-        size: row.size("size")?,
-        made: row.size("made_size")?,
-        encrypted: row.flag_opt("encrypted")?,
-        state: row.parse("state")?,
-        source: match (volume, snapshot) {
-            (Some(volume), _) => Some(VolumeSource::Volume { volume }),
-            (None, Some(snapshot)) => Some(VolumeSource::Snapshot { snapshot }),
-            (None, None) => None,
-        },
-        policy: VolumePolicy {
-            snapshot_retention_days: row.u32("snapshot_retention_days")?,
-            scheduled_snapshots: row.flag("scheduled_snapshots")?,
-            auto_extend,
-        },
-        destroy_at: row.time_opt("destroy_at")?,
-        notice: row.text_opt("notice")?,
-        created_at: row.time("created_at")?,
-    })
-}
-
-/// Records a volume. Its size has been promised.
-pub(super) async fn record_volume(tx: &mut Transaction<'_, Sqlite>, volume: &Volume) -> Result<()> {
-    let (from_volume, from_snapshot) = match &volume.source {
-        Some(VolumeSource::Volume { volume }) => (Some(volume.as_str()), None),
-        Some(VolumeSource::Snapshot { snapshot }) => (None, Some(snapshot.as_str())),
-        None => (None, None),
-    };
-    let policy = &volume.policy;
-    let (percent, by, limit) = extension(policy)?;
-    sqlx::query(
-        "INSERT INTO volumes (id, org_id, host_id, name, purpose, size, made_size, state, \
-         from_volume, from_snapshot, snapshot_retention_days, scheduled_snapshots, \
-         extend_percent, extend_by, extend_limit, created_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .bind(volume.id.as_str())
-    .bind(volume.org.as_str())
-    .bind(volume.host.as_str())
-    .bind(&volume.name)
-    .bind(volume.purpose.as_str())
-    .bind(int("volume size", volume.size.0)?)
-    .bind(int("volume size", volume.made.0)?)
-    .bind(volume.state.as_str())
-    .bind(from_volume)
-    .bind(from_snapshot)
-    .bind(i64::from(policy.snapshot_retention_days))
-    .bind(policy.scheduled_snapshots)
-    .bind(percent)
-    .bind(by)
-    .bind(limit)
-    .bind(time(volume.created_at)?)
-    .execute(&mut **tx)
-    .await
-    .map_err(on_insert(What::Volume, What::Org, "record a volume"))?;
-    Ok(())
-}
-
-type Columns = (Option<i64>, Option<i64>, Option<i64>);
-
-fn extension(policy: &VolumePolicy) -> Result<Columns> {
-    let Some(auto) = &policy.auto_extend else {
-        return Ok((None, None, None));
-    };
-    Ok((
-        Some(i64::from(auto.threshold_percent)),
-        Some(int("increment", auto.increment.0)?),
-        Some(int("limit", auto.limit.0)?),
-    ))
-}
 
 /// One volume of an org, inside of a transaction.
 pub(super) async fn volume_in(
