@@ -135,6 +135,9 @@ pub const INDEX_DEPTH: u32 = 3;
 /// Entries of an image archive; more are refused.
 pub const ARCHIVE_ENTRIES: usize = 100_000;
 
+/// Bytes of one entry's headers, its long names and extensions included; an archive with more is refused.
+pub const ARCHIVE_HEADER_BYTES: u64 = 1 << 20;
+
 /// Links that are followed from one entry of an image archive. Then it counts as missing.
 pub const ARCHIVE_LINKS: u32 = 8;
 

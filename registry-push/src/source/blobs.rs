@@ -3,11 +3,12 @@
 //! A tar is not unpacked: its entries are found once and read where they lie. Knows nothing of images.
 
 use super::SourceError;
-use crate::limits::{ARCHIVE_ENTRIES, ARCHIVE_LINKS};
+use crate::limits::{ARCHIVE_ENTRIES, ARCHIVE_HEADER_BYTES, ARCHIVE_LINKS};
 use rustix::fs::{CWD, Mode, OFlags};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Seek as _;
+use std::io::{Read as _, Seek as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,6 +48,33 @@ pub(super) struct Slice {
     left: u64,
 }
 
+/// What the library reads of a tar: headers, long names and extensions of one entry at a time. It keeps them in memory, as long as the
+/// archive says they are, so that they need a bound. Contents are stepped over.
+struct Headers<'a> {
+    file: &'a File,
+    left: &'a Cell<u64>,
+}
+
+impl std::io::Read for Headers<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let left = self.left.get();
+        if left == 0 && !buffer.is_empty() {
+            return Err(std::io::Error::other(format!(
+                "an entry's headers have more than {ARCHIVE_HEADER_BYTES} bytes"
+            )));
+        }
+        let count = self.file.take(left).read(buffer)?;
+        self.left.set(left - count as u64);
+        Ok(count)
+    }
+}
+
+impl std::io::Seek for Headers<'_> {
+    fn seek(&mut self, to: std::io::SeekFrom) -> std::io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
 impl Blobs {
     /// A directory, or a tar file that can be read at any place.
     pub(super) fn open(path: &Path) -> Result<Blobs, SourceError> {
@@ -66,9 +94,14 @@ impl Blobs {
         };
         let mut entries = HashMap::new();
         (&file).rewind().map_err(SourceError::io("read", path))?;
-        let mut archive = tar::Archive::new(&file);
+        let left = Cell::new(ARCHIVE_HEADER_BYTES);
+        let mut archive = tar::Archive::new(Headers {
+            file: &file,
+            left: &left,
+        });
         for entry in archive.entries_with_seek().map_err(damaged)? {
             let entry = entry.map_err(damaged)?;
+            left.set(ARCHIVE_HEADER_BYTES);
             if entries.len() >= ARCHIVE_ENTRIES {
                 return Err(SourceError::Damaged {
                     path: path.to_path_buf(),
@@ -313,6 +346,32 @@ mod tests {
             blobs.small("c", 4),
             Err(SourceError::TooLong { .. })
         ));
+    }
+
+    #[test]
+    fn a_name_without_end_is_refused_before_it_is_in_memory() {
+        let base = tempfile::tempdir().expect("tempdir");
+        let path = base.path().join("x.tar");
+        for (kind, size, is_fine) in [
+            (tar::EntryType::GNULongName, ARCHIVE_HEADER_BYTES / 2, true),
+            (tar::EntryType::GNULongName, 64 << 30, false),
+            (tar::EntryType::XHeader, 64 << 30, false),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(size);
+            header.set_cksum();
+            std::fs::write(&path, header.as_bytes()).expect("write");
+            let file = File::options().write(true).open(&path).expect("open");
+            file.set_len(512 + size).expect("sparse");
+            let mut header = tar::Header::new_gnu();
+            header.set_size(0);
+            header.set_cksum();
+            file.write_all_at(header.as_bytes(), 512 + size)
+                .expect("write");
+            let found = Blobs::open(&path).map(drop);
+            assert_eq!(found.is_ok(), is_fine, "{kind:?} {size}: {found:?}");
+        }
     }
 
     #[test]
