@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read as _, Seek as _};
+use std::io::Seek as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
