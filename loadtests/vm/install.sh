@@ -34,11 +34,14 @@ systemd-analyze verify /etc/systemd/system/slipway-*.service
 export SLIPWAY_CONFIG_DIR=/root/slipway-config
 data=/var/lib/slipway/serve
 wait_for "the host daemon" 60 test -S /run/slipway/host.sock
-wait_for "the control plane" 60 test -s $data/addresses.json
+# Its files are there since the first start, so only its answer tells.
+login() {
+	slipway login --server https://127.0.0.1:7443 --ca $data/ca.pem --token-stdin <$data/admin.token
+}
+wait_for "the control plane" 60 login
 serve=$(systemctl show -P MainPID slipway-serve)
 [[ $(stat -c %U "/proc/$serve") == slipway && $(stat -c '%U %a' $data) == 'slipway 700' ]]
 grep -q '^CapBnd:\s*0*$' "/proc/$serve/status"
-slipway login --server https://127.0.0.1:7443 --ca $data/ca.pem --token-stdin <$data/admin.token
 slipway orgs create acme
 slipway orgs update acme --volume-size 2GiB --memory 512MiB
 wait_for "the builder" 120 slipway builders ensure --org acme
