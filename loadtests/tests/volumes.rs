@@ -68,6 +68,23 @@ fn in_state(bed: &Testbed, id: &str, state: &str) -> Result<Value> {
     })
 }
 
+/// Makes a volume of a snapshot; gives its id.
+fn restored(bed: &Testbed, snapshot: &str) -> Result<String> {
+    let back = volumes(
+        bed,
+        &[
+            "create",
+            "back",
+            "--org",
+            "acme",
+            "--snapshot-id",
+            snapshot,
+            "--yes",
+        ],
+    )?;
+    Ok(text(&back["id"])?.to_owned())
+}
+
 #[test]
 fn a_volume_is_made_listed_extended_kept_forked_destroyed_and_restored() -> Result<()> {
     let mut bed = Testbed::start()?;
@@ -107,19 +124,7 @@ fn a_volume_is_made_listed_extended_kept_forked_destroyed_and_restored() -> Resu
     let fork = volumes(&bed, &["fork", &id, "--name", "copy"])?;
     let fork = text(&fork["id"])?.to_owned();
     write(&bed, &id, "third")?;
-    let back = volumes(
-        &bed,
-        &[
-            "create",
-            "back",
-            "--org",
-            "acme",
-            "--snapshot-id",
-            &snapshot,
-            "--yes",
-        ],
-    )?;
-    let back = text(&back["id"])?.to_owned();
+    let back = restored(&bed, &snapshot)?;
     for (volume, word) in [(&back, "first"), (&fork, "second"), (&id, "third")] {
         let holds = read(&bed, volume)?;
         ensure!(holds == word, "{volume} holds {holds}, not {word}");
@@ -141,19 +146,7 @@ fn a_volume_is_made_listed_extended_kept_forked_destroyed_and_restored() -> Resu
         &["no such volume"],
     )?;
     // What it held can be had for as long as the snapshot is there.
-    let back = volumes(
-        &bed,
-        &[
-            "create",
-            "back",
-            "--org",
-            "acme",
-            "--snapshot-id",
-            &snapshot,
-            "--yes",
-        ],
-    )?;
-    let back = text(&back["id"])?.to_owned();
+    let back = restored(&bed, &snapshot)?;
     ensure!(read(&bed, &back)? == "first");
     bed.slipway_ok(&["volumes", "snapshots", "delete", &snapshot, "--yes"])?;
     ensure!(

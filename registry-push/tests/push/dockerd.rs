@@ -35,7 +35,7 @@ impl Dockerd {
             .unwrap();
         let base = dir.path();
         std::fs::set_permissions(base, std::fs::Permissions::from_mode(0o755)).unwrap();
-        for sub in ["root", "data", "sock", "work"] {
+        for sub in ["root", "data", "sock", "exchange"] {
             std::fs::create_dir(base.join(sub)).unwrap();
         }
         run(Command::new("tar")
@@ -43,7 +43,7 @@ impl Dockerd {
             .arg(base.join("root"))
             .arg("-xf")
             .arg(rootfs));
-        for mount_point in ["data", "sock", "work"] {
+        for mount_point in ["data", "sock", "exchange"] {
             std::fs::create_dir(base.join("root").join(mount_point)).unwrap();
         }
         let log = std::fs::File::create(base.join("log")).unwrap();
@@ -84,9 +84,9 @@ impl Dockerd {
         self.dir.path().join("data")
     }
 
-    /// A directory that dockerd's CLI sees as `/work`.
-    pub(crate) fn work(&self) -> PathBuf {
-        self.dir.path().join("work")
+    /// A directory that dockerd's CLI sees as `/exchange`.
+    pub(crate) fn exchange(&self) -> PathBuf {
+        self.dir.path().join("exchange")
     }
 
     /// Runs the Docker CLI; gives its output.
@@ -165,7 +165,7 @@ mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/run"
-for dir in data sock work; do mount --bind "$base/$dir" "$root/$dir"; done
+for dir in data sock exchange; do mount --bind "$base/$dir" "$root/$dir"; done
 chroot "$root" dockerd -H unix:///sock/docker.sock --data-root /data --exec-root /sock/exec --storage-driver overlay2 \
     --pidfile /run/docker.pid --bridge=none --iptables=false --ip6tables=false --insecure-registry 127.0.0.0/8 </dev/null &
 cat >/dev/null
@@ -176,7 +176,7 @@ const CLI: &str = r#"
 base=$1; root=$base/root; shift
 mount --make-rprivate /
 mount --bind "$base/sock" "$root/sock"
-mount --bind "$base/work" "$root/work"
+mount --bind "$base/exchange" "$root/exchange"
 mount --rbind /dev "$root/dev"
 mount -t proc proc "$root/proc"
 exec chroot "$root" env HOME=/root DOCKER_HOST=unix:///sock/docker.sock "$@"

@@ -98,12 +98,12 @@ CMD ["cat", "/added/file"]
 "#;
 
 fn build(dockerd: &Dockerd) {
-    let root = dockerd.work().join("root");
+    let root = dockerd.exchange().join("root");
     fs::create_dir(&root).unwrap();
     fill(&root);
-    tar(&root, &dockerd.work().join("base.tar"));
-    dockerd.docker(&["import", "/work/base.tar", "push-tests/base:1"]);
-    let context = dockerd.work().join("context");
+    tar(&root, &dockerd.exchange().join("base.tar"));
+    dockerd.docker(&["import", "/exchange/base.tar", "push-tests/base:1"]);
+    let context = dockerd.exchange().join("context");
     fs::create_dir(&context).unwrap();
     fs::write(context.join("Dockerfile"), DOCKERFILE).unwrap();
     fs::write(context.join("added"), "from the context").unwrap();
@@ -112,7 +112,7 @@ fn build(dockerd: &Dockerd) {
         "--network=none",
         "-t",
         "push-tests/app:1",
-        "/work/context",
+        "/exchange/context",
     ]);
 }
 
@@ -262,8 +262,8 @@ async fn containerd(dockerd: &Dockerd, registry: &Registry) {
 /// `docker save`, whose layers are plain tars.
 async fn saved(dockerd: &Dockerd, registry: &Registry) {
     let reference = registry.target("app:1");
-    dockerd.docker(&["save", "-o", "/work/saved.tar", &reference]);
-    let layout = Layout::open(&dockerd.work().join("saved.tar")).unwrap();
+    dockerd.docker(&["save", "-o", "/exchange/saved.tar", &reference]);
+    let layout = Layout::open(&dockerd.exchange().join("saved.tar")).unwrap();
     let image = layout
         .image(Some(&reference), &Platform::default())
         .unwrap();
