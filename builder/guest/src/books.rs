@@ -6,6 +6,7 @@ use crate::ledger::{Closed, Ledger, Work};
 use crate::phase::{Event, Phase};
 use slipway_core::guest_api::Activity;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -13,6 +14,8 @@ use tokio::sync::watch;
 #[derive(Debug, Clone)]
 pub(crate) struct Books {
     started: Instant,
+    /// Milliseconds that the machine was paused in all, during which its clocks stood.
+    paused_ms: Arc<AtomicU64>,
     ledger: Arc<watch::Sender<Ledger>>,
 }
 
@@ -37,13 +40,26 @@ impl Books {
     pub(crate) fn new(started: Instant) -> Books {
         Books {
             started,
+            paused_ms: Arc::default(),
             ledger: Arc::new(watch::Sender::new(Ledger::new())),
         }
     }
 
-    /// Milliseconds since the guest's start.
+    /// Milliseconds since the guest's start, as they passed outside.
     pub(crate) fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        let ran = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        ran.saturating_add(self.paused_ms.load(Ordering::Relaxed))
+    }
+
+    /// The machine was paused for so long. Nothing was in flight, so that is idle time: a machine that rests between two looks
+    /// of the control plane would else never have been idle for long enough to be ended.
+    pub(crate) fn was_paused(&self, for_so_long: Duration) {
+        let ms = u64::try_from(for_so_long.as_millis()).unwrap_or(u64::MAX);
+        let add = |before: u64| Some(before.saturating_add(ms));
+        // Always adds, so there is nothing to be told.
+        let _ = self
+            .paused_ms
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
     /// A copy of the books as they are.
@@ -111,5 +127,27 @@ impl Books {
         // The sender lives in `self`, so only the time can run out.
         let _ = tokio::time::timeout(wait, reached).await;
         self.phase()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_idle_time() {
+        let books = Books::new(Instant::now());
+        books.on(Event::Answered);
+        let pause = Duration::from_secs(600);
+        books.clone().was_paused(pause);
+        let idle = Duration::from_millis(books.activity().idle_ms);
+        assert!(idle >= pause && idle < pause + Duration::from_secs(60));
+
+        let build = books.begin(Work::Build).expect("open");
+        drop(build);
+        assert!(books.activity().idle_ms < 60_000, "that was before");
+        books.was_paused(Duration::MAX);
+        books.was_paused(Duration::MAX);
+        assert!(books.activity().idle_ms > 60_000, "nothing overflows");
     }
 }

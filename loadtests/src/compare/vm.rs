@@ -2,7 +2,7 @@
 //! memory, how fast it writes to its volume. On whatever virtual machines run here, which is said; an emulated processor has no bars.
 
 use super::{Bar, Case, Contender, Run, Sample, Unit};
-use crate::testbed::{Connection, DockerClient, Testbed, wait_for};
+use crate::testbed::{Connection, DockerClient, Testbed, show, wait_for};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -172,13 +172,18 @@ fn overhead(bed: &Testbed) -> Result<u64> {
     Ok(resident.iter().sum::<u64>() - guest)
 }
 
-/// Sequential writes, flushed at the end: in a container on the volume, and on the host where the volumes lie.
+/// Sequential writes, flushed at the end: in a container on the volume, and on the host where the volumes lie. By the same shell, which
+/// tells the time, since Debian's busybox says nothing of it with `dd`.
 fn writes(farm: &Farm, run: &mut Run) -> Result<()> {
     let client = DockerClient::of_farm(&farm.bed)?;
-    let write = |path: &str| format!("dd if=/dev/zero of={path} bs=1M count=256 conv=fsync");
-    let script = format!("{} 2>&1", write("/x"));
-    let guest =
-        |script: &str| client.docker_ok(&["run", "--rm", "busybox:latest", "sh", "-c", script]);
+    let script = |path: &str| {
+        format!("time busybox dd if=/dev/zero of={path} bs=1M count=256 conv=fsync 2>&1")
+    };
+    let guest = |script: &str| {
+        let run = ["run", "--rm", "busybox:latest", "busybox", "sh", "-c"];
+        let mut command = client.command("docker", &run);
+        said(command.arg(script))
+    };
     // Once before, so that pulling the image is not measured.
     guest("true")?;
     let file = farm.bed.dir().join("pool/bench");
@@ -188,13 +193,12 @@ fn writes(farm: &Farm, run: &mut Run) -> Result<()> {
             ..Sample::default()
         })
     };
-    let inside = |_| sample(seconds(&guest(&script)?)?);
+    let inside = |_| sample(seconds(&guest(&script("/x"))?)?);
     let outside = |_| {
-        let output = Command::new("busybox")
-            .args(write(&file.display().to_string()).split(' '))
-            .output()?;
+        let script = script(&file.display().to_string());
+        let told = said(Command::new("busybox").args(["sh", "-c", &script]));
         std::fs::remove_file(&file)?;
-        sample(seconds(&String::from_utf8_lossy(&output.stderr))?)
+        sample(seconds(&told?)?)
     };
     let what = ("vm-writes", "256 MiB written to the volume", Unit::Seconds);
     // At least 0.7 of the host's speed.
@@ -206,15 +210,39 @@ fn writes(farm: &Farm, run: &mut Run) -> Result<()> {
     farm.case(run, what, 1, bar, both)
 }
 
-/// From busybox's `dd`: `268435456 bytes (256.0MB) copied, 1.25 seconds, 204.8MB/s`.
+/// Both outputs of a command that must end well: shells tell times on the second.
+fn said(command: &mut Command) -> Result<String> {
+    let output = command.output()?;
+    ensure!(output.status.success(), "{}", show(&output));
+    let both = [output.stdout, output.stderr].concat();
+    Ok(String::from_utf8_lossy(&both).into_owned())
+}
+
+/// From busybox's `time`: `real\t0m 1.25s`.
 fn seconds(said: &str) -> Result<f64> {
-    let after = said.split("copied, ").nth(1).context("no figure of dd")?;
-    let number = after.split_whitespace().next().context("no number")?;
-    number.parse().with_context(|| said.to_owned())
+    let line = said.lines().find_map(|line| line.strip_prefix("real"));
+    let told = line.with_context(|| format!("no time in: {said}"))?;
+    let (minutes, seconds) = told.split_once('m').context("no minutes")?;
+    let seconds = seconds.trim().trim_end_matches('s');
+    Ok(minutes.trim().parse::<f64>()? * 60.0 + seconds.parse::<f64>()?)
 }
 
 fn machine_dir(bed: &Testbed) -> Result<PathBuf> {
     let machines = bed.dir().join("host/machines");
     let first = std::fs::read_dir(&machines)?.next();
     Ok(first.context("no machine")??.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_busybox_tells_of_time() {
+        let mut shell = Command::new("busybox");
+        let told = said(shell.args(["sh", "-c", "time busybox sleep 0.1"])).unwrap();
+        assert!((0.1..10.0).contains(&seconds(&told).unwrap()), "{told}");
+        assert_eq!(seconds("real\t2m 3.25s\nuser\t0m 0.00s\n").unwrap(), 123.25);
+        assert!(seconds("1+0 records out\n").is_err());
+    }
 }

@@ -25,7 +25,7 @@ pub const PATH_BYTES_MAX: usize = 4096;
 pub const UPGRADE_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Idle connections to one builder kept for the next request; one more is closed.
 pub const POOLED_PER_BUILDER_MAX: usize = 16;
-/// How long an idle connection to a builder is kept.
+/// How long an idle connection to a builder is kept; then it is closed, so that a virtual machine can be paused.
 pub const POOLED_IDLE_MAX: Duration = Duration::from_secs(20);
 /// Idle connections kept in all; the pool is emptied of the old ones first.
 pub const POOLED_MAX: usize = 512;

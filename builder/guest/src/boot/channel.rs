@@ -12,7 +12,7 @@ use slipway_core::vm::{Answer, CHANNEL_PORT, GREETING_BYTES, SECRET_BYTES, Wante
 use std::net::{Ipv4Addr, TcpListener as StdTcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use subtle::ConstantTimeEq as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -129,7 +129,9 @@ async fn serve_one(
         Some(Wanted::Woken) => {
             let now_ms =
                 tokio::time::timeout(CHANNEL_GREETING_WAIT_MAX, stream.read_u64()).await??;
-            set_clock(Duration::from_millis(now_ms));
+            let now = Duration::from_millis(now_ms);
+            books.was_paused(behind(now));
+            set_clock(now);
             return answer(&mut stream, Answer::Taken).await;
         }
         None => return answer(&mut stream, Answer::Closed).await,
@@ -149,6 +151,14 @@ async fn serve_one(
     tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut inner, COPY_BYTES, COPY_BYTES)
         .await
         .map(drop)
+}
+
+/// How far the clock is behind `now`: as long as it stood.
+fn behind(now: Duration) -> Duration {
+    let clock = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    now.saturating_sub(clock)
 }
 
 /// Sets the clock, which stood while the machine was paused.
