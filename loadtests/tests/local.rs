@@ -108,7 +108,7 @@ fn a_local_build_fails_like_a_remote_one() -> Result<()> {
 
     let long = case("long", &format!("RUN --network=none {SLEEP}"))?;
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let mut deploy = bed.start_deploy(&mut local(&long, &image))?;
+        let deploy = bed.start_deploy(&mut local(&long, &image))?;
         // What the step is called is told before it starts; a cancellation at that very instant is lost in BuildKit.
         wait_for("the step's process", WAIT, || {
             ensure!(running(SLEEP) > 0, "no such process");

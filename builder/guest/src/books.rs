@@ -113,11 +113,11 @@ impl Books {
         })
     }
 
-    /// So many containers were seen to run.
-    pub(crate) fn containers_are(&self, containers: u32) {
+    /// So many containers and steps were seen to run.
+    pub(crate) fn running(&self, containers: u32, steps: u32) {
         let now_ms = self.now_ms();
         self.ledger
-            .send_modify(|ledger| ledger.containers_are(containers, now_ms));
+            .send_modify(|ledger| ledger.running(containers, steps, now_ms));
     }
 
     /// Waits until the phase is one that `wanted` takes, at most for `wait`. Gives the phase in either case.

@@ -31,6 +31,7 @@ pub(crate) struct Ledger {
     builds: u32,
     pushes: u32,
     containers: u32,
+    steps: u32,
     busy_until_ms: u64,
 }
 
@@ -43,6 +44,7 @@ impl Ledger {
             builds: 0,
             pushes: 0,
             containers: 0,
+            steps: 0,
             busy_until_ms: 0,
         }
     }
@@ -98,12 +100,13 @@ impl Ledger {
         self.busy_until_ms = self.busy_until_ms.max(now_ms);
     }
 
-    /// So many containers were seen to run.
-    pub(crate) fn containers_are(&mut self, containers: u32, now_ms: u64) {
+    /// So much was seen to run. Steps are only told of: see [`Activity::steps`].
+    pub(crate) fn running(&mut self, containers: u32, steps: u32, now_ms: u64) {
         if containers > 0 || self.containers > 0 {
             self.busy_until_ms = self.busy_until_ms.max(now_ms);
         }
         self.containers = containers;
+        self.steps = steps;
     }
 
     /// What is in flight now.
@@ -112,6 +115,7 @@ impl Ledger {
             builds: self.builds,
             pushes: self.pushes,
             containers: self.containers,
+            steps: self.steps,
             idle_ms: 0,
         };
         if activity.is_idle() && self.phase == Phase::Ready {
@@ -158,17 +162,27 @@ mod tests {
     #[test]
     fn containers_keep_it_busy_until_they_are_seen_gone() {
         let mut ledger = ready_at(0);
-        ledger.containers_are(2, 100);
+        ledger.running(2, 0, 100);
         assert_eq!(ledger.activity(5_000).idle_ms, 0);
         assert_eq!(ledger.activity(5_000).containers, 2);
-        ledger.containers_are(0, 6_000);
+        ledger.running(0, 0, 6_000);
         assert_eq!(ledger.activity(6_500).idle_ms, 500);
-        ledger.containers_are(0, 7_000);
+        ledger.running(0, 0, 7_000);
         assert_eq!(
             ledger.activity(7_000).idle_ms,
             1_000,
             "none before, none now"
         );
+    }
+
+    #[test]
+    fn a_step_that_was_left_over_keeps_nothing_up() {
+        let mut ledger = ready_at(0);
+        ledger.running(0, 1, 100);
+        let activity = ledger.activity(5_000);
+        assert_eq!((activity.steps, activity.idle_ms), (1, 5_000));
+        assert!(!activity.is_quiet(), "garbage and pauses wait for it");
+        assert_eq!(ledger.end_if_idle(5_000), Ok(()));
     }
 
     #[test]

@@ -33,7 +33,7 @@ async fn look_again_and_again(guest: &Guest) {
         let high = guest
             .disk()
             .is_some_and(|disk| pressure(disk) == Pressure::High);
-        if due && high && guest.books.activity().is_idle() {
+        if due && high && guest.books.activity().is_quiet() {
             guest.collect(Reason::Routine).await;
             collected_at = Some(Instant::now());
         }
@@ -54,7 +54,7 @@ pub(crate) async fn look(guest: &Guest) {
         }
     };
     match steps_running(Path::new(STEPS_DIR)) {
-        Ok(steps) => guest.books.containers_are(containers.saturating_add(steps)),
+        Ok(steps) => guest.books.running(containers, steps),
         Err(error) => tracing::warn!(%error, "steps were not counted"),
     }
 }

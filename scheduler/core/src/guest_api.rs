@@ -39,16 +39,25 @@ pub struct Activity {
     pub builds: u32,
     /// Pushes of [`StartPush`] or of a build.
     pub pushes: u32,
-    /// Containers that run, among them the steps of anybody's `docker build`.
+    /// Containers that run.
     pub containers: u32,
+    /// Steps that BuildKit runs, for whatever build. They keep no machine up: each belongs to a build that the guest or a gateway
+    /// counts, or to one that was cancelled in the instant before the step ran, which BuildKit then never ends.
+    #[serde(default)]
+    pub steps: u32,
     /// Milliseconds since the last of these ended; 0 while one is in flight.
     pub idle_ms: u64,
 }
 
 impl Activity {
-    /// Nothing is in flight.
+    /// Nothing is in flight that anybody waits for.
     pub fn is_idle(&self) -> bool {
         self.builds == 0 && self.pushes == 0 && self.containers == 0
+    }
+
+    /// Nothing runs at all.
+    pub fn is_quiet(&self) -> bool {
+        self.is_idle() && self.steps == 0
     }
 }
 

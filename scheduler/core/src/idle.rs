@@ -1,7 +1,8 @@
 //! When a builder may be ended for want of work.
 //!
 //! Two witnesses must agree: the gateway (nothing is connected, nothing was for the idle time) and the guest (no
-//! build, push or container, and none was for the idle time). Either alone may veto.
+//! build, push or container, and none was for the idle time). Either alone may veto. Steps of builds are no third: who
+//! waits for one is a build of the guest's or a connection of the gateway's.
 //!
 //! Must not know: how either is asked.
 
@@ -75,9 +76,12 @@ mod tests {
             builds: 0,
             pushes: 0,
             containers: 0,
+            steps: 0,
             idle_ms: 10_000,
         };
         assert_eq!(guest(T, &quiet, IDLE), Idle::Due);
+        let left_over = Activity { steps: 1, ..quiet };
+        assert_eq!(guest(T, &left_over, IDLE), Idle::Due);
         for busy in [
             Activity { builds: 1, ..quiet },
             Activity { pushes: 1, ..quiet },

@@ -122,7 +122,7 @@ async fn serve_one(
         Some(Wanted::Rest) => {
             let in_use = places.available_permits() < CHANNEL_STREAMS_MAX
                 || books.phase() != Phase::Ready
-                || !books.activity().is_idle();
+                || !books.activity().is_quiet();
             let said = if in_use { Answer::Full } else { Answer::Taken };
             return answer(&mut stream, said).await;
         }

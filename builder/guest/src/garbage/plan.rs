@@ -48,7 +48,7 @@ impl Step {
             | (Step::NamelessImages, Reason::DiskFull) => activity.pushes == 0,
             (Step::Cache(_), Reason::Routine | Reason::DiskFull)
             | (Step::AnyCache, Reason::DiskFull) => true,
-            (Step::NamelessImages | Step::AnyCache, Reason::Routine) => activity.is_idle(),
+            (Step::NamelessImages | Step::AnyCache, Reason::Routine) => activity.is_quiet(),
         }
     }
 }

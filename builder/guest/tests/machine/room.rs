@@ -67,7 +67,7 @@ fn a_collection_for_a_full_disk_does_not_harm_a_build_that_runs() {
     build.wait_for(r#""text":"it waits"#);
     build.wait_for("40+0 records out");
     wait_for("the second stage alone to run", || {
-        machine.status()["activity"]["containers"] == 1
+        machine.status()["activity"]["steps"] == 1
     });
     let greedy = shell("/bin/busybox dd if=/dev/urandom of=/big bs=1M count=330");
     let other = Build::start(

@@ -253,7 +253,7 @@ fn a_running_build_keeps_the_machine_up_until_it_is_cancelled() {
     let machine = volume.start();
     let build = Build::start(&runtime, &machine, &ask(HANGS));
     wait_for("the step to run", || {
-        machine.status()["activity"]["containers"] == 1
+        machine.status()["activity"]["steps"] == 1
     });
     let refused = machine.guest("POST", "/v1/end", "");
     assert_eq!(refused.status, 409, "{}", refused.body);
@@ -261,7 +261,7 @@ fn a_running_build_keeps_the_machine_up_until_it_is_cancelled() {
     assert_eq!(
         (
             &activity["builds"],
-            &activity["containers"],
+            &activity["steps"],
             &activity["idle_ms"]
         ),
         (&json!(1), &json!(1), &json!(0))
@@ -272,7 +272,7 @@ fn a_running_build_keeps_the_machine_up_until_it_is_cancelled() {
     build.cancel();
     // The step itself is gone too, not only our interest in it.
     wait_for("the step to end", || {
-        machine.status()["activity"]["containers"] == 0
+        machine.status()["activity"]["steps"] == 0
     });
     wait_for("idle time", || {
         machine.status()["activity"]["idle_ms"].as_u64() > Some(50)

@@ -155,6 +155,7 @@ impl TestGuest {
             builds: u32::try_from(running).expect("few"),
             pushes: 0,
             containers,
+            steps: 0,
             idle_ms: if idle {
                 u64::try_from(quiet).expect("short")
             } else {

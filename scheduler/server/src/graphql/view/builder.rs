@@ -38,8 +38,10 @@ pub(in crate::graphql) struct Activity {
     builds: u32,
     /// Pushes.
     pushes: u32,
-    /// Containers that run, steps of `docker build` among them.
+    /// Containers that run.
     containers: u32,
+    /// Steps of builds that run. They alone keep no builder up.
+    steps: u32,
     /// Milliseconds since the last of these ended; 0 while one is in flight.
     idle_ms: Long,
 }
@@ -156,6 +158,7 @@ impl Builder {
             builds: activity.builds,
             pushes: activity.pushes,
             containers: activity.containers,
+            steps: activity.steps,
             idle_ms: Long(activity.idle_ms),
         })
     }
