@@ -66,7 +66,8 @@ impl Client {
     {
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .adaptive_window(true)
+            .initial_stream_window_size(limits::CALL_WINDOW_BYTES)
+            .initial_connection_window_size(limits::CALL_CONNECTION_WINDOW_BYTES)
             .keep_alive_interval(limits::KEEPALIVE_PERIOD)
             .keep_alive_timeout(limits::KEEPALIVE_WAIT_MAX)
             .handshake(TokioIo::new(io))

@@ -21,6 +21,17 @@ pub const ERROR_MESSAGE_BYTES_MAX: usize = 8 << 10;
 
 /// gRPC calls that a builder may have open in one session at once; further ones wait at the builder.
 pub const SESSION_CALLS_MAX: u32 = 128;
+/// Bytes of requests that one call of a builder may have sent and nobody has taken yet; further ones wait at the builder. They
+/// are requests for files, some ten bytes each.
+pub const SESSION_WINDOW_BYTES: u32 = 64 << 10;
+/// The same for a whole session. It is no memory, but the h2 library counts small frames that nobody has taken yet as an attack, and
+/// ends the connection when their overhead is more than half of this. So it is large enough for what the windows of all file syncs
+/// let in.
+pub const SESSION_CONNECTION_WINDOW_BYTES: u32 = 80 << 20;
+/// Bytes of answers that one call of ours to a builder may have waiting for us; further ones wait at the builder.
+pub const CALL_WINDOW_BYTES: u32 = 1 << 20;
+/// The same for a connection; see [`SESSION_CONNECTION_WINDOW_BYTES`].
+pub const CALL_CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// Bytes of answers that one call may keep waiting for the stream; the readers of files wait beyond it.
 pub const SESSION_SEND_BUFFER_BYTES: usize = 1 << 20;
 /// File syncs that may run in one session at once; one more is refused with `RESOURCE_EXHAUSTED`.
@@ -55,3 +66,15 @@ pub const IGNORE_FILE_BYTES_MAX: usize = 1 << 20;
 const _: () = assert!(SYNC_CHUNK_BYTES < MESSAGE_BYTES_MAX);
 const _: () = assert!(SYNC_READERS < SYNC_BATCHES_QUEUED_MAX);
 const _: () = assert!(ERROR_MESSAGE_BYTES_MAX < MESSAGE_BYTES_MAX);
+
+/// Overhead of a window full of frames of so many bytes, as the h2 library counts it: what each lacks to 256.
+const fn small_frames(window: u32, frame: usize) -> usize {
+    window as usize / frame * (256 - frame)
+}
+// A message with one field behind gRPC's head of five bytes; a status with a digest.
+const _: () = assert!(
+    small_frames(SESSION_WINDOW_BYTES, 7) * SYNCS_RUNNING_MAX
+        < SESSION_CONNECTION_WINDOW_BYTES as usize / 2
+);
+const _: () =
+    assert!(small_frames(CALL_WINDOW_BYTES, 76) < CALL_CONNECTION_WINDOW_BYTES as usize / 2);

@@ -124,6 +124,8 @@ impl Session {
         let served = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits::SESSION_CALLS_MAX)
+            .initial_stream_window_size(limits::SESSION_WINDOW_BYTES)
+            .initial_connection_window_size(limits::SESSION_CONNECTION_WINDOW_BYTES)
             .keep_alive_interval(limits::KEEPALIVE_PERIOD)
             .keep_alive_timeout(limits::KEEPALIVE_WAIT_MAX)
             .max_header_list_size(limits::SESSION_HEADERS_BYTES_MAX)

@@ -6,12 +6,15 @@ use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 use bollard_buildkit_proto::health as health_proto;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1 as secrets_proto;
 use bollard_buildkit_proto::moby::filesync::v1 as filesync_proto;
+use bytes::Bytes;
 use filesync_proto::file_sync_client::FileSyncClient;
+use hyper::body::Frame;
 use hyper::client::conn::http2::{SendRequest, handshake};
 use std::path::Path;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::AsciiMetadataKey;
 use tonic::{Code, Status};
@@ -30,11 +33,61 @@ impl tower::Service<Request<Body>> for Wire {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
+        let apart = request.map(|body| {
+            Body::new(Apart {
+                body,
+                rest: Bytes::new(),
+            })
+        });
+        Box::pin(self.0.send_request(apart))
+    }
+}
+
+/// Each message in a frame of its own, as BuildKit sends them; tonic puts those that wait together.
+struct Apart {
+    body: Body,
+    rest: Bytes,
+}
+
+impl hyper::body::Body for Apart {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.rest.is_empty() {
+            match std::task::ready!(std::pin::Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(other) => return Poll::Ready(Some(Ok(other))),
+                },
+                other => return Poll::Ready(other),
+            }
+        }
+        let length = self.rest[1..5].try_into().map(u32::from_be_bytes).unwrap();
+        let message = self.rest.split_to(5 + usize::try_from(length).unwrap());
+        Poll::Ready(Some(Ok(Frame::data(message))))
     }
 }
 
 async fn served(root: &Path) -> (Wire, StatsHandle) {
+    let (session, stats) = session(root);
+    let (near, far) = tokio::io::duplex(1 << 20);
+    tokio::spawn(session.serve(near));
+    (wire(far).await, stats)
+}
+
+async fn wire(far: tokio::io::DuplexStream) -> Wire {
+    let (sender, driver) = handshake(TokioExecutor::new(), TokioIo::new(far))
+        .await
+        .unwrap();
+    tokio::spawn(driver);
+    Wire(sender)
+}
+
+fn session(root: &Path) -> (Session, StatsHandle) {
     let stats = StatsHandle::default();
     let session = Session::new(SessionOptions {
         id: "id".into(),
@@ -53,13 +106,7 @@ async fn served(root: &Path) -> (Wire, StatsHandle) {
         stats: stats.clone(),
     });
     assert!(!format!("{session:?}").contains("hidden"));
-    let (near, far) = tokio::io::duplex(1 << 20);
-    tokio::spawn(session.serve(near));
-    let (sender, driver) = handshake(TokioExecutor::new(), TokioIo::new(far))
-        .await
-        .unwrap();
-    tokio::spawn(driver);
-    (Wire(sender), stats)
+    (session, stats)
 }
 
 const ORIGIN: &str = "http://session";
@@ -70,7 +117,7 @@ struct Sync {
 }
 
 async fn sync(wire: &Wire, metadata: &[(&str, &str)]) -> Result<Sync, Status> {
-    let (requests, receiver) = mpsc::channel(1024);
+    let (requests, receiver) = mpsc::channel(32 << 10);
     let mut request = tonic::Request::new(ReceiverStream::new(receiver));
     for (key, value) in metadata {
         let key = AsciiMetadataKey::from_bytes(key.as_bytes()).unwrap();
@@ -123,6 +170,45 @@ impl Sync {
         assert_eq!(echo.r#type(), PacketType::PacketFin);
         assert_eq!(self.packets.message().await.unwrap(), None);
     }
+}
+
+/// HTTP/2 takes many small frames that nobody has read yet for an attack, and BuildKit asks for every file it has not in a
+/// frame of its own.
+#[tokio::test]
+async fn a_burst_of_requests_ends_no_session() {
+    const FILES: u32 = 8_000;
+    let root = tempfile::tempdir().unwrap();
+    for number in 0..FILES {
+        std::fs::write(root.path().join(format!("{number:05}")), b"").unwrap();
+    }
+    let (session, _stats) = session(root.path());
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    // A session on a busy computer: it gets to run now and then only.
+    let serving = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            tokio::spawn(session.serve(near));
+            while stopped.try_recv() == Err(TryRecvError::Empty) {
+                std::thread::sleep(Duration::from_millis(10));
+                tokio::task::yield_now().await;
+            }
+        });
+    });
+    let wire = wire(far).await;
+    let mut sync = sync(&wire, &[("dir-name", "context")]).await.unwrap();
+    let ids: Vec<u32> = (0..FILES).collect();
+    assert_eq!(sync.stats().await.len(), ids.len());
+    for id in &ids {
+        sync.ask(PacketType::PacketReq, *id).await;
+    }
+    assert_eq!(sync.contents(&ids).await.len(), ids.len());
+    sync.finish().await;
+    drop(stop);
+    serving.join().unwrap();
 }
 
 #[tokio::test]
