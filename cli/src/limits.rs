@@ -14,7 +14,23 @@ pub(crate) const API_ANSWER_BYTES_MAX: usize = 32 << 20;
 pub(crate) const EVENT_LINE_BYTES_MAX: usize = 1 << 20;
 /// Silence on an event stream after which it counts as broken: the server sends a heartbeat far more often.
 pub(crate) const EVENT_SILENCE_MAX: Duration = Duration::from_secs(90);
-/// How long a broken connection is tried again before the deploy gives up, exit 2. The build goes on without us.
+/// Silence on an export, or before the answer to an import, after which it counts as broken: a host reads and writes long
+/// stretches of zeros without a word, and makes all of an import durable in the end.
+pub(crate) const TRANSFER_SILENCE_MAX: Duration = Duration::from_secs(3700);
+/// Bytes of an export or import that are read at once.
+pub(crate) const TRANSFER_PIECE_BYTES: usize = 256 << 10;
+/// Pieces of an import that wait to be sent, of a record each at most. Then its file is not read on.
+pub(crate) const TRANSFER_PIECES_QUEUED_MAX: usize = 2;
+/// Longest description of an export that is under way. A longer one is not ours, and refused.
+pub(crate) const RESUME_BYTES_MAX: u64 = 4 << 10;
+/// How often progress is drawn anew.
+pub(crate) const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+/// How often the kernel asks a silent peer whether it is there.
+pub(crate) const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+/// After so many questions without an answer the connection counts as broken.
+pub(crate) const KEEPALIVES_LOST_MAX: u32 = 4;
+/// How long a broken connection is tried again before the deploy gives up, exit 2. The build goes on without us. The same for an
+/// export or import, from its last progress on.
 pub(crate) const RECONNECT_FOR_MAX: Duration = Duration::from_secs(120);
 /// First wait between two tries; it doubles up to [`RECONNECT_DELAY_MAX`].
 pub(crate) const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(250);

@@ -17,6 +17,7 @@ mod backing;
 mod driver;
 mod error;
 mod file;
+pub mod frames;
 mod freeze;
 mod fs;
 #[cfg(feature = "fuzz")]

@@ -20,7 +20,10 @@ use std::os::unix::fs::FileExt;
 
 const MAGIC: &[u8; 8] = b"slipvol1";
 const FLAG_SEALED: u8 = 1;
-const HEAD_BYTES: usize = 16 + 32;
+/// Bytes of what a stream says of itself.
+pub const HEADER_BYTES: usize = 25;
+/// Bytes before each record.
+pub(crate) const HEAD_BYTES: usize = 16 + 32;
 /// Fast: the network is slower than any more would be worth.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -33,6 +36,18 @@ pub struct Header {
     pub size: u64,
     /// Where the stream begins.
     pub start: u64,
+}
+
+impl Header {
+    /// As it stands at the beginning of a stream.
+    pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let mut head = [0; HEADER_BYTES];
+        head[..8].copy_from_slice(MAGIC);
+        head[8] = if self.sealed { FLAG_SEALED } else { 0 };
+        head[9..17].copy_from_slice(&self.size.to_be_bytes());
+        head[17..].copy_from_slice(&self.start.to_be_bytes());
+        head
+    }
 }
 
 /// What lies below a device that shows it decrypted: that and how far its contents are shifted in it. Where nothing was
@@ -55,11 +70,7 @@ pub fn write(
     header: Header,
     to: &mut dyn Write,
 ) -> io::Result<()> {
-    let mut head = MAGIC.to_vec();
-    head.push(if header.sealed { FLAG_SEALED } else { 0 });
-    head.extend_from_slice(&header.size.to_be_bytes());
-    head.extend_from_slice(&header.start.to_be_bytes());
-    to.write_all(&head)?;
+    to.write_all(&header.to_bytes())?;
     let mut whole = Sha256::new();
     let mut contents = vec![0; STREAM_RECORD_BYTES];
     let mut at = header.start;
@@ -107,7 +118,12 @@ fn write_record(
     to.write_all(&encoded)
 }
 
-fn record_head(offset: u64, length: u32, encoded: u32, digest: &[u8; 32]) -> [u8; HEAD_BYTES] {
+pub(crate) fn record_head(
+    offset: u64,
+    length: u32,
+    encoded: u32,
+    digest: &[u8; 32],
+) -> [u8; HEAD_BYTES] {
     let mut head = [0; HEAD_BYTES];
     head[..8].copy_from_slice(&offset.to_be_bytes());
     head[8..12].copy_from_slice(&length.to_be_bytes());
@@ -153,7 +169,7 @@ pub enum ReadError {
 /// # Errors
 /// [`ReadError`].
 pub fn read_header(from: &mut dyn Read) -> Result<Header, ReadError> {
-    let mut head = [0; 25];
+    let mut head = [0; HEADER_BYTES];
     from.read_exact(&mut head).map_err(ReadError::BrokenOff)?;
     if head[..8] != MAGIC[..] || head[8] & !FLAG_SEALED != 0 {
         return Err(ReadError::Malformed("its beginning is unknown"));
@@ -247,11 +263,11 @@ pub fn read_records(
     }
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes[at..at + 8].try_into().map_or(0, u64::from_be_bytes)
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> usize {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> usize {
     let number = bytes[at..at + 4].try_into().map_or(0, u32::from_be_bytes);
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -100,6 +100,16 @@ impl ApiClient {
         &self.transport
     }
 
+    /// A refusal of any page of the API, from its body.
+    pub(super) fn refusal(status: StatusCode, body: &[u8]) -> ApiError {
+        match serde_json::from_slice::<Value>(body) {
+            Ok(value) if value.get("errors").is_some() => interpret::<Value>(value, "")
+                .err()
+                .unwrap_or_else(|| wire::refused(status, body).into()),
+            Ok(_) | Err(_) => wire::refused(status, body).into(),
+        }
+    }
+
     /// For requests to the gateways.
     pub(crate) fn token(&self) -> &Token {
         &self.token

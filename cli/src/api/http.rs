@@ -95,7 +95,35 @@ impl Connections {
     }
 }
 
-async fn open(transport: &Transport, address: &ServerAddress) -> Outcome<Sender> {
+/// Sends a request on a connection of its own, which ends with the answer, and waits for its head. How long that may take is
+/// the caller's to bound: the body may be long.
+///
+/// # Errors
+/// The network's fault.
+pub(super) async fn send_alone<B>(
+    transport: &Transport,
+    address: &ServerAddress,
+    request: Request<B>,
+) -> Outcome<Response<Incoming>>
+where
+    B: hyper::body::Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut sender = open(transport, address).await?;
+    let sent = sender.send_request(request).await;
+    sent.map_err(|error| broken(address, &error))
+}
+
+async fn open<B>(
+    transport: &Transport,
+    address: &ServerAddress,
+) -> Outcome<hyper::client::conn::http1::SendRequest<B>>
+where
+    B: hyper::body::Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let io: TokioIo<Box<dyn Stream>> = transport.connect(address).await?;
     let (sender, connection) = hyper::client::conn::http1::handshake(io)
         .await
@@ -112,7 +140,7 @@ fn broken(address: &ServerAddress, error: &hyper::Error) -> Failure {
     Failure::system_caused(format_args!("the connection to {address} broke"), error)
 }
 
-async fn within<T>(
+pub(super) async fn within<T>(
     wait: Duration,
     address: &ServerAddress,
     answer: impl Future<Output = T>,
@@ -151,7 +179,7 @@ pub(super) fn unsendable(error: &http::Error) -> Failure {
 ///
 /// # Errors
 /// The network's fault, or an answer over the limit.
-async fn read_body(body: Incoming, wait: Duration) -> Outcome<Bytes> {
+pub(super) async fn read_body(body: Incoming, wait: Duration) -> Outcome<Bytes> {
     let limited = Limited::new(body, API_ANSWER_BYTES_MAX);
     match tokio::time::timeout(wait, limited.collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
@@ -183,7 +211,7 @@ pub(crate) async fn open_upgraded(
         builder = builder.header(name, value);
     }
     let request = builder
-        .body(Full::default())
+        .body(Full::<Bytes>::default())
         .map_err(|error| unsendable(&error))?;
     let mut sender = open(transport, address).await?;
     let answer = within(wait, address, sender.send_request(request))

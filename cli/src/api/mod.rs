@@ -10,6 +10,7 @@ mod requests;
 pub(crate) mod shapes;
 mod sse;
 mod tls;
+pub(crate) mod transfers;
 pub(crate) mod volumes;
 
 pub(crate) use address::ServerAddress;

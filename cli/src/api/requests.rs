@@ -39,7 +39,7 @@ macro_rules! token {
 }
 macro_rules! volume {
     () => {
-        "id name purpose state region zone sizeBytes usedBytes encrypted attachedTo source snapshotRetentionDays scheduledSnapshots autoExtendThresholdPercent autoExtendIncrementBytes autoExtendLimitBytes destroyAt notice createdAt"
+        "id name purpose state region zone sizeBytes usedBytes encrypted attachedTo source importDigest importUntil snapshotRetentionDays scheduledSnapshots autoExtendThresholdPercent autoExtendIncrementBytes autoExtendLimitBytes destroyAt notice createdAt"
     };
 }
 macro_rules! snapshot {
@@ -75,6 +75,7 @@ queries! {
     VOLUMES = "volumes": concat!("query($org: String) { volumes(org: $org) { ", volume!(), " } }");
     VOLUME = "volume": concat!("query($id: ID!) { volume(id: $id) { ", volume!(), " } }");
     CREATE_VOLUME = "createVolume": concat!("mutation($input: CreateVolumeInput!) { createVolume(input: $input) { ", volume!(), " } }");
+    IMPORT_VOLUME = "importVolume": concat!("mutation($input: ImportVolumeInput!) { importVolume(input: $input) { ", volume!(), " } }");
     FORK_VOLUME = "forkVolume": concat!("mutation($input: ForkVolumeInput!) { forkVolume(input: $input) { ", volume!(), " } }");
     UPDATE_VOLUME = "updateVolume": concat!("mutation($input: UpdateVolumeInput!) { updateVolume(input: $input) { ", volume!(), " } }");
     EXTEND_VOLUME = "extendVolume": concat!("mutation($id: ID!, $sizeBytes: Long!) { extendVolume(id: $id, sizeBytes: $sizeBytes) { ", volume!(), " } }");

@@ -2,13 +2,15 @@
 
 use super::ServerAddress;
 use crate::exit::{Failure, Outcome};
-use crate::limits::CONNECT_WAIT_MAX;
+use crate::limits::{CONNECT_WAIT_MAX, KEEPALIVE_EVERY, KEEPALIVES_LOST_MAX};
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -98,6 +100,7 @@ impl Transport {
             })?;
         // Small frames of both directions must not wait for each other.
         let _ = tcp.set_nodelay(true);
+        watch_for_its_end(&tcp);
         if !address.is_tls() {
             return Ok(Box::new(tcp));
         }
@@ -112,6 +115,20 @@ impl Transport {
             .await
             .map_err(|error| explain_tls(address, &error))?;
         Ok(Box::new(tls))
+    }
+}
+
+/// Has the kernel see to it that a peer that is gone without a word is noticed, also while nothing is to be sent. Without it (it
+/// cannot be refused on any kernel that we know) our own bounds remain.
+fn watch_for_its_end(tcp: &TcpStream) {
+    let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+    let every = seconds(KEEPALIVE_EVERY);
+    let set = setsockopt(tcp, sockopt::KeepAlive, &true)
+        .and_then(|()| setsockopt(tcp, sockopt::TcpKeepIdle, &every))
+        .and_then(|()| setsockopt(tcp, sockopt::TcpKeepInterval, &every))
+        .and_then(|()| setsockopt(tcp, sockopt::TcpKeepCount, &KEEPALIVES_LOST_MAX));
+    if let Err(error) = set {
+        tracing::debug!(%error, "no keepalive");
     }
 }
 

@@ -33,6 +33,10 @@ pub(crate) struct Volume {
     pub(crate) attached_to: Option<String>,
     /// Id of what it was made from.
     pub(crate) source: Option<String>,
+    /// Checksum of what is sent to it, as long as it is not there.
+    pub(crate) import_digest: Option<String>,
+    /// What is sent to it is waited for until then.
+    pub(crate) import_until: Option<String>,
     /// New snapshots are kept for so many days.
     pub(crate) snapshot_retention_days: u32,
     /// A snapshot is made every day.
@@ -99,6 +103,22 @@ pub(crate) struct NewVolume<'a> {
     pub(crate) require_unique_zone: bool,
 }
 
+/// A volume whose contents will be sent. What is absent is as the server has it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ImportedVolume<'a> {
+    /// Org.
+    pub(crate) org: &'a str,
+    /// Name.
+    pub(crate) name: &'a str,
+    /// Region.
+    pub(crate) region: Option<&'a str>,
+    /// Hard cap.
+    pub(crate) size_bytes: u64,
+    /// Checksum of what will be sent.
+    pub(crate) digest: Option<&'a str>,
+}
+
 /// A volume to fork.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -144,6 +164,14 @@ pub(crate) async fn create(client: &ApiClient, new: &NewVolume<'_>) -> Outcome<V
     let input = json!({ "input": new });
     Ok(client
         .call_within(ask::CREATE_VOLUME, input, WAKE_WAIT_MAX)
+        .await?)
+}
+
+/// Makes a volume that waits for its contents.
+pub(crate) async fn import(client: &ApiClient, new: &ImportedVolume<'_>) -> Outcome<Volume> {
+    let input = json!({ "input": new });
+    Ok(client
+        .call_within(ask::IMPORT_VOLUME, input, WAKE_WAIT_MAX)
         .await?)
 }
 

@@ -13,7 +13,8 @@ pub(crate) use verbs::{
     ProcessArgs, RegistryVerb, Role, TokensVerb,
 };
 pub(crate) use volumes::{
-    CreateVolumeArgs, ForkArgs, Growth, SnapshotsVerb, UpdateVolumeArgs, VolumesVerb,
+    CreateVolumeArgs, ExportArgs, ForkArgs, Growth, ImportArgs, SnapshotsVerb, UpdateVolumeArgs,
+    VolumesVerb,
 };
 
 use clap::{Args, Parser, Subcommand};

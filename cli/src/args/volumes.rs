@@ -62,6 +62,18 @@ pub(crate) enum VolumesVerb {
         /// Id, as vol_...
         id: String,
     },
+    /// Write what a volume holds to a file, from which `slipway volumes import` makes a volume
+    ///
+    /// Exported is a snapshot: the one that is named, or one that is made for it and deleted in the end. It is written in clear, also
+    /// from an encrypted volume: whoever can read the file has the contents. Holes cost nothing, the rest is compressed and
+    /// has checksums; a clean end means that all of them were right. What breaks off goes on by the same command: FILE.resume says
+    /// of what it is. A connection that is lost is made anew for two minutes.
+    Export(ExportArgs),
+    /// Make a volume of what `slipway volumes export` has written
+    ///
+    /// It counts for the pool at once, and is `importing` until it is whole. What breaks off goes on by the same command with
+    /// --volume-id, for a day; then the volume goes. Standard input cannot be gone on with: then nothing is left of it.
+    Import(ImportArgs),
     /// Manage snapshots of volumes
     #[command(subcommand, visible_aliases = ["snapshot", "snaps"])]
     Snapshots(SnapshotsVerb),
@@ -127,6 +139,48 @@ pub(crate) struct UpdateVolumeArgs {
     /// Up to this size
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) auto_extend_limit: Option<ByteSize>,
+}
+
+/// What to export, and where to.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = "Examples:
+  slipway volumes export vol_... -o data.slipvol
+  slipway volumes export snp_... -o - | ssh elsewhere 'cat > data.slipvol'")]
+pub(crate) struct ExportArgs {
+    /// Id of a volume, as vol_..., or of a snapshot, as snp_...
+    pub(crate) id: String,
+    /// File to write, or to go on with; - is standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: String,
+    /// This snapshot of the volume instead of one that is made now
+    #[arg(long, value_name = "ID")]
+    pub(crate) snapshot_id: Option<String>,
+    /// Keep the snapshot that was made for it
+    #[arg(long)]
+    pub(crate) keep_snapshot: bool,
+}
+
+/// What to import.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = "Examples:
+  slipway volumes import data data.slipvol --region ewr
+  slipway volumes import data data.slipvol --volume-id vol_...")]
+pub(crate) struct ImportArgs {
+    /// Name; several volumes may have the same
+    pub(crate) name: String,
+    /// File that was exported; - is standard input
+    pub(crate) file: String,
+    #[command(flatten)]
+    pub(crate) org: OrgArg,
+    /// Region; the org's default
+    #[arg(short, long, value_name = "REGION")]
+    pub(crate) region: Option<String>,
+    /// Size, as 25 (GiB) or 25GiB; that of the contents
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) size: Option<ByteSize>,
+    /// Go on with this volume, whose import from the same file broke off
+    #[arg(long, value_name = "ID")]
+    pub(crate) volume_id: Option<String>,
 }
 
 /// A volume to fork.

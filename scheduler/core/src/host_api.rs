@@ -98,6 +98,10 @@ pub enum HostRequest {
         volume: VolumeId,
         /// Its hard cap in bytes.
         size_bytes: u64,
+        /// The stream may hold the contents as they are on an encrypted disk. From whoever may not have made that disk, it is
+        /// refused: what it begins with would be taken for the heads of an encrypted volume.
+        #[serde(default)]
+        sealed: bool,
     },
     /// Lends the key of a volume, or renews the lease: the one in [`HostRequestFrame::lease`]. An older generation than one
     /// lent before is refused. Replies [`HostReply::Done`].

@@ -91,6 +91,8 @@ pub struct VolumeNow {
     pub made: ByteSize,
     /// From then on it is to go.
     pub destroy_at: Option<Timestamp>,
+    /// Its contents are sent to it; from then on nobody waits for them any longer. Of no meaning once it is made.
+    pub import_until: Option<Timestamp>,
     /// A machine has it, whose driver makes it.
     pub held: bool,
 }
@@ -111,6 +113,8 @@ pub enum Stage {
 pub enum Todo {
     /// Have its host make it.
     Make,
+    /// Look whether its host has it whole: who sent it may not have lived to record it.
+    Look,
     /// Have its host make it larger.
     Extend,
     /// Its time is over: condemn it.
@@ -121,12 +125,17 @@ pub enum Todo {
 
 /// What is to be done next; nothing if it is as it shall be.
 pub fn todo(now: Timestamp, volume: &VolumeNow) -> Option<Todo> {
-    let due = volume.destroy_at.is_some_and(|at| at <= now);
+    let import = volume
+        .import_until
+        .filter(|_| volume.stage == Stage::Planned);
+    let over = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
+    let due = over(volume.destroy_at) || over(import);
     match volume.stage {
         Stage::Condemned => Some(Todo::Destroy),
         Stage::Planned | Stage::Made if due && !volume.held => Some(Todo::Condemn),
         // What is about to go is not made, nor made larger: it would be for nothing.
         Stage::Planned | Stage::Made if volume.destroy_at.is_some() => None,
+        Stage::Planned if import.is_some() => Some(Todo::Look),
         Stage::Planned => (!volume.held).then_some(Todo::Make),
         Stage::Made => (volume.made < volume.size).then_some(Todo::Extend),
     }
@@ -181,6 +190,7 @@ mod tests {
             size: ByteSize(size),
             made: ByteSize(made),
             destroy_at: None,
+            import_until: None,
             held: false,
         }
     }
@@ -220,6 +230,29 @@ mod tests {
             assert_eq!(at(100, 100, false), Some(Todo::Condemn), "{stage:?}");
             assert_eq!(at(100, 100, true), None, "{stage:?} while attached");
         }
+    }
+
+    #[test]
+    fn what_is_sent_is_waited_for_and_goes_when_nobody_goes_on_with_it() {
+        let at = |stage, now, destroy_at: Option<u64>| {
+            let volume = VolumeNow {
+                import_until: Some(Timestamp(100)),
+                destroy_at: destroy_at.map(Timestamp),
+                ..volume(stage, 0, 9)
+            };
+            todo(Timestamp(now), &volume)
+        };
+        assert_eq!(at(Stage::Planned, 99, None), Some(Todo::Look));
+        assert_eq!(at(Stage::Planned, 100, None), Some(Todo::Condemn));
+        assert_eq!(at(Stage::Planned, 50, Some(60)), None);
+        assert_eq!(at(Stage::Planned, 60, Some(60)), Some(Todo::Condemn));
+        assert_eq!(at(Stage::Planned, 100, Some(200)), Some(Todo::Condemn));
+        assert_eq!(
+            at(Stage::Made, 100, None),
+            Some(Todo::Extend),
+            "it is whole"
+        );
+        assert_eq!(at(Stage::Condemned, 1, None), Some(Todo::Destroy));
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //! | `GET /v1/ca.pem` | none (it is public, and whoever trusts nothing yet needs it) | the authority's certificate |
 //! | `POST /graphql` | Bearer or Basic | GraphQL over HTTP; with `Accept: text/event-stream`, over server-sent events |
 //! | `GET /graphiql` | Basic, as browsers ask for it | a page to try queries on |
+//! | `GET /v1/snapshots/ID/export` | Bearer or Basic | the contents of a snapshot ([`crate::transfers`]) |
+//! | `GET`, `PUT /v1/volumes/ID/import` | Bearer or Basic | how far an import is; its rest |
 //!
 //! Must not know: the schema.
 
@@ -22,6 +24,7 @@ use crate::http::{Body, answer, challenge, empty};
 use crate::problem::{Code, Problem};
 use crate::serve::PublicAddresses;
 use crate::settings::ServeSettings;
+use crate::transfers::Transfer;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, SERVER};
@@ -60,7 +63,7 @@ pub(crate) struct Api {
 }
 
 const VERSION: &str = concat!("slipway/", env!("CARGO_PKG_VERSION"));
-const JSON: &str = "application/json; charset=utf-8";
+pub(crate) const JSON: &str = "application/json; charset=utf-8";
 const EVENT_STREAM: &str = "text/event-stream";
 
 impl Api {
@@ -110,6 +113,23 @@ impl Api {
             }
             (_, "/graphql") => not_allowed("POST"),
             (_, "/graphiql") => not_allowed("GET"),
+            (method, path) if let Some(transfer) = Transfer::of(path) => {
+                if !transfer
+                    .methods()
+                    .split(", ")
+                    .any(|known| known == method.as_str())
+                {
+                    return not_allowed(transfer.methods());
+                }
+                match self.principal(connection, request.headers()).await {
+                    Ok(principal) => {
+                        let parts = &self.parts;
+                        let served = transfer.serve(parts, connection, principal, request).await;
+                        served.unwrap_or_else(|problem| refused(&problem))
+                    }
+                    Err(problem) => refused(&problem),
+                }
+            }
             _ => refused(&Problem::new(Code::NotFound, "no such page")),
         }
     }

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 
 /// Connections of each org on one listener.
 #[derive(Debug, Default)]
@@ -24,6 +25,7 @@ pub(crate) struct Connection {
     orgs: Arc<OrgConnections>,
     counted: Mutex<Option<OrgSlot>>,
     stranger: Mutex<Option<Stranger>>,
+    cut: CancellationToken,
     _place: OwnedSemaphorePermit,
 }
 
@@ -59,6 +61,7 @@ impl Connection {
             orgs,
             counted: Mutex::default(),
             stranger: Mutex::new(Some(stranger)),
+            cut: CancellationToken::new(),
             _place: place,
         }
     }
@@ -69,6 +72,11 @@ impl Connection {
 
     pub(crate) fn certificate(&self) -> Option<&CertificateIdentity> {
         self.certificate.as_ref()
+    }
+
+    /// Cancelled when the connection is to be closed without waiting for what is under way on it.
+    pub(crate) fn cut(&self) -> &CancellationToken {
+        &self.cut
     }
 
     /// A good credential came on it: it no longer counts among those that have shown none.

@@ -231,7 +231,7 @@ impl HostClient {
     }
 
     /// A stream to write an exported volume to, from the offset on that comes with it. Its other direction then has one
-    /// [`HostReply`] as JSON.
+    /// [`HostReply`] as JSON. `sealed`: it may be one of what is on an encrypted disk.
     ///
     /// # Errors
     /// [`HostClientError`].
@@ -239,8 +239,13 @@ impl HostClient {
         &self,
         volume: VolumeId,
         size_bytes: u64,
+        sealed: bool,
     ) -> Result<(u64, UnixStream), HostClientError> {
-        let request = HostRequest::ImportVolume { volume, size_bytes };
+        let request = HostRequest::ImportVolume {
+            volume,
+            size_bytes,
+            sealed,
+        };
         let (HostReply::Stream { offset_bytes }, Some(fd)) =
             self.call(request, QUICK_WAIT_MAX).await?
         else {

@@ -33,6 +33,7 @@ mod strangers;
 #[cfg(test)]
 mod testing;
 mod tls;
+mod transfers;
 
 pub use graphql::sdl;
 pub use serve::{ServeError, run};

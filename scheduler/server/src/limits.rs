@@ -62,9 +62,29 @@ pub const VOLUMES_LOOK_EVERY: Duration = Duration::from_secs(60);
 /// What a volume's owner has asked to be done by itself (scheduled snapshots, growth), and which failed, is tried again after
 /// this.
 pub const VOLUME_UPKEEP_RETRY: Duration = Duration::from_secs(600);
+/// Exports and imports of one org at once; one more is refused with a hint.
+pub const ORG_TRANSFERS_MAX: u32 = 2;
+/// Exports and imports of all orgs at once; one more is refused with a hint.
+pub const TRANSFERS_MAX: usize = 32;
+/// How long an export or import waits for its client to take or give a byte. Then it breaks off, and can be gone on with.
+pub const TRANSFER_IDLE_MAX: Duration = Duration::from_secs(60);
+/// How long an import that broke off is waited for; then its volume is removed. A host keeps what it has for as long.
+pub const IMPORT_KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
+/// How often an import that goes on is recorded to be waited for anew.
+pub const IMPORT_NOTED_EVERY: Duration = Duration::from_secs(3600);
+/// Longest a host may take for a piece of an import, or to end one after its last byte: it writes zeros then, and makes all of it durable.
+pub const IMPORT_HOST_WAIT_MAX: Duration = Duration::from_secs(3600);
+/// Longest a host may take to end an import whose client is gone. Then it is left to it.
+pub const IMPORT_END_WAIT_MAX: Duration = Duration::from_secs(30);
+/// After an import was refused, what its client still sends is read for so long, so that it sees why.
+pub const REFUSED_BODY_READ_FOR: Duration = Duration::from_secs(5);
+/// Bytes of an export that are read from the host at once. Each export holds so much.
+pub const TRANSFER_BYTES: usize = 128 << 10;
 
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > MACHINE_READY_WAIT_EMULATED_MAX.as_secs());
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > END_WAIT_MAX.as_secs());
+const _: () = assert!(IMPORT_NOTED_EVERY.as_secs() * 2 < IMPORT_KEPT_FOR.as_secs());
+const _: () = assert!(IMPORT_HOST_WAIT_MAX.as_secs() * 2 < IMPORT_KEPT_FOR.as_secs());
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > HOST_AWAY_WAIT_MAX.as_secs());
 const _: () =
     assert!(HOST_WATCH_WAIT.as_secs() < slipway_core::limits::HOST_API_WATCH_WAIT_MAX.as_secs());

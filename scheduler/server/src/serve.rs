@@ -392,11 +392,17 @@ impl Listeners {
             tasks.clone(),
             cancel.clone(),
             move |tls, connection, cancel| {
-                let api = api.clone();
-                serve_http(tls, cancel, move |request| {
+                let (api, cut) = (api.clone(), connection.cut().clone());
+                let served = serve_http(tls, cancel, move |request| {
                     let (api, connection) = (api.clone(), Arc::clone(&connection));
                     async move { api.serve(&connection, request).await }
-                })
+                });
+                async move {
+                    tokio::select! {
+                        () = cut.cancelled() => tracing::debug!("a client that does not read is cut off"),
+                        () = served => {}
+                    }
+                }
             },
         ));
     }

@@ -98,6 +98,10 @@ pub trait Store: SystemStore {
         made: ByteSize,
         encrypted: Option<bool>,
     ) -> Result<()>;
+    /// Waits for the contents that are sent to a volume until then; gives the volume. [`StoreError::Changed`] if none are:
+    /// they are there, or it is to go.
+    async fn keep_import(&self, org: &OrgId, volume: &VolumeId, until: Timestamp)
+    -> Result<Volume>;
     /// Promises a volume more; the host may be behind. Gives the volume as it is then. The size that it has is fine, a
     /// smaller one is [`StoreError::Changed`], and so is one that is about to go, or that still grows to another size.
     /// [`StoreError::PoolFull`] if the pool cannot promise the difference.
@@ -128,8 +132,9 @@ pub trait Store: SystemStore {
         volume: &VolumeId,
         at: Option<Timestamp>,
     ) -> Result<Volume>;
-    /// Condemns a volume whose time is over at `now`: from then on there is no way back. [`StoreError::InUse`] if a machine
-    /// has it or another volume is still to be made from it, [`StoreError::Changed`] if its time is not over.
+    /// Condemns a volume whose time is over at `now`, or whose contents are not waited for any longer: from then on there is
+    /// no way back. [`StoreError::InUse`] if a machine has it or another volume is still to be made from it,
+    /// [`StoreError::Changed`] if its time is not over.
     async fn condemn_volume(&self, org: &OrgId, volume: &VolumeId, now: Timestamp) -> Result<()>;
 
     /// Promises a snapshot of a volume that is made. [`StoreError::PoolFull`] if the pool has no room for its reserve.

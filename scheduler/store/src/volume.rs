@@ -51,6 +51,8 @@ pub struct Volume {
     pub state: VolumeState,
     /// What it was made from; absent: nothing. That may be gone.
     pub source: Option<VolumeSource>,
+    /// Its contents are still being sent; absent once they are there.
+    pub import: Option<Import>,
     /// What its owner wants of it.
     pub policy: VolumePolicy,
     /// From then on it is to go.
@@ -77,9 +79,19 @@ impl Volume {
             },
             made: self.made,
             destroy_at: self.destroy_at,
+            import_until: self.import.as_ref().map(|import| import.until),
             held,
         }
     }
+}
+
+/// Contents that are sent to a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Import {
+    /// From then on nobody waits for them any longer.
+    pub until: Timestamp,
+    /// What the sender says the whole stream has as its checksum, in hexadecimal: so that it knows what it began to send.
+    pub digest: Option<String>,
 }
 
 /// A volume to promise.
@@ -95,6 +107,8 @@ pub struct NewVolume {
     pub size: ByteSize,
     /// What it is made from.
     pub source: Option<VolumeSource>,
+    /// Its contents will be sent; then it has no source.
+    pub import: Option<Import>,
     /// What its owner wants of it.
     pub policy: VolumePolicy,
     /// Now.

@@ -9,8 +9,9 @@ use slipway_core::host_api::{HostError, HostErrorCode, HostReply, HostRequest, V
 use slipway_core::id::{SnapshotId, VolumeId};
 use slipway_core::key::VolumeKey;
 use slipway_core::units::ByteSize;
+use slipway_volumes::stream;
 use slipway_volumes::{NewVolume, VolumeError};
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -71,9 +72,11 @@ impl Service {
                 offset_bytes,
                 sealed,
             } => return self.export(snapshot, offset_bytes, sealed),
-            HostRequest::ImportVolume { volume, size_bytes } => {
-                return self.import(volume, size_bytes);
-            }
+            HostRequest::ImportVolume {
+                volume,
+                size_bytes,
+                sealed,
+            } => return self.import(volume, size_bytes, sealed),
             HostRequest::RevokeKey { volume, generation } => {
                 self.keys.revoke(&volume, generation);
                 HostReply::Done
@@ -150,11 +153,16 @@ impl Service {
                 tracing::warn!(%snapshot, error = &error as &dyn std::error::Error, "export broke off");
             }
         })?;
-        Ok(stream(theirs, offset_bytes))
+        Ok(answer(theirs, offset_bytes))
     }
 
     /// Begins an import; the answer has the end to write to, and to read the outcome from.
-    fn import(self: &Arc<Self>, volume: VolumeId, size_bytes: u64) -> Result<Answer, VerbError> {
+    fn import(
+        self: &Arc<Self>,
+        volume: VolumeId,
+        size_bytes: u64,
+        sealed: bool,
+    ) -> Result<Answer, VerbError> {
         let size = ByteSize(size_bytes);
         let offset = self.volumes.import_offset(&volume, size)?;
         let key = self.key(&volume);
@@ -163,9 +171,11 @@ impl Service {
             .map_err(stream_error)?;
         self.in_background(move |service| {
             let mut from = BufReader::with_capacity(BUFFER_BYTES, &ours);
-            let done = service
-                .volumes
-                .import(&volume, size, key.as_deref(), &mut from);
+            let done = checked(&mut from, sealed).and_then(|mut from| {
+                service
+                    .volumes
+                    .import(&volume, size, key.as_deref(), &mut from)
+            });
             let reply = done.map_or_else(|error| refusal(&error.into()), HostReply::Volume);
             let told = serde_json::to_vec(&reply)
                 .map_err(io::Error::other)
@@ -175,7 +185,7 @@ impl Service {
                 tracing::debug!(%volume, %error, "nobody heard how an import ended");
             }
         })?;
-        Ok(stream(theirs, offset))
+        Ok(answer(theirs, offset))
     }
 
     /// On a thread of its own, for it may take hours. Refused when too many do.
@@ -198,7 +208,21 @@ impl Service {
     }
 }
 
-fn stream(theirs: UnixStream, offset_bytes: u64) -> Answer {
+/// The stream, if it is in clear or may be sealed.
+fn checked(from: &mut dyn Read, sealed: bool) -> Result<impl Read, VolumeError> {
+    let mut head = [0; stream::HEADER_BYTES];
+    from.read_exact(&mut head)
+        .map_err(|error| VolumeError::Stream(format!("it broke off: {error}")))?;
+    let header = stream::read_header(&mut &head[..]);
+    let header = header.map_err(|error| VolumeError::Stream(error.to_string()))?;
+    if header.sealed && !sealed {
+        let why = "it is encrypted as on a disk, which only the host that made it can open";
+        return Err(VolumeError::Stream(why.to_owned()));
+    }
+    Ok(io::Cursor::new(head).chain(from))
+}
+
+fn answer(theirs: UnixStream, offset_bytes: u64) -> Answer {
     Answer {
         reply: HostReply::Stream { offset_bytes },
         descriptor: Some(OwnedFd::from(theirs)),

@@ -75,10 +75,12 @@ fn a_running_machine_s_volume_is_kept_forked_extended_and_moved() {
     let mut exported = Vec::new();
     let (_, mut from) = stream(&mut client, export);
     from.read_to_end(&mut exported).unwrap();
+    check_sealed(&mut client, host.spec(4, 1).volume, &exported);
     let moved = host.spec(3, 1);
     let import = HostRequest::ImportVolume {
         volume: moved.volume.clone(),
         size_bytes: 4 << 30,
+        sealed: false,
     };
     let (offset, mut to) = stream(&mut client, import);
     assert_eq!(offset, 0);
@@ -102,6 +104,27 @@ fn a_running_machine_s_volume_is_kept_forked_extended_and_moved() {
     let delete = HostRequest::DeleteSnapshot { snapshot };
     for _ in 0..2 {
         assert_eq!(client.ask(delete.clone()).0, HostReply::Done);
+    }
+}
+
+/// One that says to be as on an encrypted disk is not taken from whoever did not say so.
+fn check_sealed(client: &mut Client, volume: VolumeId, exported: &[u8]) {
+    let import = HostRequest::ImportVolume {
+        volume,
+        size_bytes: 4 << 30,
+        sealed: false,
+    };
+    let (_, mut to) = stream(client, import);
+    let mut sealed = exported.to_vec();
+    sealed[8] = 1;
+    // It may be refused before all is written.
+    let _ = to.write_all(&sealed);
+    let mut told = Vec::new();
+    // What it has not read makes the end of it a reset.
+    let _ = to.read_to_end(&mut told);
+    match serde_json::from_slice(&told).unwrap() {
+        HostReply::Error(error) => assert_eq!(error.code, HostErrorCode::BadRequest),
+        other => panic!("{other:?}"),
     }
 }
 

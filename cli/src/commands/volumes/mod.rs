@@ -1,5 +1,10 @@
 //! `slipway volumes`.
 
+mod export;
+mod import;
+mod kept;
+mod progress;
+mod sent;
 mod show;
 mod snapshots;
 
@@ -48,6 +53,8 @@ pub(crate) async fn run(verb: VolumesVerb, caller: &Caller, printer: Printer) ->
             done(&ask::restore(&client, &id).await?, printer);
             Ok(())
         }
+        VolumesVerb::Export(args) => export::run(&client, &args, printer).await,
+        VolumesVerb::Import(args) => import::run(&client, &args, printer).await,
         VolumesVerb::Snapshots(verb) => snapshots::run(verb, &client, printer).await,
     }
 }
@@ -158,6 +165,11 @@ fn done(volume: &Volume, printer: Printer) {
             volume.id
         ));
     }
+}
+
+/// Bytes in hexadecimal digits.
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A size that may not be known.

@@ -26,7 +26,9 @@ pub use host::HostSettings;
 pub(crate) use host::chain;
 pub use keys::LendError;
 pub use view::{BuilderKey, BuilderView, FarmEvent, NextEvent, Subscription};
-pub use volumes::{AskedVolume, VolumeError};
+pub use volumes::{
+    AskedImport, AskedVolume, BodyEnded, Download, ImportBody, ImportedSoFar, VolumeError,
+};
 
 use crate::guest_client::GuestClient;
 use crate::keys::KeyBroker;
@@ -73,6 +75,7 @@ pub(crate) struct Shared {
     /// Held while a builder is made: ensure is single-flight.
     making: tokio::sync::Mutex<()>,
     volume_locks: volumes::Locks,
+    transfers: Arc<volumes::Transfers>,
     pub(crate) events: Arc<Events>,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
@@ -107,6 +110,7 @@ impl Farm {
             hosts: RwLock::default(),
             making: tokio::sync::Mutex::default(),
             volume_locks: volumes::Locks::default(),
+            transfers: Arc::default(),
             events: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),

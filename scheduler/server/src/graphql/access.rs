@@ -12,9 +12,9 @@ use slipway_store::{App, Build, ErrorKind, Snapshot, Store, StoreError, TokenRol
 use std::sync::Arc;
 
 /// Who asks, and with what it can be answered.
-pub(super) struct Access<'a> {
-    pub(super) parts: &'a Arc<Parts>,
-    pub(super) principal: &'a Principal,
+pub(crate) struct Access<'a> {
+    pub(crate) parts: &'a Arc<Parts>,
+    pub(crate) principal: &'a Principal,
 }
 
 impl<'a> Access<'a> {
@@ -95,7 +95,7 @@ impl<'a> Access<'a> {
     ///
     /// # Errors
     /// [`Code::NotFound`], for those of others too.
-    pub(super) async fn volume(&self, id: &VolumeId, role: TokenRole) -> Result<(Entered, Volume)> {
+    pub(crate) async fn volume(&self, id: &VolumeId, role: TokenRole) -> Result<(Entered, Volume)> {
         for org in self.reachable_orgs().await? {
             match self.store().volume(&org, id).await {
                 Ok(volume) => {
@@ -112,7 +112,7 @@ impl<'a> Access<'a> {
     ///
     /// # Errors
     /// [`Code::NotFound`], for those of others too.
-    pub(super) async fn snapshot(
+    pub(crate) async fn snapshot(
         &self,
         id: &SnapshotId,
         role: TokenRole,

@@ -3,7 +3,7 @@
 //! Resolvers are thin: parse, call, convert. Whether a caller may see an org is decided in one place ([`access`]), which
 //! every resolver passes. Must not know: HTTP, how anything is done.
 
-mod access;
+pub(crate) mod access;
 mod builder_choice;
 #[cfg(test)]
 mod farm_tests;
@@ -184,6 +184,13 @@ type Result<T> = std::result::Result<T, Refused>;
 impl<E: Into<Problem>> From<E> for Refused {
     fn from(error: E) -> Self {
         Self(error.into())
+    }
+}
+
+impl Refused {
+    /// The problem.
+    pub(crate) fn into_problem(self) -> Problem {
+        self.0
     }
 }
 

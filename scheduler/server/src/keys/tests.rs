@@ -246,6 +246,7 @@ async fn the_key_of_a_volume_that_is_gone_is_lent_where_a_snapshot_of_it_is() {
         name: "data".into(),
         size: ByteSize::gib(1),
         source: None,
+        import: None,
         policy: slipway_core::volume::VolumePolicy::default(),
         at: Timestamp(1),
     };

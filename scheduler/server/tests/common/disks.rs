@@ -88,6 +88,7 @@ impl World {
                     return Err(HostErrorCode::Busy);
                 }
                 inner.volumes.remove(&volume);
+                inner.imports.remove(&volume);
                 inner.damaged.remove(&volume);
                 Ok(HostReply::Done)
             }
@@ -96,6 +97,9 @@ impl World {
                 let encrypts = inner.encrypts;
                 let disk = inner.volumes.get(&volume).cloned();
                 let disk = disk.ok_or(HostErrorCode::NotFound)?;
+                if let Some(holds) = inner.contents.get(volume.as_str()).cloned() {
+                    inner.contents.entry(snapshot.to_string()).or_insert(holds);
+                }
                 let kept = inner.snapshots.entry(snapshot.clone()).or_insert(Kept {
                     volume,
                     size: disk.size,
@@ -162,7 +166,7 @@ impl World {
 }
 
 impl Disk {
-    fn report(&self, id: &VolumeId, encrypted: bool) -> VolumeReport {
+    pub(super) fn report(&self, id: &VolumeId, encrypted: bool) -> VolumeReport {
         VolumeReport {
             volume: id.clone(),
             size_bytes: self.size,

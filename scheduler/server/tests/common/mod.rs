@@ -12,10 +12,12 @@
 mod disks;
 mod guest;
 mod outage;
+mod streams;
 mod world;
 
 pub use disks::Disk;
 pub use outage::Outage;
+pub use streams::{HEAD, stream_of};
 pub use world::World;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -277,11 +279,19 @@ async fn answer(
         | HostRequest::CreateSnapshot { .. }
         | HostRequest::DeleteSnapshot { .. }
         | HostRequest::ListSnapshots) => (world.disk_verb(disks)?, None),
+        HostRequest::ExportSnapshot {
+            snapshot,
+            offset_bytes,
+            sealed: _,
+        } => world.export(&snapshot, offset_bytes),
+        HostRequest::ImportVolume {
+            volume,
+            size_bytes,
+            sealed: _,
+        } => world.import(volume, size_bytes),
         other @ (HostRequest::Info
         | HostRequest::StopMachine { .. }
         | HostRequest::RemoveMachine { .. }
-        | HostRequest::ExportSnapshot { .. }
-        | HostRequest::ImportVolume { .. }
         | HostRequest::LendKey
         | HostRequest::RevokeKey { .. }) => (world.answer(other), None),
     })

@@ -26,6 +26,10 @@ pub struct Inner {
     pub machines: BTreeMap<MachineId, Machine>,
     pub volumes: BTreeMap<VolumeId, Disk>,
     pub snapshots: BTreeMap<SnapshotId, Kept>,
+    /// What volumes and snapshots hold, by their ids, where it matters.
+    pub contents: BTreeMap<String, Vec<u8>>,
+    /// What has arrived of volumes that are not whole.
+    pub imports: BTreeMap<VolumeId, Vec<u8>>,
     pub damaged: BTreeSet<VolumeId>,
     /// What the next starts answer.
     pub refuse_starts: VecDeque<HostErrorCode>,

@@ -5,6 +5,7 @@ mod common;
 mod cuts;
 mod keys;
 mod life;
+mod transfers;
 mod upkeep;
 
 use common::{Bed, Disk, eventually};
@@ -30,6 +31,7 @@ fn asked(size: u64) -> AskedVolume {
         region: Some("local".into()),
         size: Some(ByteSize::gib(size)),
         source: None,
+        import: None,
         policy: VolumePolicy {
             scheduled_snapshots: false,
             ..VolumePolicy::default()

@@ -15,6 +15,7 @@ async fn volumes_are_kept_every_day_and_snapshots_go_when_their_time_is_over() {
         name: "old".into(),
         size: ByteSize::gib(1),
         source: None,
+        import: None,
         policy: VolumePolicy::default(),
         at: Timestamp(1),
     };

@@ -201,6 +201,7 @@ impl SqliteStore {
             encrypted: None,
             state: VolumeState::Planned,
             source: None,
+            import: None,
             // A cache is expendable, so nobody keeps it by itself.
             policy: VolumePolicy {
                 scheduled_snapshots: false,
@@ -352,6 +353,7 @@ impl SqliteStore {
             made: ByteSize(0),
             encrypted: None,
             source: None,
+            import: None,
             destroy_at: None,
             notice: None,
             created_at: at,

@@ -119,6 +119,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "volumes",
         include_str!("../../migrations/sqlite/0006_volumes.sql"),
     ),
+    (
+        7,
+        "imports",
+        include_str!("../../migrations/sqlite/0007_imports.sql"),
+    ),
 ];
 
 impl<'s> MigrationSource<'s> for Embedded {

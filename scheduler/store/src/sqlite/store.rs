@@ -156,6 +156,15 @@ impl Store for SqliteStore {
         self.grow_volume(org, volume, size).await
     }
 
+    async fn keep_import(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        until: Timestamp,
+    ) -> Result<Volume> {
+        self.update_import_until(org, volume, until).await
+    }
+
     async fn undo_extension(&self, org: &OrgId, volume: &VolumeId, size: ByteSize) -> Result<()> {
         self.shrink_to_made(org, volume, size).await
     }

@@ -2,7 +2,7 @@
 
 use super::codec::{Reader, int, on_insert, time};
 use crate::error::{StoreError, What};
-use crate::volume::Volume;
+use crate::volume::{Import, Volume};
 use slipway_core::host_api::VolumeSource;
 use slipway_core::units::ByteSize;
 use slipway_core::volume::{AutoExtend, VolumePolicy};
@@ -27,6 +27,8 @@ pub(super) fn volume_of(row: &SqliteRow) -> Result<Volume> {
         }),
         (None | Some(_), None | Some(_), None | Some(_)) => None,
     };
+    let digest = row.text_opt("import_digest")?;
+    let import = row.time_opt("import_until")?;
     Ok(Volume {
         id: row.parse("id")?,
         org: row.parse("org_id")?,
@@ -42,6 +44,7 @@ pub(super) fn volume_of(row: &SqliteRow) -> Result<Volume> {
             (None, Some(snapshot)) => Some(VolumeSource::Snapshot { snapshot }),
             (None, None) => None,
         },
+        import: import.map(|until| Import { until, digest }),
         policy: VolumePolicy {
             snapshot_retention_days: row.u32("snapshot_retention_days")?,
             scheduled_snapshots: row.flag("scheduled_snapshots")?,
@@ -62,11 +65,13 @@ pub(super) async fn record_volume(tx: &mut Transaction<'_, Sqlite>, volume: &Vol
     };
     let policy = &volume.policy;
     let (percent, by, limit) = extension(policy)?;
+    let import = volume.import.as_ref();
+    let import_until = import.map(|import| time(import.until)).transpose()?;
     sqlx::query(
         "INSERT INTO volumes (id, org_id, host_id, name, purpose, size, made_size, state, \
-         from_volume, from_snapshot, snapshot_retention_days, scheduled_snapshots, \
+         from_volume, from_snapshot, import_until, import_digest, snapshot_retention_days, scheduled_snapshots, \
          extend_percent, extend_by, extend_limit, created_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(volume.id.as_str())
     .bind(volume.org.as_str())
@@ -78,6 +83,8 @@ pub(super) async fn record_volume(tx: &mut Transaction<'_, Sqlite>, volume: &Vol
     .bind(volume.state.as_str())
     .bind(from_volume)
     .bind(from_snapshot)
+    .bind(import_until)
+    .bind(import.and_then(|import| import.digest.as_deref()))
     .bind(i64::from(policy.snapshot_retention_days))
     .bind(policy.scheduled_snapshots)
     .bind(percent)

@@ -80,6 +80,7 @@ impl SqliteStore {
             encrypted: None,
             state: VolumeState::Planned,
             source: new.source.clone(),
+            import: new.import.clone(),
             policy: new.policy,
             destroy_at: None,
             notice: None,
@@ -101,6 +102,7 @@ impl SqliteStore {
         self.on_volume(
             sqlx::query(
                 "UPDATE volumes SET made_size = ?, encrypted = coalesce(?, encrypted), notice = NULL, \
+                 import_until = NULL, import_digest = NULL, \
                  state = CASE state WHEN 'planned' THEN 'ready' ELSE state END \
                  WHERE org_id = ? AND id = ?",
             )
@@ -125,6 +127,7 @@ impl SqliteStore {
         }
         let grows = volume.made.0 > 0 && volume.made < volume.size;
         let stays = volume.destroy_at.is_none()
+            && volume.import.is_none()
             && matches!(volume.state, VolumeState::Planned | VolumeState::Ready);
         if grows || !stays || size < volume.size {
             return Err(StoreError::Changed(What::Volume));
@@ -238,7 +241,9 @@ impl SqliteStore {
         if volume.state == VolumeState::Condemned {
             return Ok(());
         }
-        if volume.destroy_at.is_none_or(|at| at > now) {
+        let import = volume.import.as_ref().map(|import| import.until);
+        let over = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
+        if !over(volume.destroy_at) && !over(import) {
             return Err(StoreError::Changed(What::Volume));
         }
         let awaited = sqlx::query(
@@ -260,6 +265,31 @@ impl SqliteStore {
             .await
             .map_err(unavailable("condemn a volume"))?;
         tx.commit().await.map_err(unavailable("commit"))
+    }
+
+    pub(super) async fn update_import_until(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        until: Timestamp,
+    ) -> Result<Volume> {
+        let row = sqlx::query(
+            "UPDATE volumes SET import_until = ? WHERE org_id = ? AND id = ? AND state = 'planned' \
+             AND import_until IS NOT NULL AND destroy_at IS NULL RETURNING *",
+        )
+        .bind(time(until)?)
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_optional(&self.writer)
+        .await
+        .map_err(unavailable("record that a volume is sent"))?;
+        match row {
+            Some(row) => volume_of(&row),
+            None => {
+                self.select_volume(org, id).await?;
+                Err(StoreError::Changed(What::Volume))
+            }
+        }
     }
 
     pub(super) async fn select_volume(&self, org: &OrgId, id: &VolumeId) -> Result<Volume> {

@@ -13,10 +13,10 @@ pub(crate) use slipway_core::time::Timestamp;
 pub(crate) use slipway_core::units::ByteSize;
 pub(crate) use slipway_core::volume::{AutoExtend, VolumePolicy};
 pub(crate) use slipway_store::{
-    App, AppRole, Build, BuildFilter, BuildState, Ensured, ErrorKind, Host, Intent, Machine,
-    MachineRecord, NewBuild, NewBuilder, NewSnapshot, NewVolume, Org, OrgChange, SealedCredential,
-    SecretHash, Snapshot, SnapshotState, SqliteStore, Store, StoreError, SystemStore, Token,
-    TokenRole, Volume, VolumePurpose, VolumeState, What,
+    App, AppRole, Build, BuildFilter, BuildState, Ensured, ErrorKind, Host, Import, Intent,
+    Machine, MachineRecord, NewBuild, NewBuilder, NewSnapshot, NewVolume, Org, OrgChange,
+    SealedCredential, SecretHash, Snapshot, SnapshotState, SqliteStore, Store, StoreError,
+    SystemStore, Token, TokenRole, Volume, VolumePurpose, VolumeState, What,
 };
 pub(crate) use std::collections::BTreeMap;
 pub(crate) use std::sync::Arc;
@@ -153,6 +153,7 @@ pub(crate) fn new_volume(host: &Host, size: u64) -> NewVolume {
         name: "data".into(),
         size: ByteSize(size),
         source: None,
+        import: None,
         policy: VolumePolicy::default(),
         at: Timestamp(9),
     }

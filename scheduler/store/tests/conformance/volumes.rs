@@ -101,6 +101,7 @@ async fn a_volume_and_the_pool_are_one_transaction() {
         encrypted: None,
         state: VolumeState::Planned,
         source: None,
+        import: None,
         policy: new.policy,
         destroy_at: None,
         notice: None,
@@ -292,4 +293,65 @@ async fn what_is_wanted_of_a_volume_is_kept() {
         let read = it.store.volume(&acme.id, &id).await.expect("there");
         assert_eq!(read.notice.as_deref(), notice);
     }
+}
+
+#[tokio::test]
+async fn what_is_sent_is_waited_for_until_it_is_there_or_its_time_is_over() {
+    let it = fresh().await;
+    let s = &it.store;
+    let (acme, h) = (org(s, "acme").await, host(s, "h", 60).await);
+    let stranger = org(s, "other").await;
+    let importing = |until| NewVolume {
+        import: Some(Import {
+            until: Timestamp(until),
+            digest: Some("ab".into()),
+        }),
+        ..new_volume(&h, 10)
+    };
+    let changed = |done: Result<Volume, StoreError>| match done {
+        Err(StoreError::Changed(What::Volume)) => {}
+        other => panic!("{other:?}"),
+    };
+    let (new, lost) = (importing(100), importing(100));
+    for new in [&new, &lost] {
+        let made = s.create_volume(&acme.id, new).await.expect("promised");
+        let read = s.volume(&acme.id, &new.id).await.expect("there");
+        assert_eq!((&made, &made.import), (&read, &new.import));
+    }
+    assert_eq!(promised(&s.hosts().await.expect("hosts")), 20);
+    changed(s.extend_volume(&acme.id, &new.id, ByteSize(11)).await);
+    match s.condemn_volume(&acme.id, &new.id, Timestamp(99)).await {
+        Err(StoreError::Changed(What::Volume)) => {}
+        other => panic!("{other:?}"),
+    }
+    is_missing(
+        s.keep_import(&stranger.id, &new.id, Timestamp(500)).await,
+        What::Volume,
+    );
+    let kept = s.keep_import(&acme.id, &new.id, Timestamp(200)).await;
+    let import = kept.expect("recorded").import.expect("waits");
+    assert_eq!(
+        (import.until, import.digest),
+        (Timestamp(200), Some("ab".into()))
+    );
+
+    // One is there, the other one's time is over.
+    s.record_volume_made(&acme.id, &new.id, ByteSize(10), Some(false))
+        .await
+        .expect("recorded");
+    let there = s.volume(&acme.id, &new.id).await.expect("there");
+    assert_eq!((there.state, there.import), (VolumeState::Ready, None));
+    changed(s.keep_import(&acme.id, &new.id, Timestamp(300)).await);
+    s.schedule_destruction(&acme.id, &lost.id, Some(Timestamp(900)))
+        .await
+        .expect("recorded");
+    changed(s.keep_import(&acme.id, &lost.id, Timestamp(300)).await);
+    s.condemn_volume(&acme.id, &lost.id, Timestamp(100))
+        .await
+        .expect("its time is over");
+    changed(s.keep_import(&acme.id, &lost.id, Timestamp(300)).await);
+    s.forget_volume(&acme.id, &lost.id)
+        .await
+        .expect("forgotten");
+    assert_eq!(promised(&s.hosts().await.expect("hosts")), 10);
 }

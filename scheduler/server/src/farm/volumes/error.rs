@@ -58,6 +58,30 @@ pub enum VolumeError {
     /// Another volume is being made from it.
     #[error("another volume is being made from it")]
     Needed,
+    /// Its contents are still being sent.
+    #[error("the contents of the volume are still being sent")]
+    Importing,
+    /// Nothing is sent to it: it is made, or is to go.
+    #[error("the volume does not wait for contents")]
+    NotImporting,
+    /// Somebody sends to it already.
+    #[error("somebody else sends to the volume")]
+    BeingSent,
+    /// The org has so many exports and imports under way.
+    #[error("your org has {max} exports and imports under way, and may have no more at once")]
+    TooManyTransfers {
+        /// The bound.
+        max: u32,
+    },
+    /// All orgs together have as many as there may be, or the host has.
+    #[error("too many exports and imports are under way, or the volume is in use by another")]
+    TransfersFull,
+    /// What was sent is not an exported volume, or not whole.
+    #[error("what was sent is not taken: {0}")]
+    Stream(String),
+    /// It stopped before its end.
+    #[error("what was sent broke off")]
+    BrokenOff,
     /// Its host does not answer, and nothing was recorded.
     #[error("the host of the volume does not answer")]
     HostAway,
@@ -111,15 +135,21 @@ impl VolumeError {
             | Self::Extending { .. }
             | Self::SnapshotNotReady
             | Self::Needed
+            | Self::Importing
+            | Self::NotImporting
+            | Self::BeingSent
             | Self::Unsupported(_)
             | Self::Missing
             | Self::Damaged => Code::Conflict,
+            Self::TooManyTransfers { .. } => Code::Limit,
             Self::Shrink { .. }
+            | Self::Stream(_)
+            | Self::BrokenOff
             | Self::SmallerThanSource { .. }
             | Self::SourceElsewhere { .. }
             | Self::SourceEncryption { .. } => Code::Invalid,
             Self::NoSpace => Code::NoSpace,
-            Self::HostAway => Code::Unavailable,
+            Self::HostAway | Self::TransfersFull => Code::Unavailable,
             Self::NotTaken => Code::Internal,
         }
     }
@@ -140,6 +170,17 @@ impl VolumeError {
             Self::SmallerThanSource { .. } => "ask for that size or a larger one",
             Self::SourceElsewhere { .. } => "leave the region out",
             Self::SourceEncryption { .. } => "leave the encryption to the source",
+            Self::Importing => "wait until they are there, or destroy the volume",
+            Self::NotImporting => {
+                "look at `slipway volumes list`; `slipway volumes import` makes a new one"
+            }
+            Self::BeingSent => "wait until that has ended, a minute if its connection is lost",
+            Self::TooManyTransfers { .. } => "wait until one of them has ended",
+            Self::TransfersFull => "try again in a minute",
+            Self::Stream(_) => {
+                "send what `slipway volumes export` has written; what has arrived before is kept"
+            }
+            Self::BrokenOff => "go on with it: ask where, and send the rest",
             Self::HostAway => "try again in a minute, and tell the operator if it stays so",
             Self::NoSpace => {
                 "delete snapshots or volumes that you do not need, or have the operator add space"

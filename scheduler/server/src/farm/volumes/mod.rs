@@ -11,11 +11,15 @@ mod keep;
 mod locks;
 mod plan;
 mod settle;
+mod transfer;
+mod transfers;
 
 pub use error::VolumeError;
 pub(super) use keep::keep;
 pub(super) use locks::Locks;
 pub(super) use settle::bring;
+pub use transfer::{BodyEnded, Download, ImportBody, ImportedSoFar};
+pub(super) use transfers::Transfers;
 
 use super::builder::now;
 use super::host::{HostLink, chain};
@@ -41,12 +45,21 @@ pub struct AskedVolume {
     pub size: Option<ByteSize>,
     /// What it holds at first.
     pub source: Option<VolumeSource>,
+    /// What it holds will be sent; then it has no source.
+    pub import: Option<AskedImport>,
     /// What its owner wants of it.
     pub policy: VolumePolicy,
     /// It must be encrypted, or must not.
     pub encrypted: Option<bool>,
     /// Not on a host that has a volume of this name.
     pub unique: bool,
+}
+
+/// Contents that somebody wants to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AskedImport {
+    /// The checksum of the whole stream, in hexadecimal, if the sender knows it: it is shown as long as the stream is not whole.
+    pub digest: Option<String>,
 }
 
 impl Farm {
@@ -228,6 +241,9 @@ impl Shared {
         }
         if known.destroy_at.is_some() {
             return Err(VolumeError::ToBeDestroyed.into());
+        }
+        if known.import.is_some() {
+            return Err(VolumeError::Importing.into());
         }
         if size < known.size {
             return Err(VolumeError::Shrink { have: known.size }.into());

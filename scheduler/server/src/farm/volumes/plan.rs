@@ -5,14 +5,14 @@
 use super::{AskedVolume, VolumeError};
 use crate::farm::builder::now;
 use crate::farm::{FarmError, Shared, entropy};
-use crate::limits::PLACEMENT_TRIES_MAX;
+use crate::limits::{IMPORT_KEPT_FOR, PLACEMENT_TRIES_MAX};
 use slipway_core::host_api::VolumeSource;
 use slipway_core::id::{HostId, OrgId, VolumeId};
 use slipway_core::placement::{VolumeRequest, place_volume};
 use slipway_core::quota::{VOLUME_SIZE_MIN, check_one_more_volume, check_volume_size};
 use slipway_core::units::ByteSize;
 use slipway_store::{
-    NewVolume, SnapshotState, StoreError, Volume, VolumePurpose, VolumeState, What,
+    Import, NewVolume, SnapshotState, StoreError, Volume, VolumePurpose, VolumeState, What,
 };
 
 /// What a new volume is made from, as it is recorded.
@@ -71,6 +71,10 @@ impl Shared {
                 name: asked.name.clone(),
                 size,
                 source: asked.source.clone(),
+                import: asked.import.as_ref().map(|import| Import {
+                    until: now().after(IMPORT_KEPT_FOR),
+                    digest: import.digest.clone(),
+                }),
                 policy: asked.policy,
                 at: now(),
             };

@@ -107,6 +107,8 @@ impl Shared {
             match todo(now(), &volume.now(held)) {
                 None => return Ok(Some(volume)),
                 Some(Todo::Make) => self.make_volume(link, &volume).await?,
+                Some(Todo::Look) if self.is_imported(link, &volume).await? => {}
+                Some(Todo::Look) => return Ok(Some(volume)),
                 Some(Todo::Extend) => self.make_larger(link, &volume).await?,
                 Some(Todo::Condemn) => match self.store.condemn_volume(org, id, now()).await {
                     Ok(()) => {}
@@ -115,6 +117,7 @@ impl Shared {
                     Err(error) => return Err(error.into()),
                 },
                 Some(Todo::Destroy) => {
+                    self.transfers.end_upload(id).await;
                     self.destroy(link, org, id).await?;
                     tracing::info!(%org, volume = %id, "volume destroyed");
                 }
@@ -155,6 +158,16 @@ impl Shared {
                 Err(refusal.into())
             }
         }
+    }
+
+    /// Whether its host has a volume whole whose contents were sent; then that is recorded.
+    async fn is_imported(&self, link: &HostLink, volume: &Volume) -> Result<bool, FarmError> {
+        let reports = link.client.volumes().await?;
+        let report = reports.iter().find(|report| report.volume == volume.id);
+        if let Some(report) = report {
+            self.record_imported(volume, report).await?;
+        }
+        Ok(report.is_some())
     }
 
     /// The volume whose key opens what this one is made from.
@@ -221,7 +234,7 @@ impl Shared {
                 Err(error) => return Err(error.into()),
             };
             match snapshot_todo(now(), snapshot.stage(), snapshot.expires_at) {
-                None | Some(Todo::Extend) => return Ok(Some(snapshot)),
+                None | Some(Todo::Extend | Todo::Look) => return Ok(Some(snapshot)),
                 Some(Todo::Make) => self.make_snapshot(link, &snapshot).await?,
                 Some(Todo::Condemn) => match self.store.condemn_snapshot(org, id).await {
                     Ok(()) => {}

@@ -3,7 +3,7 @@
 use super::super::Result;
 use super::super::input::{label, parse_id};
 use super::super::scalar::Long;
-use crate::farm::AskedVolume;
+use crate::farm::{AskedImport, AskedVolume};
 use crate::problem::{Code, Problem};
 use async_graphql::{ID, InputObject};
 use slipway_core::host_api::VolumeSource;
@@ -58,6 +58,7 @@ impl CreateVolumeInput {
             region,
             size: self.size_bytes.map(|Long(bytes)| whole(ByteSize(bytes))),
             source,
+            import: None,
             policy: VolumePolicy {
                 snapshot_retention_days: self
                     .snapshot_retention_days
@@ -67,6 +68,54 @@ impl CreateVolumeInput {
             },
             encrypted: self.encrypted,
             unique: self.require_unique_zone,
+        })
+    }
+}
+
+/// A volume whose contents will be sent.
+#[derive(InputObject)]
+pub(in crate::graphql) struct ImportVolumeInput {
+    /// Id or slug of the org; the token's own org if absent.
+    pub(super) org: Option<String>,
+    /// Its name for people: lower-case letters, digits, `_` and `-`. Several volumes may have the same.
+    name: String,
+    /// Region; the org's default if absent.
+    region: Option<String>,
+    /// Hard cap, rounded up to whole MiB; at least what the stream says of its contents.
+    size_bytes: Long,
+    /// The checksum of the whole stream, in 64 hexadecimal digits: it is shown as `importDigest`, so that whoever goes on
+    /// knows with what.
+    digest: Option<String>,
+}
+
+impl ImportVolumeInput {
+    /// # Errors
+    /// [`Code::Invalid`].
+    pub(super) fn asked(self, org: &Org) -> Result<AskedVolume> {
+        let hexadecimal = |text: &String| {
+            let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            text.len() == 64 && digits
+        };
+        if self.digest.as_ref().is_some_and(|text| !hexadecimal(text)) {
+            return Err(Problem::new(Code::Invalid, "the digest is not one")
+                .hint("it is the last 32 bytes of the stream, in hexadecimal")
+                .into());
+        }
+        let region = match self.region {
+            Some(region) => label(region, "region")?,
+            None => org.default_region.clone(),
+        };
+        Ok(AskedVolume {
+            name: volume_name(self.name)?,
+            region: Some(region),
+            size: Some(whole(ByteSize(self.size_bytes.0))),
+            source: None,
+            import: Some(AskedImport {
+                digest: self.digest.map(|text| text.to_ascii_lowercase()),
+            }),
+            policy: VolumePolicy::default(),
+            encrypted: None,
+            unique: false,
         })
     }
 }
@@ -100,6 +149,7 @@ impl ForkVolumeInput {
             source: Some(VolumeSource::Volume {
                 volume: from.id.clone(),
             }),
+            import: None,
             policy: from.policy,
             encrypted: None,
             unique: false,

@@ -12,7 +12,7 @@ use super::access::Access;
 use super::input::parse_id;
 use super::scalar::Long;
 use async_graphql::{Context, ID, Object};
-use input::{CreateVolumeInput, ForkVolumeInput, UpdateVolumeInput};
+use input::{CreateVolumeInput, ForkVolumeInput, ImportVolumeInput, UpdateVolumeInput};
 use slipway_core::units::ByteSize;
 use slipway_store::TokenRole;
 use view::{Volume, VolumeSnapshot};
@@ -81,6 +81,22 @@ impl VolumeMutation {
             .volume(&parse_id(&input.volume)?, TokenRole::Admin)
             .await?;
         let asked = input.asked(&from)?;
+        let farm = &access.parts.farm;
+        Ok(farm.create_volume(&entered.org.id, asked).await?.into())
+    }
+
+    /// Makes a volume whose contents are sent afterwards, to its `importPath`. It counts for the pool from now on. If nothing is
+    /// sent for a day, it goes.
+    async fn import_volume(
+        &self,
+        context: &Context<'_>,
+        input: ImportVolumeInput,
+    ) -> Result<Volume> {
+        let access = Access::of(context)?;
+        let entered = access
+            .enter_whole(input.org.as_deref(), TokenRole::Admin)
+            .await?;
+        let asked = input.asked(&entered.org)?;
         let farm = &access.parts.farm;
         Ok(farm.create_volume(&entered.org.id, asked).await?.into())
     }

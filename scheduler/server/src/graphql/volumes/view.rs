@@ -5,6 +5,7 @@ use super::super::access::Access;
 use super::super::scalar::{DateTime, Long};
 use super::super::view::Builder;
 use crate::farm::BuilderView;
+use crate::transfers::Transfer;
 use async_graphql::{Context, Enum, ID, Object};
 use slipway_core::host_api::VolumeSource;
 use slipway_core::id::VolumeId;
@@ -23,6 +24,8 @@ enum VolumeState {
     Restoring,
     /// The same, of one that gets what another volume holds.
     Forking,
+    /// Promised; its contents are sent to `importPath`.
+    Importing,
     /// Made.
     Created,
     /// Made, and still to be made larger.
@@ -88,6 +91,11 @@ impl Volume {
         Ok(builders.into_iter().find(|view| view.volume == self.row.id))
     }
 
+    fn importing(&self) -> Option<&store::Import> {
+        let planned = self.row.state == store::VolumeState::Planned;
+        self.row.import.as_ref().filter(|_| planned)
+    }
+
     fn auto_extend(&self) -> Option<&AutoExtend> {
         self.row.policy.auto_extend.as_ref()
     }
@@ -119,6 +127,7 @@ impl Volume {
             store::VolumeState::Aside => VolumeState::Aside,
             store::VolumeState::Ready if self.row.made < self.row.size => VolumeState::Extending,
             store::VolumeState::Ready => VolumeState::Created,
+            store::VolumeState::Planned if self.row.import.is_some() => VolumeState::Importing,
             store::VolumeState::Planned => match self.row.source {
                 Some(VolumeSource::Snapshot { .. }) => VolumeState::Restoring,
                 Some(VolumeSource::Volume { .. }) => VolumeState::Forking,
@@ -174,6 +183,24 @@ impl Volume {
             VolumeSource::Snapshot { snapshot } => ID(snapshot.to_string()),
             VolumeSource::Volume { volume } => ID(volume.to_string()),
         })
+    }
+
+    /// Where its contents are sent, below the API's address, as long as they are not there: `GET` says from which byte on, `PUT`
+    /// takes a stream that begins there. Both need the role admin.
+    async fn import_path(&self) -> Option<String> {
+        let waits = self.importing();
+        waits.map(|_| Transfer::import_path(&self.row.id))
+    }
+
+    /// The checksum of the whole stream, in hexadecimal, as its sender has said, as long as the contents are not there.
+    async fn import_digest(&self) -> Option<&str> {
+        self.importing()?.digest.as_deref()
+    }
+
+    /// From then on nobody waits for its contents any longer, and it goes; absent once they are there. Whatever is sent puts
+    /// it off.
+    async fn import_until(&self) -> Option<DateTime> {
+        self.importing().map(|import| DateTime(import.until))
     }
 
     /// New snapshots of it are kept for so many days.
@@ -255,6 +282,13 @@ impl VolumeSnapshot {
     /// What it counts for the pool.
     async fn stored_bytes(&self) -> Long {
         Long(self.0.stored.0)
+    }
+
+    /// Where its contents can be read, below the API's address, with `?offset=` from a byte of them on, in clear even if the
+    /// volume is encrypted; absent until it is made. Needs the role admin.
+    async fn export_path(&self) -> Option<String> {
+        let made = self.0.state == store::SnapshotState::Ready;
+        made.then(|| Transfer::export_path(&self.0.id))
     }
 
     /// Nobody asked for it but its volume's schedule.

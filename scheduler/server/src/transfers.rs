@@ -1,0 +1,252 @@
+//! Contents of volumes over HTTP: what a client reads of a snapshot, and what it sends to a volume.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/snapshots/ID/export?offset=N` | the contents from byte N on, as a stream of `slipway_volumes::stream`; one without its trailer is not whole |
+//! | `GET /v1/volumes/ID/import` | `{"offset": N}`: the import goes on from that byte of the contents; or `{"whole": true}` |
+//! | `PUT /v1/volumes/ID/import` | takes such a stream that begins there or before; 200 when the volume is made |
+//!
+//! All need the role admin for the whole org, as whatever changes volumes. Must not know: hosts, keys.
+
+use crate::api::{JSON, Parts};
+use crate::auth::Principal;
+use crate::connection::Connection;
+use crate::farm::{BodyEnded, Download, ImportedSoFar};
+use crate::graphql::Refused;
+use crate::graphql::access::Access;
+use crate::http::{Body, BodyError, answer};
+use crate::limits::{REFUSED_BODY_READ_FOR, TRANSFER_BYTES, TRANSFER_IDLE_MAX};
+use crate::problem::{Code, Problem};
+use bytes::Bytes;
+use futures_util::stream::unfold;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use serde_json::json;
+use slipway_core::id::{SnapshotId, VolumeId};
+use slipway_store::TokenRole;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// What a path names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Transfer {
+    /// The contents of a snapshot.
+    Export(String),
+    /// Those that are sent to a volume.
+    Import(String),
+}
+
+impl Transfer {
+    /// Where the contents of a snapshot are.
+    pub(crate) fn export_path(snapshot: &SnapshotId) -> String {
+        format!("/v1/snapshots/{snapshot}/export")
+    }
+
+    /// Where those of a volume are sent.
+    pub(crate) fn import_path(volume: &VolumeId) -> String {
+        format!("/v1/volumes/{volume}/import")
+    }
+
+    /// What this path names, if it is one of these.
+    pub(crate) fn of(path: &str) -> Option<Self> {
+        let named = |before: &str, after: &str| {
+            let id = path.strip_prefix(before)?.strip_suffix(after)?;
+            Some(id.to_owned()).filter(|id| !id.contains('/'))
+        };
+        named("/v1/snapshots/", "/export")
+            .map(Self::Export)
+            .or_else(|| named("/v1/volumes/", "/import").map(Self::Import))
+    }
+
+    /// What may be asked there.
+    pub(crate) fn methods(&self) -> &'static str {
+        match self {
+            Self::Export(_) => "GET",
+            Self::Import(_) => "GET, PUT",
+        }
+    }
+
+    /// Answers one request.
+    ///
+    /// # Errors
+    /// Whoever's fault it is.
+    pub(crate) async fn serve(
+        &self,
+        parts: &Arc<Parts>,
+        connection: &Arc<Connection>,
+        principal: Principal,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Problem> {
+        let ends = Ends {
+            token: principal.ended().clone(),
+            cancel: parts.cancel.clone(),
+        };
+        let access = Access {
+            parts,
+            principal: &principal,
+        };
+        match self {
+            Self::Export(id) => {
+                let offset = offset(request.uri().query())?;
+                let found = access.snapshot(&parse(id)?, TokenRole::Admin).await;
+                let (entered, found) = found.map_err(Refused::into_problem)?;
+                let exported = parts
+                    .farm
+                    .export_snapshot(&entered.org.id, &found.id, offset);
+                let download = exported.await?;
+                Ok(streamed(download, ends, connection))
+            }
+            Self::Import(id) => {
+                let found = access.volume(&parse(id)?, TokenRole::Admin).await;
+                let (entered, volume) = found.map_err(Refused::into_problem)?;
+                let (org, farm) = (&entered.org.id, &parts.farm);
+                if request.method() == Method::GET {
+                    let so_far = match farm.imported_so_far(org, &volume.id).await? {
+                        ImportedSoFar::At(offset) => json!({ "offset": offset }),
+                        ImportedSoFar::Whole => json!({ "whole": true }),
+                    };
+                    return Ok(answer(StatusCode::OK, JSON, so_far.to_string()));
+                }
+                let (to, body) = mpsc::channel(1);
+                parts.tasks.spawn(feed(request.into_body(), to, ends));
+                farm.import_volume(org, &volume.id, body).await?;
+                Ok(answer(
+                    StatusCode::OK,
+                    JSON,
+                    json!({ "whole": true }).to_string(),
+                ))
+            }
+        }
+    }
+}
+
+fn parse<T: std::str::FromStr>(id: &str) -> Result<T, Problem> {
+    id.parse().map_err(|_| {
+        Problem::new(Code::NotFound, "no such page").hint("look at the id in the path")
+    })
+}
+
+/// `offset=N`, and nothing else.
+fn offset(query: Option<&str>) -> Result<u64, Problem> {
+    let Some(query) = query.filter(|query| !query.is_empty()) else {
+        return Ok(0);
+    };
+    let offset = query.strip_prefix("offset=");
+    offset
+        .and_then(|offset| offset.parse().ok())
+        .ok_or_else(|| {
+            Problem::new(Code::Invalid, "the query of an export is not one")
+                .hint("it is `offset=` and the byte of the contents to begin with")
+        })
+}
+
+/// What ends a transfer before its end.
+#[derive(Debug, Clone)]
+struct Ends {
+    /// The token is not good any more.
+    token: CancellationToken,
+    /// The control plane ends.
+    cancel: CancellationToken,
+}
+
+impl Ends {
+    async fn wait(&self) {
+        tokio::select! {
+            () = self.token.cancelled() => {}
+            () = self.cancel.cancelled() => {}
+        }
+    }
+}
+
+/// When the client was given bytes that it has not taken yet.
+type Given = Mutex<Option<Instant>>;
+
+fn streamed(download: Download, ends: Ends, connection: &Arc<Connection>) -> Response<Body> {
+    let given = Arc::<Given>::default();
+    tokio::spawn(cut_if_idle(Arc::downgrade(&given), Arc::clone(connection)));
+    let set = |given: &Given, at| *given.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    let pieces = unfold(
+        (download, vec![0; TRANSFER_BYTES]),
+        move |(mut from, mut buffer)| {
+            let (ends, given) = (ends.clone(), Arc::clone(&given));
+            async move {
+                // It is asked for more, so the client has taken what there was.
+                set(&given, None);
+                let read = tokio::select! {
+                    read = from.read(&mut buffer) => read.map_err(BodyError::from),
+                    () = ends.wait() => Err(BodyError::from("the server or the token ended")),
+                };
+                set(&given, Some(Instant::now()));
+                match read {
+                    Ok(0) => None,
+                    Ok(length) => {
+                        let piece = Bytes::copy_from_slice(&buffer[..length]);
+                        Some((Ok(Frame::data(piece)), (from, buffer)))
+                    }
+                    Err(error) => Some((Err(error), (from, buffer))),
+                }
+            }
+        },
+    );
+    let mut response = answer(StatusCode::OK, "application/octet-stream", Bytes::new());
+    *response.body_mut() = BodyExt::boxed_unsync(StreamBody::new(pieces));
+    response
+        .headers_mut()
+        .insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+/// Cuts a client off that takes nothing for [`TRANSFER_IDLE_MAX`]; hyper would wait for it for ever.
+async fn cut_if_idle(given: Weak<Given>, connection: Arc<Connection>) {
+    let mut look_at = Instant::now() + TRANSFER_IDLE_MAX;
+    loop {
+        sleep_until(look_at).await;
+        let Some(given) = given.upgrade() else { return };
+        let since = *given.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        look_at = since.unwrap_or(now) + TRANSFER_IDLE_MAX;
+        if look_at <= now {
+            connection.cut().cancel();
+            return;
+        }
+    }
+}
+
+/// Hands on what a client sends, with no more than one piece in between. When nobody takes it any more, what still comes is
+/// read for a while: a connection that is closed with bytes unread may take the answer with it.
+async fn feed(mut body: Incoming, to: mpsc::Sender<Result<Bytes, BodyEnded>>, ends: Ends) {
+    loop {
+        let frame = tokio::select! {
+            frame = timeout(TRANSFER_IDLE_MAX, body.frame()) => frame,
+            () = to.closed() => break,
+            () = ends.wait() => {
+                let _ = to.send(Err(BodyEnded)).await;
+                return;
+            }
+        };
+        let piece = match frame {
+            Ok(None) => return,
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => Ok(data),
+                // Trailers mean nothing here.
+                Err(_) => continue,
+            },
+            Ok(Some(Err(_))) | Err(_) => Err(BodyEnded),
+        };
+        let ended = piece.is_err();
+        if to.send(piece).await.is_err() {
+            break;
+        }
+        if ended {
+            return;
+        }
+    }
+    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = timeout(REFUSED_BODY_READ_FOR, rest).await;
+}
+
+#[cfg(test)]
+mod tests;
