@@ -40,7 +40,7 @@ pub type Open<'a> = &'a (dyn Fn() -> Arc<dyn VolumeDriver> + Sync);
 pub type Case = (&'static str, fn(Open<'_>));
 
 /// All of them. Run each over a new pool of [`POOL_CAPACITY`].
-pub const CASES: [Case; 18] = [
+pub const CASES: [Case; 19] = [
     (
         "ensure is idempotent and holds to the size",
         ensure_is_idempotent,
@@ -86,6 +86,7 @@ pub const CASES: [Case; 18] = [
         device::contents,
     ),
     ("what is exported is imported", transfer::round_trip),
+    ("what has changed since comes after", transfer::difference),
 ];
 
 fn volume(n: u8) -> VolumeId {

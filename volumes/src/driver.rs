@@ -27,6 +27,25 @@ pub struct Capabilities {
     pub grows_mounted: bool,
 }
 
+/// What arrives in an import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival<'a> {
+    /// All of the volume.
+    Whole,
+    /// All that a snapshot has; a difference from it will follow, and only then it is a volume.
+    Base {
+        /// Of which snapshot.
+        snapshot: &'a SnapshotId,
+    },
+    /// What differs from the base that arrived before. Broken off, it can only be gone on with towards the same snapshot.
+    Difference {
+        /// The base's snapshot.
+        base: &'a SnapshotId,
+        /// What it is to be.
+        snapshot: &'a SnapshotId,
+    },
+}
+
 /// Whether a pool's volumes must be encrypted on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encryption {
@@ -201,24 +220,44 @@ pub trait VolumeDriver: Send + Sync + std::fmt::Debug {
         to: &mut dyn Write,
     ) -> Result<(), VolumeError>;
 
-    /// Where an import of this volume goes on: 0 for one that has not begun.
+    /// Writes what `snapshot` has and `base`, one of the same volume, has not, as a stream; as they are on disk.
+    ///
+    /// # Errors
+    /// [`VolumeError::SnapshotNotFound`], [`VolumeError::Unsupported`] for snapshots that cannot be compared,
+    /// [`VolumeError::Stream`] when `to` fails.
+    fn export_difference(
+        &self,
+        base: &SnapshotId,
+        snapshot: &SnapshotId,
+        to: &mut dyn Write,
+    ) -> Result<(), VolumeError>;
+
+    /// Where an import of this volume goes on: 0 for one that has not begun, and for differences.
     ///
     /// # Errors
     /// [`VolumeError::InvalidSize`] or [`VolumeError::NoSpace`] if it cannot be.
-    fn import_offset(&self, id: &VolumeId, size: ByteSize) -> Result<u64, VolumeError>;
+    fn import_offset(
+        &self,
+        id: &VolumeId,
+        size: ByteSize,
+        arrival: &Arrival<'_>,
+    ) -> Result<u64, VolumeError>;
 
     /// Makes the volume from a stream that begins at or before [`Self::import_offset`]. One that breaks off is kept for
-    /// [`crate::limits::IMPORT_KEPT_FOR`]. If the volume is there, nothing is read.
+    /// [`crate::limits::IMPORT_KEPT_FOR`]. If the volume is there, nothing is read. No report: it has all of its base, and waits for the
+    /// difference.
     ///
     /// # Errors
-    /// As [`Self::ensure`], and [`VolumeError::Stream`] when the stream is not one, or not whole.
+    /// As [`Self::ensure`], and [`VolumeError::Stream`] when the stream is not one, or not whole, or a difference from something that
+    /// is not there.
     fn import(
         &self,
         id: &VolumeId,
         size: ByteSize,
         key: Option<&VolumeKey>,
+        arrival: &Arrival<'_>,
         from: &mut dyn Read,
-    ) -> Result<VolumeReport, VolumeError>;
+    ) -> Result<Option<VolumeReport>, VolumeError>;
 
     /// The pool's accounts.
     ///

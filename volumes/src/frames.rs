@@ -179,6 +179,7 @@ mod tests {
         }
         let mut stream = Vec::new();
         let header = Header {
+            difference: false,
             sealed: false,
             size: SIZE,
             start,

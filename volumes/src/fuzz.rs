@@ -77,6 +77,7 @@ fn stream_round(bytes: &[u8]) {
         rest = &more[piece.len()..];
     }
     let header = Header {
+        difference: false,
         sealed: false,
         size: SIZE_MAX,
         start: u64::from(*start) * (SIZE_MAX >> 8),

@@ -14,6 +14,7 @@
 //! All functions block; callers on an async runtime run them on its blocking threads.
 
 mod backing;
+mod difference;
 mod driver;
 mod error;
 mod file;
@@ -40,7 +41,7 @@ mod undo;
 pub mod conformance;
 
 pub use driver::{
-    AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
+    Arrival, AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
 };
 pub use error::VolumeError;
 pub use file::open_file_pool;

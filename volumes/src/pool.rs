@@ -12,8 +12,10 @@
 //!
 //! Must not know: machines, orgs, where keys come from.
 
+mod arrival;
 mod attach;
 mod create;
+mod departure;
 mod extend;
 pub(crate) mod layout;
 #[cfg(test)]
@@ -22,13 +24,12 @@ mod snapshot;
 pub(crate) mod steps;
 #[cfg(test)]
 mod tests;
-mod transfer;
 
 pub(crate) use snapshot::too_slow;
 
 use crate::backing::{Backing, Inventory, Making, Stored, StoredSnapshot, Unfinished};
 use crate::driver::{
-    AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
+    Arrival, AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
 };
 use crate::error::VolumeError;
 use crate::limits::{IMPORT_KEPT_FOR, POOL_LOCK_WAIT_MAX, VOLUME_LOCK_WAIT_MAX};
@@ -430,8 +431,22 @@ impl<B: Backing> VolumeDriver for Pool<B> {
         self.send(snapshot, offset, key, to)
     }
 
-    fn import_offset(&self, id: &VolumeId, size: ByteSize) -> Result<u64, VolumeError> {
-        self.receive_offset(id, size)
+    fn export_difference(
+        &self,
+        base: &SnapshotId,
+        snapshot: &SnapshotId,
+        to: &mut dyn Write,
+    ) -> Result<(), VolumeError> {
+        self.send_difference(base, snapshot, to)
+    }
+
+    fn import_offset(
+        &self,
+        id: &VolumeId,
+        size: ByteSize,
+        arrival: &Arrival<'_>,
+    ) -> Result<u64, VolumeError> {
+        self.receive_offset(id, size, arrival)
     }
 
     fn import(
@@ -439,9 +454,10 @@ impl<B: Backing> VolumeDriver for Pool<B> {
         id: &VolumeId,
         size: ByteSize,
         key: Option<&VolumeKey>,
+        arrival: &Arrival<'_>,
         from: &mut dyn Read,
-    ) -> Result<VolumeReport, VolumeError> {
-        self.receive(id, size, key, from)
+    ) -> Result<Option<VolumeReport>, VolumeError> {
+        self.receive(id, size, key, arrival, from)
     }
 
     fn pool(&self) -> Result<PoolReport, VolumeError> {

@@ -1,17 +1,19 @@
 //! The format of an exported volume: a stream that leaves holes out, is compressed, and proves itself.
 //!
 //! ```text
-//! header   "slipvol1", flags u8 (1: encrypted as on disk), size u64 of the contents, start u64
+//! header   "slipvol1", flags u8 (1: encrypted as on disk, 2: a difference), size u64 of the contents, start u64
 //! record   offset u64, length u32 of the contents, encoded u32, SHA-256 of the contents, that many bytes of zstd
 //! trailer  offset u64::MAX, length 0, encoded 0, SHA-256 over the heads of all records since the header
 //! ```
-//! Numbers are big-endian; records come in the order of their offsets; what no record has reads as zeros. A stream that
-//! begins at `start` leaves out what lies before it, so that one that broke off is taken up again.
+//! Numbers are big-endian; records come in the order of their offsets; what no record has reads as zeros, and in a difference as
+//! in what it is a difference from. A stream that begins at `start` leaves out what lies before it, so that one that broke off is
+//! taken up again.
 //!
 //! Must not know: volumes, devices.
 
 use crate::limits::{STREAM_ENCODED_BYTES_MAX, STREAM_RECORD_BYTES};
 use nix::errno::Errno;
+use nix::fcntl::FallocateFlags;
 use nix::unistd::Whence;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -20,6 +22,7 @@ use std::os::unix::fs::FileExt;
 
 const MAGIC: &[u8; 8] = b"slipvol1";
 const FLAG_SEALED: u8 = 1;
+const FLAG_DIFFERENCE: u8 = 2;
 /// Bytes of what a stream says of itself.
 pub const HEADER_BYTES: usize = 25;
 /// Bytes before each record.
@@ -32,6 +35,8 @@ const ZSTD_LEVEL: i32 = 1;
 pub struct Header {
     /// The contents are encrypted, as they are on disk.
     pub sealed: bool,
+    /// Only what differs from something that the taker has.
+    pub difference: bool,
     /// Bytes of the contents.
     pub size: u64,
     /// Where the stream begins.
@@ -43,7 +48,8 @@ impl Header {
     pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut head = [0; HEADER_BYTES];
         head[..8].copy_from_slice(MAGIC);
-        head[8] = if self.sealed { FLAG_SEALED } else { 0 };
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        head[8] = flag(self.sealed, FLAG_SEALED) | flag(self.difference, FLAG_DIFFERENCE);
         head[9..17].copy_from_slice(&self.size.to_be_bytes());
         head[17..].copy_from_slice(&self.start.to_be_bytes());
         head
@@ -70,8 +76,7 @@ pub fn write(
     header: Header,
     to: &mut dyn Write,
 ) -> io::Result<()> {
-    to.write_all(&header.to_bytes())?;
-    let mut whole = Sha256::new();
+    let mut records = Records::begin(header, to)?;
     let mut contents = vec![0; STREAM_RECORD_BYTES];
     let mut at = header.start;
     let shift = below.map_or(0, |below| below.shift);
@@ -88,34 +93,55 @@ pub fn write(
             if below.is_some() {
                 from.read_exact_at(contents, offset)?;
             }
-            write_record(contents, offset, &mut whole, to)?;
+            records.write(contents, offset)?;
         }
         at = end;
     }
-    to.write_all(&record_head(u64::MAX, 0, 0, &whole.finalize().into()))?;
-    to.flush()
+    records.end()
 }
 
-const RECORD: u64 = STREAM_RECORD_BYTES as u64;
-static ZEROS: [u8; STREAM_RECORD_BYTES] = [0; STREAM_RECORD_BYTES];
+/// Bytes of a record.
+pub(crate) const RECORD: u64 = STREAM_RECORD_BYTES as u64;
+/// A record of zeros.
+pub(crate) static ZEROS: [u8; STREAM_RECORD_BYTES] = [0; STREAM_RECORD_BYTES];
 
-fn write_record(
-    contents: &[u8],
-    offset: u64,
-    whole: &mut Sha256,
-    to: &mut dyn Write,
-) -> io::Result<()> {
-    let encoded = zstd::bulk::compress(contents, ZSTD_LEVEL)?;
-    let length = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(io::Error::other);
-    let head = record_head(
-        offset,
-        length(contents)?,
-        length(&encoded)?,
-        &Sha256::digest(contents).into(),
-    );
-    whole.update(head);
-    to.write_all(&head)?;
-    to.write_all(&encoded)
+/// A stream that is being written.
+pub(crate) struct Records<'a> {
+    to: &'a mut dyn Write,
+    whole: Sha256,
+}
+
+impl<'a> Records<'a> {
+    /// Writes the header.
+    pub(crate) fn begin(header: Header, to: &'a mut dyn Write) -> io::Result<Self> {
+        to.write_all(&header.to_bytes())?;
+        Ok(Self {
+            to,
+            whole: Sha256::new(),
+        })
+    }
+
+    /// Writes one record, behind all before.
+    pub(crate) fn write(&mut self, contents: &[u8], offset: u64) -> io::Result<()> {
+        let encoded = zstd::bulk::compress(contents, ZSTD_LEVEL)?;
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(io::Error::other);
+        let head = record_head(
+            offset,
+            length(contents)?,
+            length(&encoded)?,
+            &Sha256::digest(contents).into(),
+        );
+        self.whole.update(head);
+        self.to.write_all(&head)?;
+        self.to.write_all(&encoded)
+    }
+
+    /// Writes the trailer.
+    pub(crate) fn end(self) -> io::Result<()> {
+        let digest = self.whole.finalize().into();
+        self.to.write_all(&record_head(u64::MAX, 0, 0, &digest))?;
+        self.to.flush()
+    }
 }
 
 pub(crate) fn record_head(
@@ -133,7 +159,7 @@ pub(crate) fn record_head(
 }
 
 /// Where data is next, at or after `at`; nothing if there is none before `size`. A block device has data everywhere.
-fn next_data(from: &File, at: u64, size: u64) -> io::Result<Option<u64>> {
+pub(crate) fn next_data(from: &File, at: u64, size: u64) -> io::Result<Option<u64>> {
     if at >= size {
         return Ok(None);
     }
@@ -171,11 +197,12 @@ pub enum ReadError {
 pub fn read_header(from: &mut dyn Read) -> Result<Header, ReadError> {
     let mut head = [0; HEADER_BYTES];
     from.read_exact(&mut head).map_err(ReadError::BrokenOff)?;
-    if head[..8] != MAGIC[..] || head[8] & !FLAG_SEALED != 0 {
+    if head[..8] != MAGIC[..] || head[8] & !(FLAG_SEALED | FLAG_DIFFERENCE) != 0 {
         return Err(ReadError::Malformed("its beginning is unknown"));
     }
     Ok(Header {
         sealed: head[8] & FLAG_SEALED != 0,
+        difference: head[8] & FLAG_DIFFERENCE != 0,
         size: u64_at(&head, 9),
         start: u64_at(&head, 17),
     })
@@ -185,7 +212,8 @@ pub fn read_header(from: &mut dyn Read) -> Result<Header, ReadError> {
 pub struct Target<'a> {
     /// The volume.
     pub file: &'a File,
-    /// It reads as zeros where nothing was written. If not, zeros are written.
+    /// It reads already as it is to read where there is no record: as zeros, or as what a difference is from. If not, zeros are
+    /// written.
     pub zeroed: bool,
     /// After so many bytes `durable` is called.
     pub sync_every: u64,
@@ -200,6 +228,15 @@ impl std::fmt::Debug for Target<'_> {
 }
 
 impl Target<'_> {
+    /// Zeros come in differences alone. They give blocks back, where that can be.
+    fn put(&self, contents: &[u8], at: u64) -> io::Result<()> {
+        let punched = contents == &ZEROS[..contents.len()] && punch(self.file, at, contents.len());
+        if punched {
+            return Ok(());
+        }
+        self.file.write_all_at(contents, at)
+    }
+
     fn zero(&self, from: u64, to: u64) -> io::Result<()> {
         let mut at = from;
         while !self.zeroed && at < to {
@@ -252,7 +289,7 @@ pub fn read_records(
         }
         whole.update(head);
         to.zero(at, offset)
-            .and_then(|()| to.file.write_all_at(&contents, offset))
+            .and_then(|()| to.put(&contents, offset))
             .map_err(ReadError::Write)?;
         at = offset + length as u64;
         since += length as u64;
@@ -261,6 +298,15 @@ pub fn read_records(
             since = 0;
         }
     }
+}
+
+/// Makes a range read as zeros without storing it; false if this file cannot.
+fn punch(file: &File, at: u64, length: usize) -> bool {
+    let (Ok(at), Ok(length)) = (i64::try_from(at), i64::try_from(length)) else {
+        return false;
+    };
+    let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    nix::fcntl::fallocate(file, how, at, length).is_ok()
 }
 
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -292,6 +338,7 @@ mod tests {
         let mut stream = Vec::new();
         let header = Header {
             sealed: false,
+            difference: false,
             size: SIZE,
             start,
         };
@@ -374,6 +421,7 @@ mod tests {
                 header.size == SIZE
                     && header.start == 0
                     && !header.sealed
+                    && !header.difference
                     && read_records(header, &mut rest, &mut target).is_ok()
             });
             // Some bits of zstd's own heads mean nothing.

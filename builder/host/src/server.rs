@@ -264,6 +264,7 @@ async fn answer(
         | HostRequest::DeleteSnapshot { .. }
         | HostRequest::ListSnapshots
         | HostRequest::ExportSnapshot { .. }
+        | HostRequest::ExportDifference { .. }
         | HostRequest::ImportVolume { .. }
         | HostRequest::RevokeKey { .. }) => {
             blocking(service, move |s| s.volume_verb(volume_verb)).await?
@@ -359,6 +360,7 @@ fn verb(request: &HostRequest) -> &'static str {
         HostRequest::DeleteSnapshot { .. } => "delete_snapshot",
         HostRequest::ListSnapshots => "list_snapshots",
         HostRequest::ExportSnapshot { .. } => "export_snapshot",
+        HostRequest::ExportDifference { .. } => "export_difference",
         HostRequest::ImportVolume { .. } => "import_volume",
         HostRequest::LendKey => "lend_key",
         HostRequest::RevokeKey { .. } => "revoke_key",

@@ -26,6 +26,27 @@ use serde::{Deserialize, Serialize};
 /// The version both sides must speak.
 pub const HOST_API_VERSION: u32 = 2;
 
+/// What the stream of an import has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "part", rename_all = "snake_case")]
+pub enum ImportPart {
+    /// All of the volume.
+    #[default]
+    Whole,
+    /// All that a snapshot has; a difference from it will follow, and only then it is a volume.
+    Base {
+        /// Of which snapshot.
+        snapshot: SnapshotId,
+    },
+    /// What differs from the base that arrived before. Broken off, it can only be gone on with towards the same snapshot.
+    Difference {
+        /// The base's snapshot.
+        base: SnapshotId,
+        /// What it is to be.
+        snapshot: SnapshotId,
+    },
+}
+
 /// One request frame.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -90,9 +111,17 @@ pub enum HostRequest {
         /// As they are on disk (of use where the key is) rather than in clear. No matter where nothing is encrypted.
         sealed: bool,
     },
+    /// What `snapshot` has and `base`, one of the same volume, has not, as a stream; as they are on disk. Replies [`HostReply::Stream`]
+    /// with a descriptor to read from.
+    ExportDifference {
+        /// What the taker has.
+        base: SnapshotId,
+        /// What it is to have.
+        snapshot: SnapshotId,
+    },
     /// Makes a volume from an exported stream, if it is not there. Replies [`HostReply::Stream`] with a descriptor to write the
     /// stream to, from the reply's offset on; then close the writing side and read one [`HostReply`] as JSON up to the end:
-    /// [`HostReply::Volume`] if it is whole. One that broke off is kept for a while, and goes on where it stopped.
+    /// [`HostReply::Volume`] if it is whole, [`HostReply::Done`] if it has all of its base. One that broke off is kept for a while, and goes on where it stopped.
     ImportVolume {
         /// Which volume it becomes.
         volume: VolumeId,
@@ -102,6 +131,9 @@ pub enum HostRequest {
         /// refused: what it begins with would be taken for the heads of an encrypted volume.
         #[serde(default)]
         sealed: bool,
+        /// What the stream has.
+        #[serde(default)]
+        part: ImportPart,
     },
     /// Lends the key of a volume, or renews the lease: the one in [`HostRequestFrame::lease`]. An older generation than one
     /// lent before is refused. Replies [`HostReply::Done`].

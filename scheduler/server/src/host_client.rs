@@ -7,7 +7,8 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{
     EndpointPort, HOST_API_VERSION, HostError, HostErrorCode, HostInfo, HostReply, HostRequest,
-    HostRequestFrame, MachineReport, MachineSpec, SnapshotReport, VolumeReport, VolumeSource,
+    HostRequestFrame, ImportPart, MachineReport, MachineSpec, SnapshotReport, VolumeReport,
+    VolumeSource,
 };
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::key::KeyLease;
@@ -241,10 +242,42 @@ impl HostClient {
         size_bytes: u64,
         sealed: bool,
     ) -> Result<(u64, UnixStream), HostClientError> {
+        self.import_part(volume, size_bytes, sealed, ImportPart::Whole)
+            .await
+    }
+
+    /// A stream of what `snapshot` has and `base` has not.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn export_difference(
+        &self,
+        base: SnapshotId,
+        snapshot: SnapshotId,
+    ) -> Result<UnixStream, HostClientError> {
+        let request = HostRequest::ExportDifference { base, snapshot };
+        let (HostReply::Stream { .. }, Some(fd)) = self.call(request, QUICK_WAIT_MAX).await? else {
+            return Err(HostClientError::Protocol("no stream"));
+        };
+        self.stream(fd)
+    }
+
+    /// As [`Self::import_volume`], for a part of a volume that arrives in two.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn import_part(
+        &self,
+        volume: VolumeId,
+        size_bytes: u64,
+        sealed: bool,
+        part: ImportPart,
+    ) -> Result<(u64, UnixStream), HostClientError> {
         let request = HostRequest::ImportVolume {
             volume,
             size_bytes,
             sealed,
+            part,
         };
         let (HostReply::Stream { offset_bytes }, Some(fd)) =
             self.call(request, QUICK_WAIT_MAX).await?

@@ -1,9 +1,10 @@
 //! Export and import.
 
 use super::{SIZE, Verbs, key, snapshot, volume};
-use crate::VolumeError;
+use crate::{Arrival, VolumeDriver, VolumeError};
 use slipway_core::units::ByteSize;
 use std::fs;
+use std::sync::Arc;
 
 pub(super) fn round_trip(open: super::Open<'_>) {
     let driver = open();
@@ -21,33 +22,19 @@ pub(super) fn round_trip(open: super::Open<'_>) {
     if driver.capabilities().encryption {
         let mut sealed = Vec::new();
         driver.export(&snapshot(1), 0, None, &mut sealed).unwrap();
-        // It can be opened by the key that it was made with, and by no other.
-        driver
-            .import(&volume(4), SIZE, None, &mut &sealed[..])
-            .unwrap();
-        let other = driver.mount(4, 4);
-        assert!(
-            matches!(other, Err(VolumeError::WrongKey { .. })),
-            "{other:?}"
-        );
-        let own = driver.driver().attach(
-            &volume(4),
-            &super::machine(4),
-            crate::AttachAs::Mount,
-            Some(&key(1)),
-        );
-        let dir = own.unwrap().path().to_owned();
-        assert_eq!(fs::read_to_string(dir.join("small")).unwrap(), "contents");
-        driver.release(4, 4);
-        driver.destroy(&volume(4)).unwrap();
+        only_its_own_key_opens(&driver, &sealed);
     }
 
     // Cut off, damaged, and then whole.
     let own_key = driver.key(2);
     let import = |mut from: &[u8]| {
-        driver
-            .driver()
-            .import(&volume(2), SIZE, own_key.as_ref(), &mut from)
+        driver.driver().import(
+            &volume(2),
+            SIZE,
+            own_key.as_ref(),
+            &Arrival::Whole,
+            &mut from,
+        )
     };
     for wrong in [&stream[..20], &stream[..stream.len() / 2], b"no such thing"] {
         let broken = import(wrong);
@@ -65,12 +52,14 @@ pub(super) fn round_trip(open: super::Open<'_>) {
         "{refused:?}"
     );
     assert_eq!(driver.list().unwrap().len(), 1, "half of it is there");
-    let offset = driver.import_offset(&volume(2), SIZE).unwrap();
+    let offset = driver
+        .import_offset(&volume(2), SIZE, &Arrival::Whole)
+        .unwrap();
     let mut rest = Vec::new();
     driver
         .export(&snapshot(1), offset, driver.key(1).as_ref(), &mut rest)
         .unwrap();
-    let imported = import(&rest).unwrap();
+    let imported = import(&rest).unwrap().unwrap();
     assert_eq!(imported.size_bytes, SIZE.0);
     import(b"nothing is read of what is there").unwrap();
     let dir = driver.mount(2, 2).unwrap();
@@ -88,6 +77,7 @@ pub(super) fn round_trip(open: super::Open<'_>) {
         &volume(3),
         SIZE,
         driver.key(3).as_ref(),
+        &Arrival::Whole,
         &mut &stream[..stream.len() / 2],
     );
     let promised = driver.pool().unwrap().promised;
@@ -95,5 +85,105 @@ pub(super) fn round_trip(open: super::Open<'_>) {
     assert_eq!(
         driver.pool().unwrap().promised,
         ByteSize(promised.0 - SIZE.0)
+    );
+}
+
+/// It can be opened by the key that it was made with, and by no other.
+fn only_its_own_key_opens(driver: &Arc<dyn VolumeDriver>, sealed: &[u8]) {
+    driver
+        .import(&volume(4), SIZE, None, &Arrival::Whole, &mut &*sealed)
+        .unwrap();
+    let other = driver.mount(4, 4);
+    assert!(
+        matches!(other, Err(VolumeError::WrongKey { .. })),
+        "{other:?}"
+    );
+    let own = driver.driver().attach(
+        &volume(4),
+        &super::machine(4),
+        crate::AttachAs::Mount,
+        Some(&key(1)),
+    );
+    let dir = own.unwrap().path().to_owned();
+    assert_eq!(fs::read_to_string(dir.join("small")).unwrap(), "contents");
+    driver.release(4, 4);
+    driver.destroy(&volume(4)).unwrap();
+}
+
+/// All of a snapshot first, and at the end what has changed since.
+pub(super) fn difference(open: super::Open<'_>) {
+    let driver = open();
+    driver.ensure_empty(1, SIZE).unwrap();
+    let dir = driver.mount(1, 1).unwrap();
+    fs::write(dir.join("stays"), vec![7; 20 << 20]).unwrap();
+    fs::write(dir.join("goes"), vec![8; 4 << 20]).unwrap();
+    fs::write(dir.join("changes"), "before").unwrap();
+    driver.snapshot(&volume(1), &snapshot(1)).unwrap();
+    fs::remove_file(dir.join("goes")).unwrap();
+    fs::write(dir.join("changes"), "after").unwrap();
+    driver.release(1, 1);
+    driver.snapshot(&volume(1), &snapshot(2)).unwrap();
+    let (mut base, mut difference) = (Vec::new(), Vec::new());
+    driver.export(&snapshot(1), 0, None, &mut base).unwrap();
+    driver
+        .export_difference(&snapshot(1), &snapshot(2), &mut difference)
+        .unwrap();
+
+    let (first, second, other) = (snapshot(1), snapshot(2), snapshot(3));
+    let arrives = |arrival: &Arrival<'_>, mut from: &[u8]| {
+        driver
+            .driver()
+            .import(&volume(2), SIZE, None, arrival, &mut from)
+    };
+    let refused = |arrival: &Arrival<'_>, from: &[u8]| {
+        let done = arrives(arrival, from);
+        assert!(matches!(done, Err(VolumeError::Stream(_))), "{done:?}");
+    };
+    let whole = Arrival::Base { snapshot: &first };
+    let rest = Arrival::Difference {
+        base: &first,
+        snapshot: &second,
+    };
+    refused(&rest, &difference);
+    refused(&whole, &difference);
+    refused(&whole, &base[..base.len() / 2]);
+    refused(&rest, &difference);
+    // Of another snapshot nothing is there.
+    let elsewhere = Arrival::Base { snapshot: &other };
+    assert_eq!(
+        driver.import_offset(&volume(2), SIZE, &elsewhere).unwrap(),
+        0
+    );
+    assert_eq!(arrives(&whole, &base).unwrap(), None);
+    assert_eq!(driver.list().unwrap().len(), 1, "half of it is there");
+    refused(&rest, &base);
+    refused(&rest, &difference[..difference.len() / 2]);
+    // It is no longer the one and not yet the other.
+    refused(
+        &Arrival::Difference {
+            base: &first,
+            snapshot: &other,
+        },
+        &difference,
+    );
+    let made = arrives(&rest, &difference).unwrap().unwrap();
+    assert_eq!((made.volume, made.size_bytes), (volume(2), SIZE.0));
+
+    let own = driver.key(1);
+    let attached = driver.driver().attach(
+        &volume(2),
+        &super::machine(2),
+        crate::AttachAs::Mount,
+        own.as_ref(),
+    );
+    let dir = attached.unwrap().path().to_owned();
+    assert_eq!(fs::read(dir.join("stays")).unwrap(), vec![7; 20 << 20]);
+    assert_eq!(fs::read_to_string(dir.join("changes")).unwrap(), "after");
+    assert!(!dir.join("goes").exists());
+    driver.release(2, 2);
+    let absent = driver.export_difference(&snapshot(1), &snapshot(9), &mut Vec::new());
+    assert!(
+        matches!(absent, Err(VolumeError::SnapshotNotFound { .. })),
+        "{absent:?}"
     );
 }

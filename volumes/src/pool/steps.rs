@@ -30,6 +30,7 @@ pub(crate) enum Step {
     /// A mounted file system stands still.
     Clone,
     Send,
+    Receive,
     Grow,
     GrowClear,
     GrowFileSystem,
@@ -83,6 +84,8 @@ impl Step {
         Self::PublishSnapshot,
         Self::SettleSnapshot,
     ];
+    pub(crate) const IMPORT: [Self; 4] =
+        [Self::Reserve, Self::Receive, Self::Publish, Self::Settle];
     pub(crate) const EXTEND: [Self; 2] = [Self::Grow, Self::GrowFileSystem];
     pub(crate) const DESTROY: [Self; 2] = [Self::Remove, Self::RemoveNames];
 }

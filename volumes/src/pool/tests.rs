@@ -1,5 +1,7 @@
 //! The `file` driver over real images, loop devices and mounts.
 
+mod arrival;
+
 use super::Pool;
 use super::steps::{Fault, Step};
 use crate::conformance::{CASES, POOL_CAPACITY, wait_for};

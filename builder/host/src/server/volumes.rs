@@ -5,12 +5,14 @@
 use super::{Answer, Service};
 use crate::limits::{TRANSFER_IDLE_MAX, TRANSFERS_MAX};
 use crate::machines::VerbError;
-use slipway_core::host_api::{HostError, HostErrorCode, HostReply, HostRequest, VolumeSource};
+use slipway_core::host_api::{
+    HostError, HostErrorCode, HostReply, HostRequest, ImportPart, VolumeSource,
+};
 use slipway_core::id::{SnapshotId, VolumeId};
 use slipway_core::key::VolumeKey;
 use slipway_core::units::ByteSize;
 use slipway_volumes::stream;
-use slipway_volumes::{NewVolume, VolumeError};
+use slipway_volumes::{Arrival, NewVolume, VolumeDriver, VolumeError};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
@@ -72,11 +74,15 @@ impl Service {
                 offset_bytes,
                 sealed,
             } => return self.export(snapshot, offset_bytes, sealed),
+            HostRequest::ExportDifference { base, snapshot } => {
+                return self.export_difference(base, snapshot);
+            }
             HostRequest::ImportVolume {
                 volume,
                 size_bytes,
                 sealed,
-            } => return self.import(volume, size_bytes, sealed),
+                part,
+            } => return self.import(volume, size_bytes, sealed, part),
             HostRequest::RevokeKey { volume, generation } => {
                 self.keys.revoke(&volume, generation);
                 HostReply::Done
@@ -140,17 +146,45 @@ impl Service {
             .into());
         }
         let key = key.filter(|_| !sealed);
+        self.send(offset_bytes, move |volumes, to| {
+            volumes.export(&snapshot, offset_bytes, key.as_deref(), to)
+        })
+    }
+
+    /// Begins the export of a difference; the answer has the end to read from.
+    fn export_difference(
+        self: &Arc<Self>,
+        base: SnapshotId,
+        snapshot: SnapshotId,
+    ) -> Result<Answer, VerbError> {
+        let found = self.volumes.snapshots()?;
+        for wanted in [&base, &snapshot] {
+            if !found.iter().any(|found| found.snapshot == *wanted) {
+                let snapshot = wanted.clone();
+                return Err(VolumeError::SnapshotNotFound { snapshot }.into());
+            }
+        }
+        self.send(0, move |volumes, to| {
+            volumes.export_difference(&base, &snapshot, to)
+        })
+    }
+
+    /// Has `write` write to the other end of what the answer has.
+    fn send(
+        self: &Arc<Self>,
+        offset_bytes: u64,
+        write: impl FnOnce(&dyn VolumeDriver, &mut dyn Write) -> Result<(), VolumeError>
+        + Send
+        + 'static,
+    ) -> Result<Answer, VerbError> {
         let (theirs, ours) = UnixStream::pair().map_err(stream_error)?;
         ours.set_write_timeout(Some(TRANSFER_IDLE_MAX))
             .map_err(stream_error)?;
         self.in_background(move |service| {
             let mut to = BufWriter::with_capacity(BUFFER_BYTES, &ours);
-            let done = service
-                .volumes
-                .export(&snapshot, offset_bytes, key.as_deref(), &mut to);
-            if let Err(error) = done {
+            if let Err(error) = write(&*service.volumes, &mut to) {
                 // The reader sees a stream without its end.
-                tracing::warn!(%snapshot, error = &error as &dyn std::error::Error, "export broke off");
+                tracing::warn!(error = &error as &dyn std::error::Error, "export broke off");
             }
         })?;
         Ok(answer(theirs, offset_bytes))
@@ -162,9 +196,10 @@ impl Service {
         volume: VolumeId,
         size_bytes: u64,
         sealed: bool,
+        part: ImportPart,
     ) -> Result<Answer, VerbError> {
         let size = ByteSize(size_bytes);
-        let offset = self.volumes.import_offset(&volume, size)?;
+        let offset = self.volumes.import_offset(&volume, size, &arrival(&part))?;
         let key = self.key(&volume);
         let (theirs, ours) = UnixStream::pair().map_err(stream_error)?;
         ours.set_read_timeout(Some(TRANSFER_IDLE_MAX))
@@ -172,11 +207,16 @@ impl Service {
         self.in_background(move |service| {
             let mut from = BufReader::with_capacity(BUFFER_BYTES, &ours);
             let done = checked(&mut from, sealed).and_then(|mut from| {
+                let arrival = arrival(&part);
                 service
                     .volumes
-                    .import(&volume, size, key.as_deref(), &mut from)
+                    .import(&volume, size, key.as_deref(), &arrival, &mut from)
             });
-            let reply = done.map_or_else(|error| refusal(&error.into()), HostReply::Volume);
+            let reply = match done {
+                Ok(Some(report)) => HostReply::Volume(report),
+                Ok(None) => HostReply::Done,
+                Err(error) => refusal(&error.into()),
+            };
             let told = serde_json::to_vec(&reply)
                 .map_err(io::Error::other)
                 .and_then(|json| (&ours).write_all(&json))
@@ -205,6 +245,14 @@ impl Service {
             })
             .map(drop)
             .map_err(stream_error)
+    }
+}
+
+fn arrival(part: &ImportPart) -> Arrival<'_> {
+    match part {
+        ImportPart::Whole => Arrival::Whole,
+        ImportPart::Base { snapshot } => Arrival::Base { snapshot },
+        ImportPart::Difference { base, snapshot } => Arrival::Difference { base, snapshot },
     }
 }
 

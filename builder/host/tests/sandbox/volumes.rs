@@ -3,7 +3,9 @@
 use crate::client::Client;
 use crate::harness::{Guest, Host};
 use slipway_core::generation::Generation;
-use slipway_core::host_api::{Cloning, HostErrorCode, HostReply, HostRequest, VolumeSource};
+use slipway_core::host_api::{
+    Cloning, HostErrorCode, HostReply, HostRequest, ImportPart, VolumeSource,
+};
 use slipway_core::id::{SnapshotId, VolumeId};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -81,6 +83,7 @@ fn a_running_machine_s_volume_is_kept_forked_extended_and_moved() {
         volume: moved.volume.clone(),
         size_bytes: 4 << 30,
         sealed: false,
+        part: ImportPart::Whole,
     };
     let (offset, mut to) = stream(&mut client, import);
     assert_eq!(offset, 0);
@@ -113,6 +116,7 @@ fn check_sealed(client: &mut Client, volume: VolumeId, exported: &[u8]) {
         volume,
         size_bytes: 4 << 30,
         sealed: false,
+        part: ImportPart::Whole,
     };
     let (_, mut to) = stream(client, import);
     let mut sealed = exported.to_vec();

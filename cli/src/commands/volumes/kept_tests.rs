@@ -18,6 +18,7 @@ fn exported(word: &str, start: u64) -> Vec<u8> {
         file.write_all_at(word.as_bytes(), at).unwrap();
     }
     let header = Header {
+        difference: false,
         sealed: false,
         size: SIZE,
         start,

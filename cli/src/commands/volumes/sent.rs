@@ -78,10 +78,11 @@ impl Sent {
         };
         let Header {
             sealed,
+            difference,
             size,
             start,
         } = read_header(&mut &head[..]).map_err(|error| not_one(&error.to_string()))?;
-        if sealed || start != 0 {
+        if sealed || difference || start != 0 {
             return Err(not_one("it is encrypted, or only a part"));
         }
         Ok((sent, Said { size, digest }))

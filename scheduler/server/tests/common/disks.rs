@@ -115,6 +115,7 @@ impl World {
             | HostRequest::ListVolumes
             | HostRequest::ListSnapshots
             | HostRequest::ExportSnapshot { .. }
+            | HostRequest::ExportDifference { .. }
             | HostRequest::ImportVolume { .. }
             | HostRequest::LendKey
             | HostRequest::RevokeKey { .. }

@@ -285,13 +285,12 @@ async fn answer(
             sealed: _,
         } => world.export(&snapshot, offset_bytes),
         HostRequest::ImportVolume {
-            volume,
-            size_bytes,
-            sealed: _,
+            volume, size_bytes, ..
         } => world.import(volume, size_bytes),
         other @ (HostRequest::Info
         | HostRequest::StopMachine { .. }
         | HostRequest::RemoveMachine { .. }
+        | HostRequest::ExportDifference { .. }
         | HostRequest::LendKey
         | HostRequest::RevokeKey { .. }) => (world.answer(other), None),
     })

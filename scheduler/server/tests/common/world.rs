@@ -283,6 +283,7 @@ impl World {
             | HostRequest::DeleteSnapshot { .. }
             | HostRequest::ListSnapshots => panic!("answered elsewhere"),
             HostRequest::ExportSnapshot { .. }
+            | HostRequest::ExportDifference { .. }
             | HostRequest::ImportVolume { .. }
             | HostRequest::LendKey => panic!("not asked of this host"),
             HostRequest::RevokeKey { volume, .. } => {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::backing::Backing;
 use crate::conformance::POOL_CAPACITY;
-use crate::driver::{Encryption, NewVolume, VolumeDriver};
+use crate::driver::{Arrival, Encryption, NewVolume, VolumeDriver};
 use crate::error::VolumeError;
 use crate::pool::Pool;
 use crate::pool::steps::{Fault, Step};
@@ -86,7 +86,7 @@ fn verbs_of_making<B: Backing>(sealed: bool, freezes: bool) -> Vec<Verb<B>> {
         ),
         verb(
             "import",
-            &[&[Step::Reserve, Step::Publish, Step::Settle], encrypt],
+            &[&Step::IMPORT, encrypt],
             import,
             |pool| pool.destroy(&volume(2)).unwrap(),
             false,
@@ -187,8 +187,14 @@ fn import<B: Backing>(pool: &Pool<B>) -> Result<(), VolumeError> {
         fs::write(&path, stream).unwrap();
     }
     let mut stream = fs::File::open(path).unwrap();
-    pool.import(&volume(2), SIZE, Some(&key(2)), &mut stream)
-        .map(drop)
+    pool.import(
+        &volume(2),
+        SIZE,
+        Some(&key(2)),
+        &Arrival::Whole,
+        &mut stream,
+    )
+    .map(drop)
 }
 
 /// Tries everything over one pool.
