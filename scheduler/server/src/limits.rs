@@ -49,7 +49,8 @@ pub const RETENTION_EVERY: Duration = Duration::from_secs(600);
 pub const RETENTION_BATCH_MAX: u32 = 20;
 /// Pause between such batches.
 pub const RETENTION_PAUSE: Duration = Duration::from_millis(50);
-/// How long the key of a volume is lent to a host. It is renewed after a third of it; what the host has opened stays open.
+/// How long the key of a volume is lent to a host. It is renewed after a third of it, and if that fails tried
+/// again after a twentieth; what the host has opened stays open.
 pub const KEY_LEASE_TTL: Duration = Duration::from_secs(600);
 /// Longest wait for an answer of Vault. Then the key store counts as not answering, and the start is tried again later.
 pub const VAULT_WAIT_MAX: Duration = Duration::from_secs(10);

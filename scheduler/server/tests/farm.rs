@@ -94,6 +94,35 @@ async fn a_key_store_that_is_away_delays_starts_and_ends_nothing() {
     bed.end().await;
 }
 
+/// What runs goes on, and its lease is renewed soon after the key store answers again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_store_that_is_away_at_a_renewal_ends_nothing() {
+    let bed = Bed::start_encrypting().await;
+    let key = bed.org(HOUR).await;
+    let (mut stream, _guard) = connect(&bed.farm, &key).await;
+    in_state(&bed.farm, &key, "running").await;
+    let lends = || bed.world.lock().lends;
+    let renewed_after = |before: u32| {
+        eventually("a renewal", move || async move {
+            (lends() > before).then_some(())
+        })
+    };
+    renewed_after(lends()).await;
+
+    bed.outage.lasts.store(true, Ordering::Relaxed);
+    eventually("renewals that fail", || async {
+        (bed.outage.asked.load(Ordering::Relaxed) >= 5).then_some(())
+    })
+    .await;
+    ping(&mut stream).await.expect("an answer");
+    in_state(&bed.farm, &key, "running").await;
+    let before = lends();
+    bed.outage.lasts.store(false, Ordering::Relaxed);
+    renewed_after(before).await;
+    assert_eq!(bed.world.starts(), 1, "it started anew");
+    bed.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_wakes_waits_in_the_backlog_and_then_is_cheap() {
     let bed = Bed::start().await;

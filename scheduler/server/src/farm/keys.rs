@@ -7,7 +7,6 @@ use super::builder::Builder;
 use super::host::chain;
 use crate::host_client::HostClientError;
 use crate::keys::{Claim, KeyStoreError, LeaseError};
-use crate::limits::KEY_LEASE_TTL;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::HostErrorCode;
 use slipway_core::id::{HostId, OrgId, VolumeId};
@@ -154,29 +153,46 @@ pub(super) async fn revoke(builder: &Builder, volume: &VolumeId, generation: Gen
     }
 }
 
-/// Renews the leases of all machines that live, until the control plane ends.
+/// Renews the leases of all machines that live, until the control plane ends. What could not be renewed is tried again well before
+/// it is over.
 pub(super) async fn keep_lent(shared: Arc<Shared>) {
+    let Some(lasts) = shared.keys.as_ref().map(|keys| keys.lasts()) else {
+        return;
+    };
+    let mut pause = lasts / 3;
     loop {
         tokio::select! {
             () = shared.cancel.cancelled() => return,
-            () = tokio::time::sleep(KEY_LEASE_TTL / 3) => {}
+            () = tokio::time::sleep(pause) => {}
         }
-        let builders: Vec<Arc<Builder>> = shared
-            .builders
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect();
-        for builder in builders {
-            let live = builder.lock().machine.state.live_generation();
-            let Some(generation) = live else { continue };
-            if let Err(error) = lend(&shared, &builder, generation, LendFor::Start).await {
-                // What is open stays so.
-                tracing::warn!(org = %builder.key.org, why = chain(&error), "lease of a key not renewed");
-            }
+        pause = if renew_all(&shared).await {
+            lasts / 3
+        } else {
+            lasts / 20
+        };
+    }
+}
+
+/// Whether every lease was renewed.
+async fn renew_all(shared: &Shared) -> bool {
+    let builders: Vec<Arc<Builder>> = shared
+        .builders
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .values()
+        .cloned()
+        .collect();
+    let mut all = true;
+    for builder in builders {
+        let live = builder.lock().machine.state.live_generation();
+        let Some(generation) = live else { continue };
+        if let Err(error) = lend(shared, &builder, generation, LendFor::Start).await {
+            // What is open stays so.
+            tracing::warn!(org = %builder.key.org, why = chain(&error), "lease of a key not renewed");
+            all = false;
         }
     }
+    all
 }
 
 impl Shared {

@@ -9,6 +9,7 @@ use slipway_core::id::{HostId, MachineId, OrgId, VolumeId};
 use slipway_core::key::KeyLease;
 use slipway_store::{ErrorKind, Store, StoreError};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a lease is wanted for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,12 +50,28 @@ pub enum LeaseError {
 pub struct KeyBroker {
     store: Arc<dyn Store>,
     keys: Arc<dyn KeyStore>,
+    lease: Duration,
 }
 
 impl KeyBroker {
     /// A broker of what `keys` keeps, by what `store` says.
     pub fn new(store: Arc<dyn Store>, keys: Arc<dyn KeyStore>) -> Self {
-        Self { store, keys }
+        Self {
+            store,
+            keys,
+            lease: KEY_LEASE_TTL,
+        }
+    }
+
+    /// The same with leases of another length.
+    #[must_use]
+    pub fn lending_for(self, lease: Duration) -> Self {
+        Self { lease, ..self }
+    }
+
+    /// How long a lease lasts.
+    pub(crate) fn lasts(&self) -> Duration {
+        self.lease
     }
 
     /// A lease for this claim, if it is right; makes the key of a volume that has none yet.
@@ -68,7 +85,7 @@ impl KeyBroker {
             volume: claim.volume.clone(),
             machine: claim.machine.clone(),
             generation: claim.generation,
-            ttl_ms: u64::try_from(KEY_LEASE_TTL.as_millis()).unwrap_or(u64::MAX),
+            ttl_ms: u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX),
             key,
         })
     }

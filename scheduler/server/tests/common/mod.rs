@@ -164,6 +164,9 @@ fn keys(dir: &tempfile::TempDir, store: &Arc<SqliteStore>) -> EmbeddedKeys {
     EmbeddedKeys::new(store.clone(), master)
 }
 
+/// How long keys are lent for: short, so that tests see leases renewed.
+const LEASE: Duration = Duration::from_millis(600);
+
 async fn start_farm(
     dir: &tempfile::TempDir,
     store: &Arc<SqliteStore>,
@@ -173,13 +176,14 @@ async fn start_farm(
         kept: keys(dir, store),
         outage: Arc::clone(outage),
     };
+    let broker = KeyBroker::new(store.clone(), Arc::new(keys));
     let settings = FarmSettings {
         hosts: vec![HostSettings {
             name: "test".into(),
             region: "local".into(),
             socket: dir.path().join("host.sock"),
         }],
-        keys: Some(Arc::new(KeyBroker::new(store.clone(), Arc::new(keys)))),
+        keys: Some(Arc::new(broker.lending_for(LEASE))),
     };
     let store: Arc<dyn Store> = store.clone();
     Farm::start(store, settings).await.expect("a farm")

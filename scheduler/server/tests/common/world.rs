@@ -37,6 +37,8 @@ pub struct Inner {
     pub encrypts: bool,
     /// The volumes whose keys are lent to this host.
     pub leases: BTreeSet<VolumeId>,
+    /// How often a key was lent.
+    pub lends: u32,
     /// Newest generation that the key of each volume was lent for.
     lent: BTreeMap<VolumeId, Generation>,
     /// What the next verbs on volumes answer.
@@ -110,6 +112,7 @@ impl World {
         }
         *newest = lease.generation;
         inner.leases.insert(lease.volume);
+        inner.lends += 1;
         HostReply::Done
     }
 
