@@ -25,6 +25,8 @@ pub(crate) const TRANSFER_PIECES_QUEUED_MAX: usize = 2;
 pub(crate) const RESUME_BYTES_MAX: u64 = 4 << 10;
 /// How often progress is drawn anew.
 pub(crate) const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+/// How often a command that waits for the move of a volume looks at it.
+pub(crate) const MOVE_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the kernel asks a silent peer whether it is there.
 pub(crate) const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 /// After so many questions without an answer the connection counts as broken.

@@ -81,8 +81,11 @@ pub const KEYS_CHECK_EVERY: Duration = Duration::from_secs(5);
 pub const KEYS_MAX: usize = 16 << 10;
 /// Exports and imports at once. One more is refused with `busy`.
 pub const TRANSFERS_MAX: usize = 4;
-/// How long an export or import waits for its other side to take or give a byte. Then it breaks off.
+/// How long an export waits for its other side to take a byte. Then it breaks off.
 pub const TRANSFER_IDLE_MAX: Duration = Duration::from_secs(60);
+/// How long an import waits for its other side to give a byte. Longer than an export: what is sent may come from another host,
+/// which reads long stretches of zeros without a word.
+pub const IMPORT_IDLE_MAX: Duration = Duration::from_secs(3600);
 
 /// How often the firewall table is looked after. For so long at most, a reload of the host's own firewall that flushes
 /// every table leaves machines without theirs.

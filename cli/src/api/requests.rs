@@ -39,7 +39,7 @@ macro_rules! token {
 }
 macro_rules! volume {
     () => {
-        "id name purpose state region zone sizeBytes usedBytes encrypted attachedTo source importDigest importUntil snapshotRetentionDays scheduledSnapshots autoExtendThresholdPercent autoExtendIncrementBytes autoExtendLimitBytes destroyAt notice createdAt"
+        "id name purpose state region zone movingTo sizeBytes usedBytes encrypted attachedTo source importDigest importUntil snapshotRetentionDays scheduledSnapshots autoExtendThresholdPercent autoExtendIncrementBytes autoExtendLimitBytes destroyAt notice createdAt"
     };
 }
 macro_rules! snapshot {
@@ -79,6 +79,8 @@ queries! {
     FORK_VOLUME = "forkVolume": concat!("mutation($input: ForkVolumeInput!) { forkVolume(input: $input) { ", volume!(), " } }");
     UPDATE_VOLUME = "updateVolume": concat!("mutation($input: UpdateVolumeInput!) { updateVolume(input: $input) { ", volume!(), " } }");
     EXTEND_VOLUME = "extendVolume": concat!("mutation($id: ID!, $sizeBytes: Long!) { extendVolume(id: $id, sizeBytes: $sizeBytes) { ", volume!(), " } }");
+    MOVE_VOLUME = "moveVolume": concat!("mutation($id: ID!, $zone: String, $region: String) { moveVolume(id: $id, zone: $zone, region: $region) { ", volume!(), " } }");
+    CANCEL_VOLUME_MOVE = "cancelVolumeMove": concat!("mutation($id: ID!) { cancelVolumeMove(id: $id) { ", volume!(), " } }");
     DESTROY_VOLUME = "destroyVolume": concat!("mutation($id: ID!, $now: Boolean!) { destroyVolume(id: $id, now: $now) { ", volume!(), " } }");
     RESTORE_VOLUME = "restoreVolume": concat!("mutation($id: ID!) { restoreVolume(id: $id) { ", volume!(), " } }");
     SNAPSHOTS = "volumeSnapshots": concat!("query($volume: ID!) { volumeSnapshots(volume: $volume) { ", snapshot!(), " } }");

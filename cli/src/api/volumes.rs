@@ -23,6 +23,8 @@ pub(crate) struct Volume {
     pub(crate) region: Option<String>,
     /// Host: volumes with the same one are lost together.
     pub(crate) zone: Option<String>,
+    /// Host that it is being moved to.
+    pub(crate) moving_to: Option<String>,
     /// Hard cap.
     pub(crate) size_bytes: u64,
     /// Bytes in use; absent if nobody who knows answers.
@@ -194,6 +196,25 @@ pub(crate) async fn extend(client: &ApiClient, id: &str, size_bytes: u64) -> Out
     let variables = json!({ "id": id, "sizeBytes": size_bytes });
     Ok(client
         .call_within(ask::EXTEND_VOLUME, variables, WAKE_WAIT_MAX)
+        .await?)
+}
+
+/// Begins to move a volume to a host or to a region.
+pub(crate) async fn relocate(
+    client: &ApiClient,
+    id: &str,
+    zone: Option<&str>,
+    region: Option<&str>,
+) -> Outcome<Volume> {
+    let variables = json!({ "id": id, "zone": zone, "region": region });
+    Ok(client.call(ask::MOVE_VOLUME, variables).await?)
+}
+
+/// Gives the move of a volume up.
+pub(crate) async fn cancel_move(client: &ApiClient, id: &str) -> Outcome<Volume> {
+    let variables = json!({ "id": id });
+    Ok(client
+        .call_within(ask::CANCEL_VOLUME_MOVE, variables, WAKE_WAIT_MAX)
         .await?)
 }
 

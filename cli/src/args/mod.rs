@@ -13,8 +13,8 @@ pub(crate) use verbs::{
     ProcessArgs, RegistryVerb, Role, TokensVerb,
 };
 pub(crate) use volumes::{
-    CreateVolumeArgs, ExportArgs, ForkArgs, Growth, ImportArgs, SnapshotsVerb, UpdateVolumeArgs,
-    VolumesVerb,
+    CreateVolumeArgs, ExportArgs, ForkArgs, Growth, ImportArgs, MoveArgs, SnapshotsVerb,
+    UpdateVolumeArgs, VolumesVerb,
 };
 
 use clap::{Args, Parser, Subcommand};

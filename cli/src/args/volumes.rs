@@ -62,6 +62,11 @@ pub(crate) enum VolumesVerb {
         /// Id, as vol_...
         id: String,
     },
+    /// Move a volume of the org's own to another host
+    ///
+    /// It goes from host to host as it is on the disk, an encrypted one encrypted, and counts for both until the old copy is
+    /// destroyed. The command waits; Ctrl-C ends only the waiting. Snapshots stay where they are until their time is over.
+    Move(MoveArgs),
     /// Write what a volume holds to a file, from which `slipway volumes import` makes a volume
     ///
     /// Exported is a snapshot: the one that is named, or one that is made for it and deleted in the end. It is written in clear, also
@@ -139,6 +144,30 @@ pub(crate) struct UpdateVolumeArgs {
     /// Up to this size
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) auto_extend_limit: Option<ByteSize>,
+}
+
+/// Where to move a volume.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = "Examples:
+  slipway volumes move vol_... --zone host-2
+  slipway volumes move vol_... --region ams
+  slipway volumes move vol_... --cancel")]
+#[group(skip)]
+pub(crate) struct MoveArgs {
+    /// Id, as vol_...
+    pub(crate) id: String,
+    /// To the host of this name
+    #[arg(long, visible_alias = "host", value_name = "NAME", required_unless_present_any = ["region", "cancel"], conflicts_with_all = ["region", "cancel"])]
+    pub(crate) zone: Option<String>,
+    /// To any other host of this region
+    #[arg(short, long, value_name = "REGION", conflicts_with = "cancel")]
+    pub(crate) region: Option<String>,
+    /// Give a move up that has not come to its end
+    #[arg(long)]
+    pub(crate) cancel: bool,
+    /// Do not wait for its end
+    #[arg(short, long)]
+    pub(crate) detach: bool,
 }
 
 /// What to export, and where to.

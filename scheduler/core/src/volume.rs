@@ -93,6 +93,8 @@ pub struct VolumeNow {
     pub destroy_at: Option<Timestamp>,
     /// Its contents are sent to it; from then on nobody waits for them any longer. Of no meaning once it is made.
     pub import_until: Option<Timestamp>,
+    /// It is being moved to another host.
+    pub moving: Option<MoveStep>,
     /// A machine has it, whose driver makes it.
     pub held: bool,
 }
@@ -108,6 +110,16 @@ pub enum Stage {
     Condemned,
 }
 
+/// How far the move of a volume to another host is. Until the record says that it is on the other one, the copy there is worth
+/// nothing; from then on the one that it came from is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MoveStep {
+    /// A copy is being made on the other host.
+    Sending,
+    /// The copy that the record does not name is to be destroyed: the old one, or the new one of a move that was given up.
+    Clearing,
+}
+
 /// What is to be done next about a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Todo {
@@ -117,6 +129,10 @@ pub enum Todo {
     Look,
     /// Have its host make it larger.
     Extend,
+    /// Have its copy made on the host that it moves to.
+    Send,
+    /// Have the copy destroyed that a move has left.
+    Clear,
     /// Its time is over: condemn it.
     Condemn,
     /// Have its host destroy it, and forget it.
@@ -132,6 +148,13 @@ pub fn todo(now: Timestamp, volume: &VolumeNow) -> Option<Todo> {
     let due = over(volume.destroy_at) || over(import);
     match volume.stage {
         Stage::Condemned => Some(Todo::Destroy),
+        // It does not go before there is one of it again.
+        Stage::Planned | Stage::Made if volume.moving == Some(MoveStep::Sending) => {
+            Some(Todo::Send)
+        }
+        Stage::Planned | Stage::Made if volume.moving == Some(MoveStep::Clearing) => {
+            Some(Todo::Clear)
+        }
         Stage::Planned | Stage::Made if due && !volume.held => Some(Todo::Condemn),
         // What is about to go is not made, nor made larger: it would be for nothing.
         Stage::Planned | Stage::Made if volume.destroy_at.is_some() => None,
@@ -191,6 +214,7 @@ mod tests {
             made: ByteSize(made),
             destroy_at: None,
             import_until: None,
+            moving: None,
             held: false,
         }
     }
@@ -253,6 +277,23 @@ mod tests {
             "it is whole"
         );
         assert_eq!(at(Stage::Condemned, 1, None), Some(Todo::Destroy));
+    }
+
+    #[test]
+    fn a_move_is_finished_and_cleared_before_anything_else() {
+        for (step, expected) in [
+            (MoveStep::Sending, Todo::Send),
+            (MoveStep::Clearing, Todo::Clear),
+        ] {
+            for destroy_at in [None, Some(Timestamp(1))] {
+                let moving = VolumeNow {
+                    moving: Some(step),
+                    destroy_at,
+                    ..volume(Stage::Made, 9, 9)
+                };
+                assert_eq!(todo(Timestamp(5), &moving), Some(expected));
+            }
+        }
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub const VOLUME_UPKEEP_RETRY: Duration = Duration::from_secs(600);
 pub const ORG_TRANSFERS_MAX: u32 = 2;
 /// Exports and imports of all orgs at once; one more is refused with a hint.
 pub const TRANSFERS_MAX: usize = 32;
+/// Volumes that are sent to other hosts at once; further moves wait.
+pub const MOVES_MAX: usize = 2;
 /// How long an export or import waits for its client to take or give a byte. Then it breaks off, and can be gone on with.
 pub const TRANSFER_IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long an import that broke off is waited for; then its volume is removed. A host keeps what it has for as long.

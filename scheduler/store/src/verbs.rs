@@ -9,7 +9,7 @@ use crate::model::{
     App, Build, BuildFilter, Ensured, Host, HostUse, Machine, MachineRecord, NewBuild, NewBuilder,
     Org, OrgChange, SealedCredential, SecretHash, Token,
 };
-use crate::volume::{NewSnapshot, NewVolume, Snapshot, Volume, VolumeState};
+use crate::volume::{NewMove, NewSnapshot, NewVolume, Snapshot, Volume, VolumeState};
 use async_trait::async_trait;
 use slipway_core::build::{BuildOutcome, NumberedEvent};
 use slipway_core::id::{
@@ -117,6 +117,19 @@ pub trait Store: SystemStore {
         volume: &VolumeId,
         policy: &VolumePolicy,
     ) -> Result<Volume>;
+    /// Begins to move a volume that is made, no machine has and that is not to go: promises its size on the other host and the
+    /// snapshot's reserve on its own. Gives the volume. A move to there that is under way is fine. [`StoreError::Changed`] if
+    /// it is not like that, [`StoreError::InUse`] if a machine has it, [`StoreError::PoolFull`].
+    async fn begin_move(&self, org: &OrgId, volume: &VolumeId, new: &NewMove) -> Result<Volume>;
+    /// The copy on the other host is whole: the volume is there from now on, and the old copy is to be destroyed.
+    /// [`StoreError::Changed`] if it is not being moved, [`StoreError::InUse`] while a snapshot of it or another volume
+    /// is still to be made where it was.
+    async fn finish_move(&self, org: &OrgId, volume: &VolumeId) -> Result<Volume>;
+    /// Gives a move up: the volume stays where it is, and the new copy is to be destroyed. Gives the volume.
+    /// [`StoreError::Changed`] if it is not being moved (any more).
+    async fn give_up_move(&self, org: &OrgId, volume: &VolumeId) -> Result<Volume>;
+    /// What a move has left is cleared away, which gives its part of the pools back. Without effect if there is nothing of it.
+    async fn forget_move(&self, org: &OrgId, volume: &VolumeId) -> Result<()>;
     /// Records something that a volume's owner should know, or that there is nothing.
     async fn set_volume_notice(
         &self,
@@ -125,7 +138,7 @@ pub trait Store: SystemStore {
         notice: Option<&str>,
     ) -> Result<()>;
     /// Has a volume go from then on, or (absent) not at all; gives it as it is then. [`StoreError::InUse`] if a machine has
-    /// it, [`StoreError::Changed`] if there is no way back any more.
+    /// it or it is being moved, [`StoreError::Changed`] if there is no way back any more.
     async fn schedule_destruction(
         &self,
         org: &OrgId,

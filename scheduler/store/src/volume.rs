@@ -4,7 +4,7 @@ use slipway_core::host_api::VolumeSource;
 use slipway_core::id::{HostId, OrgId, SnapshotId, VolumeId};
 use slipway_core::time::Timestamp;
 use slipway_core::units::ByteSize;
-use slipway_core::volume::{Stage, VolumeNow, VolumePolicy};
+use slipway_core::volume::{MoveStep, Stage, VolumeNow, VolumePolicy};
 
 /// What is known of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub struct Volume {
     pub source: Option<VolumeSource>,
     /// Its contents are still being sent; absent once they are there.
     pub import: Option<Import>,
+    /// It is being moved, or a move has left something to be cleared away.
+    pub moving: Option<Move>,
     /// What its owner wants of it.
     pub policy: VolumePolicy,
     /// From then on it is to go.
@@ -79,6 +81,7 @@ impl Volume {
             },
             made: self.made,
             destroy_at: self.destroy_at,
+            moving: self.moving.as_ref().map(|moving| moving.step),
             import_until: self.import.as_ref().map(|import| import.until),
             held,
         }
@@ -92,6 +95,32 @@ pub struct Import {
     pub until: Timestamp,
     /// What the sender says the whole stream has as its checksum, in hexadecimal: so that it knows what it began to send.
     pub digest: Option<String>,
+}
+
+/// The move of a volume to another host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// How far it is.
+    pub step: MoveStep,
+    /// Where the copy is that the volume's record does not name.
+    pub copy: HostId,
+    /// The snapshot that it is made from: known to its host and here alone.
+    pub snapshot: SnapshotId,
+    /// The host of that: where the volume was when the move began.
+    pub source: HostId,
+    /// What the pool of that has promised for it.
+    pub reserve: ByteSize,
+}
+
+/// A move to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewMove {
+    /// Where to.
+    pub to: HostId,
+    /// The name of the snapshot that it is made from.
+    pub snapshot: SnapshotId,
+    /// What that will take, as far as is known.
+    pub reserve: ByteSize,
 }
 
 /// A volume to promise.

@@ -3,7 +3,7 @@
 //! Must not know: frames, or how a volume is made.
 
 use super::{Answer, Service};
-use crate::limits::{TRANSFER_IDLE_MAX, TRANSFERS_MAX};
+use crate::limits::{IMPORT_IDLE_MAX, TRANSFER_IDLE_MAX, TRANSFERS_MAX};
 use crate::machines::VerbError;
 use slipway_core::host_api::{
     HostError, HostErrorCode, HostReply, HostRequest, ImportPart, VolumeSource,
@@ -202,7 +202,7 @@ impl Service {
         let offset = self.volumes.import_offset(&volume, size, &arrival(&part))?;
         let key = self.key(&volume);
         let (theirs, ours) = UnixStream::pair().map_err(stream_error)?;
-        ours.set_read_timeout(Some(TRANSFER_IDLE_MAX))
+        ours.set_read_timeout(Some(IMPORT_IDLE_MAX))
             .map_err(stream_error)?;
         self.in_background(move |service| {
             let mut from = BufReader::with_capacity(BUFFER_BYTES, &ours);

@@ -4,6 +4,7 @@ mod export;
 mod import;
 mod kept;
 mod progress;
+mod relocate;
 mod sent;
 mod show;
 mod snapshots;
@@ -53,6 +54,7 @@ pub(crate) async fn run(verb: VolumesVerb, caller: &Caller, printer: Printer) ->
             done(&ask::restore(&client, &id).await?, printer);
             Ok(())
         }
+        VolumesVerb::Move(args) => relocate::run(&client, &args, printer).await,
         VolumesVerb::Export(args) => export::run(&client, &args, printer).await,
         VolumesVerb::Import(args) => import::run(&client, &args, printer).await,
         VolumesVerb::Snapshots(verb) => snapshots::run(verb, &client, printer).await,

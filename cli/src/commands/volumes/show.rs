@@ -53,6 +53,8 @@ pub(super) fn one(volume: &Volume, printer: Printer) {
     let attached = volume.attached_to.clone();
     fields.extend(attached.map(|builder| ("attached to", builder)));
     fields.extend(volume.source.clone().map(|source| ("made from", source)));
+    let moves = volume.moving_to.clone();
+    fields.extend(moves.map(|zone| ("moves to", zone)));
     let waits = volume.import_until.clone();
     fields.extend(waits.map(|until| ("waits for contents", format!("until {until}"))));
     let scheduled = if volume.scheduled_snapshots {

@@ -119,7 +119,7 @@ async fn empty_volume(
         .set_volume_state(org, volume, VolumeState::Planned)
         .await?;
     builder.lock().volume_ready = false;
-    shared.destroy_key(&builder.host, volume).await?;
+    shared.destroy_key(&builder.host, org, volume).await?;
     builder.host.client.destroy_volume(volume.clone()).await?;
     Ok(())
 }

@@ -218,6 +218,8 @@ async fn follow(
         }
         if !link.reachable.send_replace(true) {
             tracing::info!(host = link.settings.name, id = %host.id, "host answers");
+            // What is to be done about a volume of another host may have waited for this one.
+            shared.look_at_volumes();
         }
     }
 }

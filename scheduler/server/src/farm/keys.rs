@@ -205,15 +205,23 @@ impl Shared {
             .map(|(id, _)| id.clone())
     }
 
-    /// Destroys the key of a volume that is to go, before its blocks do, unless snapshots of it still need it.
+    /// Destroys the key of a volume that is to go, before its blocks do, unless snapshots of it still need it: on this host, or
+    /// where the volume was before it was moved.
     pub(super) async fn destroy_key(
         &self,
         link: &super::HostLink,
+        org: &OrgId,
         volume: &VolumeId,
     ) -> Result<(), LendError> {
         let Some(keys) = self.keys.as_ref().filter(|_| link.encrypts()) else {
             return Ok(());
         };
+        let recorded = self.store.snapshots(org, volume).await;
+        let recorded = recorded.map_err(LeaseError::Store)?;
+        let is_here = |host: &HostId| self.link(host).is_some_and(|l| std::ptr::eq(&*l, link));
+        if recorded.iter().any(|snapshot| !is_here(&snapshot.host)) {
+            return Ok(());
+        }
         let snapshots = link.client.snapshots().await?;
         if snapshots.iter().all(|snapshot| snapshot.volume != *volume) {
             keys.destroy(volume).await?;

@@ -27,12 +27,13 @@ pub(crate) use host::chain;
 pub use keys::LendError;
 pub use view::{BuilderKey, BuilderView, FarmEvent, NextEvent, Subscription};
 pub use volumes::{
-    AskedImport, AskedVolume, BodyEnded, Download, ImportBody, ImportedSoFar, VolumeError,
+    AskedImport, AskedMove, AskedVolume, BodyEnded, Download, ImportBody, ImportedSoFar,
+    VolumeError,
 };
 
 use crate::guest_client::GuestClient;
 use crate::keys::KeyBroker;
-use crate::limits::{HOST_FIRST_WORD_WAIT, SHUTDOWN_WAIT_MAX, STOP_WAIT_MAX};
+use crate::limits::{HOST_FIRST_WORD_WAIT, MOVES_MAX, SHUTDOWN_WAIT_MAX, STOP_WAIT_MAX};
 use builder::{Builder, Wishes};
 use host::HostLink;
 use slipway_core::host_api::EndpointPort;
@@ -76,6 +77,7 @@ pub(crate) struct Shared {
     making: tokio::sync::Mutex<()>,
     volume_locks: volumes::Locks,
     transfers: Arc<volumes::Transfers>,
+    moves: Arc<tokio::sync::Semaphore>,
     pub(crate) events: Arc<Events>,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
@@ -111,6 +113,7 @@ impl Farm {
             making: tokio::sync::Mutex::default(),
             volume_locks: volumes::Locks::default(),
             transfers: Arc::default(),
+            moves: Arc::new(tokio::sync::Semaphore::new(MOVES_MAX)),
             events: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -362,6 +365,14 @@ impl Shared {
             .or_insert_with(|| Arc::clone(link));
     }
 
+    /// Has the volumes of all hosts looked at.
+    pub(super) fn look_at_volumes(&self) {
+        let hosts = self.hosts.read().unwrap_or_else(PoisonError::into_inner);
+        for link in hosts.values() {
+            link.volumes.notify_one();
+        }
+    }
+
     /// Gives each builder of a host what the host says now.
     pub(super) fn observe_host(&self, link: &Arc<HostLink>) {
         let builders = self.builders.read().unwrap_or_else(PoisonError::into_inner);
@@ -470,7 +481,7 @@ impl Shared {
         org: &OrgId,
         volume: &VolumeId,
     ) -> Result<(), FarmError> {
-        self.destroy_key(link, volume).await?;
+        self.destroy_key(link, org, volume).await?;
         link.client.destroy_volume(volume.clone()).await?;
         self.store.forget_volume(org, volume).await?;
         Ok(())

@@ -116,7 +116,12 @@ impl KeyBroker {
             found => found.map_err(|error| absent(error, "the org has no such volume"))?,
         };
         if volume.host != claim.host {
-            return Err(refused("the volume is on another host"));
+            // What was kept of it before it was moved stays where it was.
+            let kept = self.store.snapshots(&claim.org, &claim.volume).await?;
+            let there = kept.iter().any(|kept| kept.host == claim.host);
+            if claim.machine.is_some() || !there {
+                return Err(refused("the volume is on another host"));
+            }
         }
         let Some(machine) = &claim.machine else {
             return Ok(());

@@ -89,6 +89,7 @@ impl World {
                 }
                 inner.volumes.remove(&volume);
                 inner.imports.remove(&volume);
+                inner.contents.remove(volume.as_str());
                 inner.damaged.remove(&volume);
                 Ok(HostReply::Done)
             }
@@ -108,7 +109,9 @@ impl World {
                 Ok(HostReply::Snapshot(kept.report(&snapshot, encrypts)))
             }
             HostRequest::DeleteSnapshot { snapshot } => {
-                self.lock().snapshots.remove(&snapshot);
+                let mut inner = self.lock();
+                inner.snapshots.remove(&snapshot);
+                inner.contents.remove(snapshot.as_str());
                 Ok(HostReply::Done)
             }
             HostRequest::Info

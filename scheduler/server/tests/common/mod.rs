@@ -48,26 +48,37 @@ pub struct Bed {
     pub dir: tempfile::TempDir,
     pub store: Arc<SqliteStore>,
     pub world: Arc<World>,
+    /// A second host, in the same region, where there is one.
+    pub other: Option<Arc<World>>,
     /// Cuts the key store off.
     pub outage: Arc<Outage>,
     daemon: Option<JoinHandle<()>>,
+    other_daemon: Option<JoinHandle<()>>,
     pub farm: Farm,
     tasks: Option<FarmTasks>,
 }
 
 impl Bed {
     pub async fn start() -> Self {
-        Self::start_on(World::default()).await
+        Self::start_on(World::default(), None).await
+    }
+
+    /// On two hosts, `test` and `other`, which both encrypt volumes or both do not.
+    pub async fn start_two(encrypts: bool) -> Self {
+        let (world, other) = (World::default(), World::default());
+        world.lock().encrypts = encrypts;
+        other.lock().encrypts = encrypts;
+        Self::start_on(world, Some(Arc::new(other))).await
     }
 
     /// On a host that encrypts volumes.
     pub async fn start_encrypting() -> Self {
         let world = World::default();
         world.lock().encrypts = true;
-        Self::start_on(world).await
+        Self::start_on(world, None).await
     }
 
-    async fn start_on(world: World) -> Self {
+    async fn start_on(world: World, other: Option<Arc<World>>) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let store = SqliteStore::open(&dir.path().join("store.db"))
             .await
@@ -75,14 +86,18 @@ impl Bed {
         let store = Arc::new(store);
         let world = Arc::new(world);
         let daemon = Some(daemon(dir.path().join("host.sock"), Arc::clone(&world)));
+        let beside = other.as_ref().map(Arc::clone);
+        let other_daemon = beside.map(|other| daemon_of(&dir, "other.sock", other));
         let outage = Arc::new(Outage::default());
-        let (farm, tasks) = start_farm(&dir, &store, &outage).await;
+        let (farm, tasks) = start_farm(&dir, &store, &outage, other.is_some()).await;
         Self {
             dir,
             store,
             world,
+            other,
             outage,
             daemon,
+            other_daemon,
             farm,
             tasks: Some(tasks),
         }
@@ -110,7 +125,8 @@ impl Bed {
     /// Ends the control plane and starts another on the same store.
     pub async fn restart_farm(&mut self) {
         self.stop_farm().await;
-        let (farm, tasks) = start_farm(&self.dir, &self.store, &self.outage).await;
+        let two = self.other.is_some();
+        let (farm, tasks) = start_farm(&self.dir, &self.store, &self.outage, two).await;
         (self.farm, self.tasks) = (farm, Some(tasks));
     }
 
@@ -154,7 +170,11 @@ impl Bed {
     pub async fn end(mut self) {
         self.stop_farm().await;
         self.kill_daemon().await;
-        let violations = self.world.violations();
+        if let Some(other) = self.other_daemon.take() {
+            other.abort();
+        }
+        let mut violations = self.world.violations();
+        violations.extend(self.other.iter().flat_map(|other| other.violations()));
         assert!(violations.is_empty(), "{violations:#?}");
     }
 }
@@ -171,18 +191,25 @@ async fn start_farm(
     dir: &tempfile::TempDir,
     store: &Arc<SqliteStore>,
     outage: &Arc<Outage>,
+    two: bool,
 ) -> (Farm, FarmTasks) {
     let keys = outage::Keys {
         kept: keys(dir, store),
         outage: Arc::clone(outage),
     };
     let broker = KeyBroker::new(store.clone(), Arc::new(keys));
+    let host = |(name, socket): (&str, &str)| HostSettings {
+        name: name.into(),
+        region: "local".into(),
+        socket: dir.path().join(socket),
+    };
+    let hosts = [("test", "host.sock"), ("other", "other.sock")];
     let settings = FarmSettings {
-        hosts: vec![HostSettings {
-            name: "test".into(),
-            region: "local".into(),
-            socket: dir.path().join("host.sock"),
-        }],
+        hosts: hosts
+            .into_iter()
+            .take(if two { 2 } else { 1 })
+            .map(host)
+            .collect(),
         keys: Some(Arc::new(broker.lending_for(LEASE))),
     };
     let store: Arc<dyn Store> = store.clone();
@@ -208,6 +235,10 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(
         assert!(waited < DEADLINE, "still not after {DEADLINE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+fn daemon_of(dir: &tempfile::TempDir, socket: &str, world: Arc<World>) -> JoinHandle<()> {
+    daemon(dir.path().join(socket), world)
 }
 
 fn daemon(socket: PathBuf, world: Arc<World>) -> JoinHandle<()> {
@@ -286,11 +317,14 @@ async fn answer(
         HostRequest::ExportSnapshot {
             snapshot,
             offset_bytes,
-            sealed: _,
-        } => world.export(&snapshot, offset_bytes),
+            sealed,
+        } => world.export(&snapshot, offset_bytes, sealed),
         HostRequest::ImportVolume {
-            volume, size_bytes, ..
-        } => world.import(volume, size_bytes),
+            volume,
+            size_bytes,
+            sealed,
+            part: _,
+        } => world.import(volume, size_bytes, sealed),
         other @ (HostRequest::Info
         | HostRequest::StopMachine { .. }
         | HostRequest::RemoveMachine { .. }

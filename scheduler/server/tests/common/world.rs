@@ -10,6 +10,7 @@ use slipway_core::host_api::{
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::key::KeyLease;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -28,6 +29,8 @@ pub struct Inner {
     pub snapshots: BTreeMap<SnapshotId, Kept>,
     /// What volumes and snapshots hold, by their ids, where it matters.
     pub contents: BTreeMap<String, Vec<u8>>,
+    /// Exports stop in the middle while this is set.
+    pub hold_exports: Arc<AtomicBool>,
     /// What has arrived of volumes that are not whole.
     pub imports: BTreeMap<VolumeId, Vec<u8>>,
     pub damaged: BTreeSet<VolumeId>,

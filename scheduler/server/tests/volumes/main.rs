@@ -5,6 +5,7 @@ mod common;
 mod cuts;
 mod keys;
 mod life;
+mod moves;
 mod transfers;
 mod upkeep;
 

@@ -202,6 +202,7 @@ impl SqliteStore {
             state: VolumeState::Planned,
             source: None,
             import: None,
+            moving: None,
             // A cache is expendable, so nobody keeps it by itself.
             policy: VolumePolicy {
                 scheduled_snapshots: false,
@@ -354,6 +355,7 @@ impl SqliteStore {
             encrypted: None,
             source: None,
             import: None,
+            moving: None,
             destroy_at: None,
             notice: None,
             created_at: at,

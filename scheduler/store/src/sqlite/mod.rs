@@ -5,6 +5,7 @@
 mod builds;
 mod codec;
 mod machines;
+mod moves;
 mod orgs;
 mod pool;
 mod snapshots;
@@ -123,6 +124,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         7,
         "imports",
         include_str!("../../migrations/sqlite/0007_imports.sql"),
+    ),
+    (
+        8,
+        "moves",
+        include_str!("../../migrations/sqlite/0008_moves.sql"),
     ),
 ];
 

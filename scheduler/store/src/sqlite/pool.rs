@@ -1,7 +1,7 @@
 //! The pool's accounting: a host's pool is never promised beyond its capacity. The sum is taken and the row is written in
 //! one transaction that holds the write lock from its start.
 //!
-//! A volume is promised its size, a snapshot what it stores.
+//! A volume is promised its size, a snapshot what it stores. One that moves is promised its size on both hosts.
 
 use super::codec::Reader;
 use super::unavailable;
@@ -15,6 +15,10 @@ macro_rules! promised {
     ($host:literal) => {
         concat!(
             "(SELECT coalesce(sum(size), 0) FROM volumes WHERE host_id = ",
+            $host,
+            ") + (SELECT coalesce(sum(size), 0) FROM volumes WHERE copy_host = ",
+            $host,
+            ") + (SELECT coalesce(sum(copy_reserve), 0) FROM volumes WHERE copy_source = ",
             $host,
             ") + (SELECT coalesce(sum(stored), 0) FROM snapshots WHERE host_id = ",
             $host,

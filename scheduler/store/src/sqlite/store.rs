@@ -7,7 +7,7 @@ use crate::model::{
     Org, OrgChange, SealedCredential, SecretHash, Token,
 };
 use crate::verbs::{Store, SystemStore};
-use crate::volume::{NewSnapshot, NewVolume, Snapshot, Volume, VolumeState};
+use crate::volume::{NewMove, NewSnapshot, NewVolume, Snapshot, Volume, VolumeState};
 use async_trait::async_trait;
 use slipway_core::build::{BuildOutcome, NumberedEvent};
 use slipway_core::id::{
@@ -163,6 +163,22 @@ impl Store for SqliteStore {
         until: Timestamp,
     ) -> Result<Volume> {
         self.update_import_until(org, volume, until).await
+    }
+
+    async fn begin_move(&self, org: &OrgId, volume: &VolumeId, new: &NewMove) -> Result<Volume> {
+        self.insert_move(org, volume, new).await
+    }
+
+    async fn finish_move(&self, org: &OrgId, volume: &VolumeId) -> Result<Volume> {
+        self.switch_host(org, volume).await
+    }
+
+    async fn give_up_move(&self, org: &OrgId, volume: &VolumeId) -> Result<Volume> {
+        self.turn_back(org, volume).await
+    }
+
+    async fn forget_move(&self, org: &OrgId, volume: &VolumeId) -> Result<()> {
+        self.clear_move(org, volume).await
     }
 
     async fn undo_extension(&self, org: &OrgId, volume: &VolumeId, size: ByteSize) -> Result<()> {

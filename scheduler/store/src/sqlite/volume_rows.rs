@@ -2,10 +2,10 @@
 
 use super::codec::{Reader, int, on_insert, time};
 use crate::error::{StoreError, What};
-use crate::volume::{Import, Volume};
+use crate::volume::{Import, Move, Volume};
 use slipway_core::host_api::VolumeSource;
 use slipway_core::units::ByteSize;
-use slipway_core::volume::{AutoExtend, VolumePolicy};
+use slipway_core::volume::{AutoExtend, MoveStep, VolumePolicy};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Sqlite, Transaction};
 
@@ -45,6 +45,7 @@ pub(super) fn volume_of(row: &SqliteRow) -> Result<Volume> {
             (None, None) => None,
         },
         import: import.map(|until| Import { until, digest }),
+        moving: move_of(&row)?,
         policy: VolumePolicy {
             snapshot_retention_days: row.u32("snapshot_retention_days")?,
             scheduled_snapshots: row.flag("scheduled_snapshots")?,
@@ -54,6 +55,24 @@ pub(super) fn volume_of(row: &SqliteRow) -> Result<Volume> {
         notice: row.text_opt("notice")?,
         created_at: row.time("created_at")?,
     })
+}
+
+fn move_of(row: &Reader<'_>) -> Result<Option<Move>> {
+    let Some(copy) = row.parse_opt("copy_host")? else {
+        return Ok(None);
+    };
+    // The table takes these two words alone. (What is taken for the first destroys nothing.)
+    let step = match row.text("copy_step")?.as_str() {
+        "clearing" => MoveStep::Clearing,
+        _ => MoveStep::Sending,
+    };
+    Ok(Some(Move {
+        step,
+        copy,
+        snapshot: row.parse("copy_snapshot")?,
+        source: row.parse("copy_source")?,
+        reserve: row.size("copy_reserve")?,
+    }))
 }
 
 /// Records a volume. Its size has been promised.

@@ -6,12 +6,12 @@ use super::volume_rows::{extension, record_volume, volume_of};
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
 use crate::limits::LIST_ROWS_MAX;
-use crate::volume::{NewVolume, Volume, VolumePurpose, VolumeState};
+use crate::volume::{Move, NewVolume, Volume, VolumePurpose, VolumeState};
 use slipway_core::host_api::VolumeSource;
 use slipway_core::id::{HostId, OrgId, VolumeId};
 use slipway_core::time::Timestamp;
 use slipway_core::units::ByteSize;
-use slipway_core::volume::VolumePolicy;
+use slipway_core::volume::{MoveStep, VolumePolicy};
 use sqlx::{Sqlite, Transaction};
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -81,6 +81,7 @@ impl SqliteStore {
             state: VolumeState::Planned,
             source: new.source.clone(),
             import: new.import.clone(),
+            moving: None,
             policy: new.policy,
             destroy_at: None,
             notice: None,
@@ -128,6 +129,7 @@ impl SqliteStore {
         let grows = volume.made.0 > 0 && volume.made < volume.size;
         let stays = volume.destroy_at.is_none()
             && volume.import.is_none()
+            && volume.moving.is_none()
             && matches!(volume.state, VolumeState::Planned | VolumeState::Ready);
         if grows || !stays || size < volume.size {
             return Err(StoreError::Changed(What::Volume));
@@ -212,7 +214,9 @@ impl SqliteStore {
         if volume.state == VolumeState::Condemned {
             return Err(StoreError::Changed(What::Volume));
         }
-        if at.is_some() && is_attached(&mut tx, org, id).await? {
+        let sending = |moving: &Move| moving.step == MoveStep::Sending;
+        let moves = volume.moving.as_ref().is_some_and(sending);
+        if at.is_some() && (moves || is_attached(&mut tx, org, id).await?) {
             return Err(StoreError::InUse(What::Volume));
         }
         let destroy_at = at.map(time).transpose()?;
@@ -255,7 +259,7 @@ impl SqliteStore {
         .fetch_optional(&mut *tx)
         .await
         .map_err(unavailable("read who needs a volume"))?;
-        if awaited.is_some() || is_attached(&mut tx, org, id).await? {
+        if awaited.is_some() || volume.moving.is_some() || is_attached(&mut tx, org, id).await? {
             return Err(StoreError::InUse(What::Volume));
         }
         sqlx::query("UPDATE volumes SET state = 'condemned' WHERE org_id = ? AND id = ?")
@@ -375,7 +379,11 @@ impl SqliteStore {
     }
 }
 
-async fn is_attached(tx: &mut Transaction<'_, Sqlite>, org: &OrgId, id: &VolumeId) -> Result<bool> {
+pub(super) async fn is_attached(
+    tx: &mut Transaction<'_, Sqlite>,
+    org: &OrgId,
+    id: &VolumeId,
+) -> Result<bool> {
     let machine = sqlx::query("SELECT 1 FROM machines WHERE org_id = ? AND volume_id = ?")
         .bind(org.as_str())
         .bind(id.as_str())

@@ -11,10 +11,10 @@ pub(crate) use slipway_core::machine::MachineState;
 pub(crate) use slipway_core::quota::{BuildRetention, BuilderSize};
 pub(crate) use slipway_core::time::Timestamp;
 pub(crate) use slipway_core::units::ByteSize;
-pub(crate) use slipway_core::volume::{AutoExtend, VolumePolicy};
+pub(crate) use slipway_core::volume::{AutoExtend, MoveStep, VolumePolicy};
 pub(crate) use slipway_store::{
     App, AppRole, Build, BuildFilter, BuildState, Ensured, ErrorKind, Host, Import, Intent,
-    Machine, MachineRecord, NewBuild, NewBuilder, NewSnapshot, NewVolume, Org, OrgChange,
+    Machine, MachineRecord, NewBuild, NewBuilder, NewMove, NewSnapshot, NewVolume, Org, OrgChange,
     SealedCredential, SecretHash, Snapshot, SnapshotState, SqliteStore, Store, StoreError,
     SystemStore, Token, TokenRole, Volume, VolumePurpose, VolumeState, What,
 };

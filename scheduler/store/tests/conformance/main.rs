@@ -6,6 +6,7 @@ mod common;
 mod credentials;
 mod machines;
 mod meta;
+mod moves;
 mod orgs;
 mod snapshots;
 mod tenants;

@@ -102,6 +102,7 @@ async fn a_volume_and_the_pool_are_one_transaction() {
         state: VolumeState::Planned,
         source: None,
         import: None,
+        moving: None,
         policy: new.policy,
         destroy_at: None,
         notice: None,

@@ -61,6 +61,29 @@ pub enum VolumeError {
     /// Its contents are still being sent.
     #[error("the contents of the volume are still being sent")]
     Importing,
+    /// It is being moved to another host.
+    #[error("the volume is being moved to another host")]
+    Moving,
+    /// It is not.
+    #[error("the volume is not being moved")]
+    NotMoving,
+    /// It is there.
+    #[error("the volume is on that host")]
+    IsThere,
+    /// There is none of that name.
+    #[error("there is no zone '{zone}' (there are: {known})")]
+    NoSuchZone {
+        /// The name.
+        zone: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// That host encrypts volumes and this one is not encrypted, or the other way.
+    #[error("that host {}, and a volume is moved as it is", if *.encrypts { "encrypts volumes" } else { "does not encrypt volumes" })]
+    MoveEncryption {
+        /// Whether the host does.
+        encrypts: bool,
+    },
     /// Nothing is sent to it: it is made, or is to go.
     #[error("the volume does not wait for contents")]
     NotImporting,
@@ -138,6 +161,9 @@ impl VolumeError {
             | Self::Importing
             | Self::NotImporting
             | Self::BeingSent
+            | Self::Moving
+            | Self::NotMoving
+            | Self::IsThere
             | Self::Unsupported(_)
             | Self::Missing
             | Self::Damaged => Code::Conflict,
@@ -145,6 +171,8 @@ impl VolumeError {
             Self::Shrink { .. }
             | Self::Stream(_)
             | Self::BrokenOff
+            | Self::NoSuchZone { .. }
+            | Self::MoveEncryption { .. }
             | Self::SmallerThanSource { .. }
             | Self::SourceElsewhere { .. }
             | Self::SourceEncryption { .. } => Code::Invalid,
@@ -171,6 +199,12 @@ impl VolumeError {
             Self::SourceElsewhere { .. } => "leave the region out",
             Self::SourceEncryption { .. } => "leave the encryption to the source",
             Self::Importing => "wait until they are there, or destroy the volume",
+            Self::Moving => "wait until it has moved, or `slipway volumes move ID --cancel`",
+            Self::NotMoving | Self::IsThere => "`slipway volumes show ID` tells where it is",
+            Self::NoSuchZone { .. } => "choose one of those, or a region",
+            Self::MoveEncryption { .. } => {
+                "choose another zone, or export the volume and import it there"
+            }
             Self::NotImporting => {
                 "look at `slipway volumes list`; `slipway volumes import` makes a new one"
             }

@@ -46,7 +46,11 @@ pub(in crate::farm) async fn keep(shared: Arc<Shared>, link: Arc<HostLink>) {
     }
 }
 
-async fn look(shared: &Shared, link: &Arc<HostLink>, holds: &mut Holds) -> Result<(), StoreError> {
+async fn look(
+    shared: &Arc<Shared>,
+    link: &Arc<HostLink>,
+    holds: &mut Holds,
+) -> Result<(), StoreError> {
     let Some(host) = shared.id_of(link) else {
         return Ok(());
     };

@@ -9,6 +9,7 @@
 mod error;
 mod keep;
 mod locks;
+mod moving;
 mod plan;
 mod settle;
 mod transfer;
@@ -17,6 +18,7 @@ mod transfers;
 pub use error::VolumeError;
 pub(super) use keep::keep;
 pub(super) use locks::Locks;
+pub use moving::AskedMove;
 pub(super) use settle::bring;
 pub use transfer::{BodyEnded, Download, ImportBody, ImportedSoFar};
 pub(super) use transfers::Transfers;
@@ -26,13 +28,14 @@ use super::host::{HostLink, chain};
 use super::{Farm, FarmError, Shared, entropy};
 use crate::limits::VOLUME_DESTROY_GRACE;
 use error::is_for_later;
-use slipway_core::host_api::VolumeSource;
+use slipway_core::host_api::{VolumeReport, VolumeSource};
 use slipway_core::id::{OrgId, SnapshotId, VolumeId};
 use slipway_core::quota::{check_one_more_snapshot, check_volume_size};
 use slipway_core::units::ByteSize;
-use slipway_core::volume::VolumePolicy;
-use slipway_store::{NewSnapshot, Snapshot, StoreError, Volume, VolumeState, What};
+use slipway_core::volume::{MoveStep, VolumePolicy};
+use slipway_store::{Move, NewSnapshot, Snapshot, StoreError, Volume, VolumeState, What};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// A volume that somebody wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,6 +133,10 @@ impl Farm {
             Some(before) => before,
             None => at.after(VOLUME_DESTROY_GRACE),
         };
+        let sending = |moving: &Move| moving.step == MoveStep::Sending;
+        if known.moving.as_ref().is_some_and(sending) {
+            return Err(VolumeError::Moving.into());
+        }
         let volume = match self.0.store.schedule_destruction(org, id, Some(goes)).await {
             Err(StoreError::InUse(_)) => return Err(VolumeError::Attached.into()),
             Err(StoreError::Changed(_)) => return Err(VolumeError::Gone.into()),
@@ -206,7 +213,12 @@ impl Farm {
         let hosts: HashSet<_> = own.values().collect();
         for link in hosts.into_iter().filter_map(|host| self.0.link(host)) {
             if let Ok(volumes) = link.client.volumes().await {
-                let volumes = volumes.into_iter().filter(|v| own.contains_key(&v.volume));
+                // One that moves may be on two.
+                let is_here = |v: &VolumeReport| {
+                    let counts = own.get(&v.volume).and_then(|host| self.0.link(host));
+                    counts.is_some_and(|counts| Arc::ptr_eq(&counts, &link))
+                };
+                let volumes = volumes.into_iter().filter(is_here);
                 used.extend(volumes.map(|v| (v.volume, v.used_bytes)));
             }
         }
@@ -216,7 +228,7 @@ impl Farm {
 
 impl Shared {
     /// Settles what was recorded, as far as it can be done now.
-    async fn finish(&self, volume: &Volume) -> Result<Volume, FarmError> {
+    async fn finish(self: &Arc<Self>, volume: &Volume) -> Result<Volume, FarmError> {
         let (org, id) = (&volume.org, &volume.id);
         let Some(link) = self.link(&volume.host) else {
             return Ok(self.store.volume(org, id).await?);
@@ -230,7 +242,7 @@ impl Shared {
     }
 
     async fn extend(
-        &self,
+        self: &Arc<Self>,
         org: &OrgId,
         id: &VolumeId,
         size: ByteSize,
@@ -244,6 +256,9 @@ impl Shared {
         }
         if known.import.is_some() {
             return Err(VolumeError::Importing.into());
+        }
+        if known.moving.is_some() {
+            return Err(VolumeError::Moving.into());
         }
         if size < known.size {
             return Err(VolumeError::Shrink { have: known.size }.into());

@@ -61,7 +61,7 @@ pub(in crate::farm) async fn bring(
 impl Shared {
     /// Does what is to be done about a volume. Gives it as it is then, or nothing if it is gone.
     pub(in crate::farm) async fn settle_volume(
-        &self,
+        self: &Arc<Self>,
         link: &Arc<HostLink>,
         org: &OrgId,
         id: &VolumeId,
@@ -92,7 +92,7 @@ impl Shared {
     }
 
     async fn settle_volume_held(
-        &self,
+        self: &Arc<Self>,
         link: &Arc<HostLink>,
         org: &OrgId,
         id: &VolumeId,
@@ -109,6 +109,11 @@ impl Shared {
                 Some(Todo::Make) => self.make_volume(link, &volume).await?,
                 Some(Todo::Look) if self.is_imported(link, &volume).await? => {}
                 Some(Todo::Look) => return Ok(Some(volume)),
+                Some(Todo::Send) => {
+                    self.begin_sending(&volume);
+                    return Ok(Some(volume));
+                }
+                Some(Todo::Clear) => self.clear_move(&volume).await?,
                 Some(Todo::Extend) => self.make_larger(link, &volume).await?,
                 Some(Todo::Condemn) => match self.store.condemn_volume(org, id, now()).await {
                     Ok(()) => {}
@@ -234,7 +239,9 @@ impl Shared {
                 Err(error) => return Err(error.into()),
             };
             match snapshot_todo(now(), snapshot.stage(), snapshot.expires_at) {
-                None | Some(Todo::Extend | Todo::Look) => return Ok(Some(snapshot)),
+                None | Some(Todo::Extend | Todo::Look | Todo::Send | Todo::Clear) => {
+                    return Ok(Some(snapshot));
+                }
                 Some(Todo::Make) => self.make_snapshot(link, &snapshot).await?,
                 Some(Todo::Condemn) => match self.store.condemn_snapshot(org, id).await {
                     Ok(()) => {}
@@ -296,7 +303,7 @@ impl Shared {
         match self.store.volume(org, &snapshot.volume).await {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.destroy_key(link, &snapshot.volume).await?;
+                self.destroy_key(link, org, &snapshot.volume).await?;
             }
             Err(error) => return Err(error.into()),
         }

@@ -211,7 +211,7 @@ impl Shared {
     }
 
     /// The lock of a volume. Who has it may be waiting for this very upload to end.
-    async fn hold_unless_ended(
+    pub(super) async fn hold_unless_ended(
         &self,
         id: &VolumeId,
         upload: &Upload,
@@ -258,7 +258,11 @@ impl Shared {
                 }
             }
         }
-        outcome(stream).await
+        tokio::select! {
+            report = outcome(stream) => report,
+            // It may be whole all the same: then it is found by its name, and destroyed.
+            () = upload.asked_to_end().cancelled() => Err(VolumeError::NotImporting.into()),
+        }
     }
 
     /// The host has the volume whole.
@@ -277,7 +281,12 @@ impl Shared {
     }
 
     /// A host that will never take it: nothing is left of it. Everything else can be gone on with.
-    async fn after_refusal(&self, link: &Arc<HostLink>, volume: &Volume, error: &FarmError) {
+    async fn after_refusal(
+        self: &Arc<Self>,
+        link: &Arc<HostLink>,
+        volume: &Volume,
+        error: &FarmError,
+    ) {
         let for_good = matches!(
             error,
             FarmError::Volume(VolumeError::NoSpace | VolumeError::Unsupported(_))
@@ -302,7 +311,7 @@ impl Shared {
 }
 
 /// Ends an import without its end, and waits until the host has let go of it.
-async fn ended(mut stream: UnixStream) {
+pub(super) async fn ended(mut stream: UnixStream) {
     let gone = async {
         stream.shutdown().await?;
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
@@ -313,7 +322,7 @@ async fn ended(mut stream: UnixStream) {
 }
 
 /// What the host says of a stream that has ended.
-async fn outcome(mut stream: UnixStream) -> Result<VolumeReport, FarmError> {
+pub(super) async fn outcome(mut stream: UnixStream) -> Result<VolumeReport, FarmError> {
     let mut reply = Vec::new();
     let read = async {
         // It may have ended before, and then it has said why.
@@ -337,7 +346,7 @@ async fn outcome(mut stream: UnixStream) -> Result<VolumeReport, FarmError> {
 }
 
 /// What a host's refusal is to whoever transfers.
-fn refused(error: HostClientError) -> FarmError {
+pub(super) fn refused(error: HostClientError) -> FarmError {
     match VolumeError::of_host(error) {
         Ok(refusal) => refusal.into(),
         Err(error) if error.code() == Some(HostErrorCode::Busy) => {

@@ -3,7 +3,7 @@
 use super::super::Result;
 use super::super::input::{label, parse_id};
 use super::super::scalar::Long;
-use crate::farm::{AskedImport, AskedVolume};
+use crate::farm::{AskedImport, AskedMove, AskedVolume};
 use crate::problem::{Code, Problem};
 use async_graphql::{ID, InputObject};
 use slipway_core::host_api::VolumeSource;
@@ -229,6 +229,23 @@ impl UpdateVolumeInput {
             .hint("say all three; a threshold of 0 ends it")
             .into()),
         }
+    }
+}
+
+/// Where a volume is to be moved.
+///
+/// # Errors
+/// [`Code::Invalid`] unless it is one of the two.
+pub(super) fn destination(zone: Option<String>, region: Option<String>) -> Result<AskedMove> {
+    match (zone, region) {
+        (Some(zone), None) => Ok(AskedMove::Zone(label(zone, "zone")?)),
+        (None, Some(region)) => Ok(AskedMove::Region(label(region, "region")?)),
+        (None | Some(_), None | Some(_)) => Err(Problem::new(
+            Code::Invalid,
+            "a volume is moved to a zone or to a region",
+        )
+        .hint("name one of the two")
+        .into()),
     }
 }
 

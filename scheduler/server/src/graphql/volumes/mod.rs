@@ -132,6 +132,32 @@ impl VolumeMutation {
         Ok(extended.await?.into())
     }
 
+    /// Begins to move a volume of the org's own to the host `zone`, or to any other one of `region`. Its `state` is MOVING until
+    /// it is there, when `zone` is another; if that does not come to be, `notice` says why. Its snapshots stay where they are.
+    async fn move_volume(
+        &self,
+        context: &Context<'_>,
+        id: ID,
+        zone: Option<String>,
+        region: Option<String>,
+    ) -> Result<Volume> {
+        let access = Access::of(context)?;
+        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
+        let asked = input::destination(zone, region)?;
+        let farm = &access.parts.farm;
+        let moved = farm.move_volume(&entered.org.id, &volume.id, &asked);
+        Ok(moved.await?.into())
+    }
+
+    /// Gives the move of a volume up: it stays where it is.
+    async fn cancel_volume_move(&self, context: &Context<'_>, id: ID) -> Result<Volume> {
+        let access = Access::of(context)?;
+        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
+        let farm = &access.parts.farm;
+        let stays = farm.cancel_move(&entered.org.id, &volume.id);
+        Ok(stays.await?.into())
+    }
+
     /// Destroys a volume that no builder has: a day from now, until when `restoreVolume` keeps it and it counts for the pool,
     /// or `now`. Its snapshots stay for their time.
     async fn destroy_volume(

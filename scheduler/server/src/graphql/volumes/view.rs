@@ -9,7 +9,7 @@ use crate::transfers::Transfer;
 use async_graphql::{Context, Enum, ID, Object};
 use slipway_core::host_api::VolumeSource;
 use slipway_core::id::VolumeId;
-use slipway_core::volume::AutoExtend;
+use slipway_core::volume::{AutoExtend, MoveStep};
 use slipway_store as store;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,6 +28,8 @@ enum VolumeState {
     Importing,
     /// Made.
     Created,
+    /// Made, and a copy is being made on another host, `movingTo`, where it will be.
+    Moving,
     /// Made, and still to be made larger.
     Extending,
     /// Replaced because its builder would not start; kept for a look.
@@ -91,6 +93,11 @@ impl Volume {
         Ok(builders.into_iter().find(|view| view.volume == self.row.id))
     }
 
+    fn sending(&self) -> Option<&store::Move> {
+        let sending = |moving: &&store::Move| moving.step == MoveStep::Sending;
+        self.row.moving.as_ref().filter(sending)
+    }
+
     fn importing(&self) -> Option<&store::Import> {
         let planned = self.row.state == store::VolumeState::Planned;
         self.row.import.as_ref().filter(|_| planned)
@@ -125,6 +132,7 @@ impl Volume {
             store::VolumeState::Condemned => VolumeState::Destroying,
             _ if self.row.destroy_at.is_some() => VolumeState::PendingDestroy,
             store::VolumeState::Aside => VolumeState::Aside,
+            store::VolumeState::Ready if self.sending().is_some() => VolumeState::Moving,
             store::VolumeState::Ready if self.row.made < self.row.size => VolumeState::Extending,
             store::VolumeState::Ready => VolumeState::Created,
             store::VolumeState::Planned if self.row.import.is_some() => VolumeState::Importing,
@@ -145,6 +153,15 @@ impl Volume {
     /// Name of the host it is on: volumes with the same one are lost together.
     async fn zone(&self, context: &Context<'_>) -> Result<Option<String>> {
         let host = Access::of(context)?.host(&self.row.host).await?;
+        Ok(host.map(|host| host.name))
+    }
+
+    /// Name of the host that it is being moved to; absent if it is not, or has come there.
+    async fn moving_to(&self, context: &Context<'_>) -> Result<Option<String>> {
+        let Some(moving) = self.sending() else {
+            return Ok(None);
+        };
+        let host = Access::of(context)?.host(&moving.copy).await?;
         Ok(host.map(|host| host.name))
     }
 

@@ -1,0 +1,125 @@
+//! Volumes that move to another host: which copy counts, and what the other one takes of its pool.
+
+use super::codec::int;
+use super::pool::promise;
+use super::volume_rows::volume_of;
+use super::volumes::{is_attached, volume_in};
+use super::{SqliteStore, unavailable};
+use crate::error::{StoreError, What};
+use crate::volume::{NewMove, Volume, VolumeState};
+use slipway_core::id::{OrgId, VolumeId};
+use slipway_core::volume::MoveStep;
+use sqlx::{Sqlite, Transaction};
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+impl SqliteStore {
+    pub(super) async fn insert_move(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        new: &NewMove,
+    ) -> Result<Volume> {
+        let mut tx = self.write().await?;
+        let volume = volume_in(&mut tx, org, id).await?;
+        if let Some(known) = &volume.moving
+            && known.step == MoveStep::Sending
+            && known.copy == new.to
+        {
+            return Ok(volume);
+        }
+        let settled = volume.state == VolumeState::Ready
+            && volume.made == volume.size
+            && volume.destroy_at.is_none();
+        if !settled || volume.moving.is_some() || volume.host == new.to {
+            return Err(StoreError::Changed(What::Volume));
+        }
+        if is_attached(&mut tx, org, id).await? {
+            return Err(StoreError::InUse(What::Volume));
+        }
+        promise(&mut tx, &new.to, volume.size).await?;
+        promise(&mut tx, &volume.host, new.reserve).await?;
+        let row = sqlx::query(
+            "UPDATE volumes SET copy_host = ?, copy_step = 'sending', copy_snapshot = ?, \
+             copy_source = host_id, copy_reserve = ?, notice = NULL \
+             WHERE org_id = ? AND id = ? RETURNING *",
+        )
+        .bind(new.to.as_str())
+        .bind(new.snapshot.as_str())
+        .bind(int("reserve", new.reserve.0)?)
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(unavailable("begin a move"))?;
+        tx.commit().await.map_err(unavailable("commit"))?;
+        volume_of(&row)
+    }
+
+    pub(super) async fn switch_host(&self, org: &OrgId, id: &VolumeId) -> Result<Volume> {
+        let mut tx = self.write().await?;
+        sending(&mut tx, org, id).await?;
+        let awaited = sqlx::query(
+            "SELECT 1 FROM volumes WHERE org_id = ?1 AND from_volume = ?2 AND state = 'planned' \
+             UNION ALL SELECT 1 FROM snapshots WHERE org_id = ?1 AND volume_id = ?2 AND state = 'planned'",
+        )
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(unavailable("read who needs a volume"))?;
+        if awaited.is_some() || is_attached(&mut tx, org, id).await? {
+            return Err(StoreError::InUse(What::Volume));
+        }
+        // All on the right is as it was before.
+        let row = sqlx::query(
+            "UPDATE volumes SET host_id = copy_host, copy_host = host_id, copy_step = 'clearing', \
+             notice = NULL WHERE org_id = ? AND id = ? RETURNING *",
+        )
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(unavailable("switch a volume's host"))?;
+        tx.commit().await.map_err(unavailable("commit"))?;
+        volume_of(&row)
+    }
+
+    pub(super) async fn turn_back(&self, org: &OrgId, id: &VolumeId) -> Result<Volume> {
+        let mut tx = self.write().await?;
+        sending(&mut tx, org, id).await?;
+        let row = sqlx::query(
+            "UPDATE volumes SET copy_step = 'clearing' WHERE org_id = ? AND id = ? RETURNING *",
+        )
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(unavailable("give a move up"))?;
+        tx.commit().await.map_err(unavailable("commit"))?;
+        volume_of(&row)
+    }
+
+    pub(super) async fn clear_move(&self, org: &OrgId, id: &VolumeId) -> Result<()> {
+        sqlx::query(
+            "UPDATE volumes SET copy_host = NULL, copy_step = NULL, copy_snapshot = NULL, \
+             copy_source = NULL, copy_reserve = 0 \
+             WHERE org_id = ? AND id = ? AND copy_step = 'clearing'",
+        )
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .execute(&self.writer)
+        .await
+        .map(drop)
+        .map_err(unavailable("forget a move"))
+    }
+}
+
+/// Refuses anything about a volume that is not being moved.
+async fn sending(tx: &mut Transaction<'_, Sqlite>, org: &OrgId, id: &VolumeId) -> Result<()> {
+    let volume = volume_in(tx, org, id).await?;
+    match volume.moving {
+        Some(moving) if moving.step == MoveStep::Sending => Ok(()),
+        Some(_) | None => Err(StoreError::Changed(What::Volume)),
+    }
+}

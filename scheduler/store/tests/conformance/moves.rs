@@ -1,0 +1,116 @@
+//! Volumes that move to another host: promised twice, in one place.
+
+use crate::common::*;
+
+/// What is promised of two hosts.
+async fn both(store: &SqliteStore, a: &Host, b: &Host) -> (u64, u64) {
+    let hosts = store.hosts().await.expect("hosts");
+    let of = |host: &Host| {
+        let found = hosts.iter().find(|used| used.host.id == host.id);
+        found.expect("there").pool_promised.0
+    };
+    (of(a), of(b))
+}
+
+#[tokio::test]
+async fn a_volume_that_moves_is_promised_twice_and_is_in_one_place() {
+    let it = fresh().await;
+    let s = &it.store;
+    let (acme, stranger) = (org(s, "acme").await, org(s, "other").await);
+    let (a, b) = (host(s, "a", 60).await, host(s, "b", 25).await);
+    let id = ready_volume(s, &acme, &a, 10).await;
+    let large = ready_volume(s, &acme, &a, 30).await;
+    let to = |to: &Host, n: u8| NewMove {
+        to: to.id.clone(),
+        snapshot: SnapshotId::from_entropy([n; 10]),
+        reserve: ByteSize(4),
+    };
+    let changed = |done: Result<Volume, StoreError>| match done {
+        Err(StoreError::Changed(What::Volume)) => {}
+        other => panic!("{other:?}"),
+    };
+    let new = to(&b, 1);
+    is_missing(s.begin_move(&stranger.id, &id, &new).await, What::Volume);
+    changed(s.begin_move(&acme.id, &id, &to(&a, 1)).await);
+    changed(s.finish_move(&acme.id, &id).await);
+    match s.begin_move(&acme.id, &large, &new).await {
+        Err(StoreError::PoolFull { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(both(s, &a, &b).await, (40, 0));
+    let moving = s.begin_move(&acme.id, &id, &new).await.expect("begun");
+    let again = s.begin_move(&acme.id, &id, &to(&b, 2)).await;
+    assert_eq!(again.expect("the same"), moving);
+    assert_eq!((both(s, &a, &b).await, &moving.host), ((44, 10), &a.id));
+    // What would need it to be in one place waits.
+    changed(s.extend_volume(&acme.id, &id, ByteSize(11)).await);
+    match s
+        .schedule_destruction(&acme.id, &id, Some(Timestamp(1)))
+        .await
+    {
+        Err(StoreError::InUse(What::Volume)) => {}
+        other => panic!("{other:?}"),
+    }
+    is_missing(s.finish_move(&stranger.id, &id).await, What::Volume);
+    is_missing(s.give_up_move(&stranger.id, &id).await, What::Volume);
+
+    // Given up, and begun anew.
+    let stays = s.give_up_move(&acme.id, &id).await.expect("given up");
+    assert_eq!((&stays.host, both(s, &a, &b).await), (&a.id, (44, 10)));
+    changed(s.finish_move(&acme.id, &id).await);
+    changed(s.begin_move(&acme.id, &id, &new).await);
+    for _ in 0..2 {
+        s.forget_move(&acme.id, &id).await.expect("forgotten");
+    }
+    assert_eq!(both(s, &a, &b).await, (40, 0));
+    s.begin_move(&acme.id, &id, &new).await.expect("begun");
+    s.forget_move(&acme.id, &id).await.expect("no effect");
+    assert_eq!(both(s, &a, &b).await, (44, 10));
+    it_leaves_when_nothing_is_to_be_made_of_it(s, &acme, (&a, &b), &id).await;
+}
+
+async fn it_leaves_when_nothing_is_to_be_made_of_it(
+    s: &SqliteStore,
+    acme: &Org,
+    (a, b): (&Host, &Host),
+    id: &VolumeId,
+) {
+    let kept = NewSnapshot {
+        id: SnapshotId::from_entropy(entropy()),
+        volume: id.clone(),
+        reserve: ByteSize(3),
+        scheduled: false,
+        at: Timestamp(9),
+        expires_at: Timestamp(99),
+    };
+    s.create_snapshot(&acme.id, &kept).await.expect("planned");
+    match s.finish_move(&acme.id, id).await {
+        Err(StoreError::InUse(What::Volume)) => {}
+        other => panic!("{other:?}"),
+    }
+    s.record_snapshot_made(&acme.id, &kept.id, ByteSize(3), false)
+        .await
+        .expect("made");
+    let moved = s.finish_move(&acme.id, id).await.expect("finished");
+    let left = moved.moving.clone().expect("something is left");
+    assert_eq!(
+        (&moved.host, &left.copy, &left.source, left.step),
+        (&b.id, &a.id, &a.id, MoveStep::Clearing)
+    );
+    assert_eq!(both(s, a, b).await, (47, 10));
+    s.schedule_destruction(&acme.id, id, Some(Timestamp(1)))
+        .await
+        .expect("it may go");
+    match s.condemn_volume(&acme.id, id, Timestamp(5)).await {
+        Err(StoreError::InUse(What::Volume)) => {}
+        other => panic!("{other:?}"),
+    }
+    s.forget_move(&acme.id, id).await.expect("forgotten");
+    assert_eq!(
+        both(s, a, b).await,
+        (33, 10),
+        "the snapshot stays where it is"
+    );
+    let kept = s.snapshot(&acme.id, &kept.id).await.expect("there");
+    assert_eq!(kept.host, a.id);
+}
