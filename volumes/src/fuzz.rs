@@ -1,6 +1,7 @@
 //! What fuzzing calls: a function for each parser of foreign bytes, which panics when the parser breaks its word.
 //! `loadtests/fuzz` runs them.
 
+use crate::frames::{Frame, Frames};
 use crate::stream::{Header, Target, read_header, read_records, write};
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -33,8 +34,10 @@ fn empty(size: u64) -> File {
     file
 }
 
-/// A stream: nothing is written outside the volume, and what is told durable only grows.
+/// A stream: nothing is written outside the volume, and what is told durable only grows. Taken in pieces, it has the same end.
 fn stream(bytes: &[u8]) {
+    let whole = frames(bytes, 7);
+    assert_eq!(whole, frames(bytes, bytes.len().max(1)), "pieces matter");
     let mut from = bytes;
     let Ok(header) = read_header(&mut from) else {
         return;
@@ -60,6 +63,35 @@ fn stream(bytes: &[u8]) {
     if read.is_ok() {
         assert_eq!(told, header.size);
     }
+    assert!(
+        !whole || read.is_ok(),
+        "what is kept as whole is written down"
+    );
+}
+
+/// Whether a stream is whole, taken in pieces of this size.
+fn frames(bytes: &[u8], piece: usize) -> bool {
+    let mut frames = Frames::default();
+    let (mut at, mut ended) = (0, false);
+    for piece in bytes.chunks(piece) {
+        frames.push(piece);
+        loop {
+            match frames.next_frame() {
+                Ok(None) => break,
+                Ok(Some(Frame::Header(header))) => at = header.start,
+                Ok(Some(Frame::Record(record))) => {
+                    assert!(record.offset() >= at && record.end() >= record.offset());
+                    at = record.end();
+                    if record.check().is_err() {
+                        return false;
+                    }
+                }
+                Ok(Some(Frame::End)) => ended = true,
+                Err(_) => return false,
+            }
+        }
+    }
+    ended
 }
 
 /// Pieces of a volume, each after its place and its length: what is written as a stream is read as what it was, from any start.

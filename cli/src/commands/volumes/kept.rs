@@ -223,7 +223,7 @@ impl Kept {
     }
 
     fn begin(&mut self, header: &Header) -> Outcome<()> {
-        if header.sealed || header.start != self.resume_at() {
+        if header.sealed || header.difference || header.start != self.resume_at() {
             return Err(Failure::system(
                 "the server sends something else than was asked for",
             ));

@@ -186,6 +186,13 @@ async fn one_that_cannot_be_had_there_stays() {
             "{wrong:?}"
         );
     }
+    let alone = Bed::start().await;
+    let (org_of_one, to) = (alone.org(HOUR).await.org, AskedMove::Region("local".into()));
+    let only = make(&alone, &org_of_one, 1).await;
+    let refused = alone.farm.move_volume(&org_of_one, &only.id, &to).await;
+    let said = refused.expect_err("no other host").to_string();
+    assert!(said.contains("no other host"), "{said}");
+    alone.end().await;
     other(&bed)
         .lock()
         .refuse_volumes

@@ -64,12 +64,21 @@ pub enum VolumeError {
     /// It is being moved to another host.
     #[error("the volume is being moved to another host")]
     Moving,
+    /// It has moved, or stays, and what that has left is not cleared away yet.
+    #[error("the other copy of the volume, which a move has left, is still to be destroyed")]
+    OtherCopy,
     /// It is not.
     #[error("the volume is not being moved")]
     NotMoving,
     /// It is there.
     #[error("the volume is on that host")]
     IsThere,
+    /// There is no other in that region.
+    #[error("region '{region}' has no other host than the volume's")]
+    NoOtherHost {
+        /// Which.
+        region: String,
+    },
     /// There is none of that name.
     #[error("there is no zone '{zone}' (there are: {known})")]
     NoSuchZone {
@@ -162,6 +171,7 @@ impl VolumeError {
             | Self::NotImporting
             | Self::BeingSent
             | Self::Moving
+            | Self::OtherCopy
             | Self::NotMoving
             | Self::IsThere
             | Self::Unsupported(_)
@@ -171,6 +181,7 @@ impl VolumeError {
             Self::Shrink { .. }
             | Self::Stream(_)
             | Self::BrokenOff
+            | Self::NoOtherHost { .. }
             | Self::NoSuchZone { .. }
             | Self::MoveEncryption { .. }
             | Self::SmallerThanSource { .. }
@@ -200,6 +211,8 @@ impl VolumeError {
             Self::SourceEncryption { .. } => "leave the encryption to the source",
             Self::Importing => "wait until they are there, or destroy the volume",
             Self::Moving => "wait until it has moved, or `slipway volumes move ID --cancel`",
+            Self::OtherCopy => "wait until both hosts answer; it is done by itself then",
+            Self::NoOtherHost { .. } => "choose another region",
             Self::NotMoving | Self::IsThere => "`slipway volumes show ID` tells where it is",
             Self::NoSuchZone { .. } => "choose one of those, or a region",
             Self::MoveEncryption { .. } => {

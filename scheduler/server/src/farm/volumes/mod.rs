@@ -257,8 +257,12 @@ impl Shared {
         if known.import.is_some() {
             return Err(VolumeError::Importing.into());
         }
-        if known.moving.is_some() {
-            return Err(VolumeError::Moving.into());
+        match &known.moving {
+            Some(moving) if moving.step == MoveStep::Sending => {
+                return Err(VolumeError::Moving.into());
+            }
+            Some(_) => return Err(VolumeError::OtherCopy.into()),
+            None => {}
         }
         if size < known.size {
             return Err(VolumeError::Shrink { have: known.size }.into());

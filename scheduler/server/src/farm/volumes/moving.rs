@@ -12,7 +12,7 @@ use crate::farm::host::{HostLink, chain};
 use crate::farm::{Farm, FarmError, Shared, entropy};
 use crate::limits::{IMPORT_HOST_WAIT_MAX, TRANSFER_BYTES};
 use slipway_core::id::{HostId, OrgId, SnapshotId, VolumeId};
-use slipway_core::placement::{VolumeRequest, place_volume};
+use slipway_core::placement::{HostLoad, VolumeRequest, place_volume};
 use slipway_core::volume::MoveStep;
 use slipway_store::{Move, NewMove, StoreError, Volume, VolumePurpose, VolumeState, What};
 use std::sync::Arc;
@@ -85,7 +85,7 @@ fn may_move(volume: &Volume) -> Result<(), VolumeError> {
         }
         // Asked for once more, or what the last one has left is still to be cleared away.
         VolumeState::Ready if volume.moving.as_ref().is_some_and(sending) => Ok(()),
-        VolumeState::Ready if volume.moving.is_some() => Err(VolumeError::Moving),
+        VolumeState::Ready if volume.moving.is_some() => Err(VolumeError::OtherCopy),
         VolumeState::Ready => Ok(()),
         VolumeState::Planned if volume.import.is_some() => Err(VolumeError::Importing),
         state @ (VolumeState::Planned | VolumeState::Aside | VolumeState::Condemned) => {
@@ -119,7 +119,13 @@ impl Shared {
         let encrypted = volume.encrypted.unwrap_or_default();
         let zone = match asked {
             AskedMove::Region(region) => {
+                let there = |load: &HostLoad| load.region == *region;
+                let known = loads.iter().any(there);
                 loads.retain(|load| load.host != volume.host);
+                if known && !loads.iter().any(there) {
+                    let region = region.clone();
+                    return Err(VolumeError::NoOtherHost { region }.into());
+                }
                 let request = VolumeRequest {
                     region: region.clone(),
                     size: volume.size,
