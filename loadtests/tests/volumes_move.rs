@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use slipway_loadtests::testbed::{Testbed, wait_for};
+use slipway_loadtests::testbed::{Connection, Testbed, wait_for};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
@@ -19,7 +19,8 @@ struct Two {
 }
 
 impl Two {
-    fn start() -> Result<Self> {
+    /// The far host is of this region; the near one is `local`.
+    fn start(region: &str) -> Result<Self> {
         let (mut near, mut far) = (Testbed::start()?, Testbed::start()?);
         far.kill_serve();
         near.kill_serve();
@@ -28,7 +29,7 @@ impl Two {
         let socket = far.dir().join("host.sock");
         write!(
             settings,
-            "\n[[hosts]]\nname = \"far\"\nregion = \"elsewhere\"\nsocket = \"{}\"\n",
+            "\n[[hosts]]\nname = \"far\"\nregion = \"{region}\"\nsocket = \"{}\"\n",
             socket.display()
         )?;
         near.start_serve()?;
@@ -122,7 +123,7 @@ fn image(bed: &Testbed, id: &str) -> Result<PathBuf> {
 
 #[test]
 fn a_volume_moves_and_lives_on_there() -> Result<()> {
-    let two = Two::start()?;
+    let two = Two::start("elsewhere")?;
     let (id, as_it_was) = two.filled()?;
     let kept = two.volumes(&["snapshots", "create", &id])?;
     let moved = two.volumes(&["move", &id, "--zone", "far"])?;
@@ -176,7 +177,7 @@ fn a_volume_moves_and_lives_on_there() -> Result<()> {
 
 #[test]
 fn a_move_survives_the_death_of_all_three() -> Result<()> {
-    let mut two = Two::start()?;
+    let mut two = Two::start("elsewhere")?;
     let (id, as_it_was) = two.filled()?;
     let begun = two.volumes(&["move", &id, "--region", "elsewhere", "--detach"])?;
     ensure!(
@@ -198,4 +199,73 @@ fn a_move_survives_the_death_of_all_three() -> Result<()> {
     two.near.kill_host();
     two.near.start_host()?;
     two.arrived(&id, &as_it_was)
+}
+
+/// A connection to dockerd on the one machine of a host, when it answers.
+fn dockerd(bed: &Testbed) -> Result<Connection> {
+    wait_for("dockerd", WAIT, || {
+        let mut dockerd = Connection::direct(&bed.machine_socket()?)?;
+        let (status, _) = dockerd.get("/_ping")?;
+        ensure!(status == 200, "{status}");
+        Ok(dockerd)
+    })
+}
+
+fn keep(bed: &Testbed, name: &str) -> Result<()> {
+    let body = serde_json::json!({ "Name": name });
+    let (status, said) = dockerd(bed)?.post_json("/volumes/create", &body)?;
+    ensure!(status == 201, "{status} {said}");
+    Ok(())
+}
+
+#[test]
+fn a_builder_works_on_while_its_cache_moves_and_has_all_of_it_there() -> Result<()> {
+    let two = Two::start("local")?;
+    let ensure = ["builders", "ensure", "--org", "acme", "--json"];
+    two.near.slipway_json(&ensure)?;
+    let list = two.volumes(&["list", "--org", "acme"])?;
+    let id = list[0]["id"].as_str().context("no cache")?.to_owned();
+    // Where it was placed is the planner's choice.
+    let control = &two.near;
+    let (from, to, zone) = if list[0]["zone"] == "far" {
+        (&two.far, &two.near, "test")
+    } else {
+        (&two.near, &two.far, "far")
+    };
+    keep(from, "before")?;
+    let begun = ["volumes", "move", &id, "--zone", zone, "--detach", "--json"];
+    let begun = control.slipway_json(&begun)?;
+    ensure!(
+        begun["state"] == "MOVING" && begun["movingTo"] == zone,
+        "{begun}"
+    );
+    wait_for("the rest to wait for the builder", WAIT, || {
+        let volume = control.slipway_json(&["volumes", "show", &id, "--json"])?;
+        let notice = volume["notice"].as_str().unwrap_or_default();
+        ensure!(notice.contains("builders stop"), "{volume}");
+        Ok(())
+    })?;
+    keep(from, "meanwhile")?;
+    control.slipway_ok(&["builders", "stop", "--org", "acme"])?;
+    wait_for("it to have moved", WAIT, || {
+        let volume = control.slipway_json(&["volumes", "show", &id, "--json"])?;
+        ensure!(
+            volume["state"] == "CREATED" && volume["zone"] == zone,
+            "{volume}"
+        );
+        ensure!(from.volume_images()?.is_empty(), "the old copy is there");
+        Ok(())
+    })
+    .with_context(|| format!("{}\n{}", two.near.logs(), two.far.logs()))?;
+    control.slipway_json(&ensure)?;
+    let mut there = dockerd(to)?;
+    for name in ["before", "meanwhile"] {
+        let (status, _) = there.get(&format!("/volumes/{name}"))?;
+        ensure!(status == 200, "{name} is lost: {status}");
+    }
+    ensure!(
+        from.machine_socket().is_err(),
+        "a machine runs where it was"
+    );
+    Ok(())
 }

@@ -62,10 +62,12 @@ pub(crate) enum VolumesVerb {
         /// Id, as vol_...
         id: String,
     },
-    /// Move a volume of the org's own to another host
+    /// Move a volume to another host; with a builder's cache, the builder too
     ///
     /// It goes from host to host as it is on the disk, an encrypted one encrypted, and counts for both until the old copy is
-    /// destroyed. The command waits; Ctrl-C ends only the waiting. Snapshots stay where they are until their time is over.
+    /// destroyed. A builder works on meanwhile; when it has ended, by itself or by `slipway builders stop`, what has changed is
+    /// sent, and it starts on the other host. The command waits; Ctrl-C ends only the waiting. Snapshots stay where they are until
+    /// their time is over.
     Move(MoveArgs),
     /// Write what a volume holds to a file, from which `slipway volumes import` makes a volume
     ///

@@ -114,8 +114,10 @@ pub enum Stage {
 /// nothing; from then on the one that it came from is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MoveStep {
-    /// A copy is being made on the other host.
+    /// A copy is being made on the other host. The volume may be in use.
     Sending,
+    /// What has changed since is being sent, and nobody may use the volume until that is decided.
+    CatchingUp,
     /// The copy that the record does not name is to be destroyed: the old one, or the new one of a move that was given up.
     Clearing,
 }
@@ -149,12 +151,10 @@ pub fn todo(now: Timestamp, volume: &VolumeNow) -> Option<Todo> {
     match volume.stage {
         Stage::Condemned => Some(Todo::Destroy),
         // It does not go before there is one of it again.
-        Stage::Planned | Stage::Made if volume.moving == Some(MoveStep::Sending) => {
-            Some(Todo::Send)
-        }
-        Stage::Planned | Stage::Made if volume.moving == Some(MoveStep::Clearing) => {
-            Some(Todo::Clear)
-        }
+        Stage::Planned | Stage::Made if let Some(step) = volume.moving => Some(match step {
+            MoveStep::Sending | MoveStep::CatchingUp => Todo::Send,
+            MoveStep::Clearing => Todo::Clear,
+        }),
         Stage::Planned | Stage::Made if due && !volume.held => Some(Todo::Condemn),
         // What is about to go is not made, nor made larger: it would be for nothing.
         Stage::Planned | Stage::Made if volume.destroy_at.is_some() => None,
@@ -283,6 +283,7 @@ mod tests {
     fn a_move_is_finished_and_cleared_before_anything_else() {
         for (step, expected) in [
             (MoveStep::Sending, Todo::Send),
+            (MoveStep::CatchingUp, Todo::Send),
             (MoveStep::Clearing, Todo::Clear),
         ] {
             for destroy_at in [None, Some(Timestamp(1))] {

@@ -69,6 +69,11 @@ pub const ORG_TRANSFERS_MAX: u32 = 2;
 pub const TRANSFERS_MAX: usize = 32;
 /// Volumes that are sent to other hosts at once; further moves wait.
 pub const MOVES_MAX: usize = 2;
+/// How often it is looked whether a builder has ended whose cache is being moved, besides when it changes.
+pub const STAND_STILL_LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long the move of a cache waits for a host that does not answer, when the builder is kept from starting for it. Then the
+/// move is given up.
+pub const CATCH_UP_HOSTS_WAIT_MAX: Duration = Duration::from_secs(30);
 /// How long an export or import waits for its client to take or give a byte. Then it breaks off, and can be gone on with.
 pub const TRANSFER_IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long an import that broke off is waited for; then its volume is removed. A host keeps what it has for as long.

@@ -117,13 +117,24 @@ pub trait Store: SystemStore {
         volume: &VolumeId,
         policy: &VolumePolicy,
     ) -> Result<Volume>;
-    /// Begins to move a volume that is made, no machine has and that is not to go: promises its size on the other host and the
-    /// snapshot's reserve on its own. Gives the volume. A move to there that is under way is fine. [`StoreError::Changed`] if
-    /// it is not like that, [`StoreError::InUse`] if a machine has it, [`StoreError::PoolFull`].
+    /// Begins to move a volume that is made and not to go: promises its size on the other host and the snapshot's reserve on its
+    /// own. Gives the volume. A move to there that is under way is fine. [`StoreError::Changed`] if it is not like that,
+    /// [`StoreError::PoolFull`].
     async fn begin_move(&self, org: &OrgId, volume: &VolumeId, new: &NewMove) -> Result<Volume>;
-    /// The copy on the other host is whole: the volume is there from now on, and the old copy is to be destroyed.
-    /// [`StoreError::Changed`] if it is not being moved, [`StoreError::InUse`] while a snapshot of it or another volume
-    /// is still to be made where it was.
+    /// From now on nobody may use the volume before the move has ended: what has changed is sent from this second snapshot, whose
+    /// reserve is promised. Gives the volume; one that has a second snapshot keeps it. [`StoreError::Changed`] if it is not being
+    /// moved, [`StoreError::PoolFull`].
+    async fn catch_up_move(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        second: &SnapshotId,
+        reserve: ByteSize,
+    ) -> Result<Volume>;
+    /// The copy on the other host is whole: the volume is there from now on, with the machine that has it, whose generation
+    /// grows; and the old copy is to be destroyed. [`StoreError::Changed`] if it is not being moved, [`StoreError::InUse`]
+    /// while a snapshot of it or another volume is still to be made where it was, or if a machine has it and there is no second
+    /// snapshot.
     async fn finish_move(&self, org: &OrgId, volume: &VolumeId) -> Result<Volume>;
     /// Gives a move up: the volume stays where it is, and the new copy is to be destroyed. Gives the volume.
     /// [`StoreError::Changed`] if it is not being moved (any more).

@@ -106,10 +106,22 @@ pub struct Move {
     pub copy: HostId,
     /// The snapshot that it is made from: known to its host and here alone.
     pub snapshot: SnapshotId,
-    /// The host of that: where the volume was when the move began.
+    /// The one that what has changed since is sent from; of a volume that is in use alone, and from then on it is not.
+    pub second: Option<SnapshotId>,
+    /// The host of both: where the volume was when the move began.
     pub source: HostId,
-    /// What the pool of that has promised for it.
+    /// What the pool of that has promised for them.
     pub reserve: ByteSize,
+}
+
+impl Move {
+    /// Its end is not decided yet.
+    pub fn is_under_way(&self) -> bool {
+        match self.step {
+            MoveStep::Sending | MoveStep::CatchingUp => true,
+            MoveStep::Clearing => false,
+        }
+    }
 }
 
 /// A move to begin.

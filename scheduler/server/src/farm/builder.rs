@@ -9,13 +9,14 @@ use super::view::{BuilderKey, BuilderView, Events, FarmEvent, key_of};
 use crate::limits::BUILDER_CONNECTIONS_MAX;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::EndpointPort;
+use slipway_core::id::HostId;
 use slipway_core::idle::{self, Idle};
 use slipway_core::isolation::Isolation;
 use slipway_core::machine::{IllegalTransition, MachineEvent, MachineState};
 use slipway_core::planner::{MachineView, Observed};
 use slipway_core::time::Timestamp;
 use slipway_store::{Intent, Machine, MachineRecord, Org};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -30,7 +31,8 @@ pub(crate) fn now() -> Timestamp {
 #[derive(Debug)]
 pub(crate) struct Builder {
     pub(super) key: BuilderKey,
-    pub(super) host: Arc<HostLink>,
+    /// Where it is; another after its volume has moved.
+    host: RwLock<Arc<HostLink>>,
     inner: Mutex<Inner>,
     /// The driver has something to plan for.
     pub(super) wake: Notify,
@@ -52,6 +54,8 @@ pub(super) struct Inner {
     pub(super) hold_until: Timestamp,
     /// A side effect on the host is under way; lists of the host are not believed meanwhile.
     pub(super) acting: bool,
+    /// Its volume is on its way to another host: it does not start.
+    pub(super) moving: bool,
     /// What the store has, as far as this process knows.
     pub(super) recorded: Option<MachineRecord>,
     /// Somebody waits for the cache to be emptied, which the driver does once nothing of the machine lives.
@@ -122,13 +126,14 @@ impl Builder {
             volume_damaged: false,
             hold_until: Timestamp(0),
             acting: false,
+            moving: false,
             recorded: None,
             reset: None,
             machine,
         };
         Self {
             key: key_of(&inner.machine),
-            host,
+            host: RwLock::new(host),
             inner: Mutex::new(inner),
             wake: Notify::new(),
             changes: watch::Sender::new(0),
@@ -138,6 +143,34 @@ impl Builder {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it is.
+    pub(super) fn host(&self) -> Arc<HostLink> {
+        let host = self.host.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&host)
+    }
+
+    /// Keeps it from starting until it is told where it is, if nothing of it lives. Gives whether it does.
+    pub(super) fn stand_still(&self) -> bool {
+        let mut inner = self.lock();
+        let lives = inner.machine.state.live_generation().is_some();
+        if lives || inner.acting || inner.observed != Observed::Absent || inner.reset.is_some() {
+            return inner.moving;
+        }
+        inner.moving = true;
+        true
+    }
+
+    /// It is, or still is, on this host, and may start there.
+    pub(super) fn is_on(&self, host: &HostId, link: &Arc<HostLink>, generation: Generation) {
+        *self.host.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(link);
+        self.change(|inner| {
+            inner.moving = false;
+            inner.observed = link.observed(&inner.machine.id);
+            inner.machine.host = host.clone();
+            inner.machine.generation = inner.machine.generation.max(generation);
+        });
     }
 
     pub(super) fn view(&self) -> BuilderView {
@@ -219,7 +252,7 @@ impl Builder {
         if inner.acting {
             return;
         }
-        let observed = self.host.observed(&inner.machine.id);
+        let observed = self.host().observed(&inner.machine.id);
         if inner.observed != observed {
             inner.observed = observed;
             drop(inner);
@@ -230,7 +263,7 @@ impl Builder {
     /// Asks the host anew, and takes what it says.
     pub(super) async fn look_again(&self) {
         // A host that does not answer says so by its watch.
-        if self.host.refresh().await.is_ok() {
+        if self.host().refresh().await.is_ok() {
             self.observe();
         }
     }
@@ -259,7 +292,7 @@ impl Inner {
             machine: self.machine.id.clone(),
             volume: self.machine.volume.clone(),
             generation: self.machine.generation,
-            wanted: self.machine.intent == Intent::Wanted,
+            wanted: self.machine.intent == Intent::Wanted && !self.moving,
             state: self.machine.state,
             observed: self.observed,
             in_flight: self.in_flight,

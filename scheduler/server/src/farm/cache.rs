@@ -28,7 +28,7 @@ pub(super) async fn ensure_volume(
     if let Err(error) = lend(shared, builder, step.generation, LendFor::Volume).await {
         return Err(held(builder, &error));
     }
-    let (report, size) = match bring(&builder.host, &volume).await {
+    let (report, size) = match bring(&builder.host(), &volume).await {
         Ok(made) => made,
         Err(error) => return Err(start_failed(builder, step.generation, &error)),
     };
@@ -41,7 +41,7 @@ pub(super) async fn ensure_volume(
         return Err(held(builder, &error));
     }
     if size < volume.size {
-        builder.host.volumes.notify_one();
+        builder.host().volumes.notify_one();
     }
     builder.lock().volume_ready = true;
     Ok(())
@@ -119,8 +119,8 @@ async fn empty_volume(
         .set_volume_state(org, volume, VolumeState::Planned)
         .await?;
     builder.lock().volume_ready = false;
-    shared.destroy_key(&builder.host, org, volume).await?;
-    builder.host.client.destroy_volume(volume.clone()).await?;
+    shared.destroy_key(&builder.host(), org, volume).await?;
+    builder.host().client.destroy_volume(volume.clone()).await?;
     Ok(())
 }
 
@@ -130,7 +130,7 @@ pub(super) async fn reset(shared: &Shared, builder: &Builder) -> bool {
         let mut inner = builder.lock();
         let ended = inner.machine.state.live_generation().is_none();
         let gone = inner.observed == Observed::Absent;
-        if ended && gone {
+        if ended && gone && !inner.moving {
             inner
                 .reset
                 .take()

@@ -33,7 +33,7 @@ pub(super) async fn drive(shared: Arc<Shared>, builder: Arc<Builder>) {
         let (plan, state) = {
             let inner = builder.lock();
             (
-                plan(now(), &inner.planned(&builder.host)),
+                plan(now(), &inner.planned(&builder.host())),
                 inner.machine.state,
             )
         };
@@ -110,7 +110,8 @@ async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), 
         Action::Stop { grace } => stop(builder, step, grace).await,
         Action::Remove => {
             builder.lock().acting = true;
-            let client = &builder.host.client;
+            let host = builder.host();
+            let client = &host.client;
             let done = client
                 .remove_machine(step.machine.clone(), step.generation)
                 .await;
@@ -142,11 +143,11 @@ pub(super) fn held(builder: &Builder, error: &dyn std::error::Error) -> Held {
 
 /// After a side effect: learns what the host has now, and believes its lists again.
 async fn settle(builder: &Builder) {
-    let fresh = builder.host.refresh().await;
+    let fresh = builder.host().refresh().await;
     let mut inner = builder.lock();
     inner.acting = false;
     inner.observed = match fresh {
-        Ok(()) => builder.host.observed(&inner.machine.id),
+        Ok(()) => builder.host().observed(&inner.machine.id),
         Err(_) => Observed::Unknown,
     };
     drop(inner);
@@ -159,7 +160,11 @@ async fn settle(builder: &Builder) {
 
 async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), Held> {
     let generation = step.generation;
-    let (spec, asked) = builder.change(|inner| {
+    let begun = builder.change(|inner| {
+        // Its volume may have begun to leave since this was planned.
+        if inner.moving {
+            return None;
+        }
         inner.acting = true;
         inner.machine.generation = generation;
         let asked = inner.learn(MachineEvent::StartAsked {
@@ -175,8 +180,11 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
             pids_max: BUILDER_PIDS_MAX,
             isolation: inner.wishes.isolation,
         };
-        (spec, asked)
+        Some((spec, asked))
     });
+    let Some((spec, asked)) = begun else {
+        return Err(Held);
+    };
     if let Err(illegal) = asked {
         builder.lock().acting = false;
         return Err(held(builder, &illegal));
@@ -191,7 +199,7 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
         settle(builder).await;
         return Err(failed);
     }
-    let result = builder.host.client.ensure_machine(spec).await;
+    let result = builder.host().client.ensure_machine(spec).await;
     match result {
         Ok(report) => {
             if report.generation == generation && report.state == MachineRunState::Running {
@@ -295,7 +303,8 @@ async fn stop(builder: &Builder, step: &Step, grace: Duration) -> Result<(), Hel
             inner.hold_until = now().after(RETRY_WAIT);
         }
     });
-    let client = &builder.host.client;
+    let host = builder.host();
+    let client = &host.client;
     let done = client
         .stop_machine(step.machine.clone(), generation, grace)
         .await;

@@ -49,7 +49,7 @@ pub(super) async fn lend(
     generation: Generation,
     purpose: LendFor,
 ) -> Result<(), LendError> {
-    if !builder.host.encrypts() {
+    if !builder.host().encrypts() {
         return Ok(());
     }
     let (machine, volume) = {
@@ -58,14 +58,16 @@ pub(super) async fn lend(
     };
     let claim = Claim {
         org: builder.key.org.clone(),
-        host: shared.id_of(&builder.host).ok_or(LendError::UnknownHost)?,
+        host: shared
+            .id_of(&builder.host())
+            .ok_or(LendError::UnknownHost)?,
         volume,
         machine: (purpose == LendFor::Start).then_some(machine),
         generation,
     };
     let keys = shared.keys.as_ref().ok_or(LendError::NoKeys)?;
     let lease = keys.lease(&claim).await?;
-    Ok(builder.host.client.lend_key(lease).await?)
+    Ok(builder.host().client.lend_key(lease).await?)
 }
 
 /// A key that was lent for work on a volume.
@@ -144,10 +146,11 @@ pub(super) async fn give_back(link: &super::HostLink, lent: LentForWork) {
 /// This start of the machine is over, and with it the right to its key. A host that does not hear of it forgets the key when
 /// the lease is over.
 pub(super) async fn revoke(builder: &Builder, volume: &VolumeId, generation: Generation) {
-    if !builder.host.encrypts() {
+    if !builder.host().encrypts() {
         return;
     }
-    let client = &builder.host.client;
+    let host = builder.host();
+    let client = &host.client;
     if let Err(error) = client.revoke_key(volume.clone(), generation).await {
         tracing::warn!(%volume, why = chain(&error), "key not revoked; its lease ends by itself");
     }

@@ -38,7 +38,8 @@ use builder::{Builder, Wishes};
 use host::HostLink;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{HostId, ID_ENTROPY_BYTES, OrgId, VolumeId};
-use slipway_store::{HostUse, Intent, Machine, Org, Store, StoreError, VolumeState};
+use slipway_core::volume::MoveStep;
+use slipway_store::{HostUse, Intent, Machine, Move, Org, Store, StoreError, VolumeState};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -181,7 +182,7 @@ impl Farm {
         let generation = builder.running().ok_or(FarmError::NotRunning)?;
         let machine = builder.view().machine;
         let opened = builder
-            .host
+            .host()
             .client
             .open_endpoint(machine, generation, EndpointPort::Guest)
             .await;
@@ -244,6 +245,11 @@ impl Farm {
     /// [`FarmError::InUse`] while anything is connected, [`FarmError::NoBuilder`], [`FarmError::TimedOut`], or the host's.
     pub async fn reset_cache(&self, key: &BuilderKey) -> Result<BuilderView, FarmError> {
         let builder = self.0.known(key)?;
+        let cache = builder.lock().machine.volume.clone();
+        let cache = self.0.store.volume(&key.org, &cache).await?;
+        if cache.moving.as_ref().is_some_and(Move::is_under_way) {
+            return Err(VolumeError::Moving.into());
+        }
         let (told, done) = oneshot::channel();
         let in_flight = builder.change(|inner| {
             if inner.in_flight == 0 && inner.reset.is_none() {
@@ -376,7 +382,7 @@ impl Shared {
     /// Gives each builder of a host what the host says now.
     pub(super) fn observe_host(&self, link: &Arc<HostLink>) {
         let builders = self.builders.read().unwrap_or_else(PoisonError::into_inner);
-        for builder in builders.values().filter(|b| Arc::ptr_eq(&b.host, link)) {
+        for builder in builders.values().filter(|b| Arc::ptr_eq(&b.host(), link)) {
             builder.observe();
         }
     }
@@ -451,6 +457,8 @@ impl Shared {
         {
             let mut inner = builder.lock();
             inner.volume_ready = volume.state == VolumeState::Ready;
+            let catching_up = |moving: &Move| moving.step == MoveStep::CatchingUp;
+            inner.moving = volume.moving.as_ref().is_some_and(catching_up);
             inner.recorded = Some(inner.record());
         }
         self.builders

@@ -42,7 +42,8 @@ pub(super) async fn await_ready(builder: &Builder, generation: Generation) {
 
 async fn ready(builder: &Builder, generation: Generation) -> Result<bool, FarmError> {
     let machine = builder.lock().machine.id.clone();
-    let client = &builder.host.client;
+    let host = builder.host();
+    let client = &host.client;
     let stream = client
         .open_endpoint(machine, generation, EndpointPort::Guest)
         .await?;

@@ -72,7 +72,8 @@ pub(super) async fn ask_to_end(
             // Whether it ends is not known, so nobody may use it any more. It was idle a moment ago.
             tracing::warn!(org = %builder.key.org, why = chain(&error), "builder is made to end");
             let machine = builder.lock().machine.id.clone();
-            let client = &builder.host.client;
+            let host = builder.host();
+            let client = &host.client;
             if let Err(error) = client
                 .stop_machine(machine, generation, MACHINE_STOP_GRACE)
                 .await
@@ -105,7 +106,8 @@ async fn ask_guest(
     generation: Generation,
 ) -> Result<(GuestClient, GuestStatus), FarmError> {
     let machine = builder.lock().machine.id.clone();
-    let client = &builder.host.client;
+    let host = builder.host();
+    let client = &host.client;
     let stream = client
         .open_endpoint(machine, generation, EndpointPort::Guest)
         .await?;

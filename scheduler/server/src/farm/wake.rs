@@ -29,7 +29,8 @@ impl Shared {
             match builder.attempt(port) {
                 Attempt::Open(generation) => {
                     let machine = builder.lock().machine.id.clone();
-                    let client = &builder.host.client;
+                    let host = builder.host();
+                    let client = &host.client;
                     match client.open_endpoint(machine, generation, port).await {
                         Ok(stream) => return Ok(stream),
                         Err(error) => {
@@ -92,7 +93,7 @@ impl Default for Waiting {
 impl Waiting {
     /// Counts crashes, and how long the host is away; enough is enough.
     fn look(&mut self, builder: &Builder) -> Result<(), FarmError> {
-        if *builder.host.reachable.borrow() {
+        if *builder.host().reachable.borrow() {
             self.host_deadline = None;
         } else {
             let now = Instant::now();

@@ -89,6 +89,7 @@ impl World {
                 }
                 inner.volumes.remove(&volume);
                 inner.imports.remove(&volume);
+                inner.bases.remove(&volume);
                 inner.contents.remove(volume.as_str());
                 inner.damaged.remove(&volume);
                 Ok(HostReply::Done)

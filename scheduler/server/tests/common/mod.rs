@@ -323,12 +323,13 @@ async fn answer(
             volume,
             size_bytes,
             sealed,
-            part: _,
-        } => world.import(volume, size_bytes, sealed),
+            part,
+        } => world.import(volume, size_bytes, sealed, part),
+        // All of the one, which the taker puts over what it has of the other.
+        HostRequest::ExportDifference { base: _, snapshot } => world.export(&snapshot, 0, true),
         other @ (HostRequest::Info
         | HostRequest::StopMachine { .. }
         | HostRequest::RemoveMachine { .. }
-        | HostRequest::ExportDifference { .. }
         | HostRequest::LendKey
         | HostRequest::RevokeKey { .. }) => (world.answer(other), None),
     })

@@ -3,7 +3,7 @@
 
 use super::disks::Disk;
 use super::world::{World, refuse};
-use slipway_core::host_api::{HostErrorCode, HostReply};
+use slipway_core::host_api::{HostErrorCode, HostReply, ImportPart};
 use slipway_core::id::{SnapshotId, VolumeId};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -60,6 +60,7 @@ impl World {
         volume: VolumeId,
         size: u64,
         sealed: bool,
+        part: ImportPart,
     ) -> (HostReply, Option<UnixStream>) {
         let mut inner = self.lock();
         inner.disk_verbs += 1;
@@ -69,12 +70,16 @@ impl World {
         if inner.encrypts && !sealed && !inner.leases.contains(&volume) {
             return (HostReply::Error(refuse(HostErrorCode::KeyNeeded)), None);
         }
-        let offset_bytes = inner.imports.get(&volume).map_or(0, |has| has.len() as u64);
+        let has = inner.imports.get(&volume).map_or(0, |has| has.len() as u64);
+        let offset_bytes = match part {
+            ImportPart::Whole | ImportPart::Base { .. } => has,
+            ImportPart::Difference { .. } => 0,
+        };
         drop(inner);
         let (theirs, mut ours) = UnixStream::pair().expect("a pair");
         let world = Arc::clone(self);
         std::thread::spawn(move || {
-            let taken = world.take(&volume, size, &mut ours);
+            let taken = world.take(&volume, size, &part, &mut ours);
             let reply = taken.unwrap_or_else(|code| HostReply::Error(refuse(code)));
             let reply = serde_json::to_vec(&reply).expect("json");
             let _gone = ours.write_all(&reply);
@@ -87,6 +92,7 @@ impl World {
         &self,
         volume: &VolumeId,
         size: u64,
+        part: &ImportPart,
         from: &mut UnixStream,
     ) -> Result<HostReply, HostErrorCode> {
         if let Some(report) = self.report(volume) {
@@ -99,6 +105,11 @@ impl World {
                 .map(|()| u64::from_be_bytes(bytes))
         };
         let (start, length) = (number().map_err(bad)?, number().map_err(bad)?);
+        if let ImportPart::Difference { base, .. } = part
+            && self.lock().bases.get(volume) != Some(base)
+        {
+            return Err(HostErrorCode::BadRequest);
+        }
         let has = self.lock().imports.get(volume).map_or(0, Vec::len) as u64;
         if start > has || length > size {
             return Err(HostErrorCode::BadRequest);
@@ -117,6 +128,11 @@ impl World {
             at += read;
         }
         let mut inner = self.lock();
+        if let ImportPart::Base { snapshot } = part {
+            inner.bases.insert(volume.clone(), snapshot.clone());
+            return Ok(HostReply::Done);
+        }
+        inner.bases.remove(volume);
         let contents = inner.imports.remove(volume).unwrap_or_default();
         let disk = Disk {
             size,

@@ -29,6 +29,8 @@ pub struct Inner {
     pub snapshots: BTreeMap<SnapshotId, Kept>,
     /// What volumes and snapshots hold, by their ids, where it matters.
     pub contents: BTreeMap<String, Vec<u8>>,
+    /// What has all of a base, and waits for the difference.
+    pub bases: BTreeMap<VolumeId, SnapshotId>,
     /// Exports stop in the middle while this is set.
     pub hold_exports: Arc<AtomicBool>,
     /// What has arrived of volumes that are not whole.

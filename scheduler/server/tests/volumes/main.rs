@@ -1,5 +1,6 @@
 //! Volumes of an org's own on a test host: what is asked for is done, finished after a crash, or undone.
 
+mod caches;
 #[path = "../common/mod.rs"]
 mod common;
 mod cuts;

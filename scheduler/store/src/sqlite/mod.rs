@@ -130,6 +130,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "moves",
         include_str!("../../migrations/sqlite/0008_moves.sql"),
     ),
+    (
+        9,
+        "second snapshots",
+        include_str!("../../migrations/sqlite/0009_second_snapshots.sql"),
+    ),
 ];
 
 impl<'s> MigrationSource<'s> for Embedded {

@@ -6,9 +6,9 @@ use super::volume_rows::volume_of;
 use super::volumes::{is_attached, volume_in};
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
-use crate::volume::{NewMove, Volume, VolumeState};
-use slipway_core::id::{OrgId, VolumeId};
-use slipway_core::volume::MoveStep;
+use crate::volume::{Move, NewMove, Volume, VolumeState};
+use slipway_core::id::{OrgId, SnapshotId, VolumeId};
+use slipway_core::units::ByteSize;
 use sqlx::{Sqlite, Transaction};
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -23,7 +23,7 @@ impl SqliteStore {
         let mut tx = self.write().await?;
         let volume = volume_in(&mut tx, org, id).await?;
         if let Some(known) = &volume.moving
-            && known.step == MoveStep::Sending
+            && known.is_under_way()
             && known.copy == new.to
         {
             return Ok(volume);
@@ -33,9 +33,6 @@ impl SqliteStore {
             && volume.destroy_at.is_none();
         if !settled || volume.moving.is_some() || volume.host == new.to {
             return Err(StoreError::Changed(What::Volume));
-        }
-        if is_attached(&mut tx, org, id).await? {
-            return Err(StoreError::InUse(What::Volume));
         }
         promise(&mut tx, &new.to, volume.size).await?;
         promise(&mut tx, &volume.host, new.reserve).await?;
@@ -56,9 +53,37 @@ impl SqliteStore {
         volume_of(&row)
     }
 
+    pub(super) async fn name_second(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        second: &SnapshotId,
+        reserve: ByteSize,
+    ) -> Result<Volume> {
+        let mut tx = self.write().await?;
+        let moving = under_way(&mut tx, org, id).await?;
+        if moving.second.is_some() {
+            return volume_in(&mut tx, org, id).await;
+        }
+        promise(&mut tx, &moving.source, reserve).await?;
+        let row = sqlx::query(
+            "UPDATE volumes SET copy_second = ?, copy_reserve = copy_reserve + ? \
+             WHERE org_id = ? AND id = ? RETURNING *",
+        )
+        .bind(second.as_str())
+        .bind(int("reserve", reserve.0)?)
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(unavailable("go on with a move"))?;
+        tx.commit().await.map_err(unavailable("commit"))?;
+        volume_of(&row)
+    }
+
     pub(super) async fn switch_host(&self, org: &OrgId, id: &VolumeId) -> Result<Volume> {
         let mut tx = self.write().await?;
-        sending(&mut tx, org, id).await?;
+        let moving = under_way(&mut tx, org, id).await?;
         let awaited = sqlx::query(
             "SELECT 1 FROM volumes WHERE org_id = ?1 AND from_volume = ?2 AND state = 'planned' \
              UNION ALL SELECT 1 FROM snapshots WHERE org_id = ?1 AND volume_id = ?2 AND state = 'planned'",
@@ -68,8 +93,22 @@ impl SqliteStore {
         .fetch_optional(&mut *tx)
         .await
         .map_err(unavailable("read who needs a volume"))?;
-        if awaited.is_some() || is_attached(&mut tx, org, id).await? {
+        let attached = is_attached(&mut tx, org, id).await?;
+        // What a machine has may have changed since the first snapshot.
+        if awaited.is_some() || (attached && moving.second.is_none()) {
             return Err(StoreError::InUse(What::Volume));
+        }
+        if attached {
+            sqlx::query(
+                "UPDATE machines SET host_id = ?, generation = generation + 1 \
+                 WHERE org_id = ? AND volume_id = ?",
+            )
+            .bind(moving.copy.as_str())
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("switch a machine's host"))?;
         }
         // All on the right is as it was before.
         let row = sqlx::query(
@@ -87,7 +126,7 @@ impl SqliteStore {
 
     pub(super) async fn turn_back(&self, org: &OrgId, id: &VolumeId) -> Result<Volume> {
         let mut tx = self.write().await?;
-        sending(&mut tx, org, id).await?;
+        under_way(&mut tx, org, id).await?;
         let row = sqlx::query(
             "UPDATE volumes SET copy_step = 'clearing' WHERE org_id = ? AND id = ? RETURNING *",
         )
@@ -103,7 +142,7 @@ impl SqliteStore {
     pub(super) async fn clear_move(&self, org: &OrgId, id: &VolumeId) -> Result<()> {
         sqlx::query(
             "UPDATE volumes SET copy_host = NULL, copy_step = NULL, copy_snapshot = NULL, \
-             copy_source = NULL, copy_reserve = 0 \
+             copy_second = NULL, copy_source = NULL, copy_reserve = 0 \
              WHERE org_id = ? AND id = ? AND copy_step = 'clearing'",
         )
         .bind(org.as_str())
@@ -115,11 +154,9 @@ impl SqliteStore {
     }
 }
 
-/// Refuses anything about a volume that is not being moved.
-async fn sending(tx: &mut Transaction<'_, Sqlite>, org: &OrgId, id: &VolumeId) -> Result<()> {
+/// The move of a volume that is being moved; refuses anything about others.
+async fn under_way(tx: &mut Transaction<'_, Sqlite>, org: &OrgId, id: &VolumeId) -> Result<Move> {
     let volume = volume_in(tx, org, id).await?;
-    match volume.moving {
-        Some(moving) if moving.step == MoveStep::Sending => Ok(()),
-        Some(_) | None => Err(StoreError::Changed(What::Volume)),
-    }
+    let moving = volume.moving.filter(Move::is_under_way);
+    moving.ok_or(StoreError::Changed(What::Volume))
 }

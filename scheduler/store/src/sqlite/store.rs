@@ -169,6 +169,16 @@ impl Store for SqliteStore {
         self.insert_move(org, volume, new).await
     }
 
+    async fn catch_up_move(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        second: &SnapshotId,
+        reserve: ByteSize,
+    ) -> Result<Volume> {
+        self.name_second(org, volume, second, reserve).await
+    }
+
     async fn finish_move(&self, org: &OrgId, volume: &VolumeId) -> Result<Volume> {
         self.switch_host(org, volume).await
     }

@@ -61,15 +61,18 @@ fn move_of(row: &Reader<'_>) -> Result<Option<Move>> {
     let Some(copy) = row.parse_opt("copy_host")? else {
         return Ok(None);
     };
-    // The table takes these two words alone. (What is taken for the first destroys nothing.)
+    let second = row.parse_opt("copy_second")?;
+    // The table takes two words alone. (What is taken for the other destroys nothing.)
     let step = match row.text("copy_step")?.as_str() {
         "clearing" => MoveStep::Clearing,
+        _ if second.is_some() => MoveStep::CatchingUp,
         _ => MoveStep::Sending,
     };
     Ok(Some(Move {
         step,
         copy,
         snapshot: row.parse("copy_snapshot")?,
+        second,
         source: row.parse("copy_source")?,
         reserve: row.size("copy_reserve")?,
     }))

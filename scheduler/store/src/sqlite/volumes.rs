@@ -11,7 +11,7 @@ use slipway_core::host_api::VolumeSource;
 use slipway_core::id::{HostId, OrgId, VolumeId};
 use slipway_core::time::Timestamp;
 use slipway_core::units::ByteSize;
-use slipway_core::volume::{MoveStep, VolumePolicy};
+use slipway_core::volume::VolumePolicy;
 use sqlx::{Sqlite, Transaction};
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -214,8 +214,7 @@ impl SqliteStore {
         if volume.state == VolumeState::Condemned {
             return Err(StoreError::Changed(What::Volume));
         }
-        let sending = |moving: &Move| moving.step == MoveStep::Sending;
-        let moves = volume.moving.as_ref().is_some_and(sending);
+        let moves = volume.moving.as_ref().is_some_and(Move::is_under_way);
         if at.is_some() && (moves || is_attached(&mut tx, org, id).await?) {
             return Err(StoreError::InUse(What::Volume));
         }

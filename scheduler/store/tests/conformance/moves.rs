@@ -114,3 +114,55 @@ async fn it_leaves_when_nothing_is_to_be_made_of_it(
     let kept = s.snapshot(&acme.id, &kept.id).await.expect("there");
     assert_eq!(kept.host, a.id);
 }
+
+#[tokio::test]
+async fn what_a_machine_has_moves_with_it_and_only_after_a_second_snapshot() {
+    let it = fresh().await;
+    let s = &it.store;
+    let acme = org(s, "acme").await;
+    let (a, b) = (host(s, "a", 60).await, host(s, "b", 60).await);
+    let machine = builder(s, &acme, &a).await;
+    let id = machine.volume.clone();
+    let size = s.volume(&acme.id, &id).await.expect("there").size;
+    s.record_volume_made(&acme.id, &id, size, None)
+        .await
+        .expect("made");
+    let before = both(s, &a, &b).await;
+    let new = NewMove {
+        to: b.id.clone(),
+        snapshot: SnapshotId::from_entropy([1; 10]),
+        reserve: ByteSize(2),
+    };
+    s.begin_move(&acme.id, &id, &new).await.expect("begun");
+    match s.finish_move(&acme.id, &id).await {
+        Err(StoreError::InUse(What::Volume)) => {}
+        other => panic!("{other:?}"),
+    }
+    let second = |n: u8| SnapshotId::from_entropy([n; 10]);
+    for n in [2, 3] {
+        let named = s
+            .catch_up_move(&acme.id, &id, &second(n), ByteSize(3))
+            .await;
+        let moving = named.expect("named").moving.expect("moving");
+        assert_eq!(
+            (moving.step, moving.second),
+            (MoveStep::CatchingUp, Some(second(2)))
+        );
+    }
+    assert_eq!(both(s, &a, &b).await, (before.0 + 5, size.0));
+    s.finish_move(&acme.id, &id).await.expect("finished");
+    let moved = s.machine(&acme.id, &machine.id).await.expect("there");
+    assert_eq!(
+        (&moved.host, moved.generation.0),
+        (&b.id, machine.generation.0 + 1)
+    );
+    match s
+        .catch_up_move(&acme.id, &id, &second(4), ByteSize(3))
+        .await
+    {
+        Err(StoreError::Changed(What::Volume)) => {}
+        other => panic!("{other:?}"),
+    }
+    s.forget_move(&acme.id, &id).await.expect("forgotten");
+    assert_eq!(both(s, &a, &b).await, (before.0 - size.0, size.0));
+}

@@ -73,6 +73,12 @@ pub enum VolumeError {
     /// It is there.
     #[error("the volume is on that host")]
     IsThere,
+    /// A cache is where its builder is.
+    #[error("the builder of the cache is for region '{region}'")]
+    CacheElsewhere {
+        /// Which.
+        region: String,
+    },
     /// There is no other in that region.
     #[error("region '{region}' has no other host than the volume's")]
     NoOtherHost {
@@ -181,6 +187,7 @@ impl VolumeError {
             Self::Shrink { .. }
             | Self::Stream(_)
             | Self::BrokenOff
+            | Self::CacheElsewhere { .. }
             | Self::NoOtherHost { .. }
             | Self::NoSuchZone { .. }
             | Self::MoveEncryption { .. }
@@ -212,6 +219,9 @@ impl VolumeError {
             Self::Importing => "wait until they are there, or destroy the volume",
             Self::Moving => "wait until it has moved, or `slipway volumes move ID --cancel`",
             Self::OtherCopy => "wait until both hosts answer; it is done by itself then",
+            Self::CacheElsewhere { .. } => {
+                "choose another host of that region; a builder of another one is made by asking for it"
+            }
             Self::NoOtherHost { .. } => "choose another region",
             Self::NotMoving | Self::IsThere => "`slipway volumes show ID` tells where it is",
             Self::NoSuchZone { .. } => "choose one of those, or a region",

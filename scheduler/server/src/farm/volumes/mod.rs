@@ -6,6 +6,7 @@
 //!
 //! Must not know: who may do what, how a host makes a volume.
 
+mod copying;
 mod error;
 mod keep;
 mod locks;
@@ -32,7 +33,7 @@ use slipway_core::host_api::{VolumeReport, VolumeSource};
 use slipway_core::id::{OrgId, SnapshotId, VolumeId};
 use slipway_core::quota::{check_one_more_snapshot, check_volume_size};
 use slipway_core::units::ByteSize;
-use slipway_core::volume::{MoveStep, VolumePolicy};
+use slipway_core::volume::VolumePolicy;
 use slipway_store::{Move, NewSnapshot, Snapshot, StoreError, Volume, VolumeState, What};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -133,8 +134,7 @@ impl Farm {
             Some(before) => before,
             None => at.after(VOLUME_DESTROY_GRACE),
         };
-        let sending = |moving: &Move| moving.step == MoveStep::Sending;
-        if known.moving.as_ref().is_some_and(sending) {
+        if known.moving.as_ref().is_some_and(Move::is_under_way) {
             return Err(VolumeError::Moving.into());
         }
         let volume = match self.0.store.schedule_destruction(org, id, Some(goes)).await {
@@ -258,7 +258,7 @@ impl Shared {
             return Err(VolumeError::Importing.into());
         }
         match &known.moving {
-            Some(moving) if moving.step == MoveStep::Sending => {
+            Some(moving) if moving.is_under_way() => {
                 return Err(VolumeError::Moving.into());
             }
             Some(_) => return Err(VolumeError::OtherCopy.into()),

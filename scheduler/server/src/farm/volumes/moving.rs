@@ -2,23 +2,21 @@
 //! says that it is the volume from now on; then the old copy goes. Whoever comes back after a crash reads from the record
 //! which of the two copies counts.
 //!
+//! A builder goes on working on its cache meanwhile. When it has ended, it is kept from starting until what has changed since
+//! the first snapshot is sent from a second one, or that is given up.
+//!
 //! Must not know: what a stream looks like, when anything is to be done ([`slipway_core::volume`] does).
 
 use super::error::told;
-use super::transfer::{ended, outcome, refused};
-use super::transfers::Upload;
 use super::{VolumeError, taken_now};
-use crate::farm::host::{HostLink, chain};
+use crate::farm::builder::Builder;
+use crate::farm::host::chain;
 use crate::farm::{Farm, FarmError, Shared, entropy};
-use crate::limits::{IMPORT_HOST_WAIT_MAX, TRANSFER_BYTES};
 use slipway_core::id::{HostId, OrgId, SnapshotId, VolumeId};
-use slipway_core::placement::{HostLoad, VolumeRequest, place_volume};
+use slipway_core::placement::{HostLoad, PlacementRequest, VolumeRequest, place, place_volume};
 use slipway_core::volume::MoveStep;
-use slipway_store::{Move, NewMove, StoreError, Volume, VolumePurpose, VolumeState, What};
+use slipway_store::{Move, NewMove, StoreError, Volume, VolumeState, What};
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::time::timeout;
 
 /// Where a volume is to be moved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +49,6 @@ impl Farm {
             reserve: taken_now(&link, id).await?,
         };
         let begun = match shared.store.begin_move(org, id, &new).await {
-            Err(StoreError::InUse(_)) => return Err(VolumeError::Attached.into()),
             Err(StoreError::Changed(_)) => return Err(VolumeError::State(volume.state).into()),
             begun => begun?,
         };
@@ -76,15 +73,13 @@ impl Farm {
 
 /// What can be moved: what is made, stays, and is nobody's at the moment.
 fn may_move(volume: &Volume) -> Result<(), VolumeError> {
-    let sending = |moving: &Move| moving.step == MoveStep::Sending;
     match volume.state {
-        _ if volume.purpose != VolumePurpose::Data => Err(VolumeError::Attached),
         VolumeState::Ready if volume.destroy_at.is_some() => Err(VolumeError::ToBeDestroyed),
         VolumeState::Ready if volume.made < volume.size => {
             Err(VolumeError::Extending { to: volume.size })
         }
         // Asked for once more, or what the last one has left is still to be cleared away.
-        VolumeState::Ready if volume.moving.as_ref().is_some_and(sending) => Ok(()),
+        VolumeState::Ready if volume.moving.as_ref().is_some_and(Move::is_under_way) => Ok(()),
         VolumeState::Ready if volume.moving.is_some() => Err(VolumeError::OtherCopy),
         VolumeState::Ready => Ok(()),
         VolumeState::Planned if volume.import.is_some() => Err(VolumeError::Importing),
@@ -107,6 +102,33 @@ fn is_for_good(error: &FarmError) -> bool {
     )
 }
 
+/// The host that a builder's cache moves to, and the builder with it. Its region is part of what the builder is.
+fn place_cache(
+    builder: &Builder,
+    volume: &Volume,
+    asked: &AskedMove,
+    mut loads: Vec<HostLoad>,
+) -> Result<HostId, FarmError> {
+    let key = &builder.key;
+    if matches!(asked, AskedMove::Region(region) if *region != key.region) {
+        let region = key.region.clone();
+        return Err(VolumeError::CacheElsewhere { region }.into());
+    }
+    if loads.iter().all(|load| load.host == volume.host) && !loads.is_empty() {
+        return Err(VolumeError::IsThere.into());
+    }
+    let encrypted = volume.encrypted.unwrap_or_default();
+    loads.retain(|load| load.host != volume.host && load.encrypts == encrypted);
+    let request = PlacementRequest {
+        region: key.region.clone(),
+        arch: key.arch.clone(),
+        volume: volume.size,
+        volume_host: None,
+        isolation: builder.lock().wishes.isolation,
+    };
+    Ok(place(&request, &loads)?)
+}
+
 impl Shared {
     /// The host that a volume moves to.
     async fn place_move(&self, volume: &Volume, asked: &AskedMove) -> Result<HostId, FarmError> {
@@ -117,6 +139,12 @@ impl Shared {
             found.map_or_else(String::new, |used| used.host.name.clone())
         };
         let encrypted = volume.encrypted.unwrap_or_default();
+        if let Some(builder) = self.builder_of(&volume.id) {
+            if let AskedMove::Zone(zone) = asked {
+                loads.retain(|load| name(&load.host) == *zone);
+            }
+            return place_cache(&builder, volume, asked, loads);
+        }
         let zone = match asked {
             AskedMove::Region(region) => {
                 let there = |load: &HostLoad| load.region == *region;
@@ -167,7 +195,7 @@ impl Shared {
         let (shared, org, id) = (Arc::clone(self), volume.org.clone(), volume.id.clone());
         self.tasks.spawn(async move {
             let sent = tokio::select! {
-                sent = shared.send_in_turn(&org, &id, &upload) => sent,
+                sent = shared.send(&org, &id, &upload) => sent,
                 () = shared.cancel.cancelled() => return,
             };
             drop(upload);
@@ -175,137 +203,68 @@ impl Shared {
         });
     }
 
-    async fn send_in_turn(
-        &self,
-        org: &OrgId,
-        id: &VolumeId,
-        upload: &Upload,
-    ) -> Result<(), FarmError> {
-        let turn = async {
-            let volume = self.store.volume(org, id).await?;
-            let copy = volume.moving.as_ref().map(|moving| &moving.copy);
-            for host in [Some(&volume.host), copy].into_iter().flatten() {
-                let link = self.link(host).ok_or(FarmError::HostAway)?;
-                // The sender lives as long as the link.
-                let _ = link.reachable.subscribe().wait_for(|there| *there).await;
-            }
-            self.moves.acquire().await.map_err(|_| FarmError::Closed)
-        };
-        let _turn = tokio::select! {
-            turn = turn => turn?,
-            () = upload.asked_to_end().cancelled() => return Ok(()),
-        };
-        let volume = self.store.volume(org, id).await?;
-        match &volume.moving {
-            Some(moving) if moving.step == MoveStep::Sending => {
-                self.send_copy(&volume, moving, upload).await
-            }
-            Some(_) | None => Ok(()),
-        }
-    }
-
-    /// Makes the copy, and says that it is the volume from now on.
-    async fn send_copy(
-        &self,
-        volume: &Volume,
-        moving: &Move,
-        upload: &Upload,
-    ) -> Result<(), FarmError> {
-        let (org, id) = (&volume.org, &volume.id);
-        let source = self.reachable(&volume.host)?;
-        let target = self.reachable(&moving.copy)?;
-        let kept = {
-            let _held = self.hold_unless_ended(id, upload).await?;
-            let client = &source.client;
-            client
-                .create_snapshot(id.clone(), moving.snapshot.clone())
-                .await
-        };
-        kept.map_err(refused)?;
-        let into = target.client.import_volume(id.clone(), volume.size.0, true);
-        let (offset, into) = into.await.map_err(refused)?;
-        let out = &source.client;
-        let out = out.export_snapshot(moving.snapshot.clone(), offset, true);
-        let out = match out.await {
-            Ok(out) => out,
-            Err(error) => {
-                ended(into).await;
-                return Err(refused(error));
-            }
-        };
-        tracing::info!(%org, volume = %id, offset, "copy is sent to another host");
-        let into = self.copy(out, into, upload).await?;
-        let report = tokio::select! {
-            report = outcome(into) => report?,
-            () = upload.asked_to_end().cancelled() => return Err(VolumeError::NotMoving.into()),
-        };
-        if report.size_bytes < volume.size.0 {
-            return Err(VolumeError::NotTaken.into());
-        }
-        match self.store.finish_move(org, id).await {
-            // It was given up at the last moment.
-            Err(StoreError::Changed(_)) => return Err(VolumeError::NotMoving.into()),
-            finished => finished?,
-        };
-        tracing::info!(%org, volume = %id, from = %volume.host, to = %moving.copy, "volume has moved");
-        Ok(())
-    }
-
-    fn reachable(&self, host: &HostId) -> Result<Arc<HostLink>, FarmError> {
-        let link = self.link(host).filter(|link| *link.reachable.borrow());
-        link.ok_or(FarmError::HostAway)
-    }
-
-    /// Copies from one host to the other, as fast as both go.
-    async fn copy(
-        &self,
-        mut from: UnixStream,
-        mut to: UnixStream,
-        upload: &Upload,
-    ) -> Result<UnixStream, FarmError> {
-        let mut buffer = vec![0; TRANSFER_BYTES];
-        loop {
-            let read = tokio::select! {
-                read = timeout(IMPORT_HOST_WAIT_MAX, from.read(&mut buffer)) => read,
-                () = upload.asked_to_end().cancelled() => {
-                    ended(to).await;
-                    return Err(VolumeError::NotMoving.into());
-                }
-            };
-            // Whether that is the end of it all, the host that takes it says.
-            let Ok(Ok(length @ 1..)) = read else {
-                return Ok(to);
-            };
-            let written = timeout(IMPORT_HOST_WAIT_MAX, to.write_all(&buffer[..length]));
-            if !matches!(written.await, Ok(Ok(()))) {
-                return Ok(to);
-            }
-        }
-    }
-
     /// What becomes of a move whose sending has ended.
     async fn after_sending(&self, org: &OrgId, id: &VolumeId, sent: Result<(), FarmError>) {
-        let refusal = match sent {
-            Ok(()) | Err(FarmError::Volume(VolumeError::NotMoving)) => None,
-            Err(error) => {
-                tracing::warn!(%org, volume = %id, why = chain(&error), "copy not sent");
-                let notice = format!("move: {}", told(&error));
-                self.tell(org, id, Some(&notice)).await;
-                if !is_for_good(&error) {
+        if let Err(error) = &sent
+            && !matches!(error, FarmError::Volume(VolumeError::NotMoving))
+        {
+            tracing::warn!(%org, volume = %id, why = chain(error), "copy not sent");
+            let notice = format!("move: {}", told(error));
+            self.tell(org, id, Some(&notice)).await;
+            match self.is_given_up(org, id, error).await {
+                Ok(true) => {}
+                Ok(false) => return self.release(org, id).await,
+                Err(error) => {
+                    tracing::warn!(%org, volume = %id, why = chain(&error), "move not given up");
                     return;
                 }
-                Some(error)
             }
-        };
-        if refusal.is_some()
-            && let Err(error) = self.store.give_up_move(org, id).await
-        {
-            tracing::warn!(%org, volume = %id, why = chain(&error), "move not given up");
-            return;
         }
+        self.release(org, id).await;
         // What cannot be cleared away now is by the next look.
         if let Err(error) = self.clear_now(org, id).await {
             tracing::warn!(%org, volume = %id, why = chain(&error), "copy not cleared away");
+        }
+    }
+
+    /// Gives a move up whose error trying again does not change, or that keeps a builder from its work. Gives whether it is.
+    async fn is_given_up(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        error: &FarmError,
+    ) -> Result<bool, StoreError> {
+        let volume = self.store.volume(org, id).await?;
+        let catching_up = |moving: &Move| moving.step == MoveStep::CatchingUp;
+        if !is_for_good(error) && !volume.moving.as_ref().is_some_and(catching_up) {
+            return Ok(false);
+        }
+        match self.store.give_up_move(org, id).await {
+            // Somebody was faster, or it had come to its end.
+            Ok(_) | Err(StoreError::Changed(_)) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tells the builder of a volume where it is, unless that is still to be decided.
+    pub(super) async fn release(&self, org: &OrgId, id: &VolumeId) {
+        let Some(builder) = self.builder_of(id) else {
+            return;
+        };
+        let released = async {
+            let volume = self.store.volume(org, id).await?;
+            let catching_up = |moving: &Move| moving.step == MoveStep::CatchingUp;
+            if volume.moving.as_ref().is_some_and(catching_up) {
+                return Ok(());
+            }
+            let machine = builder.view().machine;
+            let machine = self.store.machine(org, &machine).await?;
+            let link = self.link(&volume.host).ok_or(FarmError::HostAway)?;
+            builder.is_on(&volume.host, &link, machine.generation);
+            Ok::<_, FarmError>(())
+        };
+        if let Err(error) = released.await {
+            tracing::warn!(%org, volume = %id, why = chain(&error), "builder not told where it is");
         }
     }
 
@@ -330,13 +289,14 @@ impl Shared {
             return Err(StoreError::Changed(What::Volume).into());
         }
         self.transfers.end_upload(id).await;
+        self.release(org, id).await;
         let copy = self.reachable(&moving.copy)?;
         copy.client.destroy_volume(id.clone()).await?;
         let source = self.reachable(&moving.source)?;
-        source
-            .client
-            .delete_snapshot(moving.snapshot.clone())
-            .await?;
+        let snapshots = [Some(&moving.snapshot), moving.second.as_ref()];
+        for snapshot in snapshots.into_iter().flatten() {
+            source.client.delete_snapshot(snapshot.clone()).await?;
+        }
         self.store.forget_move(org, id).await?;
         tracing::info!(%org, volume = %id, "copy that a move has left is destroyed");
         Ok(())

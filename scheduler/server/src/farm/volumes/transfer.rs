@@ -259,7 +259,7 @@ impl Shared {
             }
         }
         tokio::select! {
-            report = outcome(stream) => report,
+            report = outcome(stream) => report?.ok_or(VolumeError::NotTaken.into()),
             // It may be whole all the same: then it is found by its name, and destroyed.
             () = upload.asked_to_end().cancelled() => Err(VolumeError::NotImporting.into()),
         }
@@ -322,7 +322,9 @@ pub(super) async fn ended(mut stream: UnixStream) {
 }
 
 /// What the host says of a stream that has ended.
-pub(super) async fn outcome(mut stream: UnixStream) -> Result<VolumeReport, FarmError> {
+///
+/// Nothing: it has taken all of a base, of which the difference is to follow.
+pub(super) async fn outcome(mut stream: UnixStream) -> Result<Option<VolumeReport>, FarmError> {
     let mut reply = Vec::new();
     let read = async {
         // It may have ended before, and then it has said why.
@@ -336,7 +338,8 @@ pub(super) async fn outcome(mut stream: UnixStream) -> Result<VolumeReport, Farm
         return Err(VolumeError::HostAway.into());
     }
     match serde_json::from_slice(&reply) {
-        Ok(HostReply::Volume(report)) => Ok(report),
+        Ok(HostReply::Volume(report)) => Ok(Some(report)),
+        Ok(HostReply::Done) => Ok(None),
         Ok(HostReply::Error(error)) if error.code == HostErrorCode::BadRequest => {
             Err(VolumeError::Stream(error.message).into())
         }

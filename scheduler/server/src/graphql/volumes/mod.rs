@@ -132,8 +132,9 @@ impl VolumeMutation {
         Ok(extended.await?.into())
     }
 
-    /// Begins to move a volume of the org's own to the host `zone`, or to any other one of `region`. Its `state` is MOVING until
-    /// it is there, when `zone` is another; if that does not come to be, `notice` says why. Its snapshots stay where they are.
+    /// Begins to move a volume to the host `zone`, or to any other one of `region`. Its `state` is MOVING until it is there, when
+    /// `zone` is another; if that does not come to be, `notice` says why. A builder works on its cache meanwhile, and moves
+    /// with it when it has ended. Snapshots stay where they are.
     async fn move_volume(
         &self,
         context: &Context<'_>,

@@ -9,7 +9,7 @@ use crate::transfers::Transfer;
 use async_graphql::{Context, Enum, ID, Object};
 use slipway_core::host_api::VolumeSource;
 use slipway_core::id::VolumeId;
-use slipway_core::volume::{AutoExtend, MoveStep};
+use slipway_core::volume::AutoExtend;
 use slipway_store as store;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -94,8 +94,8 @@ impl Volume {
     }
 
     fn sending(&self) -> Option<&store::Move> {
-        let sending = |moving: &&store::Move| moving.step == MoveStep::Sending;
-        self.row.moving.as_ref().filter(sending)
+        let moving = self.row.moving.as_ref();
+        moving.filter(|moving| moving.is_under_way())
     }
 
     fn importing(&self) -> Option<&store::Import> {
