@@ -1,5 +1,5 @@
 //! A builder that is a virtual machine rests in a whole farm: paused while nobody uses it, there again for the next request, and ended when its
-//! idle time is over, which goes on meanwhile.
+//! idle time is over, which goes on meanwhile. Where the host keeps memory, the next request finds it as it was.
 
 use anyhow::{Result, ensure};
 use slipway_loadtests::testbed::{Connection, Testbed, wait_for};
@@ -54,5 +54,36 @@ fn a_builder_that_nobody_uses_is_paused_resumed_and_at_last_ended() -> Result<()
     })?;
     let resumed = said(&bed, "host.log", ": resumed")?;
     ensure!(resumed == 2, "resumed {resumed} times: {}", bed.logs());
+    Ok(())
+}
+
+#[test]
+fn a_builder_that_ended_for_want_of_use_goes_on_from_kept_memory() -> Result<()> {
+    let bed = Testbed::start_with("isolation = \"vm\"\nkept_memory = \"4GiB\"\n")?;
+    bed.slipway_ok(&[
+        "orgs", "update", "acme", "--memory", "1GiB", "--idle", "22s",
+    ])?;
+    let token = bed.org_token("acme")?;
+    bed.slipway_ok(&["builders", "ensure", "--org", "acme"])?;
+    for kept in 1..=2 {
+        ping(&bed, &token)?;
+        wait_for("its memory", WAIT, || {
+            let now = said(&bed, "host.log", ": memory kept")?;
+            ensure!(now == kept, "kept {now} times\n{}", bed.logs());
+            Ok(())
+        })?;
+        // Its builder is not taken for one that crashed.
+        wait_for("its end", WAIT, || {
+            let list = bed.slipway_json(&["builders", "list", "--org", "acme", "--json"])?;
+            let state = list[0]["state"].as_str().unwrap_or_default().to_lowercase();
+            ensure!(state == "stopped", "it is {state}");
+            Ok(())
+        })?;
+        let began = std::time::Instant::now();
+        ping(&bed, &token)?;
+        println!("/_ping from kept memory after {:?}", began.elapsed());
+        let gone_on = said(&bed, "host.log", "kept_memory=true")?;
+        ensure!(gone_on == kept, "gone on {gone_on} times: {}", bed.logs());
+    }
     Ok(())
 }

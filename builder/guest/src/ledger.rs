@@ -59,11 +59,14 @@ impl Ledger {
         self.ready_after_ms
     }
 
-    /// Moves the machine on. The time until ready counts as busy, so that a slow start is no idle time.
+    /// Moves the machine on. The time until ready counts as busy, so that a slow start is no idle time; nor is what passed before
+    /// the machine was wanted again.
     pub(crate) fn on(&mut self, event: Event, now_ms: u64) -> Result<Phase, IllegalTransition> {
         self.phase = self.phase.on(event)?;
         if event == Event::Answered {
             self.ready_after_ms = Some(now_ms);
+        }
+        if matches!(event, Event::Answered | Event::Resumed) {
             self.busy_until_ms = self.busy_until_ms.max(now_ms);
         }
         Ok(self.phase)
@@ -197,6 +200,15 @@ mod tests {
         assert_eq!(ledger.phase(), Phase::Ending);
         assert_eq!(ledger.begin(Work::Push), Err(Closed::Ending));
         ledger.end_if_idle(40).expect("asked twice");
+    }
+
+    #[test]
+    fn a_machine_that_goes_on_is_ready_and_has_just_been_used() {
+        let mut ledger = ready_at(0);
+        ledger.end_if_idle(1_000).expect("idle");
+        assert_eq!(ledger.on(Event::Resumed, 90_000), Ok(Phase::Ready));
+        assert_eq!(ledger.activity(90_500).idle_ms, 500);
+        ledger.begin(Work::Build).expect("open");
     }
 
     #[test]

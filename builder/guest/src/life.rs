@@ -4,6 +4,7 @@
 
 use crate::books::Books;
 use crate::boot::{self, Channel};
+use crate::capture::Capture;
 use crate::descriptors::Descriptors;
 use crate::engine::{self, DATA_ROOT, ENGINE_SOCKET, Ended, Engine};
 use crate::guest::Guest;
@@ -50,6 +51,8 @@ pub(crate) enum Machine {
         channel: Channel,
         /// Everything takes many times as long.
         emulated: bool,
+        /// Its host may keep its memory when it ends for want of use.
+        offers_memory: bool,
     },
 }
 
@@ -83,16 +86,21 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
     let children = Children::reap().context("listen for the end of children")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let books = Books::new(started);
-    let (volume, patience) = match machine {
-        Machine::Sandbox => (Volume::OfHost, Patience(1)),
-        Machine::Virtual { channel, emulated } => {
-            tokio::spawn(channel.serve(books.clone()));
+    let capture = Capture::new(DATA_ROOT);
+    let (volume, patience, offers_memory) = match machine {
+        Machine::Sandbox => (Volume::OfHost, Patience(1), false),
+        Machine::Virtual {
+            channel,
+            emulated,
+            offers_memory,
+        } => {
+            tokio::spawn(channel.serve(books.clone(), capture.clone()));
             let factor = if emulated {
                 limits::EMULATED_PATIENCE
             } else {
                 1
             };
-            (Volume::Own, Patience(factor))
+            (Volume::Own, Patience(factor), offers_memory)
         }
     };
     let config = engine::host_config()?;
@@ -114,7 +122,20 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
     tasks.spawn(watcher::watch(guest.clone(), stop.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
 
-    let phase = until_end(&books, &guest, &mut engine, &mut terminate, patience).await;
+    let mut until = until_end(&books, &guest, &mut engine, &mut terminate, Some(patience)).await;
+    // A step that runs though its build was cancelled is ended, as always: it may hold anything.
+    while until == Until::Idle && offers_memory && books.activity().is_quiet() {
+        let hurry = async { terminate.recv().await.unwrap_or_default() };
+        if !capture.offer(&books, hurry).await {
+            break;
+        }
+        tracing::info!("goes on from kept memory");
+        until = until_end(&books, &guest, &mut engine, &mut terminate, None).await;
+    }
+    let phase = match until {
+        Until::Idle => Phase::Ending,
+        Until::Phase(phase) => phase,
+    };
     stop.cancel();
     tasks.close();
     guest.builds.end_all();
@@ -140,17 +161,27 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
     Ok(End::Crashed)
 }
 
-/// Moves the machine on until it is no longer to run; gives the phase then.
+/// Why a machine is no longer to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// The end was asked for over the API, which takes it only when nothing is in flight.
+    Idle,
+    /// Anything else; the phase then.
+    Phase(Phase),
+}
+
+/// Moves the machine on until it is no longer to run. `starting` is how long its daemons may take, unless they have.
 async fn until_end(
     books: &Books,
     guest: &Guest,
     engine: &mut Engine,
     terminate: &mut Signal,
-    patience: Patience,
-) -> Phase {
+    starting: Option<Patience>,
+) -> Until {
+    let patience = starting.unwrap_or(Patience(1));
     let answered = answer(guest, patience.of(limits::ENGINE_START_WAIT_MAX));
     tokio::pin!(answered);
-    let mut starting = true;
+    let mut starting = starting.is_some();
     loop {
         let asked = books.wait_phase(Duration::MAX, |phase| phase == Phase::Ending);
         // Each branch only waits; what it gave up is taken up again in the next round.
@@ -170,11 +201,11 @@ async fn until_end(
                 event
             }
             _ = terminate.recv() => Event::EndAsked,
-            phase = asked => return phase,
+            _ending = asked => return Until::Idle,
         };
         match books.on(event) {
             Phase::Starting | Phase::Ready => {}
-            phase @ (Phase::Ending | Phase::Ended | Phase::Crashed) => return phase,
+            phase @ (Phase::Ending | Phase::Ended | Phase::Crashed) => return Until::Phase(phase),
         }
     }
 }

@@ -2,9 +2,10 @@
 //! those bounds are in [`slipway_core::limits`].
 
 use slipway_core::limits::{
-    BUILD_EVENTS_BYTES_MAX, BUILD_LOG_CHUNK_BYTES_MAX, MACHINE_READY_WAIT_EMULATED_MAX,
-    MACHINE_READY_WAIT_MAX, MACHINE_STOP_GRACE,
+    BUILD_EVENTS_BYTES_MAX, BUILD_LOG_CHUNK_BYTES_MAX, CAPTURE_WAIT_MAX,
+    MACHINE_READY_WAIT_EMULATED_MAX, MACHINE_READY_WAIT_MAX, MACHINE_STOP_GRACE,
 };
+use slipway_core::planner::END_WAIT_MAX;
 use std::time::Duration;
 
 /// Time between two attempts to connect while dockerd or containerd starts.
@@ -36,6 +37,13 @@ pub(crate) const OUTPUT_LINE_BYTES_MAX: usize = 1000;
 pub(crate) const CHANNEL_STREAMS_MAX: usize = 4096;
 /// How long a stream into a virtual machine may take to say what it is for. Then it is closed.
 pub(crate) const CHANNEL_GREETING_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long a machine that is to end for want of use gives memory back before it offers the rest: the kernel reports freed memory every two
+/// seconds.
+pub(crate) const CAPTURE_SETTLE: Duration = Duration::from_millis(2300);
+/// How long a machine that is to end for want of use waits for its host to keep its memory. Then it ends as always.
+pub(crate) const CAPTURE_OFFER_WAIT_MAX: Duration = Duration::from_secs(3);
+/// How long it stands still, by its own clock, until it is told how it goes on. Then it ends as always.
+pub(crate) const CAPTURE_STILL_MAX: Duration = Duration::from_secs(5);
 /// Connections to the guest API at once; further ones wait in the socket's backlog.
 pub(crate) const CONNECTIONS_MAX: usize = 256;
 /// Largest request body of the guest API, in bytes. Beyond it the answer is 413.
@@ -111,6 +119,15 @@ const _: () = assert!(CONTAINER_STOP_WAIT_S < ENGINE_STOP_WAIT_MAX.as_secs());
 const _: () = assert!(
     ENGINE_STOP_WAIT_MAX.as_secs() + CONTAINERD_STOP_WAIT_MAX.as_secs() + DRAIN_WAIT_MAX.as_secs()
         < MACHINE_STOP_GRACE.as_secs()
+);
+const _: () = assert!(
+    CAPTURE_SETTLE.as_millis()
+        + CAPTURE_OFFER_WAIT_MAX.as_millis()
+        + CAPTURE_WAIT_MAX.as_millis()
+        + ENGINE_STOP_WAIT_MAX.as_millis()
+        + CONTAINERD_STOP_WAIT_MAX.as_millis()
+        + DRAIN_WAIT_MAX.as_millis()
+        < END_WAIT_MAX.as_millis()
 );
 const _: () =
     assert!(LOW_WATER_FULL_PERCENT < LOW_WATER_PERCENT && LOW_WATER_PERCENT < HIGH_WATER_PERCENT);

@@ -8,6 +8,7 @@ mod api;
 mod books;
 mod boot;
 mod builds;
+mod capture;
 mod config;
 mod descriptors;
 mod disk;

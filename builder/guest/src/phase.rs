@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Starting ──answered──▶ Ready ──end asked──▶ Ending ──engine ended──▶ Ended
+//!    │                      ▲◀─────resumed──────┘ │
 //!    │ └──────────────end asked──────────────▶ │ └─engine failed─┐
 //!    └─any daemon gone─▶ Crashed ◀─any daemon gone (from Ready) ─┘
 //! ```
@@ -36,6 +37,8 @@ pub(crate) enum Event {
     ContainerdEnded,
     /// dockerd did not answer in time.
     StartTimedOut,
+    /// Its memory was kept when it was about to end, and it is wanted again.
+    Resumed,
 }
 
 /// How a daemon ended.
@@ -62,7 +65,9 @@ impl Phase {
     pub(crate) fn on(self, event: Event) -> Result<Phase, IllegalTransition> {
         let illegal = IllegalTransition { phase: self, event };
         match (self, event) {
-            (Phase::Starting, Event::Answered) => Ok(Phase::Ready),
+            (Phase::Starting, Event::Answered) | (Phase::Ending, Event::Resumed) => {
+                Ok(Phase::Ready)
+            }
             // The answer may race with the request to end; the end wins.
             (Phase::Ending, Event::Answered) => Ok(Phase::Ending),
             (Phase::Starting | Phase::Ready | Phase::Ending, Event::EndAsked) => Ok(Phase::Ending),
@@ -79,14 +84,16 @@ impl Phase {
             // containerd keeps nothing that outlives the machine: how dockerd ends is what counts. And a start that
             // times out while the machine ends already is no news.
             (Phase::Ending, Event::ContainerdEnded | Event::StartTimedOut) => Ok(Phase::Ending),
-            (Phase::Ready, Event::Answered | Event::StartTimedOut)
+            (Phase::Starting, Event::Resumed)
+            | (Phase::Ready, Event::Answered | Event::StartTimedOut | Event::Resumed)
             | (
                 Phase::Ended | Phase::Crashed,
                 Event::Answered
                 | Event::EndAsked
                 | Event::EngineEnded(Manner::Clean | Manner::Terminated | Manner::Failed)
                 | Event::ContainerdEnded
-                | Event::StartTimedOut,
+                | Event::StartTimedOut
+                | Event::Resumed,
             ) => Err(illegal),
         }
     }
@@ -98,7 +105,7 @@ mod tests {
 
     #[test]
     fn every_event_in_every_phase() {
-        use Event::{Answered, ContainerdEnded, EndAsked, EngineEnded, StartTimedOut};
+        use Event::{Answered, ContainerdEnded, EndAsked, EngineEnded, Resumed, StartTimedOut};
         use Manner::{Clean, Failed, Terminated};
         use Phase::{Crashed, Ended, Ending, Ready, Starting};
         let events = [
@@ -109,6 +116,7 @@ mod tests {
             EngineEnded(Failed),
             ContainerdEnded,
             StartTimedOut,
+            Resumed,
         ];
         let table = [
             (
@@ -121,6 +129,7 @@ mod tests {
                     Some(Crashed),
                     Some(Crashed),
                     Some(Crashed),
+                    None,
                 ],
             ),
             (
@@ -132,6 +141,7 @@ mod tests {
                     Some(Crashed),
                     Some(Crashed),
                     Some(Crashed),
+                    None,
                     None,
                 ],
             ),
@@ -145,10 +155,11 @@ mod tests {
                     Some(Crashed),
                     Some(Ending),
                     Some(Ending),
+                    Some(Ready),
                 ],
             ),
-            (Ended, [None; 7]),
-            (Crashed, [None; 7]),
+            (Ended, [None; 8]),
+            (Crashed, [None; 8]),
         ];
         for (phase, row) in table {
             for (event, want) in events.into_iter().zip(row) {

@@ -8,7 +8,7 @@ use crate::network::NetworkError;
 use crate::process::{Process, ProcessId};
 use crate::program::ProgramError;
 use slipway_core::host_api::{EndpointPort, MachineSpec};
-use slipway_core::id::MachineId;
+use slipway_core::id::{MachineId, VolumeId};
 use slipway_volumes::AttachAs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -50,6 +50,11 @@ pub(crate) trait MachineDriver: Send + Sync + std::fmt::Debug {
     /// What this driver offers.
     fn capabilities(&self) -> DriverCapabilities;
 
+    /// The place in which a machine would start fastest, if one does. It starts in any other as well.
+    fn wanted_slot(&self, _machine: &MachineId) -> Option<u16> {
+        None
+    }
+
     /// Starts a machine that is cleared away. When it fails, nothing is left.
     ///
     /// # Errors
@@ -85,13 +90,17 @@ pub(crate) trait MachineDriver: Send + Sync + std::fmt::Debug {
     fn clear(&self, machine: &MachineId, slot: u16) -> Result<(), DriverError>;
 
     /// Takes a machine that nobody has used for a while off the processor until the next [`MachineDriver::connect`], where
-    /// the driver can and the settings want it. To be called every second or so.
+    /// the driver can and the settings want it, and keeps the memory of one that ends for want of use. To be called every second or so,
+    /// and once whatever the settings want: it also goes on with what an earlier daemon left half done.
     ///
     /// # Errors
     /// It could not be found out or done; it goes on running.
     fn rest(&self, _machine: &MachineId, _process: &Process) -> io::Result<()> {
         Ok(())
     }
+
+    /// Throws away what was kept of machines that had this volume, which is destroyed.
+    fn forget_volume(&self, _volume: &VolumeId) {}
 
     /// A connected stream to a listener of a running machine.
     ///
@@ -135,6 +144,18 @@ pub(crate) enum DriverError {
         #[source]
         source: io::Error,
     },
+    /// A machine does not go on from its kept memory.
+    #[error("go on from kept memory: {why}")]
+    Memory {
+        /// In words.
+        why: &'static str,
+        /// What the system or QEMU said.
+        #[source]
+        source: io::Error,
+    },
+    /// Kept memory is another machine's by now.
+    #[error("kept memory is of no use: {0}")]
+    OtherMemory(&'static str),
     /// This kind of machine cannot be had on this host.
     #[error("this host has no virtual machines; its log says why")]
     Unavailable,

@@ -176,7 +176,8 @@ pub async fn run(
     };
     let keeping = keep_network(&network, &stop);
     let wiping = wipe_keys(&keys, &stop);
-    let resting = rest_machines(&machines, settings.pause_after_s.is_some(), &stop);
+    let rests = settings.pause_after_s.is_some() || settings.kept_memory.is_some();
+    let resting = rest_machines(&machines, rests, &stop);
     let watching = watch_pool(&volumes, &stop);
     tokio::join!(serving, stopping, keeping, wiping, resting, watching);
     Ok(())
@@ -213,10 +214,10 @@ async fn wipe_keys(keys: &keys::Keys, stop: &CancellationToken) {
     }
 }
 
-/// Lets machines that nobody uses rest.
+/// Lets machines that nobody uses rest; once in any case.
 async fn rest_machines(machines: &Arc<Machines>, wanted: bool, stop: &CancellationToken) {
     if !wanted {
-        return;
+        return machines.rest().await;
     }
     loop {
         tokio::select! {

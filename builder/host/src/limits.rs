@@ -61,6 +61,16 @@ pub const ASK_TO_END_WAIT_MAX: Duration = Duration::from_secs(1);
 pub const REST_CHECK_EVERY: Duration = Duration::from_secs(1);
 /// How long a virtual machine may take to say whether it is in use. Then it counts as in use.
 pub const REST_ASK_WAIT_MAX: Duration = Duration::from_millis(500);
+/// How long a virtual machine that ends for want of use may take to stand still. Then it ends without its memory being kept.
+pub const STILLNESS_WAIT_MAX: Duration = Duration::from_secs(4);
+/// How long QEMU may take to write a machine's memory to its file. Then the machine ends without.
+pub const MEMORY_SAVE_WAIT_MAX: Duration = Duration::from_secs(6);
+/// How long QEMU may take to read kept memory. Then it is thrown away, and the machine boots.
+pub const MEMORY_LOAD_WAIT_MAX: Duration = Duration::from_secs(20);
+/// How long a virtual machine may take to say that it goes on. Then, where it was to go on from kept memory, it boots.
+pub const RESUME_TELL_WAIT_MAX: Duration = Duration::from_secs(5);
+/// What must stay free on the disk of the state directory when a machine's memory is kept. Else it is not.
+pub const KEPT_MEMORY_FREE_MIN: u64 = 1 << 30;
 /// How long the boot of a kernel may take that shows at the start of the daemon whether KVM works. Then it does not.
 pub const PROBE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Memory that QEMU may take beyond the guest's. A machine whose QEMU takes more is killed, which counts as a crash.
@@ -91,6 +101,10 @@ pub const IMPORT_IDLE_MAX: Duration = Duration::from_secs(3600);
 /// every table leaves machines without theirs.
 pub const NETWORK_CHECK_EVERY: Duration = Duration::from_secs(3);
 
+const _: () = assert!(
+    STILLNESS_WAIT_MAX.as_secs() + MEMORY_SAVE_WAIT_MAX.as_secs()
+        <= slipway_core::limits::CAPTURE_WAIT_MAX.as_secs()
+);
 const _: () = assert!(END_RECORD_BYTES_MAX + CONSOLE_KEPT_BYTES < CONSOLE_BYTES_MAX);
 const _: () =
     assert!(KILL_WAIT_MAX.as_secs() + PROGRAM_WAIT_MAX.as_secs() < REQUEST_WAIT_MAX.as_secs());

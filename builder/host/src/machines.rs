@@ -192,10 +192,13 @@ impl Machines {
         Arc::clone(self.drivers.get(kind.unwrap_or_default()))
     }
 
-    fn take_slot(&self) -> Result<u16, VerbError> {
+    /// The wanted one if it is free, else the first that is.
+    fn take_slot(&self, wanted: Option<u16>) -> Result<u16, VerbError> {
         let mut table = self.table();
-        let free = (0..self.slots)
-            .find(|slot| !table.used_slots.contains(slot))
+        let free = wanted
+            .into_iter()
+            .chain(0..self.slots)
+            .find(|slot| *slot < self.slots && !table.used_slots.contains(slot))
             .ok_or(VerbError::Full(self.slots))?;
         table.used_slots.insert(free);
         Ok(free)

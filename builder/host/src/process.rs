@@ -140,7 +140,11 @@ pub(crate) fn mask(status: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
-fn boot_id() -> io::Result<String> {
+/// Which boot of the host this is.
+///
+/// # Errors
+/// Only when the system cannot tell.
+pub(crate) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
         .trim()
         .to_owned())

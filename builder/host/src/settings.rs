@@ -53,6 +53,10 @@ pub struct HostSettings {
     /// Seconds without any use after which a virtual machine is paused until its next use. Its memory stays taken.
     /// Absent: never.
     pub pause_after_s: Option<u64>,
+    /// What the memory of virtual machines that ended for want of use may take in `state_dir`, as `16GiB`, so that their next start goes on
+    /// from it instead of booting. Absent: none is kept.
+    #[serde(deserialize_with = "optional_size")]
+    pub kept_memory: Option<ByteSize>,
     /// QEMU, for virtual machines. `qemu-system-x86_64`, looked up in `PATH`.
     pub qemu: PathBuf,
     /// What virtual machines boot: `vmlinuz`, `initrd`, `modules.squashfs`. `/var/cache/slipway/image/kernel`.
@@ -165,6 +169,7 @@ impl Default for HostSettings {
             guest_binary: "/usr/lib/slipway/slipway-guest".into(),
             isolation: IsolationSetting::default(),
             pause_after_s: None,
+            kept_memory: None,
             qemu: "qemu-system-x86_64".into(),
             kernel_dir: "/var/cache/slipway/image/kernel".into(),
             runc: "runc".into(),

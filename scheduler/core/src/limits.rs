@@ -14,6 +14,8 @@ pub const MACHINE_READY_WAIT_MAX: Duration = Duration::from_secs(60);
 pub const MACHINE_READY_WAIT_EMULATED_MAX: Duration = Duration::from_secs(170);
 /// How long a guest gets to end dockerd cleanly before the host kills the machine.
 pub const MACHINE_STOP_GRACE: Duration = Duration::from_secs(30);
+/// How long a host may take to keep the memory of a machine that ends for want of use. Then the machine ends without.
+pub const CAPTURE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// An org's builder is ended after this long without activity, unless the org says otherwise.
 pub const BUILDER_IDLE_DEFAULT: Duration = Duration::from_secs(600);
 /// The shortest idle time an org may ask for.

@@ -35,6 +35,9 @@ pub struct Boot {
     pub hostname: String,
     /// Its processor is emulated, so that everything takes many times as long.
     pub emulated: bool,
+    /// Its host may keep its memory when it ends for want of use ([`Wanted::Stillness`]).
+    #[serde(default)]
+    pub offers_memory: bool,
     /// Its link.
     pub network: BootNetwork,
 }
@@ -44,6 +47,7 @@ impl std::fmt::Debug for Boot {
         f.debug_struct("Boot")
             .field("hostname", &self.hostname)
             .field("emulated", &self.emulated)
+            .field("offers_memory", &self.offers_memory)
             .field("network", &self.network)
             .finish_non_exhaustive()
     }
@@ -71,10 +75,16 @@ pub enum Wanted {
     /// That the machine ends by itself, as SIGTERM to PID 1 means. The stream is closed after the answer.
     End,
     /// To know whether the machine may be paused: [`Answer::Taken`] if nothing is in flight and no stream is open, else
-    /// [`Answer::Full`].
+    /// [`Answer::Full`]; or whether its memory may be kept: [`Answer::Leaving`].
     Rest,
-    /// To tell that the machine was paused: eight bytes follow, the time in milliseconds since 1970, big-endian.
+    /// To tell that the machine was paused: eight bytes follow, the time in milliseconds since 1970, big-endian. One that stood
+    /// still ends.
     Woken,
+    /// That a machine that ends for want of use stands still, its volume written out and frozen, so that its memory can be kept:
+    /// [`Answer::Taken`] when it does.
+    Stillness,
+    /// To tell a machine that stood still that it goes on from its kept memory; the time follows as in [`Wanted::Woken`].
+    Resumed,
 }
 
 impl Wanted {
@@ -86,6 +96,8 @@ impl Wanted {
             Self::End => b'e',
             Self::Rest => b'r',
             Self::Woken => b'w',
+            Self::Stillness => b's',
+            Self::Resumed => b'm',
         }
     }
 
@@ -97,6 +109,8 @@ impl Wanted {
             Self::End,
             Self::Rest,
             Self::Woken,
+            Self::Stillness,
+            Self::Resumed,
         ]
         .into_iter()
         .find(|wanted| wanted.byte() == byte)
@@ -112,6 +126,8 @@ pub enum Answer {
     Closed,
     /// Too many streams are open, or some are.
     Full,
+    /// It ends for want of use, and its memory may be kept.
+    Leaving,
 }
 
 impl Answer {
@@ -121,12 +137,13 @@ impl Answer {
             Self::Taken => b'+',
             Self::Closed => b'-',
             Self::Full => b'!',
+            Self::Leaving => b'~',
         }
     }
 
     /// As it was sent; nothing for any other byte.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Taken, Self::Closed, Self::Full]
+        [Self::Taken, Self::Closed, Self::Full, Self::Leaving]
             .into_iter()
             .find(|answer| answer.byte() == byte)
     }
@@ -144,10 +161,12 @@ mod tests {
             Wanted::End,
             Wanted::Rest,
             Wanted::Woken,
+            Wanted::Stillness,
+            Wanted::Resumed,
         ] {
             assert_eq!(Wanted::from_byte(wanted.byte()), Some(wanted));
         }
-        for answer in [Answer::Taken, Answer::Closed, Answer::Full] {
+        for answer in [Answer::Taken, Answer::Closed, Answer::Full, Answer::Leaving] {
             assert_eq!(Answer::from_byte(answer.byte()), Some(answer));
         }
         assert_eq!(Wanted::from_byte(0), None);
@@ -160,6 +179,7 @@ mod tests {
             secret: "5ec2e7".into(),
             hostname: "m".into(),
             emulated: true,
+            offers_memory: false,
             network: BootNetwork {
                 address: Ipv4Addr::LOCALHOST,
                 gateway: Ipv4Addr::LOCALHOST,

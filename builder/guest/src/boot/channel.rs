@@ -4,6 +4,7 @@
 //! It must not know what is spoken on a stream.
 
 use crate::books::Books;
+use crate::capture::{Capture, Told};
 use crate::limits::{CHANNEL_GREETING_WAIT_MAX, CHANNEL_STREAMS_MAX};
 use crate::phase::Phase;
 use anyhow::{Context as _, Result, ensure};
@@ -67,7 +68,7 @@ impl Channel {
     }
 
     /// Serves for as long as it is polled. Within a runtime, with SIGTERM heard already: that is what a wish to end becomes.
-    pub(crate) async fn serve(self, books: Books) {
+    pub(crate) async fn serve(self, books: Books, capture: Capture) {
         let listener = match TcpListener::from_std(self.listener) {
             Ok(listener) => listener,
             Err(error) => {
@@ -80,9 +81,11 @@ impl Channel {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let (door, places, books) = (door.clone(), places.clone(), books.clone());
+                    let (door, places) = (door.clone(), places.clone());
+                    let (books, capture) = (books.clone(), capture.clone());
                     tokio::spawn(async move {
-                        if let Err(error) = serve_one(stream, &door, &places, &books).await {
+                        let served = serve_one(stream, &door, &places, &books, &capture);
+                        if let Err(error) = served.await {
                             tracing::debug!(%error, "a stream broke off");
                         }
                     });
@@ -101,6 +104,7 @@ async fn serve_one(
     door: &Door,
     places: &Semaphore,
     books: &Books,
+    capture: &Capture,
 ) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut greeting = [0; GREETING_BYTES];
@@ -120,18 +124,29 @@ async fn serve_one(
             return answer(&mut stream, Answer::Taken).await;
         }
         Some(Wanted::Rest) => {
-            let in_use = places.available_permits() < CHANNEL_STREAMS_MAX
-                || books.phase() != Phase::Ready
-                || !books.activity().is_quiet();
-            let said = if in_use { Answer::Full } else { Answer::Taken };
+            let streams = places.available_permits() < CHANNEL_STREAMS_MAX;
+            let said = if capture.is_offered() && !streams {
+                Answer::Leaving
+            } else if streams || books.phase() != Phase::Ready || !books.activity().is_quiet() {
+                Answer::Full
+            } else {
+                Answer::Taken
+            };
+            return answer(&mut stream, said).await;
+        }
+        Some(Wanted::Stillness) => {
+            let still = places.available_permits() == CHANNEL_STREAMS_MAX && capture.take().await;
+            let said = if still { Answer::Taken } else { Answer::Full };
             return answer(&mut stream, said).await;
         }
         Some(Wanted::Woken) => {
-            let now_ms =
-                tokio::time::timeout(CHANNEL_GREETING_WAIT_MAX, stream.read_u64()).await??;
-            let now = Duration::from_millis(now_ms);
-            books.was_paused(behind(now));
-            set_clock(now);
+            hear_the_time(&mut stream, books).await?;
+            capture.tell(Told::End).await;
+            return answer(&mut stream, Answer::Taken).await;
+        }
+        Some(Wanted::Resumed) => {
+            hear_the_time(&mut stream, books).await?;
+            capture.tell(Told::GoOn).await;
             return answer(&mut stream, Answer::Taken).await;
         }
         None => return answer(&mut stream, Answer::Closed).await,
@@ -151,6 +166,15 @@ async fn serve_one(
     tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut inner, COPY_BYTES, COPY_BYTES)
         .await
         .map(drop)
+}
+
+/// What the time is outside, after the machine did not run for a while.
+async fn hear_the_time(stream: &mut TcpStream, books: &Books) -> std::io::Result<()> {
+    let now_ms = tokio::time::timeout(CHANNEL_GREETING_WAIT_MAX, stream.read_u64()).await??;
+    let now = Duration::from_millis(now_ms);
+    books.was_paused(behind(now));
+    set_clock(now);
+    Ok(())
 }
 
 /// How far the clock is behind `now`: as long as it stood.

@@ -58,6 +58,7 @@ pub(crate) fn boot() -> Result<Given> {
         machine: Machine::Virtual {
             channel,
             emulated: boot.emulated,
+            offers_memory: boot.offers_memory,
         },
     })
 }

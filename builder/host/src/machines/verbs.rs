@@ -10,7 +10,7 @@ use crate::process::{Process, ProcessId};
 use crate::record::{Phase, Record};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{EndpointPort, MachineReport, MachineSpec};
-use slipway_core::id::MachineId;
+use slipway_core::id::{MachineId, VolumeId};
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError};
@@ -48,7 +48,7 @@ impl Machines {
         let choosing = self.choosing.read().unwrap_or_else(PoisonError::into_inner);
         let image = self.images.current(&self.network)?;
         let driver = self.drivers.offer.choose(spec.isolation)?;
-        let slot = self.take_slot()?;
+        let slot = self.take_slot(self.drivers.get(driver).wanted_slot(&spec.machine))?;
         let started = self.start_in(spec, driver, slot, &image);
         drop(choosing);
         match started {
@@ -281,6 +281,13 @@ impl Machines {
         });
         if let Err(error) = rested.await {
             tracing::error!(%error, "looking whether machines are in use broke off");
+        }
+    }
+
+    /// Throws away what drivers kept of machines that had a volume which is destroyed. Blocks.
+    pub(crate) fn forget_volume(&self, volume: &VolumeId) {
+        for driver in [&self.drivers.sandbox, &self.drivers.vm] {
+            driver.forget_volume(volume);
         }
     }
 

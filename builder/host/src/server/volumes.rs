@@ -54,6 +54,7 @@ impl Service {
             }
             HostRequest::DestroyVolume { volume } => {
                 self.volumes.destroy(&volume)?;
+                self.machines.forget_volume(&volume);
                 HostReply::Done
             }
             HostRequest::ListVolumes => HostReply::Volumes {

@@ -67,20 +67,45 @@ impl Door {
         }
     }
 
-    /// Tells the guest that it was paused, and what time it is.
+    /// What the guest answers to a wish that gives no stream. Asks once.
     ///
     /// # Errors
-    /// It does not take it in time.
-    pub(super) fn tell_woken(&self, now: Duration) -> io::Result<()> {
-        let address = SocketAddr::from((self.address, CHANNEL_PORT));
-        let mut stream = TcpStream::connect_timeout(&address, CHANNEL_ATTEMPT_MAX)?;
-        stream.set_read_timeout(Some(CHANNEL_ATTEMPT_MAX))?;
+    /// It does not answer within `wait`.
+    pub(super) fn ask(&self, wanted: Wanted, wait: Duration) -> io::Result<Answer> {
+        self.say(wanted, &[], wait)
+    }
+
+    /// Tells the guest that it did not run for a while ([`Wanted::Woken`], [`Wanted::Resumed`]), and what time it is. Tries until
+    /// it has answered.
+    ///
+    /// # Errors
+    /// It does not take it within `wait`.
+    pub(super) fn tell(&self, wanted: Wanted, now: Duration, wait: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + wait;
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.say(wanted, &now_ms.to_be_bytes(), left.min(CHANNEL_ATTEMPT_MAX)) {
+                Ok(Answer::Taken) => return Ok(()),
+                Ok(Answer::Closed | Answer::Full | Answer::Leaving) => return Err(refused()),
+                Err(error) if left <= CHANNEL_ATTEMPT_MAX => return Err(error),
+                Err(_) => std::thread::sleep(PAUSE),
+            }
+        }
+    }
+
+    fn say(&self, wanted: Wanted, more: &[u8], wait: Duration) -> io::Result<Answer> {
+        let wait = wait.max(PAUSE);
+        let address = SocketAddr::from((self.address, CHANNEL_PORT));
+        let mut stream = TcpStream::connect_timeout(&address, wait)?;
+        stream.set_read_timeout(Some(wait))?;
         let mut greeting = self.secret.to_vec();
-        greeting.push(Wanted::Woken.byte());
-        greeting.extend_from_slice(&now_ms.to_be_bytes());
+        greeting.push(wanted.byte());
+        greeting.extend_from_slice(more);
         stream.write_all(&greeting)?;
-        stream.read_exact(&mut [0])
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        Answer::from_byte(byte[0]).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     fn try_open(&self, wanted: Wanted, connect: Duration, answer: Duration) -> io::Result<Knock> {
@@ -107,7 +132,7 @@ impl Door {
             }
             Some(Answer::Closed) => Ok(Knock::Closed),
             Some(Answer::Full) => Ok(Knock::Full),
-            None => Err(io::ErrorKind::InvalidData.into()),
+            Some(Answer::Leaving) | None => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 }

@@ -105,6 +105,8 @@ pub(super) struct Line<'a> {
     pub(super) mtu: u32,
     /// What may be written outside the volume, in bytes.
     pub(super) scratch_bytes: u64,
+    /// It waits to be filled with a machine's kept memory, instead of booting.
+    pub(super) waits: bool,
 }
 
 /// The arguments.
@@ -150,6 +152,12 @@ pub(super) fn arguments(line: &Line<'_>) -> Vec<String> {
         "virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on",
     );
     words.pair("-device", "virtio-rng-pci");
+    // Another one in each QEMU: a kernel that goes on from kept memory makes its random numbers anew.
+    words.pair("-device", "vmgenid,guid=auto");
+    if line.waits {
+        words.one("-S");
+        words.pair("-incoming", "defer");
+    }
     words.0
 }
 
@@ -300,6 +308,7 @@ mod tests {
             mac: "02:53:4c:02:00:01",
             mtu: 1500,
             scratch_bytes: 1 << 30,
+            waits: false,
         }
     }
 
@@ -328,6 +337,11 @@ mod tests {
         ] {
             crate::snapshot::check(file, &text(&arguments(&line(accelerator))));
         }
+        let waiting = arguments(&Line {
+            waits: true,
+            ..line(Accelerator::Kvm)
+        });
+        crate::snapshot::check("vm/command.waiting.snapshot.txt", &text(&waiting));
         crate::snapshot::check(
             "vm/command.probe.snapshot.txt",
             &text(&probe_arguments(Accelerator::Kvm)),

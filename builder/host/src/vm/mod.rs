@@ -6,15 +6,21 @@
 //! | place | what | survives a reboot |
 //! |---|---|---|
 //! | `<state>/machines/<id>/` | `monitor.sock` (QEMU's), `door.json` (address and secret), `console.log` of the last run | yes |
+//! | `<state>/memory/<id>/` | kept memory | no use |
 //! | `<run>/machines/<id>/log` | console, end record and QEMU's words, in a small tmpfs | no |
 //! | `<state>/images/layer-*.squashfs` | the guest's layer as a disk | yes |
 
 mod channel;
 mod command;
+mod door;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
+mod keep;
 mod kernel;
 mod launch;
+mod memory;
+mod migrate;
+mod origin;
 mod probe;
 mod qmp;
 mod rest;
@@ -25,7 +31,7 @@ pub(crate) use probe::Found;
 use crate::cgroup::{self, CgroupLimits};
 use crate::driver::{Asked, DriverCapabilities, DriverError, MachineDriver, Start};
 use crate::endpoint;
-use crate::files::{Outlives, make_dir, remove_all, write_whole};
+use crate::files::{make_dir, remove_all};
 use crate::limits::{
     ASK_TO_END_WAIT_MAX, ENDPOINT_CONNECT_WAIT_MAX, MACHINE_IDS, QEMU_OVERHEAD_BYTES,
     QEMU_THREADS_MAX,
@@ -37,21 +43,21 @@ use crate::process::{Process, ProcessId};
 use crate::settings::{HostSettings, IsolationSetting};
 use crate::sys::Confinement;
 use crate::undo::Undo;
-use channel::Door;
 use command::{Line, Passed};
-use kernel::Kernel;
+use door::DoorFile;
+use kernel::{Kernel, KernelFiles};
+use memory::{Kept, Memories, Note};
 use nix::sys::signal::Signal;
+use origin::{Origin, VolumeMark};
 use qmp::Monitor;
-use serde::{Deserialize, Serialize};
 use slipway_core::host_api::{EndpointPort, MachineSpec};
-use slipway_core::id::MachineId;
+use slipway_core::id::{MachineId, VolumeId};
 use slipway_core::units::ByteSize;
 use slipway_core::vm::{Boot, Wanted};
 use slipway_volumes::AttachAs;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -82,16 +88,20 @@ pub(crate) enum StartStep {
     Tap,
     /// QEMU was started.
     Launch,
-    /// It runs the machine.
+    /// It runs the machine, or waits for its memory.
     Greeting,
+    /// The machine goes on from kept memory, where there is some.
+    Memory,
 }
 
-/// What a daemon that comes later must know of a running machine.
-#[derive(Serialize, Deserialize)]
-struct DoorFile {
-    slot: u16,
-    address: Ipv4Addr,
-    secret: [u8; slipway_core::vm::SECRET_BYTES],
+/// What is opened for a machine.
+#[derive(Debug)]
+struct Files {
+    kernel: KernelFiles,
+    base: File,
+    layer: File,
+    volume: File,
+    qemu: File,
 }
 
 /// The driver.
@@ -109,6 +119,7 @@ pub(crate) struct VirtualMachines {
     /// How long nobody uses a machine until it is paused; never if absent.
     pause_after: Option<Duration>,
     rests: rest::Rests,
+    memories: Memories,
     /// Those that this process started, so that they are reaped.
     children: Mutex<HashMap<MachineId, Child>>,
     #[cfg(test)]
@@ -126,6 +137,9 @@ impl VirtualMachines {
         network: Arc<Network>,
         found: Found,
     ) -> Result<Self, DriverError> {
+        let kept = settings.state_dir.join("memory");
+        let memories = Memories::open(kept.clone(), settings.kept_memory)
+            .map_err(DriverError::at("look through", &kept))?;
         let vm = Self {
             qemu: settings.qemu.clone(),
             kernel: Kernel::new(settings.kernel_dir.clone()),
@@ -138,6 +152,7 @@ impl VirtualMachines {
             network,
             pause_after: settings.pause_after_s.map(Duration::from_secs),
             rests: rest::Rests::default(),
+            memories,
             children: Mutex::default(),
             #[cfg(test)]
             after_step: |_| Ok(()),
@@ -194,79 +209,139 @@ impl VirtualMachines {
         log.mount()
     }
 
-    /// Writes the door down; gives the descriptors of the guest's boot file and of QEMU's monitor.
+    /// Writes the door down, a new one or that of kept memory; gives the descriptors of the guest's boot file and of QEMU's monitor.
     fn make_door(
         &self,
         start: &Start<'_>,
         accelerator: Accelerator,
+        kept: Option<&Kept>,
     ) -> Result<[OwnedFd; 2], DriverError> {
         let machine = &start.spec.machine;
-        let secret =
-            channel::new_secret().map_err(DriverError::at("read", Path::new("/dev/urandom")))?;
         let (network, _) = self.network.boot(start.slot);
-        let door = DoorFile {
-            slot: start.slot,
-            address: network.address,
-            secret,
-        };
-        let boot = Boot {
-            secret: secret.iter().map(|byte| format!("{byte:02x}")).collect(),
-            hostname: machine.as_str().replace('_', "-"),
-            emulated: accelerator == Accelerator::Tcg,
-            network,
-        };
         let path = self.state(machine).join("door.json");
         let failed = || DriverError::at::<io::Error>("write", &path);
-        let bytes = serde_json::to_vec(&door).map_err(|error| failed()(error.into()))?;
-        write_whole(&path, &bytes, Outlives::Crash).map_err(failed())?;
-        let boot = serde_json::to_vec(&boot).map_err(|error| failed()(error.into()))?;
-        let boot = memory_file(&boot).map_err(DriverError::at("make", Path::new("boot")))?;
+        let door = match kept {
+            Some(kept) => kept.manifest.door.clone(),
+            None => DoorFile::new(start.slot, &network).map_err(failed())?,
+        };
+        door.write(&path).map_err(failed())?;
+        let boot = door::boot_file(&Boot {
+            secret: door.secret_hex(),
+            hostname: machine.as_str().replace('_', "-"),
+            emulated: accelerator == Accelerator::Tcg,
+            offers_memory: self.may_keep(start),
+            network,
+        })
+        .map_err(DriverError::at("make", Path::new("boot")))?;
         let monitor = self.monitor(machine);
         let listener =
             endpoint::listen(&monitor).map_err(DriverError::at("listen at", &monitor))?;
         Ok([boot, listener])
     }
 
-    /// Opens everything in the order of [`Passed`] and starts QEMU with it.
-    fn launch(
-        &self,
-        start: &Start<'_>,
-        accelerator: Accelerator,
-        [boot, monitor]: [OwnedFd; 2],
-        tap: OwnedFd,
-    ) -> Result<ProcessId, DriverError> {
-        let machine = &start.spec.machine;
-        let log = self.log(machine);
-        let files = self.kernel.open()?;
-        let layer = self.kernel.layer_disk(&start.image.layer)?;
-        let base = kernel::open(&start.image.base_file)?;
+    /// In clear on a disk lies no more of a machine than did before.
+    fn may_keep(&self, start: &Start<'_>) -> bool {
+        self.memories.are_kept() && !origin::is_encrypted(start.volume)
+    }
+
+    fn open(&self, start: &Start<'_>) -> Result<Files, DriverError> {
         let volume = File::options().read(true).write(true).open(start.volume);
-        let volume = volume.map_err(DriverError::at("open", start.volume))?;
-        let (console, end) = log.open()?;
-        let fds: [(Passed, OwnedFd); Passed::ALL.len()] = [
-            (Passed::Kernel, files.kernel.into()),
-            (Passed::Initrd, files.initrd.into()),
-            (Passed::Boot, boot),
-            (Passed::Base, base.into()),
-            (Passed::Layer, layer.into()),
-            (Passed::Modules, files.modules.into()),
-            (Passed::Volume, volume.into()),
-            (Passed::Console, console.into()),
-            (Passed::End, end.into()),
-            (Passed::Monitor, monitor),
-            (Passed::Tap, tap),
-        ];
-        debug_assert!(fds.iter().map(|(passed, _)| *passed).eq(Passed::ALL));
+        Ok(Files {
+            kernel: self.kernel.open()?,
+            base: kernel::open(&start.image.base_file)?,
+            layer: self.kernel.layer_disk(&start.image.layer)?,
+            volume: volume.map_err(DriverError::at("open", start.volume))?,
+            qemu: origin::open_program(&self.qemu).map_err(DriverError::at("open", &self.qemu))?,
+        })
+    }
+
+    /// QEMU's arguments, for a machine that boots or one that waits for its memory.
+    fn arguments(&self, start: &Start<'_>, accelerator: Accelerator, waits: bool) -> Vec<String> {
         let (boot_network, mac) = self.network.boot(start.slot);
-        let arguments = command::arguments(&Line {
-            name: &machine.as_str().replace('_', "-"),
+        command::arguments(&Line {
+            name: &start.spec.machine.as_str().replace('_', "-"),
             accelerator,
             memory_bytes: start.spec.memory_bytes,
             cpus: start.spec.cpu_millis.div_ceil(1000).max(1),
             mac: &mac,
             mtu: boot_network.mtu,
             scratch_bytes: self.scratch.0,
-        });
+            waits,
+        })
+    }
+
+    /// Finds out whether a machine that starts so may go on from kept memory, and writes down what its own memory belongs to.
+    fn compare(
+        &self,
+        start: &Start<'_>,
+        accelerator: Accelerator,
+        files: &Files,
+        kept: Option<&Kept>,
+    ) -> Result<(), DriverError> {
+        if !self.may_keep(start) && kept.is_none() {
+            return Ok(());
+        }
+        let arguments = self.arguments(start, accelerator, false);
+        let KernelFiles {
+            kernel,
+            initrd,
+            modules,
+        } = &files.kernel;
+        let booted = [
+            kernel,
+            initrd,
+            modules,
+            &files.base,
+            &files.layer,
+            &files.qemu,
+        ];
+        let origin = Origin::now(&start.spec.volume, &arguments, &booted)
+            .map_err(DriverError::at("look at", Path::new("what is booted")))?;
+        if let Some(kept) = kept {
+            let volume = VolumeMark::of(&files.volume);
+            let volume = volume.map_err(DriverError::at("read", start.volume))?;
+            if let Some(why) = kept.manifest.origin.differs(&origin) {
+                return Err(DriverError::OtherMemory(why));
+            }
+            if kept.manifest.volume != volume {
+                return Err(DriverError::OtherMemory("its volume was used meanwhile"));
+            }
+        }
+        let note = Note {
+            origin,
+            device: start.volume.to_owned(),
+            memory_bytes: start.spec.memory_bytes,
+        };
+        let written = self.memories.write_note(&start.spec.machine, &note);
+        written.map_err(DriverError::at("write", Path::new("origin.json")))
+    }
+
+    /// Passes everything in the order of [`Passed`] to QEMU, and starts it.
+    fn launch(
+        &self,
+        start: &Start<'_>,
+        (accelerator, arguments): (Accelerator, &[String]),
+        files: Files,
+        [boot, monitor]: [OwnedFd; 2],
+        tap: OwnedFd,
+    ) -> Result<ProcessId, DriverError> {
+        let machine = &start.spec.machine;
+        let log = self.log(machine);
+        let (console, end) = log.open()?;
+        let fds: [(Passed, OwnedFd); Passed::ALL.len()] = [
+            (Passed::Kernel, files.kernel.kernel.into()),
+            (Passed::Initrd, files.kernel.initrd.into()),
+            (Passed::Boot, boot),
+            (Passed::Base, files.base.into()),
+            (Passed::Layer, files.layer.into()),
+            (Passed::Modules, files.kernel.modules.into()),
+            (Passed::Volume, files.volume.into()),
+            (Passed::Console, console.into()),
+            (Passed::End, end.into()),
+            (Passed::Monitor, monitor),
+            (Passed::Tap, tap),
+        ];
+        debug_assert!(fds.iter().map(|(passed, _)| *passed).eq(Passed::ALL));
         let cgroup = self.cgroup(machine);
         let cgroups = cgroup::make(&cgroup, &limits(start.spec))
             .map_err(DriverError::at("make the cgroup", Path::new(&cgroup)))?;
@@ -282,7 +357,7 @@ impl VirtualMachines {
         let file = File::create(&words).map_err(DriverError::at("make", &words))?;
         let child = launch::start(
             &self.qemu,
-            &arguments,
+            arguments,
             &fds.iter().map(|(_, fd)| fd).collect::<Vec<_>>(),
             confinement,
             Stdio::from(file),
@@ -307,14 +382,8 @@ impl VirtualMachines {
             })
     }
 
-    fn door(&self, machine: &MachineId) -> io::Result<(u16, Door)> {
-        let text = fs::read(self.state(machine).join("door.json"))?;
-        let DoorFile {
-            slot,
-            address,
-            secret,
-        } = serde_json::from_slice(&text)?;
-        Ok((slot, Door { address, secret }))
+    fn door_file(&self, machine: &MachineId) -> io::Result<DoorFile> {
+        DoorFile::read(&self.state(machine).join("door.json"))
     }
 
     /// Kills what runs of a machine and forgets it. Absent is fine.
@@ -330,6 +399,49 @@ impl VirtualMachines {
         Ok(())
     }
 
+    /// Starts a machine that boots, or goes on from kept memory. When it fails, nothing is left.
+    fn start_from(
+        &self,
+        start: &Start<'_>,
+        accelerator: Accelerator,
+        kept: Option<&Kept>,
+    ) -> Result<ProcessId, DriverError> {
+        let machine = &start.spec.machine;
+        let began = Instant::now();
+        let mut since = began;
+        let mut undo = Undo::new();
+        undo.push("directories", || logged(self.remove_files(machine)));
+        self.make_places(machine)?;
+        let files = self.open(start)?;
+        self.compare(start, accelerator, &files, kept)?;
+        self.done(StartStep::Places, &mut since)?;
+        let door = self.make_door(start, accelerator, kept)?;
+        self.done(StartStep::Door, &mut since)?;
+        undo.push("tap", || {
+            logged(
+                self.network
+                    .disconnect(start.slot)
+                    .map_err(DriverError::from),
+            );
+        });
+        let tap = self.network.connect_tap(start.slot)?;
+        self.done(StartStep::Tap, &mut since)?;
+        undo.push("QEMU", || logged(self.end(machine)));
+        let arguments = self.arguments(start, accelerator, kept.is_some());
+        let process = self.launch(start, (accelerator, &arguments), files, door, tap)?;
+        self.done(StartStep::Launch, &mut since)?;
+        self.greet(machine)?;
+        self.done(StartStep::Greeting, &mut since)?;
+        if let Some(kept) = kept {
+            self.go_on(machine, kept)?;
+            self.done(StartStep::Memory, &mut since)?;
+        }
+        undo.disarm();
+        self.started(machine);
+        tracing::info!(%machine, pid = process.pid, kept_memory = kept.is_some(), elapsed_ms = began.elapsed().as_millis(), "started");
+        Ok(process)
+    }
+
     fn remove_files(&self, machine: &MachineId) -> Result<(), DriverError> {
         let (state, home) = (self.state(machine), self.home(machine));
         mounts::unmount_below(&home)?;
@@ -341,7 +453,8 @@ impl VirtualMachines {
         ] {
             remove_all(&path).map_err(DriverError::at("remove", &path))?;
         }
-        Ok(())
+        let cleared = self.memories.clear(machine);
+        cleared.map_err(DriverError::at("remove memory in", &state))
     }
 }
 
@@ -367,32 +480,25 @@ impl MachineDriver for VirtualMachines {
         let Some(accelerator) = self.found.accelerator() else {
             return Err(DriverError::Unavailable);
         };
-        let began = Instant::now();
-        let mut since = began;
-        let mut undo = Undo::new();
-        undo.push("directories", || logged(self.remove_files(machine)));
-        self.make_places(machine)?;
-        self.done(StartStep::Places, &mut since)?;
-        let door = self.make_door(start, accelerator)?;
-        self.done(StartStep::Door, &mut since)?;
-        undo.push("tap", || {
-            logged(
-                self.network
-                    .disconnect(start.slot)
-                    .map_err(DriverError::from),
-            );
-        });
-        let tap = self.network.connect_tap(start.slot)?;
-        self.done(StartStep::Tap, &mut since)?;
-        undo.push("QEMU", || logged(self.end(machine)));
-        let process = self.launch(start, accelerator, door, tap)?;
-        self.done(StartStep::Launch, &mut since)?;
-        self.greet(machine)?;
-        self.done(StartStep::Greeting, &mut since)?;
-        undo.disarm();
-        self.started(machine);
-        tracing::info!(%machine, pid = process.pid, elapsed_ms = began.elapsed().as_millis(), "started");
-        Ok(process)
+        // It is taken out whatever becomes of it, so that nothing goes on from it twice.
+        if let Some(kept) = self.memories.take(machine) {
+            match self.start_from(start, accelerator, Some(&kept)) {
+                Ok(process) => return Ok(process),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(%machine, error, "its kept memory is thrown away, it boots");
+                }
+            }
+        }
+        self.start_from(start, accelerator, None)
+    }
+
+    fn wanted_slot(&self, machine: &MachineId) -> Option<u16> {
+        self.memories.slot(machine)
+    }
+
+    fn forget_volume(&self, volume: &VolumeId) {
+        self.memories.forget_volume(volume);
     }
 
     fn limit(&self, spec: &MachineSpec) -> io::Result<()> {
@@ -404,7 +510,7 @@ impl MachineDriver for VirtualMachines {
             return Ok(Asked::Yes);
         }
         self.wake(machine)?;
-        let (_, door) = self.door(machine)?;
+        let door = self.door_file(machine)?.door();
         let deadline = Instant::now() + ASK_TO_END_WAIT_MAX;
         let lives = || process.has_ended().is_ok_and(|ended| !ended);
         match door.open(Wanted::End, deadline, lives) {
@@ -424,7 +530,7 @@ impl MachineDriver for VirtualMachines {
     }
 
     fn ended_cleanly(&self, machine: &MachineId) -> bool {
-        self.log(machine).has_end_record()
+        self.log(machine).has_end_record() || self.memories.is_kept(machine)
     }
 
     fn clear(&self, machine: &MachineId, slot: u16) -> Result<(), DriverError> {
@@ -446,24 +552,14 @@ impl MachineDriver for VirtualMachines {
             source,
         };
         self.wake(machine).map_err(failed)?;
-        let (slot, door) = self.door(machine).map_err(failed)?;
+        let door = self.door_file(machine).map_err(failed)?;
         let deadline = Instant::now() + ENDPOINT_CONNECT_WAIT_MAX;
         // The tap is there for as long as QEMU is.
-        door.open(Wanted::Endpoint(port), deadline, || {
-            self.network.has_link(slot)
-        })
-        .map_err(failed)
+        let lives = || self.network.has_link(door.slot);
+        door.door()
+            .open(Wanted::Endpoint(port), deadline, lives)
+            .map_err(failed)
     }
-}
-
-/// A file without a name that everybody who has it may open anew, for reading.
-fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
-    use std::io::Write;
-    let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
-    let mut file = File::from(nix::sys::memfd::memfd_create("slipway-boot", flags)?);
-    file.write_all(bytes)?;
-    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o444))?;
-    Ok(file.into())
 }
 
 /// What cannot be taken back now is taken back by the next clearing; here it can only be told.

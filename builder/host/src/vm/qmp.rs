@@ -6,8 +6,10 @@
 
 use crate::endpoint;
 use crate::limits::{MONITOR_LINE_BYTES_MAX, MONITOR_WAIT_MAX};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -48,9 +50,35 @@ impl Monitor {
     /// # Errors
     /// What the system or QEMU said.
     pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> io::Result<Value> {
-        let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
-        line.push('\n');
-        self.stream.get_mut().write_all(line.as_bytes())?;
+        self.stream
+            .get_mut()
+            .write_all(line(command, arguments).as_bytes())?;
+        self.answer(command)
+    }
+
+    /// The same for a command that takes a descriptor.
+    ///
+    /// # Errors
+    /// What the system or QEMU said.
+    pub(super) fn execute_with(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+        descriptor: &impl AsRawFd,
+    ) -> io::Result<Value> {
+        let line = line(command, arguments);
+        let sent = sendmsg::<()>(
+            self.stream.get_ref().as_raw_fd(),
+            &[IoSlice::new(line.as_bytes())],
+            &[ControlMessage::ScmRights(&[descriptor.as_raw_fd()])],
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
+        self.stream.get_mut().write_all(&line.as_bytes()[sent..])?;
+        self.answer(command)
+    }
+
+    fn answer(&mut self, command: &str) -> io::Result<Value> {
         loop {
             let mut answer = self.read()?;
             if let Some(error) = answer.get("error") {
@@ -73,6 +101,13 @@ impl Monitor {
         }
         serde_json::from_slice(&line).map_err(io::Error::other)
     }
+}
+
+fn line(command: &str, arguments: &Value) -> String {
+    format!(
+        "{}\n",
+        json!({ "execute": command, "arguments": arguments })
+    )
 }
 
 #[cfg(test)]

@@ -4,16 +4,17 @@
 //! which knows builds without a client too.
 
 use super::VirtualMachines;
+use super::keep::now;
 use super::qmp::Monitor;
-use crate::limits::REST_ASK_WAIT_MAX;
+use crate::limits::{CHANNEL_ATTEMPT_MAX, REST_ASK_WAIT_MAX};
 use crate::process::Process;
 use serde_json::json;
 use slipway_core::id::MachineId;
-use slipway_core::vm::Wanted;
+use slipway_core::vm::{Answer, Wanted};
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// How a machine is, as far as this process knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,23 +64,28 @@ fn look(rest: Rest, in_use: bool, now: Instant, after: Duration) -> (Rest, bool)
 }
 
 impl VirtualMachines {
-    /// Pauses a machine that nobody has used for the time the settings say.
+    /// Pauses a machine that nobody has used for the time the settings say; keeps the memory of one that ends for want of use.
     pub(super) fn rest_if_quiet(&self, machine: &MachineId, process: &Process) -> io::Result<()> {
+        let gate = self.rests.gate(machine);
+        let mut rest = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        if process.has_ended()? {
+            return Ok(());
+        }
+        if *rest == Rest::Unknown {
+            *rest = self.find_out(machine)?;
+        }
+        if *rest == Rest::Paused || (self.pause_after.is_none() && !self.memories.are_kept()) {
+            return Ok(());
+        }
+        let door = self.door_file(machine)?.door();
+        let answer = door.ask(Wanted::Rest, REST_ASK_WAIT_MAX);
+        if matches!(answer, Ok(Answer::Leaving)) {
+            return self.keep_memory(machine, process);
+        }
         let Some(after) = self.pause_after else {
             return Ok(());
         };
-        let gate = self.rests.gate(machine);
-        let mut rest = gate.lock().unwrap_or_else(PoisonError::into_inner);
-        if *rest == Rest::Paused || process.has_ended()? {
-            return Ok(());
-        }
-        if *rest == Rest::Unknown && self.is_paused(machine)? {
-            *rest = Rest::Paused;
-            return Ok(());
-        }
-        let (_, door) = self.door(machine)?;
-        let deadline = Instant::now() + REST_ASK_WAIT_MAX;
-        let in_use = door.open(Wanted::Rest, deadline, || true).is_err();
+        let in_use = !matches!(answer, Ok(Answer::Taken));
         let (seen, due) = look(*rest, in_use, Instant::now(), after);
         *rest = seen;
         if due {
@@ -94,20 +100,15 @@ impl VirtualMachines {
     pub(super) fn wake(&self, machine: &MachineId) -> io::Result<()> {
         let gate = self.rests.gate(machine);
         let mut rest = gate.lock().unwrap_or_else(PoisonError::into_inner);
-        let paused = match *rest {
-            Rest::Paused => true,
-            Rest::Unknown => self.is_paused(machine)?,
-            Rest::Awake { .. } => false,
-        };
-        if paused {
+        if *rest == Rest::Unknown {
+            *rest = self.find_out(machine)?;
+        }
+        if *rest == Rest::Paused {
             let began = Instant::now();
             Monitor::connect(&self.monitor(machine))?.execute("cont", &json!({}))?;
-            let (_, door) = self.door(machine)?;
-            let now = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default();
+            let door = self.door_file(machine)?.door();
             // A clock that is late is no reason to leave it unused.
-            if let Err(error) = door.tell_woken(now) {
+            if let Err(error) = door.tell(Wanted::Woken, now(), CHANNEL_ATTEMPT_MAX) {
                 tracing::warn!(%machine, %error, "the guest was not told the time");
             }
             tracing::info!(%machine, elapsed_ms = began.elapsed().as_millis(), "resumed");
@@ -122,10 +123,20 @@ impl VirtualMachines {
         *gate.lock().unwrap_or_else(PoisonError::into_inner) = Rest::Awake { quiet_since: None };
     }
 
-    fn is_paused(&self, machine: &MachineId) -> io::Result<bool> {
+    /// How a machine is that an earlier daemon left. One whose memory was being kept goes on to its end.
+    fn find_out(&self, machine: &MachineId) -> io::Result<Rest> {
+        if self.memories.was_begun(machine) {
+            tracing::info!(%machine, "keeping its memory was cut off, it ends without");
+            self.let_go(machine)?;
+            return Ok(Rest::Awake { quiet_since: None });
+        }
         let mut monitor = Monitor::connect(&self.monitor(machine))?;
         let status = monitor.execute("query-status", &json!({}))?;
-        Ok(status["status"] == "paused")
+        Ok(if status["status"] == "paused" {
+            Rest::Paused
+        } else {
+            Rest::Awake { quiet_since: None }
+        })
     }
 }
 

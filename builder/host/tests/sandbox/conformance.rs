@@ -376,7 +376,7 @@ fn a_daemon_killed_at_any_time_of_a_start_is_followed_by_one_that_knows_what_the
 }
 
 /// A tar with a Dockerfile and a static busybox.
-fn context(dockerfile: &str) -> Vec<u8> {
+pub(crate) fn context(dockerfile: &str) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("Dockerfile"), dockerfile).unwrap();
     std::fs::copy("/bin/busybox", dir.path().join("busybox")).expect("busybox-static is installed");

@@ -304,7 +304,7 @@ impl Host {
     }
 
     /// Opens the door of a virtual machine as the daemon does; nothing as long as it does not.
-    fn knock(&self, machine: &MachineId, wanted: Wanted) -> Option<()> {
+    pub(crate) fn knock(&self, machine: &MachineId, wanted: Wanted) -> Option<()> {
         let state = self.dir.join("state/machines").join(machine.as_str());
         let door: serde_json::Value =
             serde_json::from_slice(&fs::read(state.join("door.json")).unwrap()).unwrap();

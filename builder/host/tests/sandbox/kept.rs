@@ -1,0 +1,276 @@
+//! Memory of virtual machines that end for want of use: kept, gone on from once, and thrown away when anything is not as it was.
+
+use crate::conformance::context;
+use crate::harness::{Guest, Host, Kind, WAIT, http, wait_for};
+use slipway_core::generation::Generation;
+use slipway_core::host_api::{EndpointPort, MachineSpec};
+use slipway_core::vm::Wanted;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+fn host() -> Option<Host> {
+    Host::start_kind_with(Kind::Vm, Guest::Docker, |settings, _| {
+        settings["kept_memory"] = "4GiB".into();
+    })
+}
+
+fn file(host: &Host, spec: &MachineSpec, name: &str) -> PathBuf {
+    let memory = host.dir.join("state/memory");
+    memory.join(spec.machine.as_str()).join(name)
+}
+
+/// Starts the next generation; gives how long it took to `/_ping`.
+fn wake(host: &Host, spec: &mut MachineSpec) -> Duration {
+    spec.generation = Generation(spec.generation.0 + 1);
+    let began = Instant::now();
+    host.client().ensure(spec).unwrap();
+    let stream = host.open_when_up(spec, EndpointPort::Docker);
+    assert_eq!(http(stream, "GET /_ping", b"").0, 200);
+    began.elapsed()
+}
+
+/// Asks the guest to end, as the control plane asks one that is idle.
+fn ask_to_end(host: &Host, spec: &MachineSpec) {
+    let guest = host.open_when_up(spec, EndpointPort::Guest);
+    let (status, reply) = http(guest, "POST /v1/end", b"");
+    assert_eq!(status, 202, "{reply}");
+}
+
+/// Has it end for want of use; its memory is kept then.
+fn end_idle(host: &Host, spec: &MachineSpec) {
+    ask_to_end(host, spec);
+    let began = Instant::now();
+    assert!(host.client().wait_exit(&spec.machine, WAIT), "clean");
+    // As the control plane does at once.
+    let forgotten = host.client().remove(&spec.machine, spec.generation.0);
+    assert!(forgotten.is_ok(), "{forgotten:?}");
+    let kept = fs::metadata(file(host, spec, "memory"))
+        .unwrap_or_else(|error| panic!("{error}: {}", host.log()));
+    println!("kept {} MiB in {:?}", kept.blocks() >> 11, began.elapsed());
+    assert_eq!((kept.mode() & 0o777, kept.uid()), (0o600, 0));
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+fn build(host: &Host, spec: &MachineSpec, name: &str, more: &str) {
+    let stream = host.open_when_up(spec, EndpointPort::Docker);
+    let dockerfile = format!("FROM scratch\nCOPY busybox /bin/busybox\n{more}");
+    let head = format!("POST /v1.45/build?t={name}");
+    let (status, reply) = http(stream, &head, &context(&dockerfile));
+    assert!(
+        status == 200 && reply.contains("Successfully tagged"),
+        "{reply}"
+    );
+}
+
+/// Runs a shell command in a container with all rights; gives what it says.
+fn inside(host: &Host, spec: &MachineSpec, script: &str) -> String {
+    let post = |path: &str, body: &str| {
+        let mut stream = host.open_when_up(spec, EndpointPort::Docker);
+        let length = body.len();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        reply
+    };
+    let container = serde_json::json!({
+        "Image": "test", "Cmd": ["/bin/busybox", "sh", "-c", script], "Tty": true,
+        "HostConfig": { "Privileged": true },
+    });
+    let made = post("/v1.45/containers/create?name=one", &container.to_string());
+    assert!(made.contains(" 201 "), "{made}");
+    assert!(post("/v1.45/containers/one/start", "").contains(" 204 "));
+    assert!(post("/v1.45/containers/one/wait", "").contains("\"StatusCode\":0"));
+    let docker = || host.open_when_up(spec, EndpointPort::Docker);
+    let logs = "GET /v1.45/containers/one/logs?stdout=1&stderr=1";
+    let (_, logs) = http(docker(), logs, b"");
+    let (status, _) = http(docker(), "DELETE /v1.45/containers/one", b"");
+    assert_eq!(status, 204);
+    logs
+}
+
+/// The value of `name=` in what was said.
+fn told<'a>(said: &'a str, name: &str) -> &'a str {
+    let line = said.lines().find_map(|line| line.split_once(name));
+    line.unwrap_or_else(|| panic!("no {name} in {said}"))
+        .1
+        .trim()
+}
+
+const BOOT: &str = "/bin/busybox echo boot=$(/bin/busybox cat /proc/sys/kernel/random/boot_id)";
+
+#[test]
+fn a_machine_goes_on_from_kept_memory_once_and_boots_when_anything_has_changed() {
+    let Some(host) = host() else {
+        return;
+    };
+    let mut spec = host.machine(&mut host.client(), 1);
+    build(&host, &spec, "test", "");
+    let boot = inside(&host, &spec, BOOT);
+    let boot = told(&boot, "boot=").to_owned();
+    end_idle(&host, &spec);
+
+    // Its clock stands meanwhile.
+    std::thread::sleep(Duration::from_secs(3));
+    println!("/_ping from kept memory after {:?}", wake(&host, &mut spec));
+    for name in ["memory", "memory.json", "memory.next"] {
+        assert!(!file(&host, &spec, name).exists(), "{name} is taken out");
+    }
+    let script = format!("{BOOT}; /bin/busybox date +now=%s; /bin/busybox dmesg");
+    let said = inside(&host, &spec, &script);
+    assert_eq!(told(&said, "boot="), boot, "it did not boot");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let late = told(&said, "now=").parse::<u64>().unwrap();
+    assert!(now.as_secs().abs_diff(late) <= 3, "{late}");
+    assert!(
+        said.contains("crng reseeded due to virtual machine fork"),
+        "{said}"
+    );
+    build(
+        &host,
+        &spec,
+        "more",
+        "RUN [\"/bin/busybox\", \"touch\", \"/x\"]\n",
+    );
+
+    // What was built is on the volume, whoever looks at it; and then the memory is of no use.
+    end_idle(&host, &spec);
+    let pool = host.dir.join("pool");
+    let find = Command::new("find")
+        .arg(&pool)
+        .args(["-type", "f", "-size", "+1G"])
+        .output()
+        .unwrap();
+    let image = String::from_utf8_lossy(&find.stdout).trim().to_owned();
+    let check = Command::new("e2fsck")
+        .args(["-fn", &image])
+        .output()
+        .unwrap();
+    assert!(check.status.success(), "{check:?}");
+    let mount = tempfile_dir(&host);
+    for (program, arguments) in [
+        ("mount", vec!["-o", "loop", &image, &mount]),
+        ("umount", vec![&mount]),
+    ] {
+        let done = Command::new(program).args(&arguments).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
+    println!(
+        "/_ping of one that boots after {:?}",
+        wake(&host, &mut spec)
+    );
+    assert!(host.log().contains("its volume was used meanwhile"));
+    let said = inside(&host, &spec, BOOT);
+    assert_ne!(told(&said, "boot="), boot);
+    let stream = host.open_when_up(&spec, EndpointPort::Docker);
+    assert_eq!(http(stream, "GET /images/more/json", b"").0, 200);
+
+    // Rubbish in its place is no reason not to start.
+    end_idle(&host, &spec);
+    fs::write(file(&host, &spec, "memory"), b"rubbish").unwrap();
+    wake(&host, &mut spec);
+    assert!(host.log().contains("QEMU cannot read it"));
+    host.client()
+        .stop(&spec.machine, spec.generation.0, WAIT)
+        .unwrap();
+    assert!(host.client().wait_exit(&spec.machine, WAIT));
+    assert!(
+        !file(&host, &spec, "memory").exists(),
+        "who is told to end ends"
+    );
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+fn tempfile_dir(host: &Host) -> String {
+    let dir = host.dir.join("mount");
+    fs::create_dir_all(&dir).unwrap();
+    dir.display().to_string()
+}
+
+/// QEMU's monitor, as another than the daemon has it.
+fn monitor(host: &Host, spec: &MachineSpec, commands: &[(&str, serde_json::Value)]) {
+    let stream = UnixStream::connect(
+        host.dir
+            .join("state/machines")
+            .join(spec.machine.as_str())
+            .join("monitor.sock"),
+    )
+    .unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    let ready = ("qmp_capabilities", serde_json::json!({}));
+    for (command, arguments) in std::iter::once(&ready).chain(commands) {
+        let line = serde_json::json!({ "execute": command, "arguments": arguments });
+        writeln!(&stream, "{line}").unwrap();
+        let answer = lines.find(|line| {
+            let line = line.as_ref().unwrap();
+            line.contains("\"return\"") || line.contains("\"error\"")
+        });
+        let answer = answer.unwrap().unwrap();
+        assert!(answer.contains("\"return\""), "{command}: {answer}");
+    }
+}
+
+#[test]
+fn a_daemon_killed_while_it_keeps_memory_is_followed_by_one_that_has_the_machine_end_well() {
+    let Some(mut host) = host() else {
+        return;
+    };
+    let mut spec = host.machine(&mut host.client(), 1);
+    let ping = |host: &Host, spec: &MachineSpec| {
+        let stream = host.open_when_up(spec, EndpointPort::Docker);
+        assert_eq!(http(stream, "GET /_ping", b"").0, 200);
+    };
+    end_idle(&host, &spec);
+    let manifest = fs::read(file(&host, &spec, "memory.json")).unwrap();
+    wake(&host, &mut spec);
+    // How far it had come: the guest stands still; QEMU has stopped; the memory is in its file; that is said.
+    for step in 0..4 {
+        ping(&host, &spec);
+        let guest = host.open_when_up(&spec, EndpointPort::Guest);
+        host.kill_daemon();
+        assert_eq!(http(guest, "POST /v1/end", b"").0, 202);
+        wait_for("stillness", || host.knock(&spec.machine, Wanted::Stillness));
+        fs::write(file(&host, &spec, "memory.next"), "").unwrap();
+        if step >= 1 {
+            monitor(&host, &spec, &[("stop", serde_json::json!({}))]);
+        }
+        if step >= 2 {
+            let dir = tempfile_dir(&host);
+            fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+            let uri = format!("file:{dir}/{step}");
+            monitor(
+                &host,
+                &spec,
+                &[("migrate", serde_json::json!({ "uri": uri }))],
+            );
+            wait_for("the end of the migration", || {
+                let length = fs::metadata(format!("{dir}/{step}")).ok()?.len();
+                (length > 0).then_some(())
+            });
+        }
+        if step >= 3 {
+            fs::rename(
+                file(&host, &spec, "memory.next"),
+                file(&host, &spec, "memory"),
+            )
+            .unwrap();
+            fs::write(file(&host, &spec, "memory.json"), &manifest).unwrap();
+        }
+        host.start_daemon();
+        let clean = host.client().wait_exit(&spec.machine, WAIT);
+        assert!(clean, "step {step}: {}", host.log());
+        for name in ["memory", "memory.json", "memory.next"] {
+            assert!(!file(&host, &spec, name).exists(), "{step}: {name}");
+        }
+        assert_eq!(host.leftovers(), Vec::<String>::new());
+        wake(&host, &mut spec);
+    }
+}
