@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Bytes of noise in the volume: enough that something can die in the middle.
-const NOISE: usize = 150 << 20;
+const NOISE: usize = 300 << 20;
 const WAIT: Duration = Duration::from_secs(150);
 
 /// One control plane with a host of its own and that of another farm, whose own control plane is down.
@@ -193,6 +193,7 @@ fn a_move_survives_the_death_of_all_three() -> Result<()> {
     };
     under_way(&two)?;
     two.near.kill_serve();
+    ensure!(two.far.volume_images()?.is_empty(), "it was whole before");
     two.near.start_serve()?;
     two.far.kill_host();
     two.far.start_host()?;
