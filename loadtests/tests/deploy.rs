@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use slipway_loadtests::testbed::{Testbed, show, wait_for};
+use slipway_loadtests::testbed::{Engine, ImageStore, Testbed, show, wait_for};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -189,4 +189,64 @@ fn two_deploys_of_one_app_at_once_both_succeed() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Enough that dockerd's record of the layer comes in several steps.
+const FILES: usize = 4000;
+
+/// A deploy's layer of many files, with content that no deploy before had; gives what its events said of that layer.
+fn deploy_many(bed: &Testbed, number: u8) -> Result<Vec<Value>> {
+    let dir = bed.dir().join(format!("many-{number}"));
+    std::fs::create_dir_all(dir.join("files"))?;
+    std::fs::write(dir.join("Dockerfile"), "FROM scratch\nCOPY files /files\n")?;
+    for file in 0..FILES {
+        let line = format!("{number} {file} ").into_bytes();
+        let content: Vec<u8> = line.iter().copied().cycle().take(20_000 + file).collect();
+        std::fs::write(dir.join(format!("files/{file:05}")), content)?;
+    }
+    let image = format!("{}/many:{number}", bed.registry.address());
+    let dir = dir.to_str().context("path")?;
+    let arguments = ["deploy", dir, "--org", "acme", "--app", "many"];
+    let arguments = arguments
+        .into_iter()
+        .chain(["--image", &image, "--remote-only", "--json"]);
+    let out = bed.slipway_ok(&arguments.collect::<Vec<_>>())?;
+    let lines = out.lines().map(serde_json::from_str::<Value>);
+    let is_layer = |line: &Value| {
+        let item = line["item"].as_str().unwrap_or_default();
+        line["event"] == "push" && item.starts_with("sha256:")
+    };
+    Ok(lines
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .filter(is_layer)
+        .collect())
+}
+
+#[test]
+fn a_layer_is_sent_while_it_is_exported_and_pulls_back_right() -> Result<()> {
+    let bed = Testbed::start()?;
+    bed.slipway_ok(&["builders", "ensure", "--org", "acme"])?;
+    // On a busy machine an export may be over before anybody has looked.
+    let mut number = 0;
+    loop {
+        number += 1;
+        ensure!(number < 9, "no layer is ever sent ahead");
+        let news = deploy_many(&bed, number)?;
+        ensure!(
+            news.iter().any(|news| news["state"] == "pushed"),
+            "{news:?}"
+        );
+        // What is begun when the image is there begins with nothing.
+        let from_nothing = |news: &Value| news["state"] == "pushing" && news["current"] == 0;
+        if !news.iter().any(from_nothing) {
+            break;
+        }
+    }
+    // A dockerd that never saw it takes no layer whose content is not the one that the image's config names.
+    let image = format!("{}/many:{number}", bed.registry.address());
+    let registry = [bed.registry.address().to_owned()];
+    let engine = Engine::start(&bed.dir().join("engine"), ImageStore::Classic, &registry)?;
+    engine.docker_ok(&["pull", "--quiet", &image])?;
+    Ok(())
 }

@@ -34,11 +34,11 @@ pub use digest::{Digest, DigestError};
 pub use error::{Blame, ProtocolFault, PushError, Said};
 pub use index::IndexError;
 pub use options::PushOptions;
-pub use push::push;
+pub use push::{Push, push};
 pub use registry::challenge::ChallengeError;
 pub use report::{Progress, PushState, Pushed, PushedLayer};
 pub use source::{
-    DockerStore, ImageSource, LayerReader, LayerSource, Layout, Packed, Packing, Platform,
-    SourceError,
+    DockerStore, Export, ImageSource, LayerReader, LayerSource, Layout, Overlay, Packed, Packing,
+    Platform, SourceError,
 };
 pub use target::{Credential, Target, TargetError};

@@ -158,3 +158,28 @@ pub const INDEX_PLACES: usize = 4;
 
 /// Repositories tried as the origin of a mount for one blob. Then it is uploaded.
 pub const MOUNTS_TRIED: usize = 2;
+
+/// Pause between two looks for layers that dockerd begins to export.
+pub const EXPORT_LOOK: Duration = Duration::from_millis(5);
+
+/// Pause between two looks at a record that dockerd writes, when there was nothing new in it.
+pub const RECORD_LOOK: Duration = Duration::from_millis(2);
+
+/// Bytes of a record, as gzip, from which on its layer is sent ahead. dockerd's come in steps of some 20 KiB, for some 200 files; a
+/// shorter one is there whole when there is anything of it, and so is the image soon.
+pub const AHEAD_RECORD_BYTES: u64 = 8 << 10;
+
+/// Files at a record's start that must be in the directory it is taken for.
+pub const AHEAD_FILES: usize = 32;
+
+/// Descriptors of dockerd's that are looked at for the directory it reads. Further ones are not.
+pub const AHEAD_DESCRIPTORS: usize = 4096;
+
+/// Looks at them, [`RECORD_LOOK`] apart, for a directory that fits. Then the layer is sent when the image is there.
+pub const AHEAD_TRIES: usize = 50;
+
+/// Records that are followed for one push, begun or passed over. Layers beyond it are sent when the image is there.
+pub const AHEAD_RECORDS: usize = 512;
+
+/// For the request that gives up what was sent ahead. Then the registry is left to forget it.
+pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);

@@ -116,6 +116,26 @@ impl Client {
         result_of(response)
     }
 
+    /// Whether solves are under way at the builder at this moment, and all of them have names ([`SolveRequest::build_ref`]) that are
+    /// `ours`, whoever asked for them and through which connection.
+    pub async fn is_alone(&self, ours: impl Fn(&str) -> bool) -> Result<bool, SolveError> {
+        let request = control::BuildHistoryRequest {
+            active_only: true,
+            early_exit: true,
+            ..Default::default()
+        };
+        let answer = self.control().listen_build_history(request).await;
+        let mut active = answer.map_err(SolveError::of_status)?.into_inner();
+        let mut some = false;
+        while let Some(event) = active.message().await.map_err(SolveError::of_status)? {
+            if !event.record.is_some_and(|record| ours(&record.r#ref)) {
+                return Ok(false);
+            }
+            some = true;
+        }
+        Ok(some)
+    }
+
     fn control(&self) -> ControlClient<Connection> {
         // BuildKit takes any authority; gRPC wants one.
         let origin = http::Uri::from_static("http://builder");

@@ -26,6 +26,8 @@ use tokio::net::UnixStream;
 pub(crate) const DATA_ROOT: &str = "/var/lib/docker";
 /// dockerd's socket inside the machine.
 pub(crate) const ENGINE_SOCKET: &str = "/run/docker.sock";
+/// Where dockerd writes its process id.
+pub(crate) const ENGINE_PID_FILE: &str = "/run/docker.pid";
 /// BuildKit's directory of steps that run, one directory for each.
 pub(crate) const STEPS_DIR: &str = "/var/lib/docker/buildkit/executor";
 
@@ -37,7 +39,7 @@ const GUEST_CONFIG: &str = "/etc/slipway/guest.json";
 /// What a machine that was not ended cleanly may have left, and what would keep a daemon from starting or would be
 /// taken for something that runs.
 const STALE: [&str; 5] = [
-    "/run/docker.pid",
+    ENGINE_PID_FILE,
     "/run/docker.sock",
     "/run/docker",
     CONTAINERD_DIR,

@@ -2,15 +2,15 @@
 //!
 //! It must not know who asked, nor how progress is shown.
 
-use crate::engine::DATA_ROOT;
+use crate::engine::{DATA_ROOT, ENGINE_PID_FILE};
 use crate::guest::Guest;
 use crate::ledger::{Closed, Work};
 use slipway_core::build::{Fault, PushProgress, PushState, RegistryCredential};
 use slipway_core::compression::Compression;
 use slipway_registry_push as registry;
 use slipway_registry_push::{
-    Blame, Codec, Credential, DockerStore, PushError, PushOptions, Pushed, SourceError, Target,
-    TargetError,
+    Blame, Codec, Credential, DockerStore, Export, PushError, PushOptions, Pushed, SourceError,
+    Target, TargetError,
 };
 use std::path::Path;
 use tokio::runtime::Handle;
@@ -83,17 +83,18 @@ fn lacks_credential(error: &PushError) -> bool {
     )
 }
 
-/// Pushes the image of this name or id to `target`. `progress` is called often and must not block. Dropping the future
-/// ends the push; a push that is not done leaves no tag.
-pub(crate) async fn push(
+/// A push whose image may not be there yet.
+pub(crate) struct Prepared {
+    push: registry::Push,
+}
+
+/// Prepares a push to `target`; nobody is asked anything yet.
+pub(crate) fn prepare(
     guest: &Guest,
-    image: &str,
     target: &str,
     credential: Option<&RegistryCredential>,
     compression: Option<Compression>,
-    progress: impl Fn(PushProgress) + Send + Sync + 'static,
-) -> Result<Pushed, PushFailure> {
-    let in_flight = guest.books.begin(Work::Push)?;
+) -> Result<Prepared, PushFailure> {
     let target = Target::parse(target)?;
     let credential = credential.and_then(|credential| fitting(credential, &target));
     let options = PushOptions {
@@ -102,23 +103,56 @@ pub(crate) async fn push(
         codec: compression.map(codec_of).unwrap_or_default(),
         ..PushOptions::default()
     };
-    let image = image.to_owned();
-    let dropped = CancellationToken::new();
-    let _guard = dropped.clone().drop_guard();
-    let runtime = Handle::current();
-    // On a thread of its own: opening the image blocks, and the push's future cannot move between threads.
-    let pushed = tokio::task::spawn_blocking(move || {
-        // Until the last byte is no longer read: dropping this future must not let the image be collected before.
-        let _in_flight = in_flight;
-        let source = DockerStore::open(Path::new(DATA_ROOT))?.image(&image)?;
-        let told = |news: registry::Progress| progress(progress_of(news));
-        let push = registry::push(source, &target, credential.as_ref(), &options, told);
-        runtime
-            .block_on(dropped.run_until_cancelled(push))
-            .ok_or(PushFailure::Dropped)?
-            .map_err(|error| PushFailure::Push(Box::new(error)))
-    });
-    pushed.await.map_err(PushFailure::Broken)?
+    let push = registry::Push::new(&target, credential.as_ref(), &options)
+        .map_err(|error| PushFailure::Push(Box::new(error)))?;
+    Ok(Prepared { push })
+}
+
+impl Prepared {
+    /// Begins to send what dockerd exports from now on, if whoever is asked says that nobody else builds.
+    pub(crate) fn send_ahead<F>(&mut self, is_alone: impl Fn() -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = bool> + Send,
+    {
+        let process = std::fs::read_to_string(ENGINE_PID_FILE);
+        let Some(process) = process.ok().and_then(|text| text.trim().parse().ok()) else {
+            tracing::debug!("dockerd's process is not known: nothing is sent ahead");
+            return;
+        };
+        let export = Export {
+            root: DATA_ROOT.into(),
+            process,
+        };
+        self.push.send_ahead(export, is_alone);
+    }
+
+    /// Pushes the image of this name or id. `progress` is called often and must not block. Dropping the future ends the push; a push
+    /// that is not done leaves no tag.
+    pub(crate) async fn image(
+        self,
+        guest: &Guest,
+        image: &str,
+        progress: impl Fn(PushProgress) + Send + Sync + 'static,
+    ) -> Result<Pushed, PushFailure> {
+        let in_flight = guest.books.begin(Work::Push)?;
+        let image = image.to_owned();
+        let dropped = CancellationToken::new();
+        let _guard = dropped.clone().drop_guard();
+        let runtime = Handle::current();
+        // On a thread of its own: opening the image blocks, and the push's future cannot move between threads.
+        let pushed = tokio::task::spawn_blocking(move || {
+            // Until the last byte is no longer read: dropping this future must not let the image be collected before.
+            let _in_flight = in_flight;
+            let source = DockerStore::open(Path::new(DATA_ROOT))?.image(&image)?;
+            let told = |news: registry::Progress| progress(progress_of(news));
+            let push = self.push.image(source, told);
+            runtime
+                .block_on(dropped.run_until_cancelled(push))
+                .ok_or(PushFailure::Dropped)?
+                .map_err(|error| PushFailure::Push(Box::new(error)))
+        });
+        pushed.await.map_err(PushFailure::Broken)?
+    }
 }
 
 /// The credential, if it is for the registry that is pushed to; any other registry never sees it.

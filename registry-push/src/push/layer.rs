@@ -2,14 +2,15 @@
 //!
 //! Knows nothing of manifests and tags.
 
-use super::turns::{Turn, turn};
+use super::ahead::{Sending, place_key};
+use super::turns::{Turns, turn};
 use super::{Done, Run};
 use crate::digest::Digest;
 use crate::error::PushError;
 use crate::index::Known;
 use crate::limits::{MOUNTS_TRIED, SMALL_LAYER_BYTES};
-use crate::pipeline::{Compressors, Summary};
-use crate::registry::{Ask, Feed, open, upload_blob, upload_bytes};
+use crate::pipeline::Summary;
+use crate::registry::{Ask, Feed, cancel, open, upload_blob, upload_bytes};
 use crate::report::{Moved, Progress, PushState};
 use crate::source::LayerSource;
 use http::{Method, StatusCode};
@@ -31,44 +32,63 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         layer: &Arc<dyn LayerSource>,
     ) -> Result<(Digest, Done), PushError> {
         let diff_id = layer.diff_id().clone();
+        let mut ahead = self.ahead_of(&diff_id);
         if let Some(known) = self.known(&**layer)
             && self.is_there(&known).await?
         {
             return Ok((diff_id, self.spared(layer, known, PushState::Exists)));
         }
-        let key = format!(
-            "{} {diff_id} {}",
-            self.registry.name(),
-            self.codec_of(&**layer)
-        );
-        let mut turn = turn(&key, self.folder.as_deref()).await;
-        if turn.as_ref().is_some_and(|turn| turn.has_waited) {
+        let mut turns = self.turns(layer, ahead.as_mut()).await;
+        if turns.have_waited() {
             self.refresh_index().await;
         }
-        let done = self.bring(layer, turn.as_mut()).await?;
+        let done = self.bring(layer, &turns, ahead).await?;
         self.remember(&diff_id, &done.known, self.codec_of(&**layer))
             .await;
-        if let Some(turn) = &mut turn {
-            *turn.found = Some((done.known.clone(), self.target.repository().to_string()));
-        }
+        turns.found(&done.known, self.target.repository());
         Ok((diff_id, done))
+    }
+
+    /// The layer, if it is on its way already.
+    fn ahead_of(&self, diff_id: &Digest) -> Option<Sending> {
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.remove(diff_id)
+    }
+
+    /// First the turn for the directory, which who sends ahead has; then the one for the layer.
+    async fn turns(&self, layer: &Arc<dyn LayerSource>, ahead: Option<&mut Sending>) -> Turns {
+        let place = match (ahead, layer.overlay()) {
+            (Some(ahead), _) => ahead.turn.take(),
+            (None, Some(overlay)) => turn(&place_key(self.base, overlay.directory), None).await,
+            (None, None) => None,
+        };
+        let key = format!(
+            "{} {} {}",
+            self.registry.name(),
+            layer.diff_id(),
+            self.codec_of(&**layer)
+        );
+        Turns {
+            place,
+            layer: turn(&key, self.folder.as_deref()).await,
+        }
     }
 
     /// Mounts or sends.
     async fn bring(
         &self,
         layer: &Arc<dyn LayerSource>,
-        turn: Option<&mut Turn>,
+        turns: &Turns,
+        ahead: Option<Sending>,
     ) -> Result<Done, PushError> {
         let item = format!("layer {}", layer.diff_id());
-        let before = turn.as_ref().and_then(|turn| turn.found.clone());
+        let before = turns.before();
         let known = before.as_ref().map(|(known, _)| known.clone());
         let known = known.or_else(|| self.known(&**layer));
         let mut opened = None;
         if let Some(known) = known {
             // Who held the turn before may have sent it to this very repository.
-            let has_waited = turn.is_some_and(|turn| turn.has_waited);
-            if has_waited && self.is_there(&known).await? {
+            if turns.have_waited() && self.is_there(&known).await? {
                 return Ok(self.spared(layer, known, PushState::Exists));
             }
             let origin = before.as_ref().map(|(_, repository)| repository.as_str());
@@ -81,7 +101,29 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
                 Mount::Mounted | Mount::Nothing => {}
             }
         }
+        if let Some(ahead) = ahead
+            && let Some(done) = self.finish(layer, ahead).await?
+        {
+            if let Some(url) = opened {
+                cancel(self.registry, &item, url).await;
+            }
+            return Ok(done);
+        }
         self.send(layer, &item, opened).await
+    }
+
+    /// Waits for what is on its way. `None` when nothing has come of it.
+    async fn finish(
+        &self,
+        layer: &Arc<dyn LayerSource>,
+        ahead: Sending,
+    ) -> Result<Option<Done>, PushError> {
+        let (name, total) = (layer.diff_id().as_str(), layer.size_hint().unwrap_or(0));
+        let told = |moved: Moved| self.tell(name, PushState::Pushing, moved, total.max(moved.raw));
+        let Some((summary, sent)) = ahead.finish(told).await else {
+            return Ok(None);
+        };
+        self.sent(layer, summary, sent).await.map(Some)
     }
 
     /// Reads, compresses and uploads.
@@ -92,9 +134,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         mut opened: Option<Url>,
     ) -> Result<Done, PushError> {
         let (name, total) = (layer.diff_id().as_str(), layer.size_hint().unwrap_or(0));
-        let compressors = self
-            .compressors
-            .get_or_init(|| Compressors::start(self.options.codec, self.options.threads()));
+        let compressors = self.base.compressors();
         let on_move =
             |moved: Moved| self.tell(name, PushState::Pushing, moved, total.max(moved.raw));
         let is_small = layer
@@ -125,12 +165,22 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         let (summary, sent) = match sent {
             Some(sent) => sent,
             None => {
-                let _place = self.streams.acquire().await.ok();
+                let _place = self.base.streams.acquire().await.ok();
                 self.tell(name, PushState::Pushing, Moved::default(), total);
                 let mut feed = Feed::new(compressors, layer.clone(), &on_move);
                 Box::pin(upload_blob(self.registry, item, &mut feed, opened)).await?
             }
         };
+        self.sent(layer, summary, sent).await
+    }
+
+    /// What was sent is proved and told.
+    async fn sent(
+        &self,
+        layer: &Arc<dyn LayerSource>,
+        summary: Summary,
+        sent: u64,
+    ) -> Result<Done, PushError> {
         let Summary {
             digest,
             size,
@@ -143,6 +193,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             compressed: known.size,
             sent,
         };
+        let name = layer.diff_id().as_str();
         self.tell(name, PushState::Pushed, moved, raw_size);
         Ok(Done {
             known,

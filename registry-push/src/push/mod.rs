@@ -4,6 +4,7 @@
 //! mount or send, prove; then the manifest, under each tag ([`tags`]). The tag is written last, when every blob has answered by
 //! digest, so a push that fails leaves no tag on an incomplete image.
 
+mod ahead;
 mod layer;
 mod tags;
 mod turns;
@@ -18,8 +19,9 @@ use crate::options::PushOptions;
 use crate::pipeline::Compressors;
 use crate::registry::{Registry, upload_bytes};
 use crate::report::{Moved, Progress, PushState, Pushed, PushedLayer};
-use crate::source::{ImageSource, LayerSource};
+use crate::source::{Export, ImageSource, LayerSource};
 use crate::target::{Credential, Target};
+use ahead::{Ahead, Sending};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use std::collections::{HashMap, HashSet};
@@ -37,30 +39,104 @@ pub async fn push(
     options: &PushOptions,
     progress: impl Fn(Progress) + Send + Sync,
 ) -> Result<Pushed, PushError> {
-    let registry = Registry::new(target, credential, options)?;
-    let image_id = image.id();
-    let mut wanted: HashSet<Digest> = image.diff_ids().cloned().collect();
-    wanted.insert(image_id.clone());
-    let index = open_index(options.index.clone(), wanted.clone()).await;
-    let run = Run {
-        registry: &registry,
-        target,
-        tags: tags::all(target, options)?,
-        options,
-        codec_id: options.codec.id(),
-        compressors: OnceLock::new(),
-        index: Arc::new(Mutex::new(index)),
-        wanted,
-        folder: options
-            .index
-            .as_ref()
-            .map(|path| path.with_extension("turns")),
-        checks: Semaphore::new(CHECKS_AT_ONCE),
-        streams: Semaphore::new(LAYERS_AT_ONCE),
-        small: Semaphore::new(SMALL_LAYERS_AT_ONCE),
-        progress: &progress,
-    };
-    Box::pin(run.image(&image, image_id)).await
+    Push::new(target, credential, options)?
+        .image(image, progress)
+        .await
+}
+
+/// A push whose image may not be there yet. Dropped, it leaves nothing behind.
+pub struct Push {
+    base: Arc<Base>,
+    ahead: Option<Ahead>,
+}
+
+/// What a push has before its image.
+struct Base {
+    registry: Registry,
+    target: Target,
+    tags: Vec<String>,
+    options: PushOptions,
+    /// Started when the first layer has to be read.
+    compressors: OnceLock<Compressors>,
+    streams: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for Push {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Push").finish_non_exhaustive()
+    }
+}
+
+impl Push {
+    /// Prepares a push; asks the registry nothing yet.
+    pub fn new(
+        target: &Target,
+        credential: Option<&Credential>,
+        options: &PushOptions,
+    ) -> Result<Push, PushError> {
+        let base = Base {
+            registry: Registry::new(target, credential, options)?,
+            target: target.clone(),
+            tags: tags::all(target, options)?,
+            options: options.clone(),
+            compressors: OnceLock::new(),
+            streams: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
+        };
+        Ok(Push {
+            base: Arc::new(base),
+            ahead: None,
+        })
+    }
+
+    /// Begins to send the layers that dockerd exports from now on, without knowing yet whether the image will be made of them. Must be
+    /// called within a tokio runtime with threads, and before the export begins. `is_alone` is asked before anything of a layer is
+    /// sent: whether, of all builds of this dockerd, the one that this push is for is the only one at this moment. What the image does
+    /// not have in the end was sent into an upload that is cancelled: no blob comes of it.
+    pub fn send_ahead<F>(
+        &mut self,
+        export: Export,
+        is_alone: impl Fn() -> F + Send + Sync + 'static,
+    ) where
+        F: Future<Output = bool> + Send,
+    {
+        self.ahead = Some(Ahead::start(self.base.clone(), export, is_alone));
+    }
+
+    /// Pushes the image: [`push`].
+    pub async fn image(
+        self,
+        image: ImageSource,
+        progress: impl Fn(Progress) + Send + Sync,
+    ) -> Result<Pushed, PushError> {
+        let image_id = image.id();
+        let mut wanted: HashSet<Digest> = image.diff_ids().cloned().collect();
+        wanted.insert(image_id.clone());
+        let base = &*self.base;
+        let index = open_index(base.options.index.clone(), wanted.clone()).await;
+        let ahead = match self.ahead {
+            Some(ahead) => ahead.of(&image).await,
+            None => HashMap::new(),
+        };
+        let run = Run {
+            base,
+            registry: &base.registry,
+            target: &base.target,
+            options: &base.options,
+            codec_id: base.options.codec.id(),
+            index: Arc::new(Mutex::new(index)),
+            wanted,
+            folder: base
+                .options
+                .index
+                .as_ref()
+                .map(|path| path.with_extension("turns")),
+            checks: Semaphore::new(CHECKS_AT_ONCE),
+            small: Semaphore::new(SMALL_LAYERS_AT_ONCE),
+            ahead: Mutex::new(ahead),
+            progress: &progress,
+        };
+        Box::pin(run.image(&image, image_id)).await
+    }
 }
 
 async fn open_index(path: Option<PathBuf>, wanted: HashSet<Digest>) -> Index {
@@ -79,21 +155,20 @@ async fn open_index(path: Option<PathBuf>, wanted: HashSet<Digest>) -> Index {
 
 /// What all parts of one push share.
 struct Run<'a, P> {
+    base: &'a Base,
     registry: &'a Registry,
     target: &'a Target,
-    tags: Vec<String>,
     options: &'a PushOptions,
     codec_id: String,
-    /// Started when the first layer has to be read.
-    compressors: OnceLock<Compressors>,
     index: Arc<Mutex<Index>>,
     /// What the index is asked about.
     wanted: HashSet<Digest>,
     /// Where processes take turns.
     folder: Option<PathBuf>,
     checks: Semaphore,
-    streams: Semaphore,
     small: Semaphore,
+    /// Layers that are on their way already.
+    ahead: Mutex<HashMap<Digest, Sending>>,
     progress: &'a P,
 }
 

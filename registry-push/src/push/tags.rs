@@ -33,7 +33,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
     /// Writes every tag and proves the whole; gives the manifest's digest and the bytes sent. Every blob has answered by digest.
     pub(super) async fn write_tags(&self, manifest: &Manifest) -> Result<(Digest, u64), PushError> {
         let digest = Digest::of(&manifest.bytes);
-        let tags: Vec<&str> = self.tags.iter().map(String::as_str).collect();
+        let tags: Vec<&str> = self.base.tags.iter().map(String::as_str).collect();
         let sent = self.write(manifest, &digest, &tags).await?;
         Ok((digest, sent))
     }

@@ -13,13 +13,13 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
-use tokio::sync::{Mutex as Turns, OwnedMutexGuard};
+use tokio::sync::{Mutex as Holder, OwnedMutexGuard};
 use tokio::time::{Instant, sleep, timeout_at};
 
 /// A blob and the repository that has it.
 pub(super) type Found = Option<(Known, String)>;
 
-static WAITING: LazyLock<Mutex<HashMap<String, Weak<Turns<Found>>>>> =
+static WAITING: LazyLock<Mutex<HashMap<String, Weak<Holder<Found>>>>> =
     LazyLock::new(Mutex::default);
 
 /// The right to upload one layer. Ends when dropped.
@@ -30,6 +30,35 @@ pub(super) struct Turn {
     pub(super) has_waited: bool,
     /// Removed from its folder before it is opened for others.
     _file: Option<LockFile>,
+}
+
+/// The turns that one layer needs, in the order in which all take them.
+pub(super) struct Turns {
+    /// For the directory it lies in.
+    pub(super) place: Option<Turn>,
+    /// For its diffID.
+    pub(super) layer: Option<Turn>,
+}
+
+impl Turns {
+    /// Somebody else held one of them first.
+    pub(super) fn have_waited(&self) -> bool {
+        let mut turns = self.layer.iter().chain(&self.place);
+        turns.any(|turn| turn.has_waited)
+    }
+
+    /// What the holder before has found.
+    pub(super) fn before(&self) -> Found {
+        let mut turns = self.layer.iter().chain(&self.place);
+        turns.find_map(|turn| turn.found.clone())
+    }
+
+    /// Leaves it to the next.
+    pub(super) fn found(&mut self, known: &Known, repository: &str) {
+        for turn in self.layer.iter_mut().chain(&mut self.place) {
+            *turn.found = Some((known.clone(), repository.to_string()));
+        }
+    }
 }
 
 struct LockFile {
@@ -44,20 +73,32 @@ impl Drop for LockFile {
     }
 }
 
+/// The turn, if nobody has it in this process.
+pub(super) fn turn_now(key: &str) -> Option<Turn> {
+    let found = turns_of(key).try_lock_owned().ok()?;
+    Some(Turn {
+        found,
+        has_waited: false,
+        _file: None,
+    })
+}
+
+fn turns_of(key: &str) -> Arc<Holder<Found>> {
+    let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+    waiting.retain(|_, turns| turns.strong_count() > 0);
+    let known = waiting.get(key).and_then(Weak::upgrade);
+    known.unwrap_or_else(|| {
+        let turns = Arc::default();
+        waiting.insert(key.to_string(), Arc::downgrade(&turns));
+        turns
+    })
+}
+
 /// Waits for the turn. `folder` is where processes meet; without it only this one's pushes take turns. `None` when the wait was too long
 /// or the folder cannot be used: then the layer is uploaded all the same.
 pub(super) async fn turn(key: &str, folder: Option<&Path>) -> Option<Turn> {
     let deadline = Instant::now() + TURN_WAIT_MAX;
-    let turns = {
-        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.retain(|_, turns| turns.strong_count() > 0);
-        let known = waiting.get(key).and_then(Weak::upgrade);
-        known.unwrap_or_else(|| {
-            let turns = Arc::default();
-            waiting.insert(key.to_string(), Arc::downgrade(&turns));
-            turns
-        })
-    };
+    let turns = turns_of(key);
     let (found, mut has_waited) = match turns.clone().try_lock_owned() {
         Ok(found) => (found, false),
         Err(_) => (timeout_at(deadline, turns.lock_owned()).await.ok()?, true),

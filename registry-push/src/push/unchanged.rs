@@ -37,12 +37,12 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             return Ok(None);
         };
         let mut missing = Vec::new();
-        for tag in &self.tags {
+        for tag in &self.base.tags {
             if !self.names(tag, &before.digest, &before.manifest).await? {
                 missing.push(tag.as_str());
             }
         }
-        let is_under_no_tag = missing.len() == self.tags.len();
+        let is_under_no_tag = missing.len() == self.base.tags.len();
         let is_there = !is_under_no_tag
             || self
                 .names(before.digest.as_str(), &before.digest, &before.manifest)

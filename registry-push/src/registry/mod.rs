@@ -16,5 +16,5 @@ mod upload;
 
 pub(crate) use client::{Ask, Registry};
 pub(crate) use feed::Feed;
-pub(crate) use small::{check_digest, open, upload_bytes};
-pub(crate) use upload::upload_blob;
+pub(crate) use small::{cancel, check_digest, open, upload_bytes};
+pub(crate) use upload::{upload_ahead, upload_blob};

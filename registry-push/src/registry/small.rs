@@ -6,7 +6,7 @@ use super::client::{Answer, Ask, Registry};
 use super::retry::Attempts;
 use crate::digest::Digest;
 use crate::error::{ProtocolFault, PushError};
-use crate::limits::COMMIT_TIMEOUT;
+use crate::limits::{CANCEL_TIMEOUT, COMMIT_TIMEOUT};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Url;
@@ -22,6 +22,16 @@ pub(crate) async fn open(registry: &Registry, item: &str) -> Result<Url, PushErr
         return Err(registry.failed(item, &answer, 1));
     }
     registry.location(item, &answer.url, &answer.headers)
+}
+
+/// Asks the registry to forget an upload. It does so by itself some day, so a failure is none of the push.
+pub(crate) async fn cancel(registry: &Registry, item: &str, opened: Url) {
+    let ask = Ask::new(item, Method::DELETE, opened);
+    match tokio::time::timeout(CANCEL_TIMEOUT, registry.request(ask)).await {
+        Ok(Ok(answer)) => tracing::debug!(item, status = %answer.status, "upload given up"),
+        Ok(Err(error)) => tracing::debug!(item, %error, "upload given up"),
+        Err(_) => tracing::debug!(item, "upload given up without an answer"),
+    }
 }
 
 /// Sends a small blob whole, into the upload that is open already if there is one; gives the bytes handed to the network.

@@ -5,21 +5,20 @@
 //! else by reading the layer again, which gives the same bytes. A registry that has lost the upload (Docker's own loses each one whose
 //! request was cut) gets a new one, in chunks that become smaller each time. What ends the push and what is tried again: [`Step`].
 
-use super::client::{Answer, Ask, Registry, read_answer};
+mod stream;
+
+use super::client::{Answer, Ask, Registry};
 use super::feed::Feed;
 use super::retry::{Attempts, is_transient, retry_after};
-use super::small::{OCTETS, check_digest, open, stored_bytes};
+use super::small::{cancel, check_digest, open, stored_bytes};
 use crate::error::{ProtocolFault, PushError};
-use crate::limits::{
-    CHUNK_FIRST, CHUNK_LEAST, CHUNK_STEP, COMMIT_TIMEOUT, IDLE_TIMEOUT, REDIRECTS, REREADS,
-};
+use crate::limits::{CHUNK_FIRST, CHUNK_LEAST, CHUNK_STEP, COMMIT_TIMEOUT, REDIRECTS, REREADS};
 use crate::pipeline::Summary;
-use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{Method, StatusCode, header};
 use reqwest::Url;
 use std::time::Duration;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use stream::Pass;
+use tokio::sync::watch;
 
 /// One upload of one layer.
 struct Upload<'a, 'f> {
@@ -53,12 +52,6 @@ enum Step {
     Reopen(PushError),
 }
 
-/// How one stream ended.
-enum Pass {
-    Answered(Answer, Option<HeaderValue>),
-    Broke(PushError),
-}
-
 /// Sends a layer. `opened` is the upload that a refused mount has left open. Gives what the layer became and the bytes handed to the network.
 pub(crate) async fn upload_blob(
     registry: &Registry,
@@ -66,33 +59,88 @@ pub(crate) async fn upload_blob(
     feed: &mut Feed<'_>,
     opened: Option<Url>,
 ) -> Result<(Summary, u64), PushError> {
-    let url = match opened {
-        Some(url) => url,
-        None => open(registry, item).await?,
+    let mut upload = Upload::open(registry, item, feed, opened).await?;
+    upload.run(None).await
+}
+
+/// The same ahead of the decision whether the layer is wanted: the blob is stored when `wanted` has become true, and not before. When
+/// the other end of `wanted` is dropped, the upload is cancelled, as well as that can be done, and gives `None`.
+pub(crate) async fn upload_ahead(
+    registry: &Registry,
+    item: &str,
+    feed: &mut Feed<'_>,
+    wanted: watch::Receiver<bool>,
+) -> Result<Option<(Summary, u64)>, PushError> {
+    let mut upload = Upload::open(registry, item, feed, None).await?;
+    let mut given_up = wanted.clone();
+    let done = tokio::select! {
+        done = upload.run(Some(wanted)) => Some(done),
+        // Nothing is true of this but the error of a sender that is gone.
+        _ = given_up.wait_for(|_| false) => None,
     };
-    let mut upload = Upload {
-        registry,
-        item,
-        feed,
-        url,
-        stored: 0,
-        attempts: Attempts::default(),
-        lost: Attempts::default(),
-        chunk: None,
-        redirects: 0,
-        rereads: 0,
-    };
-    let mut step = Step::GoOn;
-    loop {
-        step = match step {
-            Step::GoOn => upload.stream().await?,
-            Step::Resume { error, wait } => upload.resume(error, wait).await?,
-            Step::Reopen(error) => upload.reopen(error).await?,
-            Step::Commit(summary) => match upload.commit(&summary).await? {
-                None => return Ok((summary, upload.feed.sent_bytes())),
-                Some(step) => step,
-            },
+    match done {
+        Some(Ok(done)) => Ok(Some(done)),
+        Some(Err(error)) => {
+            cancel(registry, item, upload.url).await;
+            Err(error)
+        }
+        None => {
+            cancel(registry, item, upload.url).await;
+            Ok(None)
+        }
+    }
+}
+
+impl<'a, 'f> Upload<'a, 'f> {
+    async fn open(
+        registry: &'a Registry,
+        item: &'a str,
+        feed: &'a mut Feed<'f>,
+        opened: Option<Url>,
+    ) -> Result<Upload<'a, 'f>, PushError> {
+        let url = match opened {
+            Some(url) => url,
+            None => open(registry, item).await?,
         };
+        Ok(Upload {
+            registry,
+            item,
+            feed,
+            url,
+            stored: 0,
+            attempts: Attempts::default(),
+            lost: Attempts::default(),
+            chunk: None,
+            redirects: 0,
+            rereads: 0,
+        })
+    }
+
+    /// Until the blob is stored. `wanted` holds the last request back.
+    async fn run(
+        &mut self,
+        mut wanted: Option<watch::Receiver<bool>>,
+    ) -> Result<(Summary, u64), PushError> {
+        let mut step = Step::GoOn;
+        loop {
+            step = match step {
+                Step::GoOn => self.stream().await?,
+                Step::Resume { error, wait } => self.resume(error, wait).await?,
+                Step::Reopen(error) => self.reopen(error).await?,
+                Step::Commit(summary) => {
+                    if let Some(wanted) = &mut wanted
+                        && wanted.wait_for(|wanted| *wanted).await.is_err()
+                    {
+                        // Whoever waits for this sees the same, and gives it up.
+                        std::future::pending::<()>().await;
+                    }
+                    match self.commit(&summary).await? {
+                        None => return Ok((summary, self.feed.sent_bytes())),
+                        Some(step) => step,
+                    }
+                }
+            };
+        }
     }
 }
 
@@ -136,94 +184,6 @@ impl Upload<'_, '_> {
                 wait: retry_after(&answer.headers),
             }),
             _ => Err(failed()),
-        }
-    }
-
-    /// Streams from `position` until the end of the layer, an answer, or a break.
-    async fn pass(&mut self, position: &mut u64) -> Result<Pass, PushError> {
-        let (request, shown) = self.registry.begin(&Method::PATCH, &self.url, None).await?;
-        let (frames, body) = mpsc::channel::<Result<Bytes, std::io::Error>>(1);
-        let body = reqwest::Body::wrap_stream(ReceiverStream::new(body));
-        let mut response = std::pin::pin!(
-            request
-                .header(header::CONTENT_TYPE, OCTETS)
-                .body(body)
-                .send()
-        );
-        let answered = loop {
-            let frame = tokio::select! {
-                biased;
-                answer = &mut response => break Some(answer),
-                frame = self.feed.frame(*position) => frame?,
-            };
-            let Some(frame) = frame else { break None };
-            let length = frame.len() as u64;
-            let taken = tokio::select! {
-                biased;
-                answer = &mut response => break Some(answer),
-                taken = tokio::time::timeout(IDLE_TIMEOUT, frames.send(Ok(frame))) => taken,
-            };
-            match taken {
-                Ok(Ok(())) => {
-                    *position += length;
-                    self.feed.sent(length);
-                }
-                // The connection has dropped the body; its answer or error is about to come.
-                Ok(Err(_)) => break None,
-                Err(_) => {
-                    return Ok(Pass::Broke(
-                        self.registry.timed_out(self.item, IDLE_TIMEOUT),
-                    ));
-                }
-            }
-        };
-        drop(frames);
-        let answered = match answered {
-            Some(answered) => answered,
-            None => match tokio::time::timeout(COMMIT_TIMEOUT, response).await {
-                Ok(answered) => answered,
-                Err(_) => {
-                    return Ok(Pass::Broke(
-                        self.registry.timed_out(self.item, COMMIT_TIMEOUT),
-                    ));
-                }
-            },
-        };
-        Ok(match answered {
-            Ok(response) => Pass::Answered(read_answer(response).await, shown),
-            Err(source) => Pass::Broke(self.registry.transport(
-                self.item,
-                self.attempts.made() + 1,
-                source,
-            )),
-        })
-    }
-
-    /// Sends one chunk on a connection of its own, so that a bound on a connection's bytes counts for it alone.
-    async fn chunk(&mut self, position: &mut u64, length: usize) -> Result<Pass, PushError> {
-        let chunk = self.feed.chunk(*position, length).await?;
-        let count = chunk.len() as u64;
-        let (request, shown) = self.registry.begin(&Method::PATCH, &self.url, None).await?;
-        let range = format!("{position}-{}", (*position + count).saturating_sub(1));
-        let request = request
-            .header(header::CONTENT_TYPE, OCTETS)
-            .header(header::CONTENT_LENGTH, count)
-            .header(header::CONTENT_RANGE, range)
-            .header(header::CONNECTION, "close")
-            .body(chunk);
-        *position += count;
-        self.feed.sent(count);
-        match tokio::time::timeout(COMMIT_TIMEOUT, request.send()).await {
-            Ok(Ok(response)) => Ok(Pass::Answered(read_answer(response).await, shown)),
-            Ok(Err(source)) => {
-                let attempt = self.attempts.made() + 1;
-                Ok(Pass::Broke(
-                    self.registry.transport(self.item, attempt, source),
-                ))
-            }
-            Err(_) => Ok(Pass::Broke(
-                self.registry.timed_out(self.item, COMMIT_TIMEOUT),
-            )),
         }
     }
 

@@ -7,8 +7,10 @@ mod blob_layer;
 mod blobs;
 mod docker_save;
 mod docker_store;
+mod export;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
+mod growing;
 mod layout;
 mod overlay_layer;
 mod tar_split;
@@ -16,10 +18,13 @@ mod tar_split;
 use crate::digest::Digest;
 use crate::error::Blame;
 use crate::manifest::Manifest;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use docker_store::DockerStore;
+pub use export::Export;
+pub(crate) use export::Looker;
+pub(crate) use growing::GrowingLayer;
 pub use layout::{Layout, Platform};
 
 /// An image ready to be pushed: its config, byte for byte, and its layers from the lowest up.
@@ -87,8 +92,22 @@ pub trait LayerSource: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// Where it lies, if in an overlay2 store of dockerd's: what was sent of it before dockerd had it is known by this.
+    fn overlay(&self) -> Option<Overlay<'_>> {
+        None
+    }
+
     /// Starts reading. Called on a thread that may block.
     fn open(&self) -> Result<Box<dyn LayerReader>, SourceError>;
+}
+
+/// A layer's place in an overlay2 store of dockerd's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overlay<'a> {
+    /// `overlay2/<cache-id>/diff`.
+    pub directory: &'a Path,
+    /// `layerdb/sha256/<chain>/tar-split.json.gz`.
+    pub record: &'a Path,
 }
 
 /// A layer that its store keeps as a blob fit for a registry. The pipeline checks the digest.

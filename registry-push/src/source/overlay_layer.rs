@@ -10,12 +10,12 @@
 
 use super::beneath::{LayerDir, shown};
 use super::tar_split::{Entry, TarSplit};
-use super::{LayerReader, LayerSource, SourceError};
+use super::{LayerReader, LayerSource, Overlay, SourceError};
 use crate::digest::Digest;
 use crc_fast::CrcAlgorithm::Crc64GoIso;
 use flate2::bufread::MultiGzDecoder;
 use std::fs::File;
-use std::io::{BufReader, Read as _};
+use std::io::{BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 /// A layer at rest.
@@ -38,6 +38,13 @@ impl LayerSource for OverlayLayer {
         self.size_hint
     }
 
+    fn overlay(&self) -> Option<Overlay<'_>> {
+        Some(Overlay {
+            directory: &self.directory,
+            record: &self.record,
+        })
+    }
+
     fn open(&self) -> Result<Box<dyn LayerReader>, SourceError> {
         Ok(Box::new(OverlayReader::open(
             &self.directory,
@@ -46,13 +53,15 @@ impl LayerSource for OverlayLayer {
     }
 }
 
-type Record = TarSplit<BufReader<MultiGzDecoder<BufReader<File>>>>;
-
-struct OverlayReader {
-    record: Record,
+/// Puts a layer's tar together from its record, as uncompressed lines, and its directory.
+pub(super) struct OverlayReader<R> {
+    record: TarSplit<R>,
     directory: LayerDir,
     current: Current,
 }
+
+/// The record of a layer that dockerd has: gzip in a file.
+type Lines = BufReader<MultiGzDecoder<BufReader<File>>>;
 
 /// What the next bytes come from.
 enum Current {
@@ -102,19 +111,31 @@ impl Content {
     }
 }
 
-impl OverlayReader {
-    fn open(directory: &Path, record: &Path) -> Result<OverlayReader, SourceError> {
+impl OverlayReader<Lines> {
+    fn open(directory: &Path, record: &Path) -> Result<OverlayReader<Lines>, SourceError> {
         let directory = LayerDir::open(directory)?;
         let file = File::open(record).map_err(SourceError::io("open", record))?;
         let text = BufReader::with_capacity(
             64 << 10,
             MultiGzDecoder::new(BufReader::with_capacity(64 << 10, file)),
         );
-        Ok(OverlayReader {
-            record: TarSplit::new(text, record),
+        Ok(OverlayReader::new(directory, TarSplit::new(text, record)))
+    }
+}
+
+impl<R: BufRead> OverlayReader<R> {
+    /// Reads nothing yet.
+    pub(super) fn new(directory: LayerDir, record: TarSplit<R>) -> OverlayReader<R> {
+        OverlayReader {
+            record,
             directory,
             current: Current::Nothing,
-        })
+        }
+    }
+
+    /// Where the record's lines come from.
+    pub(super) fn lines(&self) -> &R {
+        self.record.lines()
     }
 
     fn advance(&mut self) -> Result<(), SourceError> {
@@ -137,7 +158,7 @@ impl OverlayReader {
     }
 }
 
-impl LayerReader for OverlayReader {
+impl<R: BufRead + Send> LayerReader for OverlayReader<R> {
     fn proves_itself(&self) -> bool {
         true
     }

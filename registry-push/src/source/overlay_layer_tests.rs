@@ -82,7 +82,7 @@ impl Layer {
         layer
     }
 
-    fn open(&self) -> Result<OverlayReader, SourceError> {
+    fn open(&self) -> Result<OverlayReader<Lines>, SourceError> {
         let record = self.base.path().join("tar-split.json.gz");
         let file = File::create(&record).expect("create");
         let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
@@ -96,7 +96,7 @@ impl Layer {
     }
 }
 
-fn read_all(mut reader: OverlayReader) -> Result<Vec<u8>, SourceError> {
+fn read_all(mut reader: OverlayReader<Lines>) -> Result<Vec<u8>, SourceError> {
     let (mut all, mut buffer) = (Vec::new(), vec![0; 7001]);
     loop {
         let count = reader.read(&mut buffer)?;

@@ -61,6 +61,11 @@ impl<R: BufRead> TarSplit<R> {
         }
     }
 
+    /// Where the lines come from.
+    pub(crate) fn lines(&self) -> &R {
+        &self.lines
+    }
+
     /// The next entry that stands for at least one byte; `None` at the end.
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, SourceError> {
         loop {

@@ -84,6 +84,19 @@ impl Dockerd {
         self.dir.path().join("data")
     }
 
+    /// Its process id, as it is on this side.
+    pub(crate) fn process(&self) -> u32 {
+        let root = self.dir.path().join("root");
+        let is_it = |process: &u32| {
+            let proc = PathBuf::from(format!("/proc/{process}"));
+            std::fs::read_link(proc.join("root")).is_ok_and(|of| of == root)
+                && std::fs::read_to_string(proc.join("comm")).is_ok_and(|name| name == "dockerd\n")
+        };
+        let processes = std::fs::read_dir("/proc").unwrap();
+        let numbers = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        numbers.into_iter().find(is_it).expect("dockerd runs")
+    }
+
     /// A directory that dockerd's CLI sees as `/exchange`.
     pub(crate) fn exchange(&self) -> PathBuf {
         self.dir.path().join("exchange")

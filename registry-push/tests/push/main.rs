@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod ahead;
 mod dockerd;
 mod faults;
 mod image;

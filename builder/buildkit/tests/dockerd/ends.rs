@@ -136,3 +136,42 @@ async fn a_lost_connection_to_the_builder_is_told() {
     assert!(matches!(error, SolveError::Transport(_)), "{error:?}");
     served.abort();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_knows_whether_another_runs() {
+    let Some(dockerd) = dockerd() else { return };
+    // Builds of other tests run at this dockerd too; those of this one are known by their names.
+    let prefix = format!("alone-{}-", new_id());
+    let begin = async |name: &str| {
+        let build = long_build(&dockerd, &format!("{prefix}{name}"));
+        let id = new_id();
+        let served = serve(&build, &dockerd, &id).await;
+        let client = connect(&dockerd).await;
+        let (sender, mut events) = mpsc::channel(16);
+        let mut request = build.request(&id);
+        request.build_ref = format!("{prefix}{name}");
+        let solving = tokio::spawn(async move { client.solve(request, sender).await });
+        until_running(&mut events).await;
+        (solving, served, events)
+    };
+    let asker = connect(&dockerd).await;
+    let is_alone = async |name: &str| {
+        let ours = |other: &str| other == format!("{prefix}{name}") || !other.starts_with(&prefix);
+        asker.is_alone(ours).await.unwrap()
+    };
+    let first = begin("first").await;
+    assert!(is_alone("first").await);
+    assert!(!is_alone("none").await);
+    let second = begin("second").await;
+    assert!(!is_alone("first").await && !is_alone("second").await);
+    second.0.abort();
+    let deadline = Instant::now() + WAIT_MAX;
+    while !is_alone("first").await {
+        assert!(Instant::now() < deadline, "the second build must end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    first.0.abort();
+    for served in [first.1, second.1] {
+        served.abort();
+    }
+}

@@ -58,15 +58,10 @@ async fn tell(guest: &Guest, start: &StartPush, lines: &mpsc::Sender<Bytes>) {
             drop(progress_lines.try_send(to_bytes(&line)));
         }
     };
-    let pushed = push::push(
-        guest,
-        &start.image,
-        &start.target,
-        start.credential.as_ref(),
-        None,
-        progress,
-    )
-    .await;
+    let pushed = match push::prepare(guest, &start.target, start.credential.as_ref(), None) {
+        Ok(push) => push.image(guest, &start.image, progress).await,
+        Err(error) => Err(error),
+    };
     let last = match &pushed {
         Ok(pushed) => done(pushed, name.as_ref().map_or("", Target::tag)),
         Err(error) => vec![failed(&message(error, start))],

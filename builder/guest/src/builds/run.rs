@@ -5,12 +5,12 @@
 use super::convert::Converter;
 use super::{Build, Stop, Throttle, outcome};
 use crate::books::InFlight;
-use crate::docker::DockerError;
+use crate::docker::{Docker, DockerError};
 use crate::garbage::{Pressure, Reason, pressure};
 use crate::guest::Guest;
 use crate::limits;
 use crate::phase::Phase;
-use crate::push;
+use crate::push::{self, Prepared};
 use slipway_buildkit::{
     Client, ConnectError, DialError, SolveError, SolveRequest, SolveResult, dial_docker_grpc,
 };
@@ -115,25 +115,32 @@ async fn work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOu
     if phase != Phase::Ready {
         return outcome::of_system("dockerd does not run");
     }
+    let push = match prepared(guest, build, &request) {
+        Ok(push) => push,
+        Err(outcome) => return outcome,
+    };
     let solved = match solve(guest, build, &request).await {
         Ok(solved) => solved,
         Err(outcome) => return outcome,
     };
     let image_id = solved.image_id;
     *build.image() = Some(image_id.clone());
-    let size_bytes = match guest.docker.image(&image_id).await {
+    let build_ms = elapsed_ms(began);
+    let began = Instant::now();
+    let pushed = async {
+        match push {
+            Some(push) => pushed(guest, build, &image_id, push).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    let (image, pushed) = tokio::join!(guest.docker.image(&image_id), pushed);
+    let size_bytes = match image {
         Ok(image) => image.size,
         Err(error) => return outcome::of_system(&super::chain(&error)),
     };
-    let build_ms = elapsed_ms(began);
-    let began = Instant::now();
-    let digest = if request.spec.push {
-        match pushed(guest, build, &image_id, &request).await {
-            Ok(digest) => Some(digest),
-            Err(outcome) => return outcome,
-        }
-    } else {
-        None
+    let digest = match pushed {
+        Ok(digest) => digest,
+        Err(outcome) => return outcome,
     };
     BuildOutcome::Succeeded {
         image_id,
@@ -150,6 +157,11 @@ async fn work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOu
 
 fn elapsed_ms(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How the names of the build's solves begin.
+fn names_of(build: &Build) -> String {
+    format!("{}-", build.id)
 }
 
 /// Why there is no solve.
@@ -265,7 +277,7 @@ async fn solve_once(
     let (events, mut told) = mpsc::channel(limits::EVENTS_QUEUED_MAX);
     let solving = client.solve(
         SolveRequest {
-            build_ref: format!("{}-{attempt}", build.id),
+            build_ref: format!("{}{attempt}", names_of(build)),
             session: request.session.clone(),
             frontend_attrs: request.spec.frontend_attrs.clone(),
             image_name: request.spec.image.clone(),
@@ -284,12 +296,50 @@ async fn solve_once(
     Ok(solved?)
 }
 
+/// The push that the build wants, if it wants one: it begins with the export.
+fn prepared(
+    guest: &Guest,
+    build: &Build,
+    request: &StartBuild,
+) -> Result<Option<Prepared>, BuildOutcome> {
+    if !request.spec.push {
+        return Ok(None);
+    }
+    let mut push = push::prepare(
+        guest,
+        &request.spec.image,
+        request.credential.as_ref(),
+        request.spec.compression,
+    )
+    .map_err(|error| outcome::of_push(&error))?;
+    let (docker, ours) = (guest.docker.clone(), names_of(build));
+    push.send_ahead(move || {
+        let (docker, ours) = (docker.clone(), ours.clone());
+        async move {
+            is_alone(&docker, &ours)
+                .await
+                .inspect_err(|error| {
+                    tracing::debug!(error = super::chain(error), "nothing is sent ahead")
+                })
+                .unwrap_or(false)
+        }
+    });
+    Ok(Some(push))
+}
+
+/// Whether nobody else's solve is under way, in whatever way it came to BuildKit: what is exported then can only be ours, and nothing of
+/// another's image goes to our registry.
+async fn is_alone(docker: &Docker, ours: &str) -> Result<bool, NoSolve> {
+    let client = Client::connect(dial_docker_grpc(docker.connect().await?).await?).await?;
+    Ok(client.is_alone(|name| name.starts_with(ours)).await?)
+}
+
 /// Pushes by the image's id, not its name: another build may have taken the name over meanwhile.
 async fn pushed(
     guest: &Guest,
     build: &Arc<Build>,
     image_id: &str,
-    request: &StartBuild,
+    push: Prepared,
 ) -> Result<String, BuildOutcome> {
     let throttle = Mutex::new(Throttle::default());
     let told = build.clone();
@@ -301,15 +351,7 @@ async fn pushed(
             told.append(BuildEvent::Push(progress));
         }
     };
-    let pushed = push::push(
-        guest,
-        image_id,
-        &request.spec.image,
-        request.credential.as_ref(),
-        request.spec.compression,
-        progress,
-    );
-    match pushed.await {
+    match push.image(guest, image_id, progress).await {
         Ok(pushed) => Ok(pushed.digest.to_string()),
         Err(error) => Err(outcome::of_push(&error)),
     }
