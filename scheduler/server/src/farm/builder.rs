@@ -9,7 +9,7 @@ use super::view::{BuilderKey, BuilderView, Events, FarmEvent, key_of};
 use crate::limits::BUILDER_CONNECTIONS_MAX;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::EndpointPort;
-use slipway_core::id::HostId;
+use slipway_core::id::{HostId, VolumeId};
 use slipway_core::idle::{self, Idle};
 use slipway_core::isolation::Isolation;
 use slipway_core::machine::{IllegalTransition, MachineEvent, MachineState};
@@ -54,8 +54,8 @@ pub(super) struct Inner {
     pub(super) hold_until: Timestamp,
     /// A side effect on the host is under way; lists of the host are not believed meanwhile.
     pub(super) acting: bool,
-    /// Its volume is on its way to another host: it does not start.
-    pub(super) moving: bool,
+    /// This volume of it is on its way to another host: it does not start.
+    pub(super) moving: Option<VolumeId>,
     /// What the store has, as far as this process knows.
     pub(super) recorded: Option<MachineRecord>,
     /// Somebody waits for the cache to be emptied, which the driver does once nothing of the machine lives.
@@ -126,7 +126,7 @@ impl Builder {
             volume_damaged: false,
             hold_until: Timestamp(0),
             acting: false,
-            moving: false,
+            moving: None,
             recorded: None,
             reset: None,
             machine,
@@ -151,22 +151,31 @@ impl Builder {
         Arc::clone(&host)
     }
 
-    /// Keeps it from starting until it is told where it is, if nothing of it lives. Gives whether it does.
-    pub(super) fn stand_still(&self) -> bool {
+    /// Keeps it from starting until it is told where it is, if nothing of it lives and this is its volume. Gives whether it does.
+    pub(super) fn stand_still(&self, volume: &VolumeId) -> bool {
         let mut inner = self.lock();
-        let lives = inner.machine.state.live_generation().is_some();
-        if lives || inner.acting || inner.observed != Observed::Absent || inner.reset.is_some() {
-            return inner.moving;
+        if inner.moving.is_some() {
+            return inner.moving.as_ref() == Some(volume);
         }
-        inner.moving = true;
+        let lives = inner.machine.state.live_generation().is_some();
+        let busy = inner.acting || inner.observed != Observed::Absent || inner.reset.is_some();
+        if lives || busy || inner.machine.volume != *volume {
+            return false;
+        }
+        inner.moving = Some(volume.clone());
         true
+    }
+
+    /// It may start again where it is.
+    pub(super) fn go_on(&self) {
+        self.change(|inner| inner.moving = None);
     }
 
     /// It is, or still is, on this host, and may start there.
     pub(super) fn is_on(&self, host: &HostId, link: &Arc<HostLink>, generation: Generation) {
         *self.host.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(link);
         self.change(|inner| {
-            inner.moving = false;
+            inner.moving = None;
             inner.observed = link.observed(&inner.machine.id);
             inner.machine.host = host.clone();
             inner.machine.generation = inner.machine.generation.max(generation);
@@ -292,7 +301,7 @@ impl Inner {
             machine: self.machine.id.clone(),
             volume: self.machine.volume.clone(),
             generation: self.machine.generation,
-            wanted: self.machine.intent == Intent::Wanted && !self.moving,
+            wanted: self.machine.intent == Intent::Wanted && self.moving.is_none(),
             state: self.machine.state,
             observed: self.observed,
             in_flight: self.in_flight,

@@ -130,7 +130,7 @@ pub(super) async fn reset(shared: &Shared, builder: &Builder) -> bool {
         let mut inner = builder.lock();
         let ended = inner.machine.state.live_generation().is_none();
         let gone = inner.observed == Observed::Absent;
-        if ended && gone && !inner.moving {
+        if ended && gone && inner.moving.is_none() {
             inner
                 .reset
                 .take()

@@ -162,7 +162,7 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
     let generation = step.generation;
     let begun = builder.change(|inner| {
         // Its volume may have begun to leave since this was planned.
-        if inner.moving {
+        if inner.moving.is_some() {
             return None;
         }
         inner.acting = true;

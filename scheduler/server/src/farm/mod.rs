@@ -458,7 +458,8 @@ impl Shared {
             let mut inner = builder.lock();
             inner.volume_ready = volume.state == VolumeState::Ready;
             let catching_up = |moving: &Move| moving.step == MoveStep::CatchingUp;
-            inner.moving = volume.moving.as_ref().is_some_and(catching_up);
+            let catches_up = volume.moving.as_ref().is_some_and(catching_up);
+            inner.moving = catches_up.then(|| volume.id.clone());
             inner.recorded = Some(inner.record());
         }
         self.builders
@@ -480,6 +481,16 @@ impl Shared {
         builders
             .find(|builder| builder.lock().machine.volume == *volume)
             .cloned()
+    }
+
+    /// The builders that have a volume, or stand still for its move.
+    fn builders_waiting_for(&self, volume: &VolumeId) -> Vec<Arc<Builder>> {
+        let builders = self.builders.read().unwrap_or_else(PoisonError::into_inner);
+        let concerned = |builder: &&Arc<Builder>| {
+            let inner = builder.lock();
+            inner.machine.volume == *volume || inner.moving.as_ref() == Some(volume)
+        };
+        builders.values().filter(concerned).cloned().collect()
     }
 
     /// Destroys a condemned volume and forgets it.

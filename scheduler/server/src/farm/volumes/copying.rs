@@ -13,7 +13,7 @@ use crate::limits::{
 };
 use slipway_core::host_api::{ImportPart, VolumeReport};
 use slipway_core::id::{HostId, OrgId, SnapshotId, VolumeId};
-use slipway_store::{Move, StoreError, Volume};
+use slipway_store::{Move, StoreError, Volume, VolumeState};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -130,8 +130,12 @@ impl Shared {
         let mut told = false;
         loop {
             let mut changes = builder.changes();
-            if builder.stand_still() {
+            if builder.stand_still(&volume.id) {
                 return Ok(());
+            }
+            if builder.lock().machine.volume != volume.id {
+                // It was given another one, and this one was set aside.
+                return Err(VolumeError::State(VolumeState::Aside).into());
             }
             if !std::mem::replace(&mut told, true) {
                 let notice = "move: the rest waits until the builder has ended by itself, or by `slipway builders stop`";
@@ -157,7 +161,7 @@ impl Shared {
     ) -> Result<Option<VolumeReport>, FarmError> {
         // After a start of the control plane it stands still by the record.
         if let Some(builder) = self.builder_of(&volume.id)
-            && !builder.stand_still()
+            && !builder.stand_still(&volume.id)
         {
             return Err(VolumeError::Attached.into());
         }

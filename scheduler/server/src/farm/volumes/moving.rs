@@ -248,24 +248,34 @@ impl Shared {
 
     /// Tells the builder of a volume where it is, unless that is still to be decided.
     pub(super) async fn release(&self, org: &OrgId, id: &VolumeId) {
-        let Some(builder) = self.builder_of(id) else {
-            return;
-        };
-        let released = async {
-            let volume = self.store.volume(org, id).await?;
-            let catching_up = |moving: &Move| moving.step == MoveStep::CatchingUp;
-            if volume.moving.as_ref().is_some_and(catching_up) {
-                return Ok(());
+        for builder in self.builders_waiting_for(id) {
+            if let Err(error) = self.release_one(&builder, org, id).await {
+                tracing::warn!(%org, volume = %id, why = chain(&error), "builder not told where it is");
             }
-            let machine = builder.view().machine;
-            let machine = self.store.machine(org, &machine).await?;
-            let link = self.link(&volume.host).ok_or(FarmError::HostAway)?;
-            builder.is_on(&volume.host, &link, machine.generation);
-            Ok::<_, FarmError>(())
-        };
-        if let Err(error) = released.await {
-            tracing::warn!(%org, volume = %id, why = chain(&error), "builder not told where it is");
         }
+    }
+
+    async fn release_one(
+        &self,
+        builder: &Builder,
+        org: &OrgId,
+        id: &VolumeId,
+    ) -> Result<(), FarmError> {
+        let volume = self.store.volume(org, id).await?;
+        let catching_up = |moving: &Move| moving.step == MoveStep::CatchingUp;
+        if volume.moving.as_ref().is_some_and(catching_up) {
+            return Ok(());
+        }
+        let machine = builder.view().machine;
+        let machine = self.store.machine(org, &machine).await?;
+        let link = self.link(&volume.host).ok_or(FarmError::HostAway)?;
+        // It stays where it is, too, if it was given another volume meanwhile.
+        if machine.volume != *id || Arc::ptr_eq(&builder.host(), &link) {
+            builder.go_on();
+        } else {
+            builder.is_on(&volume.host, &link, machine.generation);
+        }
+        Ok(())
     }
 
     /// Clears away what a move has left, and leaves what its owner was told.
