@@ -82,6 +82,9 @@ fn a_builder_that_ended_for_want_of_use_goes_on_from_kept_memory() -> Result<()>
         let began = std::time::Instant::now();
         ping(&bed, &token)?;
         println!("/_ping from kept memory after {:?}", began.elapsed());
+        let log = std::fs::read_to_string(bed.dir().join("host.log"))?;
+        let kept_as = log.lines().rfind(|line| line.contains(": memory kept"));
+        println!("{}", kept_as.unwrap_or_default());
         let gone_on = said(&bed, "host.log", "kept_memory=true")?;
         ensure!(gone_on == kept, "gone on {gone_on} times: {}", bed.logs());
     }

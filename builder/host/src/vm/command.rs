@@ -105,6 +105,9 @@ pub(super) struct Line<'a> {
     pub(super) mtu: u32,
     /// What may be written outside the volume, in bytes.
     pub(super) scratch_bytes: u64,
+    /// Its memory may be kept: the kernel wipes what is freed, so that no more of a build lies in there than must, and what
+    /// is free takes no room.
+    pub(super) wipes: bool,
     /// It waits to be filled with a machine's kept memory, instead of booting.
     pub(super) waits: bool,
 }
@@ -223,6 +226,9 @@ fn kernel_parameters(line: &Line<'_>) -> String {
         "console=ttyS0 quiet panic=-1 edd=off slipway.scratch={}",
         line.scratch_bytes
     );
+    if line.wipes {
+        parameters.push_str(" init_on_free=1");
+    }
     match line.accelerator {
         Accelerator::Kvm => {}
         // An emulated processor does not speculate, and what guards against it costs most there. On a busy host its timer
@@ -308,6 +314,7 @@ mod tests {
             mac: "02:53:4c:02:00:01",
             mtu: 1500,
             scratch_bytes: 1 << 30,
+            wipes: false,
             waits: false,
         }
     }
@@ -338,6 +345,7 @@ mod tests {
             crate::snapshot::check(file, &text(&arguments(&line(accelerator))));
         }
         let waiting = arguments(&Line {
+            wipes: true,
             waits: true,
             ..line(Accelerator::Kvm)
         });

@@ -145,6 +145,7 @@ impl VirtualMachines {
             mac: &mac,
             mtu: boot_network.mtu,
             scratch_bytes: self.scratch.0,
+            wipes: self.may_keep(start),
             waits,
         })
     }
