@@ -341,6 +341,12 @@ impl Shared {
                 builder.lock().recorded = Some(record);
                 Ok(())
             }
+            // Somebody has recorded a newer start meanwhile, and with it all that was to be recorded here.
+            Err(StoreError::Changed(_))
+                if builder.lock().machine.generation > record.generation =>
+            {
+                Ok(())
+            }
             Err(error) => {
                 let kind = error.kind();
                 tracing::error!(%machine, ?kind, why = chain(&error), "machine not recorded");

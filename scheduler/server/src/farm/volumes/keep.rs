@@ -64,7 +64,7 @@ async fn look(
         }
     }
     for volume in shared.store.volumes_on(&host).await? {
-        let held = shared.builder_of(&volume.id).is_some();
+        let held = shared.is_held(&volume);
         if todo(now(), &volume.now(held)).is_none() {
             continue;
         }

@@ -17,7 +17,7 @@ use slipway_core::host_api::{HostErrorCode, VolumeReport, VolumeSource};
 use slipway_core::id::{OrgId, VolumeId};
 use slipway_core::units::ByteSize;
 use slipway_core::volume::{Todo, snapshot_todo, todo};
-use slipway_store::{ErrorKind, Snapshot, StoreError, Volume, VolumeState};
+use slipway_store::{ErrorKind, Snapshot, StoreError, Volume, VolumePurpose, VolumeState};
 use std::sync::Arc;
 
 /// More steps than any volume needs; a store that never shows what was recorded ends here.
@@ -103,7 +103,7 @@ impl Shared {
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
-            let held = self.builder_of(id).is_some();
+            let held = self.is_held(&volume);
             match todo(now(), &volume.now(held)) {
                 None => return Ok(Some(volume)),
                 Some(Todo::Make) => self.make_volume(link, &volume).await?,
@@ -129,6 +129,14 @@ impl Shared {
             }
         }
         Err(FarmError::Closed)
+    }
+
+    /// A builder has it, or is about to: its record is there a moment before the builder is, and what is made for it by
+    /// anybody else would take its key for later than any start.
+    pub(super) fn is_held(&self, volume: &Volume) -> bool {
+        let a_builders = volume.purpose == VolumePurpose::Cache;
+        (a_builders && volume.state == VolumeState::Planned)
+            || self.builder_of(&volume.id).is_some()
     }
 
     async fn make_volume(&self, link: &Arc<HostLink>, volume: &Volume) -> Result<(), FarmError> {
