@@ -241,13 +241,23 @@ impl Shared {
         }
     }
 
+    /// A volume of the org's. One that has just moved is seen when the old copy is gone, if that can be done now.
+    async fn cleared(self: &Arc<Self>, org: &OrgId, id: &VolumeId) -> Result<Volume, FarmError> {
+        let volume = self.store.volume(org, id).await?;
+        let moving = volume.moving.as_ref();
+        if moving.is_none_or(Move::is_under_way) {
+            return Ok(volume);
+        }
+        self.finish(&volume).await
+    }
+
     async fn extend(
         self: &Arc<Self>,
         org: &OrgId,
         id: &VolumeId,
         size: ByteSize,
     ) -> Result<Volume, FarmError> {
-        let known = self.store.volume(org, id).await?;
+        let known = self.cleared(org, id).await?;
         if let VolumeState::Aside | VolumeState::Condemned = known.state {
             return Err(VolumeError::State(known.state).into());
         }

@@ -39,7 +39,7 @@ impl Farm {
         asked: &AskedMove,
     ) -> Result<Volume, FarmError> {
         let shared = &self.0;
-        let volume = shared.store.volume(org, id).await?;
+        let volume = shared.cleared(org, id).await?;
         may_move(&volume)?;
         let to = shared.place_move(&volume, asked).await?;
         let link = shared.link(&volume.host).ok_or(VolumeError::HostAway)?;
