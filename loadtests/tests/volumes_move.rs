@@ -50,7 +50,7 @@ impl Two {
         ];
         let made = self.volumes(&create)?;
         let id = made["id"].as_str().context("no id")?.to_owned();
-        let image = image(&self.near, &id)?;
+        let image = self.near.volume_image(&id)?;
         let at = self.near.dir().join("fill");
         std::fs::create_dir_all(&at)?;
         let mounted = Command::new("mount")
@@ -99,26 +99,12 @@ impl Two {
             "{moved}"
         );
         let compared = Command::new("cmp")
-            .arg(image(&self.far, id)?)
+            .arg(self.far.volume_image(id)?)
             .arg(as_it_was)
             .output()?;
         ensure!(compared.status.success(), "{compared:?}");
         Ok(())
     }
-}
-
-fn image(bed: &Testbed, id: &str) -> Result<PathBuf> {
-    let images = bed.volume_images()?;
-    let named = |path: &PathBuf| {
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned());
-        name.is_some_and(|name| name.starts_with(id))
-    };
-    images
-        .into_iter()
-        .find(named)
-        .with_context(|| id.to_owned())
 }
 
 #[test]

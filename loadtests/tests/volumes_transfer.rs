@@ -7,7 +7,7 @@ use slipway_loadtests::testbed::{Testbed, check_refusal, wait_for};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -31,20 +31,6 @@ fn text(value: &Value) -> Result<String> {
         .to_owned())
 }
 
-fn image(bed: &Testbed, id: &str) -> Result<PathBuf> {
-    let images = bed.volume_images()?;
-    let named = |path: &PathBuf| {
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned());
-        name.is_some_and(|name| name.starts_with(id))
-    };
-    images
-        .into_iter()
-        .find(named)
-        .with_context(|| id.to_owned())
-}
-
 /// A volume with a file system that holds [`NOISE`].
 fn filled(bed: &Testbed, name: &str, seed: u64) -> Result<String> {
     let made = json(
@@ -60,7 +46,7 @@ fn filled(bed: &Testbed, name: &str, seed: u64) -> Result<String> {
     };
     run(Command::new("mount")
         .args(["-o", "loop"])
-        .arg(image(bed, &id)?)
+        .arg(bed.volume_image(&id)?)
         .arg(&at))?;
     let mut state = seed;
     let noise: Vec<u8> = std::iter::repeat_with(|| {
@@ -81,7 +67,7 @@ fn filled(bed: &Testbed, name: &str, seed: u64) -> Result<String> {
 
 /// Fails unless two volumes hold the same, to the last byte.
 fn same(bed: &Testbed, one: &str, other: &str) -> Result<()> {
-    let (one, other) = (image(bed, one)?, image(bed, other)?);
+    let (one, other) = (bed.volume_image(one)?, bed.volume_image(other)?);
     let compared = Command::new("cmp").arg(&one).arg(&other).output()?;
     ensure!(compared.status.success(), "{compared:?}");
     Ok(())

@@ -3,7 +3,7 @@
 //! Must not know: how any driver does it.
 
 use crate::error::VolumeError;
-use slipway_core::host_api::{Cloning, SnapshotReport, VolumeReport, VolumeSource};
+use slipway_core::host_api::{Cloning, ImportPart, SnapshotReport, VolumeReport, VolumeSource};
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::key::VolumeKey;
 use slipway_core::units::ByteSize;
@@ -25,25 +25,6 @@ pub struct Capabilities {
     pub cloning: Cloning,
     /// A mounted file system grows at once; else at the next attachment.
     pub grows_mounted: bool,
-}
-
-/// What arrives in an import.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arrival<'a> {
-    /// All of the volume.
-    Whole,
-    /// All that a snapshot has; a difference from it will follow, and only then it is a volume.
-    Base {
-        /// Of which snapshot.
-        snapshot: &'a SnapshotId,
-    },
-    /// What differs from the base that arrived before. Broken off, it can only be gone on with towards the same snapshot.
-    Difference {
-        /// The base's snapshot.
-        base: &'a SnapshotId,
-        /// What it is to be.
-        snapshot: &'a SnapshotId,
-    },
 }
 
 /// Whether a pool's volumes must be encrypted on disk.
@@ -240,7 +221,7 @@ pub trait VolumeDriver: Send + Sync + std::fmt::Debug {
         &self,
         id: &VolumeId,
         size: ByteSize,
-        arrival: &Arrival<'_>,
+        part: &ImportPart,
     ) -> Result<u64, VolumeError>;
 
     /// Makes the volume from a stream that begins at or before [`Self::import_offset`]. One that breaks off is kept for
@@ -255,7 +236,7 @@ pub trait VolumeDriver: Send + Sync + std::fmt::Debug {
         id: &VolumeId,
         size: ByteSize,
         key: Option<&VolumeKey>,
-        arrival: &Arrival<'_>,
+        part: &ImportPart,
         from: &mut dyn Read,
     ) -> Result<Option<VolumeReport>, VolumeError>;
 

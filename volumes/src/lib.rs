@@ -41,7 +41,7 @@ mod undo;
 pub mod conformance;
 
 pub use driver::{
-    Arrival, AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
+    AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
 };
 pub use error::VolumeError;
 pub use file::open_file_pool;

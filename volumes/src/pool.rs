@@ -29,7 +29,7 @@ pub(crate) use snapshot::too_slow;
 
 use crate::backing::{Backing, Inventory, Making, Stored, StoredSnapshot, Unfinished};
 use crate::driver::{
-    Arrival, AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
+    AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
 };
 use crate::error::VolumeError;
 use crate::limits::{IMPORT_KEPT_FOR, POOL_LOCK_WAIT_MAX, VOLUME_LOCK_WAIT_MAX};
@@ -37,7 +37,7 @@ use crate::lock::{FileLock, Locked};
 use crate::marker::{Marker, remove_if_there};
 use crate::{freeze, fs, luks, mounts};
 use layout::Layout;
-use slipway_core::host_api::{SnapshotReport, VolumeReport};
+use slipway_core::host_api::{ImportPart, SnapshotReport, VolumeReport};
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::key::VolumeKey;
 use slipway_core::units::ByteSize;
@@ -444,9 +444,9 @@ impl<B: Backing> VolumeDriver for Pool<B> {
         &self,
         id: &VolumeId,
         size: ByteSize,
-        arrival: &Arrival<'_>,
+        part: &ImportPart,
     ) -> Result<u64, VolumeError> {
-        self.receive_offset(id, size, arrival)
+        self.receive_offset(id, size, part)
     }
 
     fn import(
@@ -454,10 +454,10 @@ impl<B: Backing> VolumeDriver for Pool<B> {
         id: &VolumeId,
         size: ByteSize,
         key: Option<&VolumeKey>,
-        arrival: &Arrival<'_>,
+        part: &ImportPart,
         from: &mut dyn Read,
     ) -> Result<Option<VolumeReport>, VolumeError> {
-        self.receive(id, size, key, arrival, from)
+        self.receive(id, size, key, part, from)
     }
 
     fn pool(&self) -> Result<PoolReport, VolumeError> {

@@ -233,9 +233,9 @@ mod tests {
     async fn a_machine_that_cannot_stand_still_ends() {
         let (capture, books) = (Capture::new("/there is none"), ending());
         let host = async {
-            while !capture.is_offered() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+            let mut states = capture.state.subscribe();
+            let offered = states.wait_for(|state| *state == State::Offered);
+            drop(offered.await.unwrap());
             capture.take().await
         };
         let (goes_on, taken) = tokio::join!(capture.offer(&books, std::future::pending()), host);

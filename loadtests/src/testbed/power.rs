@@ -47,6 +47,22 @@ impl Testbed {
         Ok(images)
     }
 
+    /// The image of one volume.
+    ///
+    /// # Errors
+    /// It is not in the pool.
+    pub fn volume_image(&self, id: &str) -> Result<PathBuf> {
+        let is_it = |path: &PathBuf| {
+            let name = path.file_name();
+            name.is_some_and(|name| name.to_string_lossy().starts_with(id))
+        };
+        let images = self.volume_images()?;
+        images
+            .into_iter()
+            .find(is_it)
+            .with_context(|| id.to_owned())
+    }
+
     /// Power goes: nothing more reaches the volumes' disks, machines, host daemon and control plane are gone at the same moment, and
     /// so are their mounts, devices and links. The registry and this computer stay.
     ///

@@ -146,7 +146,7 @@ mod tests {
             ("/var/lib/docker/overlay2/k2jh/diff/usr/bin/x", Some("k2jh")),
             ("/data/overlay2/k2jh/diff", Some("k2jh")),
             ("/data/overlay2/k2jh/merged/x", Some("k2jh")),
-            ("/data/overlay2/k2jh/work/x", None),
+            ("/data/overlay2/k2jh/lower/x", None),
             ("/data/overlay2/k2jh", None),
             ("/data/overlay2/../diff/x", None),
             ("socket:[1]", None),

@@ -1,7 +1,8 @@
 //! Export and import.
 
 use super::{SIZE, Verbs, key, snapshot, volume};
-use crate::{Arrival, VolumeDriver, VolumeError};
+use crate::{VolumeDriver, VolumeError};
+use slipway_core::host_api::ImportPart;
 use slipway_core::units::ByteSize;
 use std::fs;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub(super) fn round_trip(open: super::Open<'_>) {
             &volume(2),
             SIZE,
             own_key.as_ref(),
-            &Arrival::Whole,
+            &ImportPart::Whole,
             &mut from,
         )
     };
@@ -53,7 +54,7 @@ pub(super) fn round_trip(open: super::Open<'_>) {
     );
     assert_eq!(driver.list().unwrap().len(), 1, "half of it is there");
     let offset = driver
-        .import_offset(&volume(2), SIZE, &Arrival::Whole)
+        .import_offset(&volume(2), SIZE, &ImportPart::Whole)
         .unwrap();
     let mut rest = Vec::new();
     driver
@@ -77,7 +78,7 @@ pub(super) fn round_trip(open: super::Open<'_>) {
         &volume(3),
         SIZE,
         driver.key(3).as_ref(),
-        &Arrival::Whole,
+        &ImportPart::Whole,
         &mut &stream[..stream.len() / 2],
     );
     let promised = driver.pool().unwrap().promised;
@@ -91,7 +92,7 @@ pub(super) fn round_trip(open: super::Open<'_>) {
 /// It can be opened by the key that it was made with, and by no other.
 fn only_its_own_key_opens(driver: &Arc<dyn VolumeDriver>, sealed: &[u8]) {
     driver
-        .import(&volume(4), SIZE, None, &Arrival::Whole, &mut &*sealed)
+        .import(&volume(4), SIZE, None, &ImportPart::Whole, &mut &*sealed)
         .unwrap();
     let other = driver.mount(4, 4);
     assert!(
@@ -129,27 +130,30 @@ pub(super) fn difference(open: super::Open<'_>) {
         .export_difference(&snapshot(1), &snapshot(2), &mut difference)
         .unwrap();
 
-    let (first, second, other) = (snapshot(1), snapshot(2), snapshot(3));
-    let arrives = |arrival: &Arrival<'_>, mut from: &[u8]| {
+    let arrives = |part: &ImportPart, mut from: &[u8]| {
         driver
             .driver()
-            .import(&volume(2), SIZE, None, arrival, &mut from)
+            .import(&volume(2), SIZE, None, part, &mut from)
     };
-    let refused = |arrival: &Arrival<'_>, from: &[u8]| {
-        let done = arrives(arrival, from);
+    let refused = |part: &ImportPart, from: &[u8]| {
+        let done = arrives(part, from);
         assert!(matches!(done, Err(VolumeError::Stream(_))), "{done:?}");
     };
-    let whole = Arrival::Base { snapshot: &first };
-    let rest = Arrival::Difference {
-        base: &first,
-        snapshot: &second,
+    let whole = ImportPart::Base {
+        snapshot: snapshot(1),
+    };
+    let rest = ImportPart::Difference {
+        base: snapshot(1),
+        snapshot: snapshot(2),
     };
     refused(&rest, &difference);
     refused(&whole, &difference);
     refused(&whole, &base[..base.len() / 2]);
     refused(&rest, &difference);
     // Of another snapshot nothing is there.
-    let elsewhere = Arrival::Base { snapshot: &other };
+    let elsewhere = ImportPart::Base {
+        snapshot: snapshot(3),
+    };
     assert_eq!(
         driver.import_offset(&volume(2), SIZE, &elsewhere).unwrap(),
         0
@@ -160,9 +164,9 @@ pub(super) fn difference(open: super::Open<'_>) {
     refused(&rest, &difference[..difference.len() / 2]);
     // It is no longer the one and not yet the other.
     refused(
-        &Arrival::Difference {
-            base: &first,
-            snapshot: &other,
+        &ImportPart::Difference {
+            base: snapshot(1),
+            snapshot: snapshot(3),
         },
         &difference,
     );

@@ -8,7 +8,6 @@ use super::create::sync;
 use super::steps::Step;
 use super::{Pool, clear_name_in_making, needed};
 use crate::backing::{Backing, Making, Stored};
-use crate::driver::Arrival;
 use crate::error::VolumeError;
 use crate::limits::IMPORT_SYNC_BYTES;
 use crate::luks;
@@ -16,7 +15,7 @@ use crate::marker::{remove_if_there, sync_parent};
 use crate::stream::{self, Header, ReadError, Target};
 use crate::undo::Undo;
 use serde::{Deserialize, Serialize};
-use slipway_core::host_api::VolumeReport;
+use slipway_core::host_api::{ImportPart, VolumeReport};
 use slipway_core::id::{SnapshotId, VolumeId};
 use slipway_core::key::VolumeKey;
 use slipway_core::units::ByteSize;
@@ -42,13 +41,13 @@ struct Progress {
 
 impl Progress {
     /// Whether what is there can be gone on with. If not, it is begun anew.
-    fn serves(&self, arrival: &Arrival<'_>) -> bool {
-        match *arrival {
-            Arrival::Whole => self.base.is_none(),
-            Arrival::Base { snapshot } => {
+    fn serves(&self, part: &ImportPart) -> bool {
+        match part {
+            ImportPart::Whole => self.base.is_none(),
+            ImportPart::Base { snapshot } => {
                 self.base.as_ref() == Some(snapshot) && self.towards.is_none()
             }
-            Arrival::Difference { base, snapshot } => {
+            ImportPart::Difference { base, snapshot } => {
                 self.complete
                     && self.base.as_ref() == Some(base)
                     && self.towards.as_ref().is_none_or(|is| is == snapshot)
@@ -64,18 +63,14 @@ impl<B: Backing> Pool<B> {
     }
 
     /// What of an import can be gone on with; nothing is its beginning.
-    fn progress(
-        &self,
-        id: &VolumeId,
-        arrival: &Arrival<'_>,
-    ) -> Result<Option<Progress>, VolumeError> {
+    fn progress(&self, id: &VolumeId, part: &ImportPart) -> Result<Option<Progress>, VolumeError> {
         if !self.backing.is_begun(id, Making::Import)? {
             return Ok(None);
         }
         // What cannot be read is begun anew.
         let text = std::fs::read(self.progress_path(id)).unwrap_or_default();
         let progress: Option<Progress> = serde_json::from_slice(&text).ok();
-        Ok(progress.filter(|progress| progress.serves(arrival)))
+        Ok(progress.filter(|progress| progress.serves(part)))
     }
 
     fn write_progress(&self, id: &VolumeId, progress: &Progress) -> io::Result<()> {
@@ -91,12 +86,12 @@ impl<B: Backing> Pool<B> {
         &self,
         id: &VolumeId,
         size: ByteSize,
-        arrival: &Arrival<'_>,
+        part: &ImportPart,
     ) -> Result<u64, VolumeError> {
         self.rounded(size)?;
-        Ok(match (self.progress(id, arrival)?, arrival) {
-            (Some(progress), Arrival::Whole | Arrival::Base { .. }) => progress.offset,
-            (Some(_), Arrival::Difference { .. }) | (None, _) => 0,
+        Ok(match (self.progress(id, part)?, part) {
+            (Some(progress), ImportPart::Whole | ImportPart::Base { .. }) => progress.offset,
+            (Some(_), ImportPart::Difference { .. }) | (None, _) => 0,
         })
     }
 
@@ -105,7 +100,7 @@ impl<B: Backing> Pool<B> {
         id: &VolumeId,
         size: ByteSize,
         key: Option<&VolumeKey>,
-        arrival: &Arrival<'_>,
+        part: &ImportPart,
         from: &mut dyn Read,
     ) -> Result<Option<VolumeReport>, VolumeError> {
         let size = self.rounded(size)?;
@@ -114,8 +109,8 @@ impl<B: Backing> Pool<B> {
             return self.same_size(report, size).map(Some);
         }
         let header = stream::read_header(from).map_err(|e| VolumeError::Stream(e.to_string()))?;
-        let progress = self.progress(id, arrival)?;
-        check_header(&header, size, arrival, progress.as_ref())?;
+        let progress = self.progress(id, part)?;
+        check_header(&header, size, part, progress.as_ref())?;
         let stored = Stored {
             size,
             used: 0,
@@ -127,7 +122,7 @@ impl<B: Backing> Pool<B> {
             .transpose()?;
         let mut progress = match progress {
             Some(progress) => progress,
-            None => self.begin_import(id, &stored, seal, arrival)?,
+            None => self.begin_import(id, &stored, seal, part)?,
         };
         let device = self.backing.making(id, Making::Import)?;
         let name = clear_name_in_making(id);
@@ -142,14 +137,14 @@ impl<B: Backing> Pool<B> {
             None => device.path.clone(),
         };
         self.steps.enter(Step::Receive)?;
-        if let Arrival::Difference { snapshot, .. } = arrival {
-            progress.towards = Some((*snapshot).clone());
+        if let ImportPart::Difference { snapshot, .. } = part {
+            progress.towards = Some(snapshot.clone());
             self.note(id, &progress)?;
         }
         self.take(id, header, from, (&path, seal.is_none()), &mut progress)?;
         drop(undo);
         sync(&device.path)?;
-        if let Arrival::Base { .. } = arrival {
+        if let ImportPart::Base { .. } = part {
             progress.complete = true;
             self.note(id, &progress)?;
             return Ok(None);
@@ -181,7 +176,7 @@ impl<B: Backing> Pool<B> {
         id: &VolumeId,
         stored: &Stored,
         seal: Option<&VolumeKey>,
-        arrival: &Arrival<'_>,
+        part: &ImportPart,
     ) -> Result<Progress, VolumeError> {
         // It must not be taken for that of what is begun now.
         let stale = self.progress_path(id);
@@ -199,9 +194,9 @@ impl<B: Backing> Pool<B> {
             let device = self.backing.making(id, Making::Import)?;
             luks::format(&device.path, key)?;
         }
-        let base = match arrival {
-            Arrival::Base { snapshot } => Some((*snapshot).clone()),
-            Arrival::Whole | Arrival::Difference { .. } => None,
+        let base = match part {
+            ImportPart::Base { snapshot } => Some(snapshot.clone()),
+            ImportPart::Whole | ImportPart::Difference { .. } => None,
         };
         let progress = Progress {
             base,
@@ -252,10 +247,10 @@ impl<B: Backing> Pool<B> {
 fn check_header(
     header: &Header,
     size: u64,
-    arrival: &Arrival<'_>,
+    part: &ImportPart,
     progress: Option<&Progress>,
 ) -> Result<(), VolumeError> {
-    let wants_difference = matches!(arrival, Arrival::Difference { .. });
+    let wants_difference = matches!(part, ImportPart::Difference { .. });
     if header.difference != wants_difference {
         return Err(VolumeError::Stream(
             "a difference was sent for the whole, or the whole for a difference".to_owned(),

@@ -12,7 +12,7 @@ use slipway_core::id::{SnapshotId, VolumeId};
 use slipway_core::key::VolumeKey;
 use slipway_core::units::ByteSize;
 use slipway_volumes::stream;
-use slipway_volumes::{Arrival, NewVolume, VolumeDriver, VolumeError};
+use slipway_volumes::{NewVolume, VolumeDriver, VolumeError};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
@@ -200,7 +200,7 @@ impl Service {
         part: ImportPart,
     ) -> Result<Answer, VerbError> {
         let size = ByteSize(size_bytes);
-        let offset = self.volumes.import_offset(&volume, size, &arrival(&part))?;
+        let offset = self.volumes.import_offset(&volume, size, &part)?;
         let key = self.key(&volume);
         let (theirs, ours) = UnixStream::pair().map_err(stream_error)?;
         ours.set_read_timeout(Some(IMPORT_IDLE_MAX))
@@ -208,10 +208,9 @@ impl Service {
         self.in_background(move |service| {
             let mut from = BufReader::with_capacity(BUFFER_BYTES, &ours);
             let done = checked(&mut from, sealed).and_then(|mut from| {
-                let arrival = arrival(&part);
                 service
                     .volumes
-                    .import(&volume, size, key.as_deref(), &arrival, &mut from)
+                    .import(&volume, size, key.as_deref(), &part, &mut from)
             });
             let reply = match done {
                 Ok(Some(report)) => HostReply::Volume(report),
@@ -246,14 +245,6 @@ impl Service {
             })
             .map(drop)
             .map_err(stream_error)
-    }
-}
-
-fn arrival(part: &ImportPart) -> Arrival<'_> {
-    match part {
-        ImportPart::Whole => Arrival::Whole,
-        ImportPart::Base { snapshot } => Arrival::Base { snapshot },
-        ImportPart::Difference { base, snapshot } => Arrival::Difference { base, snapshot },
     }
 }
 

@@ -4,6 +4,7 @@ use super::*;
 use slipway_core::vm::BootNetwork;
 use std::io::Write;
 use std::net::Ipv4Addr;
+use std::time::{Duration, SystemTime};
 
 fn machine(number: u8) -> MachineId {
     MachineId::from_entropy([number; 10])
@@ -90,7 +91,10 @@ fn the_oldest_makes_room() {
     let memories = memories(dir.path(), 300 << 10);
     for number in 1..=2 {
         keep(&memories, number, 100 << 10);
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        let kept_at = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(number));
+        let memory = memories.dir.join(machine(number).as_str()).join("memory");
+        let memory = fs::File::options().write(true).open(memory).unwrap();
+        memory.set_modified(kept_at).unwrap();
     }
     assert!(memories.make_room(100 << 10).unwrap());
     assert!(memories.is_kept(&machine(1)) && memories.is_kept(&machine(2)));

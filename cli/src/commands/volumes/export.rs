@@ -2,11 +2,11 @@
 
 use super::kept::{Kept, Resume, next};
 use super::progress::Progress;
-use crate::api::transfers::{self, Download};
+use super::retry::Retry;
+use crate::api::transfers::Download;
 use crate::api::volumes as ask;
 use crate::api::{ApiClient, ApiError};
 use crate::args::ExportArgs;
-use crate::backoff::Backoff;
 use crate::exit::{Failure, FailureKind, Outcome};
 use crate::interrupt::Interrupts;
 use crate::printer::{Format, Printer};
@@ -15,7 +15,6 @@ use slipway_core::units::ByteSize;
 use slipway_volumes::frames::Frames;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 use tokio::task::block_in_place;
 
 /// What was done.
@@ -159,33 +158,16 @@ async fn all(
     interrupts: &mut Interrupts,
     progress: &mut Progress,
 ) -> Outcome<()> {
-    let mut backoff = Backoff::default();
-    let mut broke: Option<Failure> = None;
+    let mut retry = Retry::default();
     while !kept.whole {
         let before = kept.bytes;
         let tried = tokio::select! {
             tried = once(client, plan, kept, progress) => tried,
             () = interrupts.wait() => return Err(Failure::interrupted("interrupted")),
         };
-        let Err(ApiError { code, failure }) = tried else {
-            continue;
-        };
-        let waits = broke.is_some() && transfers::may_be_the_last_try(&code);
-        if failure.kind() != FailureKind::System && !waits {
-            return Err(failure);
-        }
-        if kept.bytes > before {
-            backoff.reset();
-        }
-        let Some(delay) = backoff.next(Instant::now()) else {
-            return Err(broke.unwrap_or(failure));
-        };
-        if !waits {
-            broke = Some(failure);
-        }
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {}
-            () = interrupts.wait() => return Err(Failure::interrupted("interrupted")),
+        if let Err(error) = tried {
+            let moved = kept.bytes > before;
+            retry.wait(error, moved, interrupts).await?;
         }
     }
     Ok(())

@@ -2,14 +2,14 @@
 
 use super::done;
 use super::progress::Progress;
+use super::retry::Retry;
 use super::sent::{Counter, Said, Sent, feed};
 use crate::api::transfers;
 use crate::api::volumes as ask;
 use crate::api::volumes::{ImportedVolume, Volume};
 use crate::api::{ApiClient, ApiError, queries};
 use crate::args::ImportArgs;
-use crate::backoff::Backoff;
-use crate::exit::{Failure, FailureKind, Outcome};
+use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupts;
 use crate::limits::{PROGRESS_PERIOD, TRANSFER_PIECES_QUEUED_MAX, TRANSFER_SILENCE_MAX};
 use crate::printer::Printer;
@@ -131,8 +131,7 @@ async fn all(
     interrupts: &mut Interrupts,
     progress: &mut Progress,
 ) -> Outcome<()> {
-    let mut backoff = Backoff::default();
-    let mut broke = None;
+    let mut retry = Retry::default();
     let mut reached = 0;
     loop {
         let mut at = reached;
@@ -140,27 +139,15 @@ async fn all(
             tried = once(client, volume, sent, said, &mut at, progress) => tried,
             () = interrupts.wait() => return Err(Failure::interrupted("interrupted")),
         };
-        let Err(ApiError { code, failure }) = tried else {
+        let Err(error) = tried else {
             return Ok(());
         };
-        let waits = broke.is_some() && transfers::may_be_the_last_try(&code);
-        if (failure.kind() != FailureKind::System && !waits) || !sent.is_file() {
-            return Err(failure);
+        if !sent.is_file() {
+            return Err(error.failure);
         }
-        if at > reached {
-            reached = at;
-            backoff.reset();
-        }
-        let Some(delay) = backoff.next(Instant::now()) else {
-            return Err(broke.unwrap_or(failure));
-        };
-        if !waits {
-            broke = Some(failure);
-        }
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {}
-            () = interrupts.wait() => return Err(Failure::interrupted("interrupted")),
-        }
+        let moved = at > reached;
+        reached = reached.max(at);
+        retry.wait(error, moved, interrupts).await?;
     }
 }
 

@@ -269,7 +269,7 @@ impl Kept {
 
 fn unwritten(error: &std::io::Error) -> Failure {
     Failure::user_caused("cannot write the export", error)
-        .hint("is there room, and does whoever reads it still run?")
+        .hint("is there room, and does whoever reads it still run? Into a file the same command goes on where it stopped")
 }
 
 fn another() -> Failure {

@@ -5,6 +5,7 @@ mod import;
 mod kept;
 mod progress;
 mod relocate;
+mod retry;
 mod sent;
 mod show;
 mod snapshots;

@@ -62,6 +62,7 @@ async fn contents_go_in_and_out_and_go_on_where_they_broke_off() {
     let mut sender = bench.http("api", &who).await;
     let cut = sender.send_request(who.sign(request("PUT", &path, body)));
     cut.await.expect_err("no answer");
+    let deadline = Instant::now() + Duration::from_secs(30);
     let offset = loop {
         // Until the server has noticed, it waits for the one that died.
         let told = ask(&bench, &who, "GET", &path).await;
@@ -69,6 +70,7 @@ async fn contents_go_in_and_out_and_go_on_where_they_broke_off() {
             break told.json()["offset"].as_u64().expect("a number");
         }
         assert_eq!(told.status, StatusCode::CONFLICT, "{told:?}");
+        assert!(Instant::now() < deadline, "the server has not noticed");
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
     assert!(offset > 0 && offset <= 100_000, "{offset}");

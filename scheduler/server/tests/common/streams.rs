@@ -1,6 +1,7 @@
 //! The test host's exports and imports, over the descriptors of the real protocol. Its stream is of its own kind: where it
 //! begins and how long the contents are (both u64, big-endian), then the contents. What arrives is durable at once.
 
+use super::DEADLINE;
 use super::disks::Disk;
 use super::world::{World, refuse};
 use slipway_core::host_api::{HostErrorCode, HostReply, ImportPart};
@@ -10,7 +11,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes before the contents.
 pub const HEAD: usize = 16;
@@ -46,7 +47,8 @@ impl World {
         std::thread::spawn(move || {
             let (first, rest) = stream.split_at(HEAD + (stream.len() - HEAD) / 2);
             ours.write_all(first)?;
-            while held.load(Ordering::SeqCst) {
+            let until = Instant::now() + DEADLINE;
+            while held.load(Ordering::SeqCst) && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(1));
             }
             ours.write_all(rest)

@@ -7,11 +7,11 @@ use super::{
 };
 use crate::backing::Backing;
 use crate::conformance::POOL_CAPACITY;
-use crate::driver::{Arrival, Encryption, NewVolume, VolumeDriver};
+use crate::driver::{Encryption, NewVolume, VolumeDriver};
 use crate::error::VolumeError;
 use crate::pool::Pool;
 use crate::pool::steps::{Fault, Step};
-use slipway_core::host_api::VolumeSource;
+use slipway_core::host_api::{ImportPart, VolumeSource};
 use slipway_core::units::ByteSize;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -191,7 +191,7 @@ fn import<B: Backing>(pool: &Pool<B>) -> Result<(), VolumeError> {
         &volume(2),
         SIZE,
         Some(&key(2)),
-        &Arrival::Whole,
+        &ImportPart::Whole,
         &mut stream,
     )
     .map(drop)

@@ -1,7 +1,7 @@
 //! A volume that arrives in two parts, and a process that dies in between.
 
 use super::*;
-use crate::driver::Arrival;
+use slipway_core::host_api::ImportPart;
 
 const TEST: &str = "arrival::a_volume_that_arrives_in_two_parts_survives_a_death_at_each_step";
 
@@ -31,17 +31,21 @@ fn import(
     (base, difference): (&[u8], &[u8]),
     between: impl FnOnce(&Pool<Images>),
 ) -> Result<VolumeReport, VolumeError> {
-    let (first, last) = (snapshot(), later());
     let part =
         |arrival, mut from: &[u8]| driver.import(&restored(), SIZE, None, &arrival, &mut from);
-    let begun = part(Arrival::Base { snapshot: &first }, base)?;
+    let begun = part(
+        ImportPart::Base {
+            snapshot: snapshot(),
+        },
+        base,
+    )?;
     if let Some(report) = begun {
         return Ok(report);
     }
     between(driver);
-    let whole = Arrival::Difference {
-        base: &first,
-        snapshot: &last,
+    let whole = ImportPart::Difference {
+        base: snapshot(),
+        snapshot: later(),
     };
     Ok(part(whole, difference)?.unwrap())
 }

@@ -3,7 +3,7 @@
 //! Must not know: what becomes of a move that fails.
 
 use super::transfer::{ended, outcome, refused};
-use super::transfers::Upload;
+use super::under_way::Upload;
 use super::{VolumeError, taken_now};
 use crate::farm::builder::Builder;
 use crate::farm::host::HostLink;

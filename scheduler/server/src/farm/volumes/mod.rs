@@ -14,7 +14,7 @@ mod moving;
 mod plan;
 mod settle;
 mod transfer;
-mod transfers;
+mod under_way;
 
 pub use error::VolumeError;
 pub(super) use keep::keep;
@@ -22,7 +22,7 @@ pub(super) use locks::Locks;
 pub use moving::AskedMove;
 pub(super) use settle::bring;
 pub use transfer::{BodyEnded, Download, ImportBody, ImportedSoFar};
-pub(super) use transfers::Transfers;
+pub(super) use under_way::Transfers;
 
 use super::builder::now;
 use super::host::{HostLink, chain};

@@ -8,7 +8,7 @@
 
 use super::VolumeError;
 use super::error::is_for_later;
-use super::transfers::{Place, Upload};
+use super::under_way::{Place, Upload};
 use crate::farm::builder::now;
 use crate::farm::host::{HostLink, chain};
 use crate::farm::keys::{give_back, lend_for_work};

@@ -11,10 +11,11 @@ use super::Result;
 use super::access::Access;
 use super::input::parse_id;
 use super::scalar::Long;
+use crate::farm::AskedVolume;
 use async_graphql::{Context, ID, Object};
 use input::{CreateVolumeInput, ForkVolumeInput, ImportVolumeInput, UpdateVolumeInput};
 use slipway_core::units::ByteSize;
-use slipway_store::TokenRole;
+use slipway_store::{Org, TokenRole};
 use view::{Volume, VolumeSnapshot};
 
 /// What may be asked about volumes.
@@ -65,13 +66,8 @@ impl VolumeMutation {
         context: &Context<'_>,
         input: CreateVolumeInput,
     ) -> Result<Volume> {
-        let access = Access::of(context)?;
-        let entered = access
-            .enter_whole(input.org.as_deref(), TokenRole::Admin)
-            .await?;
-        let asked = input.asked(&entered.org)?;
-        let farm = &access.parts.farm;
-        Ok(farm.create_volume(&entered.org.id, asked).await?.into())
+        let org = input.org.clone();
+        made(context, org.as_deref(), |org| input.asked(org)).await
     }
 
     /// Makes a volume that holds what another one holds now; nothing done to either shows in the other.
@@ -92,13 +88,8 @@ impl VolumeMutation {
         context: &Context<'_>,
         input: ImportVolumeInput,
     ) -> Result<Volume> {
-        let access = Access::of(context)?;
-        let entered = access
-            .enter_whole(input.org.as_deref(), TokenRole::Admin)
-            .await?;
-        let asked = input.asked(&entered.org)?;
-        let farm = &access.parts.farm;
-        Ok(farm.create_volume(&entered.org.id, asked).await?.into())
+        let org = input.org.clone();
+        made(context, org.as_deref(), |org| input.asked(org)).await
     }
 
     /// Changes what is wanted of a volume. What is left out stays.
@@ -204,4 +195,17 @@ impl VolumeMutation {
         farm.delete_snapshot(&entered.org.id, &snapshot.id).await?;
         Ok(true)
     }
+}
+
+/// Makes a volume in an org, as `asked` says for it.
+async fn made(
+    context: &Context<'_>,
+    org: Option<&str>,
+    asked: impl FnOnce(&Org) -> Result<AskedVolume>,
+) -> Result<Volume> {
+    let access = Access::of(context)?;
+    let entered = access.enter_whole(org, TokenRole::Admin).await?;
+    let asked = asked(&entered.org)?;
+    let farm = &access.parts.farm;
+    Ok(farm.create_volume(&entered.org.id, asked).await?.into())
 }
