@@ -1,6 +1,7 @@
 //! A whole farm on this machine: host daemon, control plane, registry, each a real process, under names that no other
 //! farm uses, in one temporary directory. Dropping it ends all of it.
 
+mod caller;
 mod deploy;
 mod docker_client;
 mod engine;

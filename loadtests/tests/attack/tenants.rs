@@ -1,50 +1,9 @@
 //! Invariant 3: a credential of one org never reaches another org's machine, image, build, log or token.
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
-use slipway_loadtests::testbed::{Testbed, show};
+use serde_json::json;
+use slipway_loadtests::testbed::Testbed;
 use std::process::Command;
-
-/// What `curl` says: the status and the body.
-fn curl(bed: &Testbed, arguments: &[&str]) -> Result<(u16, String)> {
-    let output = Command::new("curl")
-        .args([
-            "--silent",
-            "--show-error",
-            "--max-time",
-            "60",
-            "--write-out",
-            "\n%{http_code}",
-        ])
-        .arg("--cacert")
-        .arg(bed.ca())
-        .args(arguments)
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "curl {arguments:?}: {}",
-        show(&output)
-    );
-    let text = String::from_utf8_lossy(&output.stdout);
-    let (body, status) = text.rsplit_once('\n').context("no status")?;
-    Ok((status.parse()?, body.to_owned()))
-}
-
-fn graphql(bed: &Testbed, token: &str, query: &str, variables: &Value) -> Result<Value> {
-    let url = format!("https://{}/graphql", bed.address("api")?);
-    let bearer = format!("Authorization: Bearer {token}");
-    let body = json!({ "query": query, "variables": variables }).to_string();
-    let json = "Content-Type: application/json";
-    let (_, text) = curl(bed, &["-H", &bearer, "-H", json, "-d", &body, &url])?;
-    serde_json::from_str(&text).with_context(|| text.clone())
-}
-
-fn docker(bed: &Testbed, credential: &[&str], path: &str) -> Result<(u16, String)> {
-    let url = format!("https://{}{path}", bed.address("docker")?);
-    let mut arguments = credential.to_vec();
-    arguments.push(&url);
-    curl(bed, &arguments)
-}
 
 #[test]
 fn one_org_cannot_reach_another() -> Result<()> {
@@ -105,14 +64,14 @@ fn one_org_cannot_reach_another() -> Result<()> {
             json!({ "i": { "org": "acme" } }),
         ),
     ] {
-        let answer = graphql(&bed, &theirs, query, &variables)?;
+        let answer = bed.graphql(&theirs, query, &variables)?;
         ensure!(
             answer["errors"].is_array(),
             "{query} was answered: {answer}"
         );
         ensure!(!answer.to_string().contains("the-word"), "{answer}");
     }
-    let orgs = graphql(&bed, &theirs, "{ orgs { slug } }", &json!({}))?;
+    let orgs = bed.graphql(&theirs, "{ orgs { slug } }", &json!({}))?;
     ensure!(
         orgs["data"]["orgs"] == json!([{ "slug": "evil" }]),
         "{orgs}"
@@ -129,13 +88,12 @@ fn docker_gateway_knows_the_org_by_the_credential(
 ) -> Result<()> {
     // The org comes from the credential, whatever the header says.
     let bearer = format!("Authorization: Bearer {theirs}");
-    let (_, images) = docker(bed, &["-H", &bearer], "/v1.41/images/json")?;
+    let (_, images) = bed.docker_api(&["-H", &bearer], "/v1.41/images/json")?;
     ensure!(
         !images.contains("secretive"),
         "evil sees acme's images: {images}"
     );
-    let (status, images) = docker(
-        bed,
+    let (status, images) = bed.docker_api(
         &["-H", &bearer, "-H", "X-Slipway-Org: acme"],
         "/v1.41/images/json",
     )?;
@@ -144,7 +102,7 @@ fn docker_gateway_knows_the_org_by_the_credential(
         "{status} {images}"
     );
     let bearer = format!("Authorization: Bearer {ours}");
-    let (status, images) = docker(bed, &["-H", &bearer], "/v1.41/images/json")?;
+    let (status, images) = bed.docker_api(&["-H", &bearer], "/v1.41/images/json")?;
     ensure!(
         status == 200 && images.contains("secretive"),
         "{status} {images}"
@@ -160,11 +118,10 @@ fn bad_credentials_are_refused(bed: &Testbed, theirs: &str) -> Result<()> {
         vec!["-H", "Authorization: Bearer slp_nonsense"],
         vec!["-u", "app:x"],
     ] {
-        let (status, body) = docker(bed, &credential, "/_ping")?;
+        let (status, body) = bed.docker_api(&credential, "/_ping")?;
         ensure!(status == 401, "{credential:?} got {status} {body}");
     }
-    let tokens = graphql(
-        bed,
+    let tokens = bed.graphql(
         &bed.admin_token()?,
         "{ tokens(org: \"evil\") { id } }",
         &json!({}),
@@ -174,9 +131,9 @@ fn bad_credentials_are_refused(bed: &Testbed, theirs: &str) -> Result<()> {
         .context("no token")?;
     bed.slipway_ok(&["tokens", "revoke", id])?;
     let bearer = format!("Authorization: Bearer {theirs}");
-    let (status, body) = docker(bed, &["-H", &bearer], "/_ping")?;
+    let (status, body) = bed.docker_api(&["-H", &bearer], "/_ping")?;
     ensure!(status == 401, "a revoked token got {status} {body}");
-    let (status, _) = curl(bed, &[&format!("https://{}/healthz", bed.address("api")?)])?;
+    let (status, _) = bed.curl(&[&format!("https://{}/healthz", bed.address("api")?)])?;
     ensure!(status == 200, "healthz {status}");
     Ok(())
 }
