@@ -7,6 +7,7 @@
 //!
 //! It must not know what is built, nor who asks for the end.
 
+use crate::complaint;
 use crate::config::{self, GuestConfig};
 use crate::descriptors::{Descriptors, Inherited, inherit};
 use crate::init::{Child, Children, Exit};
@@ -118,6 +119,12 @@ impl Engine {
         tracing::info!(?exit, "dockerd ended");
         stop(&mut self.containerd, limits::CONTAINERD_STOP_WAIT_MAX).await;
         manner(exit)
+    }
+
+    /// Whether dockerd's last words speak of damage in its data. For a dockerd that ended by itself.
+    pub(crate) fn complains_of_damage(&self) -> bool {
+        let last = self.dockerd_output.last();
+        complaint::of_damage(last.iter().map(String::as_str))
     }
 
     /// Logs the last lines of both daemons' output, for whoever has to find out why they ended.

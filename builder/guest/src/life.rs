@@ -12,6 +12,7 @@ use crate::init::{self, Children};
 use crate::phase::{Event, Phase};
 use crate::{api, limits, watcher};
 use anyhow::{Context as _, Result};
+use slipway_core::end_record;
 use std::fs::File;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -108,7 +109,7 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
     let Descriptors {
         engine: engine_socket,
         guest: guest_socket,
-        record,
+        mut record,
     } = descriptors;
     // dockerd has its own copy; ours would keep the socket open after dockerd is gone.
     drop(engine_socket);
@@ -135,6 +136,7 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
     let phase = match until {
         Until::Idle => Phase::Ending,
         Until::Phase(phase) => phase,
+        Until::StartFailed => Phase::Crashed,
     };
     stop.cancel();
     tasks.close();
@@ -157,6 +159,12 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
         }
     }
     engine.log_last_output();
+    if until == Until::StartFailed && engine.complains_of_damage() {
+        tracing::error!("dockerd finds its data damaged");
+        record
+            .write_all(end_record::DAMAGED)
+            .context("write the end record")?;
+    }
     init::kill_all();
     Ok(End::Crashed)
 }
@@ -166,6 +174,8 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
 enum Until {
     /// The end was asked for over the API, which takes it only when nothing is in flight.
     Idle,
+    /// dockerd ended by itself before its first answer.
+    StartFailed,
     /// Anything else; the phase then.
     Phase(Phase),
 }
@@ -189,6 +199,9 @@ async fn until_end(
             ended = engine.ended() => match ended {
                 Ended::Dockerd(manner) => {
                     tracing::error!(?manner, "dockerd ended by itself");
+                    if starting && books.on(Event::EngineEnded(manner)) == Phase::Crashed {
+                        return Until::StartFailed;
+                    }
                     Event::EngineEnded(manner)
                 }
                 Ended::Containerd => {
@@ -253,7 +266,7 @@ fn finish(mut record: File, volume: Volume) -> Result<()> {
         }
     }
     record
-        .write_all(b"end 0\n")
+        .write_all(end_record::CLEAN)
         .context("write the end record")?;
     Ok(())
 }

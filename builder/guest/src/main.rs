@@ -9,6 +9,7 @@ mod books;
 mod boot;
 mod builds;
 mod capture;
+mod complaint;
 mod config;
 mod descriptors;
 mod disk;

@@ -34,6 +34,12 @@ impl Output {
         Ok(Output { daemon, last })
     }
 
+    /// The lines that are kept, oldest first.
+    pub(crate) fn last(&self) -> Vec<String> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.iter().cloned().collect()
+    }
+
     /// Logs the lines that are kept.
     pub(crate) fn log_last(&self) {
         for line in self

@@ -7,6 +7,7 @@ use crate::image::{BootImage, ImageError};
 use crate::network::NetworkError;
 use crate::process::{Process, ProcessId};
 use crate::program::ProgramError;
+use slipway_core::end_record::Ending;
 use slipway_core::host_api::{EndpointPort, MachineSpec};
 use slipway_core::id::{MachineId, VolumeId};
 use slipway_volumes::AttachAs;
@@ -80,8 +81,8 @@ pub(crate) trait MachineDriver: Send + Sync + std::fmt::Debug {
     /// Only when the system refuses.
     fn kill(&self, machine: &MachineId, process: &Process) -> io::Result<()>;
 
-    /// Whether the guest said that it ended well. Ask before [`MachineDriver::clear`].
-    fn ended_cleanly(&self, machine: &MachineId) -> bool;
+    /// How the guest said that it ended. Ask before [`MachineDriver::clear`].
+    fn ending(&self, machine: &MachineId) -> Ending;
 
     /// Takes away everything a start may have left, complete or cut off anywhere, and kills what runs. Idempotent.
     ///

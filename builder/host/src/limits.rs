@@ -6,7 +6,7 @@ use std::time::Duration;
 pub const CONNECTIONS_MAX: usize = 64;
 /// How long a peer may take to send the rest of a frame it has begun, or to take a reply. Then it is cut off.
 pub const FRAME_WAIT_MAX: Duration = Duration::from_secs(10);
-/// How long a request other than `watch_machines` may take before it is answered with an error. Its work is
+/// How long a request other than `watch_machines` may take before it is answered with `in_progress`. Its work is
 /// finished all the same, so that asking again finds it done.
 pub const REQUEST_WAIT_MAX: Duration = Duration::from_secs(120);
 /// How long the daemon waits at shutdown for requests in hand. After it, they are dropped; the next start clears up.

@@ -6,6 +6,7 @@
 use crate::driver::DriverError;
 use crate::limits::{CONSOLE_BYTES_MAX, CONSOLE_KEPT_BYTES, END_RECORD_BYTES_MAX};
 use crate::mounts::tmpfs;
+use slipway_core::end_record::Ending;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::OpenOptionsExt;
@@ -66,15 +67,12 @@ impl MachineLog {
         Ok((console, end))
     }
 
-    /// Whether the guest wrote that it ended well.
-    pub(crate) fn has_end_record(&self) -> bool {
+    /// How the guest wrote that it ended.
+    pub(crate) fn ending(&self) -> Ending {
         let mut text = Vec::new();
         let read = File::open(self.end_record())
             .and_then(|file| file.take(END_RECORD_BYTES_MAX).read_to_end(&mut text));
-        read.is_ok()
-            && text
-                .split(|byte| *byte == b'\n')
-                .any(|line| line == b"end 0")
+        read.map_or(Ending::Crashed, |_| Ending::of(&text))
     }
 
     /// Saves the end of the console as `target`; none is fine.

@@ -15,6 +15,7 @@ use crate::network::{Network, NetworkError};
 use crate::process::Process;
 use crate::record::{Phase, Record, RecordError, Records};
 use crate::sys;
+use slipway_core::end_record::Ending;
 use slipway_core::generation::{Generation, StaleGeneration};
 use slipway_core::host_api::{MachineReport, MachineRunState, MachineSpec};
 use slipway_core::id::MachineId;
@@ -225,8 +226,9 @@ impl Machines {
         spec: &MachineSpec,
         driver: DriverKind,
         slot: u16,
-        clean: bool,
+        ending: Ending,
     ) -> Result<(), VerbError> {
+        let (clean, damaged) = (ending == Ending::Clean, ending == Ending::Damaged);
         self.with_entry(&spec.machine, |entry| {
             entry.process = None;
             if let Some((_, kill)) = entry.kill.take() {
@@ -238,7 +240,11 @@ impl Machines {
         let ended = Record {
             spec: spec.clone(),
             driver,
-            phase: Phase::Ended { slot, clean },
+            phase: Phase::Ended {
+                slot,
+                clean,
+                damaged,
+            },
         };
         self.records.write(&ended)?;
         if let Err(error) = self.clear(spec, driver, slot) {
@@ -246,8 +252,8 @@ impl Machines {
             self.changed();
             return Err(error);
         }
-        self.put(spec, driver, Phase::Exited { clean })?;
-        tracing::info!(machine = %spec.machine, generation = %spec.generation, clean, "ended");
+        self.put(spec, driver, Phase::Exited { clean, damaged })?;
+        tracing::info!(machine = %spec.machine, generation = %spec.generation, ?ending, "ended");
         self.prune_images();
         Ok(())
     }
@@ -305,12 +311,19 @@ impl Machines {
                 let process = self.with_entry(machine, |entry| entry.process.clone());
                 let ended = process.is_none_or(|process| process.has_ended().unwrap_or(true));
                 if ended {
-                    let clean = self.drivers.get(record.driver).ended_cleanly(machine);
-                    return self.finish(&record.spec, record.driver, slot, clean);
+                    let ending = self.drivers.get(record.driver).ending(machine);
+                    return self.finish(&record.spec, record.driver, slot, ending);
                 }
                 Ok(())
             }
-            Phase::Ended { slot, clean } => self.finish(&record.spec, record.driver, slot, clean),
+            Phase::Ended {
+                slot,
+                clean,
+                damaged,
+            } => {
+                let ending = recorded(clean, damaged);
+                self.finish(&record.spec, record.driver, slot, ending)
+            }
             // A start that failed and could not be taken back either.
             Phase::Starting { slot } => {
                 self.clear(&record.spec, record.driver, slot)?;
@@ -363,12 +376,23 @@ async fn blocking<T: Send + 'static>(
     done.await.map_err(|_| VerbError::CutOff)?
 }
 
+/// What a record says of an end.
+fn recorded(clean: bool, damaged: bool) -> Ending {
+    match (clean, damaged) {
+        (true, _) => Ending::Clean,
+        (false, true) => Ending::Damaged,
+        (false, false) => Ending::Crashed,
+    }
+}
+
 /// A machine as it is told to callers; nothing while it starts.
 fn report(record: &Record) -> Option<MachineReport> {
     let state = match record.phase {
         Phase::Starting { .. } => return None,
         Phase::Running { .. } => MachineRunState::Running,
-        Phase::Ended { clean, .. } | Phase::Exited { clean } => MachineRunState::Exited { clean },
+        Phase::Ended { clean, damaged, .. } | Phase::Exited { clean, damaged } => {
+            MachineRunState::Exited { clean, damaged }
+        }
     };
     Some(MachineReport {
         machine: record.spec.machine.clone(),

@@ -62,11 +62,17 @@ pub(crate) enum Phase {
         slot: u16,
         /// The guest said that it ended well.
         clean: bool,
+        /// The guest said that what is on its volume is damaged.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        damaged: bool,
     },
     /// It has ended and nothing of it is left.
     Exited {
         /// The guest said that it ended well.
         clean: bool,
+        /// The guest said that what is on its volume is damaged.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        damaged: bool,
     },
 }
 
@@ -269,8 +275,12 @@ mod tests {
             Phase::Ended {
                 slot: 1,
                 clean: true,
+                damaged: false,
             },
-            Phase::Exited { clean: false },
+            Phase::Exited {
+                clean: false,
+                damaged: true,
+            },
         ] {
             let record = Record {
                 spec: spec.clone(),

@@ -238,7 +238,7 @@ async fn answer_within(service: &Arc<Service>, frame: &[u8], stop: &Cancellation
             )
         }
         Err(_) => refusal(
-            HostErrorCode::Failed,
+            HostErrorCode::InProgress,
             &format!(
                 "it takes more than {} s; it goes on, so ask again",
                 REQUEST_WAIT_MAX.as_secs()

@@ -293,6 +293,8 @@ pub enum HostErrorCode {
     KeyNeeded,
     /// This host, or this volume as it is now, cannot do that; the message says why.
     Unsupported,
+    /// It takes longer than a request may take, and goes on: ask again.
+    InProgress,
     /// Anything else that failed on the host.
     Failed,
 }
@@ -422,5 +424,8 @@ pub enum MachineRunState {
     Exited {
         /// The guest said that it ended well (the equivalent of exit code 0).
         clean: bool,
+        /// The guest said that what is on its volume is damaged, so that its engine does not start.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        damaged: bool,
     },
 }

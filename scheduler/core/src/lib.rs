@@ -7,6 +7,7 @@
 
 pub mod build;
 pub mod compression;
+pub mod end_record;
 pub mod generation;
 pub mod guest_api;
 pub mod host_api;

@@ -23,6 +23,10 @@ pub const RESTART_BACKOFF_MIN: Duration = Duration::from_millis(500);
 /// The wait doubles with each failure in a row, up to this.
 pub const RESTART_BACKOFF_MAX: Duration = Duration::from_secs(60);
 
+/// A start that waits for something else than its own machine (a key, a volume that is in use, room) counts as no more
+/// failures than this, so that it is tried again soon after that is over.
+pub const DELAYED_STARTS_COUNTED_MAX: u32 = 3;
+
 const _: () = assert!(RESTART_BACKOFF_MIN.as_millis() < RESTART_BACKOFF_MAX.as_millis());
 
 /// What a machine is doing, as the control plane knows it.

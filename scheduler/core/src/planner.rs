@@ -9,8 +9,10 @@
 //!    and no volume has two machines.
 //! 3. A wanted machine is started with a generation above any seen; after a crash only once its backoff is over, and only
 //!    while somebody still uses it. What ended well stays stopped.
-//! 4. A machine that failed [`FAILED_STARTS_MAX`] starts in a row, or whose volume is damaged, gets one new, empty
-//!    volume; the old one is kept aside.
+//! 4. A machine whose volume was seen to be damaged gets one new, empty volume; the old one is kept aside. Failed starts
+//!    alone say nothing about a volume, however many there are: a host that is slow, full or without a network fails them
+//!    as well. If there is no room for an empty volume, nothing is done but to look again later.
+//!    A start that the host still works on is no failure: the host is asked again for the same generation.
 //! 5. A machine that is quiet for its idle time is asked to end; one that does not come up or does not end is killed.
 //!
 //! Must not know: how a step is carried out, other machines, or where anything is stored.
@@ -24,8 +26,6 @@ use crate::machine::{MachineEvent, MachineState};
 use crate::time::Timestamp;
 use std::time::Duration;
 
-/// Failed starts in a row after which the cache volume is suspected, and replaced once.
-pub const FAILED_STARTS_MAX: u32 = 3;
 /// A machine that was asked to end is killed after this: the host's own grace and a margin for its news to arrive.
 pub const END_WAIT_MAX: Duration = Duration::from_secs(MACHINE_STOP_GRACE.as_secs() + 10);
 /// A kill, or a step that failed, is tried again after this.
@@ -82,12 +82,16 @@ pub struct MachineView {
     pub ask_not_before: Timestamp,
     /// The host is known to have the volume.
     pub volume_ready: bool,
-    /// The host said that the volume cannot be repaired.
+    /// The host or the guest saw that the volume is damaged.
     pub volume_damaged: bool,
+    /// There was no room for an empty volume in place of the damaged one; it is not looked for again before this.
+    pub replace_not_before: Timestamp,
     /// The volume was replaced, and no start has succeeded since.
     pub volume_replaced: bool,
     /// Failed starts in a row.
     pub failed_starts: u32,
+    /// The host said of this generation that it still works on the start.
+    pub in_progress: Option<Generation>,
     /// How long it may take from its start to a ready dockerd.
     pub ready_wait: Duration,
     /// A step failed; nothing is tried on the host before this.
@@ -115,13 +119,15 @@ pub enum Action {
     Learn(MachineEvent),
     /// Have the host make the volume if it has none.
     EnsureVolume,
-    /// Record the generation, then have the host start it.
+    /// Record the generation, then have the host start it. The newest one, which it still works on, is only asked for again.
     Start,
     /// Have the host end it: politely, then after the grace by force.
     Stop {
         /// How long to be polite; zero kills at once.
         grace: Duration,
     },
+    /// Record that the guest saw damage in the volume of this generation.
+    SuspectVolume,
     /// Have the host forget it.
     Remove,
     /// Ask the guest whether it is idle too, and if so to end.
@@ -146,8 +152,8 @@ pub fn plan(now: Timestamp, view: &MachineView) -> Plan {
         Observed::Absent => absent(now, view),
         Observed::Present {
             generation,
-            state: MachineRunState::Exited { clean },
-        } => exited(now, view, generation, clean),
+            state: MachineRunState::Exited { clean, damaged },
+        } => exited(now, view, generation, End { clean, damaged }),
         Observed::Present {
             generation,
             state: MachineRunState::Running,
@@ -203,6 +209,15 @@ impl MachineView {
 /// The host has nothing of this machine.
 fn absent(now: Timestamp, view: &MachineView) -> Plan {
     match view.state {
+        MachineState::Starting { generation, .. }
+            if view.wanted && view.in_progress == Some(generation) =>
+        {
+            if now < view.hold_until {
+                nothing(Some(view.hold_until))
+            } else {
+                view.one(generation, Action::Start)
+            }
+        }
         MachineState::Starting { generation, .. } => {
             let failures_before = view.failed_starts;
             let event = MachineEvent::StartFailed {
@@ -251,8 +266,7 @@ fn after_crash(now: Timestamp, view: &MachineView, retry_at: Timestamp) -> Plan 
 }
 
 fn must_replace(view: &MachineView) -> bool {
-    let suspect = view.volume_damaged || view.failed_starts >= FAILED_STARTS_MAX;
-    suspect && !view.volume_replaced
+    view.volume_damaged && !view.volume_replaced
 }
 
 fn start(now: Timestamp, view: &MachineView) -> Plan {
@@ -261,6 +275,9 @@ fn start(now: Timestamp, view: &MachineView) -> Plan {
     }
     let generation = view.newest().next();
     if must_replace(view) {
+        if now < view.replace_not_before {
+            return nothing(Some(view.replace_not_before));
+        }
         // The plan after this one has the new volume in its view.
         return view.one(generation, Action::ReplaceVolume);
     }
@@ -275,11 +292,22 @@ fn start(now: Timestamp, view: &MachineView) -> Plan {
     }
 }
 
+/// How a generation ended.
+#[derive(Clone, Copy)]
+struct End {
+    clean: bool,
+    damaged: bool,
+}
+
 /// A generation of this machine has ended, and the host still holds what it had.
-fn exited(now: Timestamp, view: &MachineView, generation: Generation, clean: bool) -> Plan {
-    let mut steps = Vec::with_capacity(2);
+fn exited(now: Timestamp, view: &MachineView, generation: Generation, end: End) -> Plan {
+    let End { clean, damaged } = end;
+    let mut steps = Vec::with_capacity(3);
     match view.state.live_generation() {
         Some(mine) if mine == generation => {
+            if damaged {
+                steps.push(view.step(generation, Action::SuspectVolume));
+            }
             steps.push(view.learn(generation, ended(view, generation, clean, now)));
         }
         // The host has an older one where a newer should be: the newer did not start.

@@ -24,8 +24,10 @@ fn view() -> MachineView {
         ask_not_before: Timestamp(0),
         volume_ready: true,
         volume_damaged: false,
+        replace_not_before: Timestamp(0),
         volume_replaced: false,
         failed_starts: 0,
+        in_progress: None,
         ready_wait: MACHINE_READY_WAIT_MAX,
         hold_until: Timestamp(0),
     }
@@ -38,14 +40,19 @@ fn at(ms_ago: u64) -> Timestamp {
 fn seen(generation: u64, state: &str) -> Observed {
     let state = match state {
         "runs" => MachineRunState::Running,
-        "clean" => MachineRunState::Exited { clean: true },
-        "dirty" => MachineRunState::Exited { clean: false },
+        "clean" => exited(true, false),
+        "dirty" => exited(false, false),
+        "damaged" => exited(false, true),
         other => panic!("{other}"),
     };
     Observed::Present {
         generation: Generation(generation),
         state,
     }
+}
+
+fn exited(clean: bool, damaged: bool) -> MachineRunState {
+    MachineRunState::Exited { clean, damaged }
 }
 
 fn show(plan: &Plan) -> String {
@@ -63,6 +70,7 @@ fn show(plan: &Plan) -> String {
                 Action::Start => "start".to_owned(),
                 Action::Stop { grace } if grace.is_zero() => "kill".to_owned(),
                 Action::Stop { .. } => "stop".to_owned(),
+                Action::SuspectVolume => "suspect-volume".to_owned(),
                 Action::Remove => "remove".to_owned(),
                 Action::AskToEnd => "ask-to-end".to_owned(),
                 Action::ReplaceVolume => "replace-volume".to_owned(),
@@ -204,22 +212,87 @@ fn restarts_after_the_backoff_while_somebody_uses_it() {
 }
 
 #[test]
-fn replaces_a_suspect_volume_once() {
-    check(|it| crashed(it, FAILED_STARTS_MAX - 1, 0), "start(6)");
-    check(|it| crashed(it, FAILED_STARTS_MAX, 0), "replace-volume(6)");
-    check(
-        |it| {
-            crashed(it, FAILED_STARTS_MAX, 0);
-            it.volume_replaced = true;
-        },
-        "start(6)",
-    );
+fn replaces_a_volume_that_was_seen_to_be_damaged_once() {
     check(
         |it| {
             crashed(it, 1, 5_000);
             it.volume_damaged = true;
         },
         "replace-volume(6)",
+    );
+    check(
+        |it| {
+            crashed(it, 1, 0);
+            (it.volume_damaged, it.volume_replaced) = (true, true);
+        },
+        "start(6)",
+    );
+    check(
+        |it| {
+            running(it);
+            it.observed = seen(5, "damaged");
+        },
+        "suspect-volume(5) Ended(5) remove(5)",
+    );
+}
+
+#[test]
+fn failed_starts_alone_never_cost_a_volume() {
+    for failed in [1, 3, 100, u32::MAX] {
+        check(|it| crashed(it, failed, 0), "start(6)");
+        check(|it| crashed(it, failed, 70), "again+70");
+    }
+}
+
+#[test]
+fn looks_again_later_when_there_is_no_room_for_an_empty_volume() {
+    check(
+        |it| {
+            crashed(it, 1, -5);
+            it.volume_damaged = true;
+            it.replace_not_before = Timestamp(NOW.0 + 40);
+        },
+        "again+40",
+    );
+}
+
+#[test]
+fn a_start_that_the_host_works_on_is_asked_for_again_and_is_no_failure() {
+    let starting = |it: &mut MachineView| {
+        it.state = MachineState::Starting {
+            generation: Generation(5),
+            since: at(500_000),
+        };
+        it.in_progress = Some(Generation(5));
+    };
+    check(starting, "start(5)");
+    check(
+        |it| {
+            starting(it);
+            it.hold_until = Timestamp(NOW.0 + 9);
+        },
+        "again+9",
+    );
+    check(
+        |it| {
+            starting(it);
+            it.in_progress = Some(Generation(4));
+        },
+        "StartFailed(5)",
+    );
+    check(
+        |it| {
+            starting(it);
+            it.wanted = false;
+        },
+        "StartFailed(5)",
+    );
+    check(
+        |it| {
+            starting(it);
+            it.observed = seen(5, "runs");
+        },
+        "HostRuns(5)",
     );
 }
 
@@ -302,6 +375,12 @@ enum Fate {
     HostLosesAll,
     Wait(u32),
     DamageVolume,
+    /// The guest finds what is on the volume damaged, and ends.
+    GuestSeesDamage,
+    /// The pool has no room for another volume, or has it again.
+    PoolFull(bool),
+    /// The host answers the next so many times that it still works on the start.
+    SlowStart(u8),
     /// The next so many starts fail.
     FailStarts(u8),
     /// The next start is done, but its answer is lost.
@@ -328,6 +407,9 @@ fn fates() -> impl Strategy<Value = Vec<Fate>> {
         1 => Just(Fate::HostLosesAll),
         4 => (0u32..70_000).prop_map(Fate::Wait),
         1 => Just(Fate::DamageVolume),
+        1 => Just(Fate::GuestSeesDamage),
+        1 => proptest::bool::ANY.prop_map(Fate::PoolFull),
+        1 => (1u8..6).prop_map(Fate::SlowStart),
         1 => (1u8..6).prop_map(Fate::FailStarts),
         1 => Just(Fate::LoseAnswer),
         1 => Just(Fate::LoseStart),
@@ -346,6 +428,10 @@ struct World {
     host_silent: bool,
     host_volumes: Vec<VolumeId>,
     damaged: Vec<VolumeId>,
+    /// How many of these there may be: one for each time that damage was seen.
+    seen_damaged: u8,
+    pool_full: bool,
+    slow_start: u8,
     fail_starts: u8,
     lose_answer: bool,
     lose_start: bool,
@@ -366,6 +452,9 @@ impl World {
             host_silent: false,
             host_volumes: Vec::new(),
             damaged: Vec::new(),
+            seen_damaged: 0,
+            pool_full: false,
+            slow_start: 0,
             fail_starts: 0,
             lose_answer: false,
             lose_start: false,
@@ -384,8 +473,11 @@ impl World {
                 }
                 self.view.in_flight = self.view.in_flight.saturating_sub(1);
             }
-            Fate::Crash => self.end_live(false),
-            Fate::ExitWell => self.end_live(true),
+            Fate::Crash => self.end_live(exited(false, false)),
+            Fate::ExitWell => self.end_live(exited(true, false)),
+            Fate::GuestSeesDamage => self.end_live(exited(false, true)),
+            Fate::PoolFull(full) => self.pool_full = *full,
+            Fate::SlowStart(n) => self.slow_start = *n,
             Fate::Ready => {
                 if let Some(generation) = self.view.state.connectable()
                     && self.lives(generation)
@@ -412,7 +504,9 @@ impl World {
                 self.view.quiet_since = self.now;
                 self.view.hold_until = Timestamp(0);
                 self.view.ask_not_before = Timestamp(0);
+                self.view.replace_not_before = Timestamp(0);
                 self.view.volume_damaged = false;
+                self.view.in_progress = None;
             }
         }
     }
@@ -424,10 +518,10 @@ impl World {
         )
     }
 
-    fn end_live(&mut self, clean: bool) {
+    fn end_live(&mut self, end: MachineRunState) {
         for (_, state) in self.host.values_mut() {
             if *state == MachineRunState::Running {
-                *state = MachineRunState::Exited { clean };
+                *state = end;
             }
         }
     }
@@ -506,7 +600,11 @@ impl World {
                     self.view.hold_until = now.after(RETRY_WAIT);
                 }
                 self.fence(generation);
-                self.end_live(false);
+                self.end_live(exited(false, false));
+            }
+            Action::SuspectVolume => {
+                self.view.volume_damaged = true;
+                self.seen_damaged += 1;
             }
             Action::Remove => {
                 self.fence(generation);
@@ -522,11 +620,17 @@ impl World {
                     at: now,
                 });
                 if let Some((_, state)) = self.host.get_mut(&generation.0) {
-                    *state = MachineRunState::Exited { clean: true };
+                    *state = exited(true, false);
                 }
             }
             Action::ReplaceVolume => {
                 assert!(!self.view.volume_replaced, "a volume was replaced twice");
+                assert!(self.seen_damaged > 0, "an intact volume was replaced");
+                if self.pool_full {
+                    self.view.replace_not_before = now.after(Duration::from_secs(30));
+                    return false;
+                }
+                self.seen_damaged = 0;
                 self.volumes_made += 1;
                 self.view.volume = volume(self.volumes_made);
                 self.view.volume_ready = false;
@@ -542,13 +646,21 @@ impl World {
 
     fn start(&mut self, step: &Step) -> bool {
         let (now, generation) = (self.now, step.generation);
-        assert!(generation > self.view.generation, "generations only grow");
+        if self.view.in_progress == Some(generation) {
+            assert_eq!(
+                generation, self.view.generation,
+                "only the newest is asked for again"
+            );
+        } else {
+            assert!(generation > self.view.generation, "generations only grow");
+            self.view.generation = generation;
+            self.learn(MachineEvent::StartAsked {
+                generation,
+                at: now,
+            });
+        }
+        self.view.in_progress = None;
         self.fence(generation);
-        self.view.generation = generation;
-        self.learn(MachineEvent::StartAsked {
-            generation,
-            at: now,
-        });
         if std::mem::take(&mut self.lose_start) {
             self.view.hold_until = now.after(RETRY_WAIT);
             return false;
@@ -568,7 +680,14 @@ impl World {
         assert!(self.host_volumes.contains(&step.volume));
         if self.damaged.contains(&step.volume) {
             self.view.volume_damaged = true;
+            self.seen_damaged += 1;
             self.learn(failed);
+            return false;
+        }
+        if self.slow_start > 0 {
+            self.slow_start -= 1;
+            self.view.in_progress = Some(generation);
+            self.view.hold_until = now.after(RETRY_WAIT);
             return false;
         }
         if self.fail_starts > 0 {
@@ -625,6 +744,8 @@ proptest! {
         }
         world.befall(&Fate::HostHeard);
         world.fail_starts = 0;
+        world.slow_start = 0;
+        world.pool_full = false;
         world.damaged.clear();
         world.lose_answer = false;
         world.lose_start = false;

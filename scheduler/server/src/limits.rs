@@ -38,7 +38,9 @@ pub const BUILD_SILENCE_MAX: Duration = Duration::from_secs(600);
 /// A placement is tried so often when the pool it chose has filled up meanwhile; then the caller is told.
 pub const PLACEMENT_TRIES_MAX: usize = 3;
 /// A connection gives up when it has seen so many generations crash.
-pub const CRASHES_SEEN_MAX: u32 = 6;
+pub const CRASHES_SEEN_MAX: u32 = 5;
+/// When a damaged cache could not be replaced, room for another one is looked for again after this.
+pub const REPLACE_RETRY: Duration = Duration::from_secs(30);
 /// A build whose builder does not run is given up after this: long enough for a host to tell of it after a restart.
 pub const BUILD_GONE_WAIT: Duration = Duration::from_secs(5);
 /// Old builds are looked for this long after the start,

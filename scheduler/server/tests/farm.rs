@@ -319,33 +319,138 @@ async fn a_builder_that_will_not_start_gets_an_empty_cache_once() {
     bed.end().await;
 }
 
+/// Whatever a host cannot do, it says nothing about the cache: a slow disk, a full table, a network that cannot be made.
 #[tokio::test(flavor = "multi_thread")]
-async fn three_failed_starts_make_the_cache_suspect_and_then_callers_are_told() {
+async fn failed_starts_never_cost_a_cache_and_callers_are_told() {
     let bed = Bed::start().await;
     let key = bed.org(HOUR).await;
-    bed.world
-        .lock()
-        .refuse_starts
-        .extend([HostErrorCode::Failed; 3]);
-    let (mut stream, guard) = connect(&bed.farm, &key).await;
-    ping(&mut stream).await.expect("an answer");
-    let view = bed.farm.builder(&key).expect("there");
-    assert!(view.notice.is_some());
+    let first = bed.farm.ensure_builder(&key).await.expect("ensured").volume;
     in_state(&bed.farm, &key, "running").await;
-    assert_eq!(bed.store.volumes(&key.org).await.expect("listed").len(), 2);
-    drop((stream, guard));
     bed.farm.stop_builder(&key).await.expect("stopped");
-
     bed.world
         .lock()
         .refuse_starts
-        .extend([HostErrorCode::Failed; 9]);
+        .extend([HostErrorCode::Failed; 100]);
     match bed.farm.connect(&key, EndpointPort::Docker).await {
         Err(FarmError::WontStart(why)) => assert!(why.contains("Failed"), "{why}"),
         other => panic!("{other:?}"),
     }
-    assert_eq!(bed.store.volumes(&key.org).await.expect("listed").len(), 3);
+    let view = bed.farm.builder(&key).expect("there");
+    assert_eq!((view.volume, view.notice), (first.clone(), None));
+    assert_eq!(bed.store.volumes(&key.org).await.expect("listed").len(), 1);
     bed.world.lock().refuse_starts.clear();
+    let (mut stream, _guard) = connect(&bed.farm, &key).await;
+    ping(&mut stream).await.expect("an answer");
+    assert_eq!(bed.farm.builder(&key).expect("there").volume, first);
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_the_host_still_works_on_is_waited_for() {
+    let bed = Bed::start().await;
+    let key = bed.org(HOUR).await;
+    let first = bed.farm.ensure_builder(&key).await.expect("ensured").volume;
+    in_state(&bed.farm, &key, "running").await;
+    bed.farm.stop_builder(&key).await.expect("stopped");
+    bed.world
+        .lock()
+        .refuse_volumes
+        .push_back(HostErrorCode::InProgress);
+    bed.world
+        .lock()
+        .refuse_starts
+        .extend([HostErrorCode::InProgress; 2]);
+    let (mut stream, _guard) = connect(&bed.farm, &key).await;
+    // The very generation that was begun: nothing was started anew.
+    assert_eq!(ping(&mut stream).await.expect("an answer"), 2);
+    let view = bed.farm.builder(&key).expect("there");
+    assert_eq!((view.volume, view.notice), (first, None));
+    assert_eq!(bed.store.volumes(&key.org).await.expect("listed").len(), 1);
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_the_guest_found_damaged_is_replaced() {
+    let bed = Bed::start().await;
+    let key = bed.org(HOUR).await;
+    bed.world.lock().hold_ready = true;
+    let first = bed.farm.ensure_builder(&key).await.expect("ensured").volume;
+    in_state(&bed.farm, &key, "booting").await;
+    let view = bed.farm.builder(&key).expect("there");
+    let generation = view.state.live_generation().expect("it lives");
+    bed.world.lock().hold_ready = false;
+    bed.world.end_damaged(&view.machine, generation);
+    in_state(&bed.farm, &key, "running").await;
+    let view = bed.farm.builder(&key).expect("there");
+    assert_ne!(view.volume, first);
+    assert!(view.notice.expect("told").contains(first.as_str()));
+    bed.end().await;
+}
+
+/// Nothing is destroyed by itself: the owner is told what may be given up, and by which verb.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_cache_that_there_is_no_room_to_replace_stays() {
+    let bed = Bed::start().await;
+    let key = bed.org(HOUR).await;
+    let first = bed.farm.ensure_builder(&key).await.expect("ensured").volume;
+    in_state(&bed.farm, &key, "running").await;
+    bed.farm.stop_builder(&key).await.expect("stopped");
+    bed.world.lock().damaged.insert(first.clone());
+    let host = bed.store.hosts().await.expect("hosts").remove(0).host;
+    bed.store
+        .put_host(&slipway_store::Host {
+            pool_capacity: slipway_core::units::ByteSize::gib(1),
+            ..host
+        })
+        .await
+        .expect("a full pool");
+    match bed.farm.connect(&key, EndpointPort::Docker).await {
+        Err(FarmError::WontStart(why)) => {
+            assert!(why.contains("slipway builders reset-cache"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let view = bed.farm.builder(&key).expect("there");
+    assert_eq!(view.volume, first);
+    assert!(
+        view.notice.expect("told").contains("reset-cache"),
+        "the notice"
+    );
+    assert!(bed.world.lock().volumes.contains_key(&first), "destroyed");
+    bed.farm.reset_cache(&key).await.expect("reset");
+    let (mut stream, _guard) = connect(&bed.farm, &key).await;
+    ping(&mut stream).await.expect("an answer");
+    assert_eq!(bed.farm.builder(&key).expect("there").notice, None);
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_cache_at_most_is_kept_aside() {
+    let bed = Bed::start().await;
+    let key = bed.org(HOUR).await;
+    let first = bed.farm.ensure_builder(&key).await.expect("ensured").volume;
+    in_state(&bed.farm, &key, "running").await;
+    bed.farm.stop_builder(&key).await.expect("stopped");
+    bed.world.lock().damaged.insert(first.clone());
+    drop(connect(&bed.farm, &key).await);
+    in_state(&bed.farm, &key, "running").await;
+    let second = bed.farm.builder(&key).expect("there").volume;
+    bed.farm.stop_builder(&key).await.expect("stopped");
+    bed.world.lock().damaged.insert(second.clone());
+    match bed.farm.connect(&key, EndpointPort::Docker).await {
+        Err(FarmError::WontStart(why)) => assert!(why.contains(first.as_str()), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(bed.store.volumes(&key.org).await.expect("listed").len(), 2);
+    // With the older one gone, the next caller gets a new cache at once.
+    bed.farm
+        .destroy_volume(&key.org, &first, true)
+        .await
+        .expect("destroyed");
+    let (mut stream, _guard) = connect(&bed.farm, &key).await;
+    ping(&mut stream).await.expect("an answer");
+    let view = bed.farm.builder(&key).expect("there");
+    assert!(view.notice.expect("told").contains(second.as_str()));
     bed.end().await;
 }
 

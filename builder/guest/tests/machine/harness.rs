@@ -98,6 +98,14 @@ pub(crate) fn volume(bytes: u64) -> Option<Volume> {
 }
 
 impl Volume {
+    /// Puts a file where dockerd keeps its volumes, as a file system that lost a directory may have it.
+    pub(crate) fn spoil(&self) {
+        let script = "mount -o loop $VOLUME /mnt && rm -rf /mnt/volumes && echo x > /mnt/volumes && umount /mnt";
+        run(Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", script])
+            .env("VOLUME", self.dir.path().join("volume")));
+    }
+
     /// Starts a machine on it, and waits until it is ready.
     pub(crate) fn start(&self) -> Machine<'_> {
         let machine = self.boot();

@@ -68,6 +68,20 @@ fn the_crash_of_a_daemon_is_a_crash_of_the_machine_and_leaves_no_record() {
     volume.start().end();
 }
 
+/// Whoever runs the machine may then think of another volume; of a start that fails for anything else it may not.
+#[test]
+fn damaged_data_is_told_in_the_end_record() {
+    let Some(volume) = volume(VOLUME_BYTES) else {
+        return;
+    };
+    let machine = volume.start();
+    machine.end();
+    volume.spoil();
+    let machine = volume.boot();
+    assert_eq!(machine.wait().code(), Some(1), "{}", machine.console());
+    assert_eq!(machine.record(), "end damaged\n", "{}", machine.console());
+}
+
 #[test]
 fn orphans_are_reaped() {
     let Some(volume) = volume(VOLUME_BYTES) else {

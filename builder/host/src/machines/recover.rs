@@ -91,12 +91,19 @@ impl Machines {
                         self.watch_process(machine, &process)
                     }
                     None => {
-                        let clean = self.drivers.get(record.driver).ended_cleanly(&machine);
-                        self.finish(&record.spec, record.driver, slot, clean)
+                        let ending = self.drivers.get(record.driver).ending(&machine);
+                        self.finish(&record.spec, record.driver, slot, ending)
                     }
                 }
             }
-            Phase::Ended { slot, clean } => self.finish(&record.spec, record.driver, slot, clean),
+            Phase::Ended {
+                slot,
+                clean,
+                damaged,
+            } => {
+                let ending = super::recorded(clean, damaged);
+                self.finish(&record.spec, record.driver, slot, ending)
+            }
             Phase::Exited { .. } => Ok(()),
         }
     }

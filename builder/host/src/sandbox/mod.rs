@@ -28,6 +28,7 @@ use crate::sys;
 use crate::undo::Undo;
 use nix::sys::signal::Signal;
 use rootfs::Places;
+use slipway_core::end_record::Ending;
 use slipway_core::host_api::{EndpointPort, MachineSpec};
 use slipway_core::id::MachineId;
 use slipway_core::units::ByteSize;
@@ -349,8 +350,8 @@ impl MachineDriver for Sandbox {
         process.signal(Signal::SIGKILL)
     }
 
-    fn ended_cleanly(&self, machine: &MachineId) -> bool {
-        self.places(machine).log.has_end_record()
+    fn ending(&self, machine: &MachineId) -> Ending {
+        self.places(machine).log.ending()
     }
 
     fn clear(&self, machine: &MachineId, slot: u16) -> Result<(), DriverError> {

@@ -44,6 +44,7 @@ use door::DoorFile;
 use kernel::Kernel;
 use memory::Memories;
 use nix::sys::signal::Signal;
+use slipway_core::end_record::Ending;
 use slipway_core::host_api::{EndpointPort, MachineSpec};
 use slipway_core::id::{MachineId, VolumeId};
 use slipway_core::units::ByteSize;
@@ -288,8 +289,11 @@ impl MachineDriver for VirtualMachines {
         self.rest_if_quiet(machine, process)
     }
 
-    fn ended_cleanly(&self, machine: &MachineId) -> bool {
-        self.log(machine).has_end_record() || self.memories.is_kept(machine)
+    fn ending(&self, machine: &MachineId) -> Ending {
+        if self.memories.is_kept(machine) {
+            return Ending::Clean;
+        }
+        self.log(machine).ending()
     }
 
     fn clear(&self, machine: &MachineId, slot: u16) -> Result<(), DriverError> {

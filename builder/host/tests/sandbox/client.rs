@@ -16,6 +16,14 @@ use std::time::{Duration, Instant};
 /// Longer than any request may take.
 const REPLY_WAIT: Duration = Duration::from_secs(130);
 
+/// The state of a machine that has ended, well or by a crash.
+pub(crate) fn ended(clean: bool) -> MachineRunState {
+    MachineRunState::Exited {
+        clean,
+        damaged: false,
+    }
+}
+
 pub(crate) struct Client {
     stream: UnixStream,
 }
@@ -208,7 +216,7 @@ impl Client {
                 .into_iter()
                 .find(|report| report.machine == *machine);
             if let Some(MachineReport {
-                state: MachineRunState::Exited { clean },
+                state: MachineRunState::Exited { clean, .. },
                 ..
             }) = found
             {

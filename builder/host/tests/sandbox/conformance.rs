@@ -80,7 +80,7 @@ fn ensure_is_idempotent_and_older_generations_are_refused(kind: Kind) {
     let again = client.ensure(&spec).unwrap();
     assert_eq!(
         again.state,
-        MachineRunState::Exited { clean: true },
+        crate::client::ended(true),
         "a generation runs at most once"
     );
     client.remove(&spec.machine, 5).unwrap();
@@ -162,14 +162,8 @@ fn a_killed_daemon_adopts_what_runs_and_sees_what_ended_meanwhile(kind: Kind) {
         client.machine(&specs[n].machine).unwrap().state
     };
     assert_eq!(state(&mut client, 0), MachineRunState::Running);
-    assert_eq!(
-        state(&mut client, 1),
-        MachineRunState::Exited { clean: true }
-    );
-    assert_eq!(
-        state(&mut client, 2),
-        MachineRunState::Exited { clean: false }
-    );
+    assert_eq!(state(&mut client, 1), crate::client::ended(true));
+    assert_eq!(state(&mut client, 2), crate::client::ended(false));
     assert_eq!(host.pid(&specs[0].machine), pids[0]);
     assert_eq!(
         client.ensure(&specs[0]).unwrap().state,

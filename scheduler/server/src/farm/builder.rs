@@ -51,6 +51,10 @@ pub(super) struct Inner {
     pub(super) ask_not_before: Timestamp,
     pub(super) volume_ready: bool,
     pub(super) volume_damaged: bool,
+    /// There was no room for an empty cache in place of the damaged one.
+    pub(super) replace_not_before: Timestamp,
+    /// The host still works on the start of this generation.
+    pub(super) in_progress: Option<Generation>,
     pub(super) hold_until: Timestamp,
     /// A side effect on the host is under way; lists of the host are not believed meanwhile.
     pub(super) acting: bool,
@@ -124,6 +128,8 @@ impl Builder {
             ask_not_before: Timestamp(0),
             volume_ready: false,
             volume_damaged: false,
+            replace_not_before: Timestamp(0),
+            in_progress: None,
             hold_until: Timestamp(0),
             acting: false,
             moving: None,
@@ -229,6 +235,12 @@ impl Builder {
             {
                 return Attempt::Open(generation);
             }
+            // Only its owner can say what may be given up for a new one.
+            MachineState::Crashed { .. }
+                if inner.volume_damaged && now() < inner.replace_not_before =>
+            {
+                return Attempt::WontStart(inner.told());
+            }
             // Not even the new volume has helped.
             MachineState::Crashed { .. }
                 if inner.machine.volume_replaced && inner.machine.failed_starts > 0 =>
@@ -295,6 +307,12 @@ impl Inner {
             .unwrap_or_else(|| "it ended unexpectedly".to_owned())
     }
 
+    /// What its owner should know, or else why it failed.
+    fn told(&self) -> String {
+        let notice = self.machine.notice.clone();
+        notice.unwrap_or_else(|| self.last_error())
+    }
+
     /// The planner's view.
     pub(super) fn planned(&self, host: &HostLink) -> MachineView {
         MachineView {
@@ -310,6 +328,8 @@ impl Inner {
             ask_not_before: self.ask_not_before,
             volume_ready: self.volume_ready,
             volume_damaged: self.volume_damaged,
+            replace_not_before: self.replace_not_before,
+            in_progress: self.in_progress,
             volume_replaced: self.machine.volume_replaced,
             failed_starts: self.machine.failed_starts,
             ready_wait: host.ready_wait(self.wishes.isolation),
@@ -339,6 +359,9 @@ impl Inner {
         let before = self.machine.state;
         let state = before.on(event)?;
         self.machine.state = state;
+        if !matches!(state, MachineState::Starting { .. }) {
+            self.in_progress = None;
+        }
         match state {
             MachineState::Running { .. } => {
                 self.machine.failed_starts = 0;

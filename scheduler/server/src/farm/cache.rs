@@ -1,16 +1,18 @@
-//! What is done to the cache volume of a builder: made, replaced, emptied.
+//! What is done to the cache volume of a builder: made, replaced when it is damaged, emptied when its owner asks for that.
 //!
-//! Must not know: when a volume is suspect (the planner does).
+//! Must not know: when a volume is replaced (the planner does).
 
 use super::Shared;
 use super::builder::{Builder, now};
-use super::drive::{Held, held, start_failed};
+use super::drive::{Held, held, is_in_progress, start_failed};
 use super::error::FarmError;
 use super::keys::{LendFor, lend};
 use super::volumes::bring;
-use slipway_core::id::VolumeId;
+use crate::limits::REPLACE_RETRY;
+use slipway_core::id::{OrgId, VolumeId};
 use slipway_core::machine::MachineState;
 use slipway_core::planner::{Observed, Step};
+use slipway_core::time::Timestamp;
 use slipway_store::{StoreError, VolumeState};
 
 /// Has the host make the volume if it has none.
@@ -30,6 +32,7 @@ pub(super) async fn ensure_volume(
     }
     let (report, size) = match bring(&builder.host(), &volume).await {
         Ok(made) => made,
+        Err(error) if is_in_progress(&error) => return Err(held(builder, &error)),
         Err(error) => return Err(start_failed(builder, step.generation, &error)),
     };
     let encrypted = Some(report.encrypted);
@@ -47,47 +50,40 @@ pub(super) async fn ensure_volume(
     Ok(())
 }
 
-/// Gives the machine an empty volume: a new one, or the same one emptied if the pool has no room for two.
+/// Gives the machine a new, empty volume in place of its damaged one, which is kept aside. Where there is no room for both,
+/// or one is kept aside already, nothing is destroyed: the owner is told, and room is looked for again later.
 pub(super) async fn replace_volume(
     shared: &Shared,
     builder: &Builder,
     old: &VolumeId,
 ) -> Result<(), Held> {
-    let (org, machine, last_error) = {
-        let inner = builder.lock();
-        (
-            &builder.key.org,
-            inner.machine.id.clone(),
-            inner.last_error(),
-        )
-    };
+    let org = &builder.key.org;
+    let machine = builder.lock().machine.id.clone();
     let new = match super::entropy() {
         Ok(entropy) => VolumeId::from_entropy(entropy),
         Err(error) => return Err(held(builder, &error)),
     };
+    let aside = match set_aside(shared, org, old).await {
+        Ok(aside) => aside,
+        Err(error) => return Err(held(builder, &error)),
+    };
+    if let Some(aside) = aside {
+        let notice = format!(
+            "the cache is damaged, and an earlier one is kept as {aside}: destroy that \
+             (`slipway volumes destroy {aside} --now`), or empty the cache (`slipway builders reset-cache`)"
+        );
+        return Err(keep_damaged(builder, notice));
+    }
     let kept = shared
         .store
         .replace_volume(org, &machine, old, VolumeState::Aside, &new, now())
         .await;
-    let (volume, notice) = match kept {
-        Ok(volume) => (
-            volume.id,
-            format!(
-                "the cache was replaced by an empty one, because the builder did not start \
-                     ({last_error}); the old one is kept as {old}"
-            ),
-        ),
+    let volume = match kept {
+        Ok(volume) => volume.id,
         Err(StoreError::PoolFull { .. }) => {
-            if let Err(error) = empty_volume(shared, builder, old).await {
-                return Err(held(builder, &error));
-            }
-            (
-                old.clone(),
-                format!(
-                    "the cache was emptied, because the builder did not start \
-                         ({last_error}), and there is no room to keep the old one"
-                ),
-            )
+            let notice = "the cache is damaged, and there is no room for another one beside it: \
+                          empty it (`slipway builders reset-cache`)";
+            return Err(keep_damaged(builder, notice.to_owned()));
         }
         Err(error) => return Err(held(builder, &error)),
     };
@@ -96,7 +92,9 @@ pub(super) async fn replace_volume(
         inner.machine.volume = volume;
         inner.machine.volume_replaced = true;
         inner.machine.failed_starts = 0;
-        inner.machine.notice = Some(notice);
+        inner.machine.notice = Some(format!(
+            "the cache was replaced by an empty one, because it was damaged; the old one is kept as {old}"
+        ));
         inner.volume_ready = false;
         inner.volume_damaged = false;
         if let MachineState::Crashed { retry_at, .. } = &mut inner.machine.state {
@@ -104,6 +102,30 @@ pub(super) async fn replace_volume(
         }
     });
     Ok(())
+}
+
+/// The cache that is kept aside already for the builder that has `volume`, if one is. An org has one builder on a host.
+async fn set_aside(
+    shared: &Shared,
+    org: &OrgId,
+    volume: &VolumeId,
+) -> Result<Option<VolumeId>, StoreError> {
+    let volumes = shared.store.volumes(org).await?;
+    let here = volumes.iter().find(|v| v.id == *volume).map(|v| &v.host);
+    let aside = volumes
+        .iter()
+        .find(|v| v.state == VolumeState::Aside && Some(&v.host) == here);
+    Ok(aside.map(|v| v.id.clone()))
+}
+
+/// The damaged cache stays for now, and its owner is told.
+fn keep_damaged(builder: &Builder, notice: String) -> Held {
+    tracing::warn!(org = %builder.key.org, notice, "a damaged cache stays in its place");
+    builder.change(|inner| {
+        inner.replace_not_before = now().after(REPLACE_RETRY);
+        inner.machine.notice = Some(notice);
+    });
+    Held
 }
 
 /// Destroys what is in a volume; the next start makes it anew.
@@ -151,6 +173,7 @@ pub(super) async fn reset(shared: &Shared, builder: &Builder) -> bool {
             inner.machine.last_error = None;
             inner.machine.notice = None;
             inner.volume_damaged = false;
+            inner.replace_not_before = Timestamp(0);
         }
     });
     // Whoever asked has gone: it is done all the same.

@@ -15,7 +15,7 @@ use super::reap::ask_to_end;
 use crate::host_client::HostClientError;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{HostErrorCode, MachineRunState, MachineSpec};
-use slipway_core::machine::{MachineEvent, MachineState};
+use slipway_core::machine::{DELAYED_STARTS_COUNTED_MAX, MachineEvent, MachineState};
 use slipway_core::planner::{Action, Observed, Plan, RETRY_WAIT, Step, plan};
 use slipway_core::quota::BUILDER_PIDS_MAX;
 use slipway_core::time::Timestamp;
@@ -108,6 +108,16 @@ async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), 
         Action::EnsureVolume => ensure_volume(shared, builder, step).await,
         Action::Start => start(shared, builder, step).await,
         Action::Stop { grace } => stop(builder, step, grace).await,
+        Action::SuspectVolume => {
+            let (org, machine, volume) = (&builder.key.org, &step.machine, &step.volume);
+            tracing::warn!(%org, %machine, %volume, "the guest says that its volume is damaged");
+            builder.change(|inner| {
+                inner.volume_damaged = true;
+                inner.machine.last_error =
+                    Some("Docker found its data on the cache volume damaged".to_owned());
+            });
+            Ok(())
+        }
         Action::Remove => {
             builder.lock().acting = true;
             let host = builder.host();
@@ -166,11 +176,15 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
             return None;
         }
         inner.acting = true;
-        inner.machine.generation = generation;
-        let asked = inner.learn(MachineEvent::StartAsked {
-            generation,
-            at: now(),
-        });
+        let asked = if inner.in_progress.take() == Some(generation) {
+            Ok(inner.machine.state)
+        } else {
+            inner.machine.generation = generation;
+            inner.learn(MachineEvent::StartAsked {
+                generation,
+                at: now(),
+            })
+        };
         let spec = MachineSpec {
             machine: step.machine.clone(),
             generation,
@@ -214,6 +228,10 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
         }
         Err(error) => {
             let failed = match error {
+                HostClientError::Refused(_) if is_in_progress(&error) => {
+                    builder.lock().in_progress = Some(generation);
+                    held(builder, &error)
+                }
                 HostClientError::Refused(_) => start_failed(builder, generation, &error),
                 // It may have been done all the same: the next list tells.
                 HostClientError::Unreachable { .. }
@@ -226,7 +244,12 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
     }
 }
 
-/// Records a failed start, and whether the volume is to blame.
+/// Whether the host works on what was asked for, and is to be asked again.
+pub(super) fn is_in_progress(error: &HostClientError) -> bool {
+    error.code() == Some(HostErrorCode::InProgress)
+}
+
+/// Records a failed start, and whether the volume was seen to be damaged.
 pub(super) fn start_failed(
     builder: &Builder,
     generation: Generation,
@@ -258,7 +281,7 @@ fn start_failed_by(
                 failed
             }
             Some(HostErrorCode::Failed) => failed,
-            // Not the volume's fault, so these never lead to its replacement.
+            // It waits for something that may be over soon.
             None
             | Some(
                 HostErrorCode::Denied
@@ -268,8 +291,9 @@ fn start_failed_by(
                 | HostErrorCode::Busy
                 | HostErrorCode::NoSpace
                 | HostErrorCode::KeyNeeded
-                | HostErrorCode::Unsupported,
-            ) => failed.saturating_sub(1),
+                | HostErrorCode::Unsupported
+                | HostErrorCode::InProgress,
+            ) => failed.min(DELAYED_STARTS_COUNTED_MAX),
         };
         let at = now();
         if inner.machine.generation < generation {

@@ -136,7 +136,9 @@ impl FarmError {
             ),
             Self::TooManyConnections { .. } => Some("wait until some of them have ended"),
             Self::InUse { .. } => Some("wait until its builds have ended"),
-            Self::WontStart(_) => Some("try `slipway builders reset`, and tell the operator"),
+            Self::WontStart(_) => Some(
+                "tell the operator; if the cache may be given up, `slipway builders reset-cache` empties it",
+            ),
             Self::Place(PlacementError::NoneReachable { .. })
             | Self::Host(_)
             | Self::Key(_)

@@ -38,6 +38,7 @@ use builder::{Builder, Wishes};
 use host::HostLink;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{HostId, ID_ENTROPY_BYTES, OrgId, VolumeId};
+use slipway_core::time::Timestamp;
 use slipway_core::volume::MoveStep;
 use slipway_store::{HostUse, Intent, Machine, Move, Org, Store, StoreError, VolumeState};
 use std::collections::HashMap;
@@ -493,6 +494,17 @@ impl Shared {
         builders.values().filter(concerned).cloned().collect()
     }
 
+    /// A volume of this org has gone: a damaged cache may be replaced now.
+    fn look_for_room(&self, org: &OrgId) {
+        let builders = self.builders.read().unwrap_or_else(PoisonError::into_inner);
+        for builder in builders.values().filter(|b| b.key.org == *org) {
+            let waits = builder.lock().replace_not_before > now();
+            if waits {
+                builder.change(|inner| inner.replace_not_before = Timestamp(0));
+            }
+        }
+    }
+
     /// Destroys a condemned volume and forgets it.
     pub(super) async fn destroy(
         &self,
@@ -503,6 +515,7 @@ impl Shared {
         self.destroy_key(link, org, volume).await?;
         link.client.destroy_volume(volume.clone()).await?;
         self.store.forget_volume(org, volume).await?;
+        self.look_for_room(org);
         Ok(())
     }
 }

@@ -135,6 +135,15 @@ impl World {
 
     /// The machine of this generation ends, from inside or by force.
     pub fn end_machine(&self, id: &MachineId, generation: Generation, clean: bool) {
+        self.end_as(id, generation, clean, false);
+    }
+
+    /// The guest of this generation finds what is on its volume damaged, and ends.
+    pub fn end_damaged(&self, id: &MachineId, generation: Generation) {
+        self.end_as(id, generation, false, true);
+    }
+
+    fn end_as(&self, id: &MachineId, generation: Generation, clean: bool, damaged: bool) {
         {
             let mut inner = self.lock();
             let Some(machine) = inner.machines.get_mut(id) else {
@@ -143,7 +152,7 @@ impl World {
             if machine.generation != generation || machine.state != MachineRunState::Running {
                 return;
             }
-            machine.state = MachineRunState::Exited { clean };
+            machine.state = MachineRunState::Exited { clean, damaged };
             machine.guest.die();
         }
         self.changed();

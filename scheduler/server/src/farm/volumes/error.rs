@@ -159,6 +159,7 @@ impl VolumeError {
             | HostErrorCode::StaleGeneration
             | HostErrorCode::Busy
             | HostErrorCode::KeyNeeded
+            | HostErrorCode::InProgress
             | HostErrorCode::Failed => return Err(error),
         })
     }
