@@ -3,6 +3,7 @@
 //! Owns: HTTP/1.1 to the guest, bounds on what it may answer (a guest is a tenant's own and not trusted), time bounds.
 //! Must not know: which machine it talks to, or why.
 
+use crate::machine_stream::MachineStream;
 use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use http::{Method, Request, Response, StatusCode};
@@ -17,7 +18,6 @@ use slipway_core::guest_api::{
 use slipway_core::id::BuildId;
 use slipway_core::limits::BUILD_EVENTS_BYTES_MAX;
 use std::time::Duration;
-use tokio::net::UnixStream;
 
 /// Largest answer of a guest that is kept in memory; a larger one is an error.
 pub const GUEST_ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -68,7 +68,7 @@ impl GuestClient {
     ///
     /// # Errors
     /// [`GuestError::Transport`].
-    pub async fn new(stream: UnixStream) -> Result<Self, GuestError> {
+    pub async fn new(stream: MachineStream) -> Result<Self, GuestError> {
         let io = hyper_util::rt::TokioIo::new(stream);
         let (sender, connection) = hyper::client::conn::http1::handshake(io)
             .await

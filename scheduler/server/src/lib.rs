@@ -24,6 +24,7 @@ mod http;
 pub mod keys;
 pub mod limits;
 mod listener;
+pub mod machine_stream;
 pub mod problem;
 pub mod seal;
 mod secret_file;

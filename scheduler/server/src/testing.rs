@@ -5,6 +5,7 @@ use crate::auth::SECRET_PREFIX;
 use crate::farm::BuilderKey;
 use crate::gateway::{Activity, Builders};
 use crate::http::{Body, empty, full};
+use crate::machine_stream::MachineStream;
 use crate::problem::{Code, Problem};
 use crate::serve::{Running, start};
 use crate::settings::ServeSettings;
@@ -81,7 +82,7 @@ impl Builders for TestBuilder {
         &self,
         key: &BuilderKey,
         port: EndpointPort,
-    ) -> Result<(UnixStream, Activity), Problem> {
+    ) -> Result<(MachineStream, Activity), Problem> {
         let name = match port {
             EndpointPort::Docker => "docker.sock",
             EndpointPort::Guest => "guest.sock",
@@ -95,7 +96,8 @@ impl Builders for TestBuilder {
             .ok_or(Problem::new(Code::Unavailable, "the builder is down").hint("wake it"))?;
         self.connections.fetch_add(1, Ordering::SeqCst);
         self.keys.lock().unwrap().push(key.clone());
-        Ok((stream, activity))
+        let stream = stream.into_std().unwrap();
+        Ok((MachineStream::new(stream.into()).unwrap(), activity))
     }
 
     fn activity(&self, _key: &BuilderKey) -> Option<Activity> {

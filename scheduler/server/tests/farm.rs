@@ -8,23 +8,23 @@ use slipway_core::machine::MachineState;
 use slipway_scheduler::farm::{
     ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent, NextEvent, VolumeError,
 };
+use slipway_scheduler::machine_stream::MachineStream;
 use slipway_store::{Intent, VolumeState};
 use slipway_store::{Store, SystemStore};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SHORT: Duration = slipway_core::limits::BUILDER_IDLE_MIN;
 
 /// Asks the dockerd at the other end which generation it is.
-async fn ping(stream: &mut UnixStream) -> std::io::Result<u64> {
+async fn ping(stream: &mut MachineStream) -> std::io::Result<u64> {
     stream.write_all(b"?").await?;
     stream.read_u64().await
 }
 
-async fn connect(farm: &Farm, key: &BuilderKey) -> (UnixStream, ActivityGuard) {
+async fn connect(farm: &Farm, key: &BuilderKey) -> (MachineStream, ActivityGuard) {
     farm.connect(key, EndpointPort::Docker)
         .await
         .expect("a connection")

@@ -34,6 +34,7 @@ pub use volumes::{
 use crate::guest_client::GuestClient;
 use crate::keys::KeyBroker;
 use crate::limits::{HOST_FIRST_WORD_WAIT, MOVES_MAX, SHUTDOWN_WAIT_MAX, STOP_WAIT_MAX};
+use crate::machine_stream::MachineStream;
 use builder::{Builder, Wishes};
 use host::HostLink;
 use slipway_core::host_api::EndpointPort;
@@ -44,7 +45,6 @@ use slipway_store::{HostUse, Intent, Machine, Move, Org, Store, StoreError, Volu
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -164,7 +164,7 @@ impl Farm {
         &self,
         key: &BuilderKey,
         port: EndpointPort,
-    ) -> Result<(UnixStream, ActivityGuard), FarmError> {
+    ) -> Result<(MachineStream, ActivityGuard), FarmError> {
         let builder = match self.0.builder(key) {
             Some(builder) => builder,
             None => self.0.ensure(key).await?,

@@ -25,6 +25,7 @@ use crate::connection::Connection;
 use crate::credentials::Credentials;
 use crate::farm::{BuilderKey, Farm};
 use crate::http::{Body, docker_problem, docker_refusal};
+use crate::machine_stream::MachineStream;
 use crate::problem::{Code, Problem};
 use crate::settings::is_label;
 use async_trait::async_trait;
@@ -38,7 +39,6 @@ use slipway_store::TokenRole;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use tokio::net::UnixStream;
 use tokio_util::task::TaskTracker;
 
 /// Which org is meant, for credentials that are good for more than one: its id or its slug.
@@ -72,7 +72,7 @@ pub(crate) trait Builders: Send + Sync + fmt::Debug {
         &self,
         key: &BuilderKey,
         port: EndpointPort,
-    ) -> Result<(UnixStream, Activity), Problem>;
+    ) -> Result<(MachineStream, Activity), Problem>;
     /// Counts as activity from now on, if there is such a builder. Does not wake it.
     fn activity(&self, key: &BuilderKey) -> Option<Activity>;
     /// The generation that takes connections now.
@@ -85,7 +85,7 @@ impl Builders for Farm {
         &self,
         key: &BuilderKey,
         port: EndpointPort,
-    ) -> Result<(UnixStream, Activity), Problem> {
+    ) -> Result<(MachineStream, Activity), Problem> {
         let (stream, guard) = Self::connect(self, key, port).await?;
         Ok((stream, Activity::new(guard)))
     }
