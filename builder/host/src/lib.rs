@@ -49,11 +49,13 @@ use driver::DriverError;
 use drivers::{DriverKind, Drivers, Offer, VmSupport};
 use files::make_dir;
 use image::Images;
+use limits::{HOST_MEMORY_MIN, HOST_MEMORY_PART};
 use machines::{Machines, VerbError};
 use network::{Network, NetworkError};
 use nix::fcntl::{Flock, FlockArg};
 use record::{RecordError, Records};
 use settings::{EncryptionSetting, IsolationSetting};
+use slipway_core::id::MachineId;
 use slipway_core::units::ByteSize;
 use slipway_volumes::{Encryption, ThinPool, VolumeDriver, VolumeError};
 use std::fs::{self, File, OpenOptions};
@@ -115,9 +117,23 @@ pub enum HostRunError {
     /// What an earlier daemon left can neither be adopted nor cleared away.
     #[error("take over what an earlier daemon left")]
     Recover(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Machines were killed, and live.
+    #[error(
+        "killed, but has not ended: {} (hint: call it again; the host's log says what is in the way)",
+        list(machines)
+    )]
+    WouldNotEnd {
+        /// Which.
+        machines: Vec<MachineId>,
+    },
     /// The builder image cannot be read.
     #[error("prepare the builder image (hint: `make setup` builds it)")]
     Image(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+fn list(machines: &[MachineId]) -> String {
+    let names: Vec<_> = machines.iter().map(MachineId::as_str).collect();
+    names.join(", ")
 }
 
 impl From<NetworkError> for HostRunError {
@@ -282,7 +298,7 @@ fn take_over(
     let network = Arc::new(Network::set_up(settings)?);
     let images = Arc::new(Images::new(settings));
     let drivers = make_drivers(&network)?;
-    let records = Records::open(&settings.state_dir)?;
+    let records = Records::open(&settings.state_dir, &settings.run_dir)?;
     let keys = Arc::new(keys::Keys::default());
     let machines = Machines::recover(
         drivers,
@@ -338,7 +354,7 @@ fn prepare(
         drivers: names,
         vm_accelerator,
         cpu_millis: settings.cpu_millis.unwrap_or_else(all_cpu_millis),
-        memory: settings.memory.unwrap_or_else(all_memory),
+        memory: settings.memory.unwrap_or_else(spare_memory),
         allowed_uids,
     };
     Ok((lock, service, network))
@@ -465,6 +481,12 @@ fn all_cpu_millis() -> u32 {
     u32::try_from(processors)
         .unwrap_or(u32::MAX)
         .saturating_mul(1000)
+}
+
+/// What machines may have: all but what the host needs for itself.
+fn spare_memory() -> ByteSize {
+    let ByteSize(all) = all_memory();
+    ByteSize(all.saturating_sub(HOST_MEMORY_MIN.max(all / HOST_MEMORY_PART)))
 }
 
 /// `MemTotal` of `/proc/meminfo` (in KiB).

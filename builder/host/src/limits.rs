@@ -2,8 +2,15 @@
 
 use std::time::Duration;
 
-/// Connections to the host API at once. One more is closed unanswered.
-pub const CONNECTIONS_MAX: usize = 64;
+/// Connections of listed users to the host API at once. Further ones wait in the listener's backlog.
+pub const CONNECTIONS_MAX: usize = 512;
+/// Connections of users who are not listed that are being refused at once. One more is closed unanswered.
+pub const REFUSALS_MAX: usize = 16;
+/// Endpoints of all machines being opened at once, so that other verbs always find a connection. One more is refused with
+/// `busy`.
+pub const OPENING_MAX: usize = 128;
+/// Endpoints being opened at once on one port of a machine. One more is refused with `busy`.
+pub const OPENING_PER_PORT_MAX: usize = 4;
 /// How long a peer may take to send the rest of a frame it has begun, or to take a reply. Then it is cut off.
 pub const FRAME_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long a request other than `watch_machines` may take before it is answered with `in_progress`. Its work is
@@ -15,6 +22,10 @@ pub const SHUTDOWN_WAIT_MAX: Duration = Duration::from_secs(20);
 pub const MACHINES_MAX: u16 = 1024;
 /// Machines being started at once; further ones wait in order, within [`REQUEST_WAIT_MAX`].
 pub const STARTS_AT_ONCE_MAX: usize = 8;
+/// Memory that is held back for the host itself where the settings name no bound, at least,
+pub const HOST_MEMORY_MIN: u64 = 1 << 30;
+/// and at least one part in so many of all.
+pub const HOST_MEMORY_PART: u64 = 20;
 /// User and group ids that a machine has. Fixed by the images people build (`nobody` is 65534).
 pub const MACHINE_IDS: u32 = 1 << 16;
 /// Longest grace that `stop_machine` may ask for; more is cut to it.
@@ -26,16 +37,24 @@ pub const ASK_AGAIN_EVERY: Duration = Duration::from_millis(20);
 pub const REMIND_EVERY: Duration = Duration::from_secs(1);
 /// How long the runtime may take from its answer to a start until the guest runs in its place. Then the start has failed.
 pub const EXEC_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How often a machine that was killed is killed again, until it is gone.
+pub const KILL_AGAIN_EVERY: Duration = Duration::from_secs(1);
+/// How many levels of cgroups a machine can make below its own, on cgroup v2. A deeper one is refused to it.
+pub const CGROUP_DEPTH_MAX: u32 = 32;
+/// How many cgroups a machine can make below its own, on cgroup v2. One more is refused to it.
+pub const CGROUPS_MAX: u32 = 2048;
+/// Bytes of TCP buffers of a machine on cgroup v1, where its memory does not count them. Beyond it its connections get slower.
+pub const TCP_BYTES_MAX: u64 = 256 << 20;
 /// How long a killed machine may take to be gone. Then the verb fails, and may be asked again.
 pub const KILL_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long a program that the daemon runs (`runc`, `ip`, `nft`, `mount`, `unsquashfs`) may take. Then it is killed.
 pub const PROGRAM_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Bytes of a program's output that are kept for an error message. The rest is dropped.
 pub const PROGRAM_OUTPUT_BYTES_MAX: usize = 4 << 10;
-/// How long connecting to a machine's listener may take while its backlog is full. Then `busy`.
+/// How long a virtual machine may take to take a stream. Then `busy`. (A sandbox does so at once, or its backlog is full, which
+/// is `busy` at once.)
 pub const ENDPOINT_CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Connections that wait in a machine's listener before it accepts (the kernel may hold fewer). Then see
-/// [`ENDPOINT_CONNECT_WAIT_MAX`].
+/// Connections that wait in a machine's listener before it accepts (the kernel may hold fewer). One more is refused with `busy`.
 pub const ENDPOINT_BACKLOG: i32 = 1024;
 /// What a machine may write to its console and its end record together. Further writes of its PID 1 fail.
 pub const CONSOLE_BYTES_MAX: u64 = 1 << 20;
@@ -85,6 +104,8 @@ pub const UNMOUNT_WAIT_MAX: Duration = Duration::from_secs(5);
 pub const POOL_CHECK_EVERY: Duration = Duration::from_secs(30);
 /// Longest lease of a volume's key; more is cut to it.
 pub const KEY_LEASE_MAX: Duration = Duration::from_secs(3600);
+/// How long older generations than the last that was lent for a volume are refused after its last lease was made or revoked.
+pub const KEY_FENCE_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How often leases that are over are looked for, to wipe their keys. They are of no use from the moment they are over.
 pub const KEYS_CHECK_EVERY: Duration = Duration::from_secs(5);
 /// Volumes whose keys may be lent to one host. One more is refused with `busy`.
@@ -105,6 +126,7 @@ const _: () = assert!(
     STILLNESS_WAIT_MAX.as_secs() + MEMORY_SAVE_WAIT_MAX.as_secs()
         <= slipway_core::limits::CAPTURE_WAIT_MAX.as_secs()
 );
+const _: () = assert!(OPENING_MAX * 2 <= CONNECTIONS_MAX);
 const _: () = assert!(END_RECORD_BYTES_MAX + CONSOLE_KEPT_BYTES < CONSOLE_BYTES_MAX);
 const _: () =
     assert!(KILL_WAIT_MAX.as_secs() + PROGRAM_WAIT_MAX.as_secs() < REQUEST_WAIT_MAX.as_secs());

@@ -10,14 +10,14 @@ use crate::driver::{DriverError, MachineDriver};
 use crate::drivers::{DriverKind, Drivers, NotOffered};
 use crate::image::{ImageError, ImageNames, Images};
 use crate::keys::{Keys, LeaseError};
-use crate::limits::{KILL_WAIT_MAX, TRANSFERS_MAX};
+use crate::limits::{KILL_WAIT_MAX, OPENING_PER_PORT_MAX, TRANSFERS_MAX};
 use crate::network::{Network, NetworkError};
 use crate::process::Process;
 use crate::record::{Phase, Record, RecordError, Records};
 use crate::sys;
 use slipway_core::end_record::Ending;
 use slipway_core::generation::{Generation, StaleGeneration};
-use slipway_core::host_api::{MachineReport, MachineRunState, MachineSpec};
+use slipway_core::host_api::{EndpointPort, MachineReport, MachineRunState, MachineSpec};
 use slipway_core::id::MachineId;
 use slipway_volumes::{VolumeDriver, VolumeError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,6 +52,11 @@ pub(crate) enum VerbError {
         /// Which.
         machine: MachineId,
     },
+    /// Too many of its endpoints are being opened.
+    #[error(
+        "machine {0} takes no connection now, and others wait for it already (hint: ask again later)"
+    )]
+    Opening(MachineId),
     /// No driver for it.
     #[error(transparent)]
     NotOffered(#[from] NotOffered),
@@ -108,6 +113,8 @@ pub(crate) struct Machines {
     table: Mutex<Table>,
     revision: watch::Sender<u64>,
     starts: Semaphore,
+    /// Room for endpoints being opened, of all machines.
+    opening: Arc<Semaphore>,
     /// Shared by starts, from the choice of an image until it is written down.
     choosing: RwLock<()>,
     /// Everything is adopted and more will be started, so unused images are removed.
@@ -135,8 +142,35 @@ struct Entry {
     process: Option<Process>,
     /// Held by the verb that works on the machine.
     gate: Arc<tokio::sync::Mutex<()>>,
+    opening: Opening,
     /// The kill that a stop has set up.
     kill: Option<(Instant, AbortHandle)>,
+}
+
+/// Room for endpoints being opened, for each port of a machine.
+#[derive(Debug)]
+struct Opening {
+    docker: Arc<Semaphore>,
+    guest: Arc<Semaphore>,
+}
+
+impl Default for Opening {
+    fn default() -> Self {
+        let room = || Arc::new(Semaphore::new(OPENING_PER_PORT_MAX));
+        Self {
+            docker: room(),
+            guest: room(),
+        }
+    }
+}
+
+impl Opening {
+    fn of(&self, port: EndpointPort) -> Arc<Semaphore> {
+        Arc::clone(match port {
+            EndpointPort::Docker => &self.docker,
+            EndpointPort::Guest => &self.guest,
+        })
+    }
 }
 
 type Gate = OwnedMutexGuard<()>;
@@ -309,7 +343,14 @@ impl Machines {
         match record.phase {
             Phase::Running { slot, .. } => {
                 let process = self.with_entry(machine, |entry| entry.process.clone());
-                let ended = process.is_none_or(|process| process.has_ended().unwrap_or(true));
+                // What cannot be found out is no end: a machine that runs must not be cleared away.
+                let ended = match process {
+                    Some(process) => process.has_ended().map_err(|source| VerbError::Process {
+                        machine: machine.clone(),
+                        source,
+                    })?,
+                    None => true,
+                };
                 if ended {
                     let ending = self.drivers.get(record.driver).ending(machine);
                     return self.finish(&record.spec, record.driver, slot, ending);

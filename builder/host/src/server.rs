@@ -2,10 +2,13 @@
 //!
 //! Must not know: how any verb is done.
 
+use crate::endpoint;
 use crate::files::remove_all;
 use crate::image::Images;
 use crate::keys::{Keys, LeaseError};
-use crate::limits::{CONNECTIONS_MAX, FRAME_WAIT_MAX, REQUEST_WAIT_MAX, SHUTDOWN_WAIT_MAX};
+use crate::limits::{
+    CONNECTIONS_MAX, FRAME_WAIT_MAX, REFUSALS_MAX, REQUEST_WAIT_MAX, SHUTDOWN_WAIT_MAX,
+};
 use crate::machines::{Machines, VerbError};
 use crate::settings::{HostSettings, InvalidSettings};
 use crate::wire::{self, FrameError};
@@ -79,6 +82,8 @@ pub(crate) fn bind(settings: &HostSettings) -> io::Result<UnixListener> {
     }
     remove_all(&settings.socket)?;
     let listener = UnixListener::bind(&settings.socket)?;
+    // A peer that is no user of it must not be able to block the thread that refuses it.
+    endpoint::refuse_descriptors(&listener)?;
     chown(&settings.socket, Some(ROOT), Some(group.gid.as_raw()))?;
     fs::set_permissions(&settings.socket, fs::Permissions::from_mode(0o660))?;
     Ok(listener)
@@ -102,6 +107,7 @@ pub(crate) fn allowed_uids(settings: &HostSettings) -> Result<Vec<u32>, InvalidS
 /// Serves until `stop`; then finishes what is in hand.
 pub(crate) async fn serve(listener: UnixListener, service: Arc<Service>, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -110,12 +116,20 @@ pub(crate) async fn serve(listener: UnixListener, service: Arc<Service>, stop: C
         };
         match accepted {
             Ok((stream, _)) => {
-                let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                    tracing::warn!(
-                        CONNECTIONS_MAX,
-                        "too many connections; closing one unanswered"
-                    );
+                // Before anything else: whoever may not speak takes no place from those who may.
+                let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+                if !uid.is_some_and(|uid| uid == ROOT || service.allowed_uids.contains(&uid)) {
+                    if let Ok(place) = Arc::clone(&refusals).try_acquire_owned() {
+                        connections.spawn(async move {
+                            refuse(stream, uid).await;
+                            drop(place);
+                        });
+                    }
                     continue;
+                }
+                let place = tokio::select! {
+                    place = Arc::clone(&places).acquire_owned() => place,
+                    () = stop.cancelled() => break,
                 };
                 let (service, stop) = (Arc::clone(&service), stop.clone());
                 connections.spawn(async move {
@@ -139,20 +153,16 @@ pub(crate) async fn serve(listener: UnixListener, service: Arc<Service>, stop: C
     }
 }
 
+async fn refuse(mut stream: UnixStream, uid: Option<u32>) {
+    tracing::warn!(uid, "refused a peer");
+    let message =
+        "this user may not speak to the host daemon (hint: allowed_users in its settings)";
+    // Its request is read first: to close on unread bytes would lose the answer. It may have gone already.
+    let _ = tokio::time::timeout(FRAME_WAIT_MAX, wire::read(&mut stream)).await;
+    let _ = send(&mut stream, &refusal(HostErrorCode::Denied, message)).await;
+}
+
 async fn connection(mut stream: UnixStream, service: &Arc<Service>, stop: &CancellationToken) {
-    let uid = stream.peer_cred().map(|peer| peer.uid());
-    let allowed = uid
-        .as_ref()
-        .is_ok_and(|uid| *uid == ROOT || service.allowed_uids.contains(uid));
-    if !allowed {
-        tracing::warn!(?uid, "refused a peer");
-        let message =
-            "this user may not speak to the host daemon (hint: allowed_users in its settings)";
-        // Its request is read first: to close on unread bytes would lose the answer. It may have gone already.
-        let _ = tokio::time::timeout(FRAME_WAIT_MAX, wire::read(&mut stream)).await;
-        let _ = send(&mut stream, &refusal(HostErrorCode::Denied, message)).await;
-        return;
-    }
     loop {
         let frame = tokio::select! {
             frame = wire::read(&mut stream) => frame,
@@ -172,9 +182,22 @@ async fn connection(mut stream: UnixStream, service: &Arc<Service>, stop: &Cance
                 return;
             }
         };
-        if let Err(error) = send(&mut stream, &answer).await {
-            tracing::debug!(%error, "a reply was not taken");
-            return;
+        match send(&mut stream, &answer).await {
+            Ok(()) => {}
+            Err(FrameError::TooLong(bytes)) => {
+                tracing::error!(bytes, "a reply does not fit in a frame");
+                let message = "the reply is too long for a frame";
+                if send(&mut stream, &refusal(HostErrorCode::Failed, message))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a reply was not taken");
+                return;
+            }
         }
     }
 }
@@ -379,7 +402,9 @@ fn code(error: &VerbError) -> HostErrorCode {
     match error {
         VerbError::Stale(_) => HostErrorCode::StaleGeneration,
         VerbError::NotRunning(_) | VerbError::NotFound(_) => HostErrorCode::NotFound,
-        VerbError::Running(_) | VerbError::WouldNotEnd { .. } => HostErrorCode::Busy,
+        VerbError::Running(_) | VerbError::WouldNotEnd { .. } | VerbError::Opening(_) => {
+            HostErrorCode::Busy
+        }
         VerbError::Full(_) => HostErrorCode::NoSpace,
         VerbError::NotOffered(_) => HostErrorCode::BadRequest,
         VerbError::Volume(error) => volumes::code(error),

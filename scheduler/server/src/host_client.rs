@@ -3,6 +3,9 @@
 //! Owns: framing, a small pool of connections, receiving the descriptor of an endpoint, time bounds. Must not know: when or
 //! why anything is asked.
 
+use crate::limits::{ENDPOINT_BUSY_PAUSE, ENDPOINT_PLACE_WAIT_MAX};
+use crate::machine_stream::MachineStream;
+use lanes::{Lane, Lanes};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{
@@ -20,7 +23,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 use zeroize::Zeroizing;
+
+mod lanes;
 
 /// Idle connections kept for one host; one more is closed instead of kept.
 pub const HOST_CONNECTIONS_IDLE_MAX: usize = 8;
@@ -70,6 +76,7 @@ impl HostClientError {
 pub struct HostClient {
     socket: Arc<Path>,
     idle: Arc<Mutex<Vec<UnixStream>>>,
+    lanes: Arc<Lanes>,
 }
 
 impl HostClient {
@@ -78,6 +85,7 @@ impl HostClient {
         Self {
             socket: socket.into(),
             idle: Arc::default(),
+            lanes: Arc::default(),
         }
     }
 
@@ -86,7 +94,7 @@ impl HostClient {
     /// # Errors
     /// [`HostClientError`], as with every verb.
     pub async fn info(&self) -> Result<HostInfo, HostClientError> {
-        let HostReply::Info(info) = self.call(HostRequest::Info, QUICK_WAIT_MAX).await?.0 else {
+        let HostReply::Info(info) = self.call(HostRequest::Info, Lane::Quick).await?.0 else {
             return Err(HostClientError::Protocol("no info"));
         };
         Ok(info)
@@ -106,7 +114,7 @@ impl HostClient {
             size_bytes,
             source: None,
         };
-        let HostReply::Volume(report) = self.call(request, MAKING_WAIT_MAX).await?.0 else {
+        let HostReply::Volume(report) = self.call(request, Lane::Making).await?.0 else {
             return Err(HostClientError::Protocol("no volume"));
         };
         Ok(report)
@@ -117,7 +125,7 @@ impl HostClient {
     /// # Errors
     /// [`HostClientError`].
     pub async fn destroy_volume(&self, volume: VolumeId) -> Result<(), HostClientError> {
-        self.call(HostRequest::DestroyVolume { volume }, MAKING_WAIT_MAX)
+        self.call(HostRequest::DestroyVolume { volume }, Lane::Making)
             .await
             .map(drop)
     }
@@ -128,7 +136,7 @@ impl HostClient {
     /// [`HostClientError`].
     pub async fn volumes(&self) -> Result<Vec<VolumeReport>, HostClientError> {
         let HostReply::Volumes { volumes } =
-            self.call(HostRequest::ListVolumes, QUICK_WAIT_MAX).await?.0
+            self.call(HostRequest::ListVolumes, Lane::Quick).await?.0
         else {
             return Err(HostClientError::Protocol("no volumes"));
         };
@@ -150,7 +158,7 @@ impl HostClient {
             size_bytes,
             source: Some(source),
         };
-        let HostReply::Volume(report) = self.call(request, MAKING_WAIT_MAX).await?.0 else {
+        let HostReply::Volume(report) = self.call(request, Lane::Making).await?.0 else {
             return Err(HostClientError::Protocol("no volume"));
         };
         Ok(report)
@@ -166,7 +174,7 @@ impl HostClient {
         size_bytes: u64,
     ) -> Result<VolumeReport, HostClientError> {
         let request = HostRequest::ExtendVolume { volume, size_bytes };
-        let HostReply::Volume(report) = self.call(request, MAKING_WAIT_MAX).await?.0 else {
+        let HostReply::Volume(report) = self.call(request, Lane::Making).await?.0 else {
             return Err(HostClientError::Protocol("no volume"));
         };
         Ok(report)
@@ -182,7 +190,7 @@ impl HostClient {
         snapshot: SnapshotId,
     ) -> Result<SnapshotReport, HostClientError> {
         let request = HostRequest::CreateSnapshot { volume, snapshot };
-        let HostReply::Snapshot(report) = self.call(request, MAKING_WAIT_MAX).await?.0 else {
+        let HostReply::Snapshot(report) = self.call(request, Lane::Making).await?.0 else {
             return Err(HostClientError::Protocol("no snapshot"));
         };
         Ok(report)
@@ -193,7 +201,7 @@ impl HostClient {
     /// # Errors
     /// [`HostClientError`].
     pub async fn delete_snapshot(&self, snapshot: SnapshotId) -> Result<(), HostClientError> {
-        self.call(HostRequest::DeleteSnapshot { snapshot }, MAKING_WAIT_MAX)
+        self.call(HostRequest::DeleteSnapshot { snapshot }, Lane::Making)
             .await
             .map(drop)
     }
@@ -204,7 +212,7 @@ impl HostClient {
     /// [`HostClientError`].
     pub async fn snapshots(&self) -> Result<Vec<SnapshotReport>, HostClientError> {
         let request = HostRequest::ListSnapshots;
-        let HostReply::Snapshots { snapshots } = self.call(request, QUICK_WAIT_MAX).await?.0 else {
+        let HostReply::Snapshots { snapshots } = self.call(request, Lane::Quick).await?.0 else {
             return Err(HostClientError::Protocol("no snapshots"));
         };
         Ok(snapshots)
@@ -225,7 +233,7 @@ impl HostClient {
             offset_bytes,
             sealed,
         };
-        let (HostReply::Stream { .. }, Some(fd)) = self.call(request, QUICK_WAIT_MAX).await? else {
+        let (HostReply::Stream { .. }, Some(fd)) = self.call(request, Lane::Quick).await? else {
             return Err(HostClientError::Protocol("no stream"));
         };
         self.stream(fd)
@@ -256,7 +264,7 @@ impl HostClient {
         snapshot: SnapshotId,
     ) -> Result<UnixStream, HostClientError> {
         let request = HostRequest::ExportDifference { base, snapshot };
-        let (HostReply::Stream { .. }, Some(fd)) = self.call(request, QUICK_WAIT_MAX).await? else {
+        let (HostReply::Stream { .. }, Some(fd)) = self.call(request, Lane::Quick).await? else {
             return Err(HostClientError::Protocol("no stream"));
         };
         self.stream(fd)
@@ -280,7 +288,7 @@ impl HostClient {
             part,
         };
         let (HostReply::Stream { offset_bytes }, Some(fd)) =
-            self.call(request, QUICK_WAIT_MAX).await?
+            self.call(request, Lane::Quick).await?
         else {
             return Err(HostClientError::Protocol("no stream"));
         };
@@ -293,7 +301,7 @@ impl HostClient {
     /// [`HostClientError`].
     pub async fn lend_key(&self, lease: KeyLease) -> Result<(), HostClientError> {
         let body = frame(HostRequest::LendKey, Some(lease))?;
-        self.call_with(&body, QUICK_WAIT_MAX).await.map(drop)
+        self.call_with(&body, Lane::Quick).await.map(drop)
     }
 
     /// Has the host forget a key that was lent for this generation or an older one.
@@ -306,7 +314,7 @@ impl HostClient {
         generation: Generation,
     ) -> Result<(), HostClientError> {
         let request = HostRequest::RevokeKey { volume, generation };
-        self.call(request, QUICK_WAIT_MAX).await.map(drop)
+        self.call(request, Lane::Quick).await.map(drop)
     }
 
     /// Starts a machine if this generation of it does not run yet.
@@ -318,7 +326,7 @@ impl HostClient {
         spec: MachineSpec,
     ) -> Result<MachineReport, HostClientError> {
         let request = HostRequest::EnsureMachine(spec);
-        let HostReply::Machine(report) = self.call(request, MAKING_WAIT_MAX).await?.0 else {
+        let HostReply::Machine(report) = self.call(request, Lane::Making).await?.0 else {
             return Err(HostClientError::Protocol("no machine"));
         };
         Ok(report)
@@ -340,7 +348,7 @@ impl HostClient {
             generation,
             grace_ms,
         };
-        let HostReply::Machine(report) = self.call(request, QUICK_WAIT_MAX).await?.0 else {
+        let HostReply::Machine(report) = self.call(request, Lane::Quick).await?.0 else {
             return Err(HostClientError::Protocol("no machine"));
         };
         Ok(report)
@@ -359,7 +367,7 @@ impl HostClient {
             machine,
             generation,
         };
-        self.call(request, MAKING_WAIT_MAX).await.map(drop)
+        self.call(request, Lane::Making).await.map(drop)
     }
 
     /// All machines, now.
@@ -371,7 +379,7 @@ impl HostClient {
             after: 0,
             wait_ms: 0,
         };
-        machine_list(self.call(request, QUICK_WAIT_MAX).await?.0)
+        machine_list(self.call(request, Lane::Quick).await?.0)
     }
 
     /// Begins to watch the machines, on a connection of its own. When the daemon ends, so does the watch: revisions of
@@ -398,16 +406,35 @@ impl HostClient {
         machine: MachineId,
         generation: Generation,
         port: EndpointPort,
-    ) -> Result<UnixStream, HostClientError> {
+    ) -> Result<MachineStream, HostClientError> {
+        let place = timeout(
+            ENDPOINT_PLACE_WAIT_MAX,
+            self.lanes.enter_port(&machine, port),
+        );
+        let Ok(place) = place.await else {
+            let message = format!("machine {machine} takes no connections");
+            return Err(HostClientError::Refused(HostError {
+                code: HostErrorCode::Busy,
+                message,
+            }));
+        };
         let request = HostRequest::OpenEndpoint {
             machine,
             generation,
             port,
         };
-        let (HostReply::Endpoint, Some(fd)) = self.call(request, QUICK_WAIT_MAX).await? else {
+        let called = self.call(request, Lane::Endpoint).await;
+        if let Err(error) = &called
+            && error.code() == Some(HostErrorCode::Busy)
+        {
+            // With its place, so that all who wait for this machine ask no more often together.
+            tokio::time::sleep(ENDPOINT_BUSY_PAUSE).await;
+        }
+        drop(place);
+        let (HostReply::Endpoint, Some(fd)) = called? else {
             return Err(HostClientError::Protocol("no endpoint"));
         };
-        self.stream(fd)
+        MachineStream::new(fd).map_err(|source| self.unreachable(source))
     }
 
     /// A descriptor that came along, as a stream of the runtime.
@@ -423,17 +450,24 @@ impl HostClient {
     async fn call(
         &self,
         request: HostRequest,
-        wait: Duration,
+        lane: Lane,
     ) -> Result<(HostReply, Option<OwnedFd>), HostClientError> {
-        self.call_with(&frame(request, None)?, wait).await
+        self.call_with(&frame(request, None)?, lane).await
     }
 
     async fn call_with(
         &self,
         body: &[u8],
-        wait: Duration,
+        lane: Lane,
     ) -> Result<(HostReply, Option<OwnedFd>), HostClientError> {
-        let answer = tokio::time::timeout(wait, self.exchange(body))
+        let wait = match lane {
+            Lane::Quick | Lane::Endpoint => QUICK_WAIT_MAX,
+            Lane::Making => MAKING_WAIT_MAX,
+        };
+        let _place = timeout(wait, self.lanes.enter(lane))
+            .await
+            .map_err(|_| HostClientError::TimedOut(wait))?;
+        let answer = timeout(wait, self.exchange(body))
             .await
             .map_err(|_| HostClientError::TimedOut(wait))?;
         match answer? {
@@ -532,7 +566,7 @@ impl HostWatch {
         let wait_ms = millis(wait);
         let body = frame(HostRequest::WatchMachines { after, wait_ms }, None)?;
         let bound = wait + QUICK_WAIT_MAX;
-        let (reply, _) = tokio::time::timeout(bound, exchange_on(&mut self.stream, &body))
+        let (reply, _) = timeout(bound, exchange_on(&mut self.stream, &body))
             .await
             .map_err(|_| HostClientError::TimedOut(bound))?
             .map_err(|source| self.client.unreachable(source))?;

@@ -29,6 +29,21 @@ pub const STOP_WAIT_MAX: Duration = Duration::from_secs(END_WAIT_MAX.as_secs() *
 pub const SHUTDOWN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Connections through the gateway to one builder at once; one more is refused with a hint.
 pub const BUILDER_CONNECTIONS_MAX: u32 = 1024;
+/// Quick verbs (lists, stops, leases, the beginnings of transfers) asked of one host at once; further ones wait in order.
+pub const HOST_QUICK_MAX: usize = 64;
+/// Verbs that make or remove something asked of one host at once; further ones wait in order.
+pub const HOST_MAKING_MAX: usize = 128;
+/// Endpoints being opened on one host at once; further ones wait in order.
+pub const HOST_ENDPOINTS_MAX: usize = 64;
+/// Endpoints being opened at once on one port of a machine; further ones wait in order, up to [`ENDPOINT_PLACE_WAIT_MAX`].
+pub const HOST_PORT_ENDPOINTS_MAX: usize = 4;
+/// Longest wait for one of [`HOST_PORT_ENDPOINTS_MAX`] places. Then the machine counts as busy, and it is tried again.
+pub const ENDPOINT_PLACE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Pause with such a place when the machine takes no connection.
+pub const ENDPOINT_BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// Streams with a builder's descriptors in them that are being closed at once, where the kernel is older than 6.16. One more is
+/// left open until the process ends.
+pub const DISPOSALS_MAX: usize = 256;
 /// Changes kept for a subscriber that is slow; then it is told to read everything anew.
 pub const SUBSCRIBER_CHANGES_MAX: usize = 256;
 /// Build events written to the store in one transaction.

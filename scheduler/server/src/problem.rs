@@ -201,6 +201,7 @@ impl From<FarmError> for Problem {
             FarmError::TooManyConnections { .. } => Self::new(Code::Limit, error.to_string()),
             FarmError::Place(PlacementError::NoneReachable { .. })
             | FarmError::TimedOut { .. }
+            | FarmError::TakesNone { .. }
             | FarmError::HostAway
             | FarmError::Closed => Self::new(Code::Unavailable, error.to_string()),
             FarmError::WontStart(_) => {

@@ -85,7 +85,7 @@ impl Service {
                 part,
             } => return self.import(volume, size_bytes, sealed, part),
             HostRequest::RevokeKey { volume, generation } => {
-                self.keys.revoke(&volume, generation);
+                self.keys.revoke(&volume, generation, Instant::now());
                 HostReply::Done
             }
             HostRequest::Info

@@ -1,10 +1,11 @@
 //! The socket: who may speak, and what nonsense gets.
 
 use crate::client::Client;
-use crate::harness::{Guest, Host};
-use slipway_core::host_api::{HostErrorCode, HostReply};
+use crate::harness::{Guest, Host, WAIT};
+use slipway_core::host_api::{EndpointPort, HostErrorCode, HostReply};
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
+use std::time::Instant;
 
 fn refusal(client: &mut Client) -> HostErrorCode {
     match client.receive().unwrap().0 {
@@ -122,24 +123,86 @@ fn a_second_daemon_on_the_same_state_is_refused() {
 }
 
 #[test]
-fn no_more_than_so_many_connections() {
+fn connections_beyond_the_bound_wait() {
     let Some(host) = Host::start(Guest::Idle) else {
         return;
     };
-    let get_in = || {
-        let mut client = host.client();
-        client
-            .send_json(br#"{"version":2,"request":{"verb":"info"}}"#)
-            .ok()?;
-        client.receive().ok().map(|_| client)
-    };
-    // The place of a connection that was closed is free only a moment later.
+    let request = br#"{"version":2,"request":{"verb":"info"}}"#;
     let clients: Vec<_> = (0..slipway_host::limits::CONNECTIONS_MAX)
-        .map(|_| crate::harness::wait_for("a place", get_in))
+        .map(|_| {
+            let mut client = host.client();
+            client.info();
+            client
+        })
         .collect();
     let mut over = host.client();
-    let _ = over.send_json(b"{}");
-    assert!(over.receive().is_err(), "one more is closed unanswered");
+    over.send_json(request).unwrap();
     drop(clients);
-    crate::harness::wait_for("places to be free again", get_in);
+    assert!(matches!(over.receive().unwrap().0, HostReply::Info(_)));
+}
+
+#[test]
+fn whoever_may_not_speak_takes_no_place_from_those_who_may() {
+    let Some(host) = Host::start(Guest::Idle) else {
+        return;
+    };
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&host.dir, open).unwrap();
+    // As a member of the socket's group, with more connections than there are places, all of them silent.
+    let script = format!(
+        "use IO::Socket::UNIX; my @held; for (1..{}) {{ my $s = IO::Socket::UNIX->new(Peer => '{}'); push @held, $s if $s; }} print \"held\\n\"; close STDOUT; sleep 600",
+        slipway_host::limits::CONNECTIONS_MAX + 100,
+        host.dir.join("host.sock").display(),
+    );
+    let mut crowd = Command::new("setpriv")
+        .args(["--reuid", "65533", "--regid", "0", "--clear-groups"])
+        .args(["perl", "-e", &script])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut crowd.stdout.take().unwrap(), &mut said).unwrap();
+    let info = host.client().info();
+    crowd.kill().unwrap();
+    crowd.wait().unwrap();
+    assert_eq!(said, "held\n");
+    assert_eq!(info.drivers, ["sandbox"]);
+}
+
+#[test]
+fn a_machine_that_accepts_no_connections_starves_nobody() {
+    let Some(host) = Host::start(Guest::Idle) else {
+        return;
+    };
+    let mut client = host.client();
+    let deaf = host.machine(&mut client, 1).machine;
+    let other = host.machine(&mut client, 2).machine;
+    // Nobody accepts in there. A connection stays in the backlog when its other end has gone.
+    let open = |client: &mut Client| client.open(&deaf, 1, EndpointPort::Docker).map(drop);
+    let began = Instant::now();
+    while open(&mut client).is_ok() {
+        assert!(began.elapsed() < WAIT, "the backlog never fills");
+    }
+    let callers: Vec<_> = (0..slipway_host::limits::OPENING_PER_PORT_MAX * 4)
+        .map(|_| {
+            let mut client = host.client();
+            let deaf = deaf.clone();
+            std::thread::spawn(move || {
+                for _ in 0..50 {
+                    let opened = client.open(&deaf, 1, EndpointPort::Docker).map(drop);
+                    assert_eq!(opened, Err(HostErrorCode::Busy));
+                }
+            })
+        })
+        .collect();
+    client.info();
+    client.open(&other, 1, EndpointPort::Docker).unwrap();
+    client.open(&deaf, 1, EndpointPort::Guest).unwrap();
+    for caller in callers {
+        caller.join().unwrap();
+    }
+    assert!(
+        began.elapsed() < WAIT,
+        "the answer busy waits for the machine"
+    );
 }

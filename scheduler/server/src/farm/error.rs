@@ -44,6 +44,12 @@ pub enum FarmError {
         /// What it was doing then.
         state: &'static str,
     },
+    /// It is up, and takes no connections.
+    #[error("the builder took no connection within {waited:?}")]
+    TakesNone {
+        /// How long the caller waited.
+        waited: Duration,
+    },
     /// The host that it is on does not answer.
     #[error("the builder's host does not answer")]
     HostAway,
@@ -103,6 +109,7 @@ impl FarmError {
             Self::Place(PlacementError::NoneReachable { .. } | PlacementError::NoSpace { .. })
             | Self::WontStart(_)
             | Self::TimedOut { .. }
+            | Self::TakesNone { .. }
             | Self::HostAway
             | Self::Host(_)
             | Self::Key(_)
@@ -138,6 +145,9 @@ impl FarmError {
             Self::InUse { .. } => Some("wait until its builds have ended"),
             Self::WontStart(_) => Some(
                 "tell the operator; if the cache may be given up, `slipway builders reset-cache` empties it",
+            ),
+            Self::TakesNone { .. } => Some(
+                "what runs in it keeps it from answering; end that, or stop the builder: `slipway builders stop`",
             ),
             Self::Place(PlacementError::NoneReachable { .. })
             | Self::Host(_)

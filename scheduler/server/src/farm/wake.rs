@@ -9,10 +9,10 @@ use crate::host_client::HostClientError;
 use crate::limits::{
     CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, CRASHES_SEEN_MAX, HOST_AWAY_WAIT_MAX, WAKE_WAIT_MAX,
 };
+use crate::machine_stream::MachineStream;
 use slipway_core::host_api::{EndpointPort, HostErrorCode};
 use slipway_core::machine::MachineState;
 use std::time::Duration;
-use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
 impl Shared {
@@ -21,7 +21,7 @@ impl Shared {
         &self,
         builder: &Builder,
         port: EndpointPort,
-    ) -> Result<UnixStream, FarmError> {
+    ) -> Result<MachineStream, FarmError> {
         let mut waiting: Option<Waiting> = None;
         loop {
             // Before looking, so that no change after the look is missed.
@@ -38,7 +38,9 @@ impl Shared {
                             if has_ended(&error) {
                                 builder.look_again().await;
                             }
-                            waiting.get_or_insert_default().refused = true;
+                            let waiting = waiting.get_or_insert_default();
+                            waiting.refused = true;
+                            waiting.busy = error.code() == Some(HostErrorCode::Busy);
                         }
                     }
                 }
@@ -50,7 +52,11 @@ impl Shared {
             tokio::select! {
                 () = self.cancel.cancelled() => return Err(FarmError::Closed),
                 changed = waiting.pause(&mut changes) => if !changed {
-                    return Err(timed_out(builder, WAKE_WAIT_MAX));
+                    return Err(if waiting.busy {
+                        FarmError::TakesNone { waited: WAKE_WAIT_MAX }
+                    } else {
+                        timed_out(builder, WAKE_WAIT_MAX)
+                    });
                 }
             }
         }
@@ -73,6 +79,8 @@ struct Waiting {
     retry: Duration,
     /// The host has just refused a connection although the builder seems to run: do not count on a change.
     refused: bool,
+    /// Its machine runs and took no connection the last time.
+    busy: bool,
     crashed: Option<MachineState>,
     crashes: u32,
 }
@@ -84,6 +92,7 @@ impl Default for Waiting {
             host_deadline: None,
             retry: CONNECT_RETRY_MIN,
             refused: false,
+            busy: false,
             crashed: None,
             crashes: 0,
         }

@@ -278,6 +278,7 @@ pub(super) fn told(error: &FarmError) -> String {
         | FarmError::NotRunning
         | FarmError::WontStart(_)
         | FarmError::TimedOut { .. }
+        | FarmError::TakesNone { .. }
         | FarmError::TooManyConnections { .. }
         | FarmError::InUse { .. }
         | FarmError::Guest(_)
