@@ -3,7 +3,9 @@
 //! Must not know: what runs there. A sandbox's limits are written by its runtime, a virtual machine's by [`make`], those of
 //! an adopted machine by [`limit`].
 
-use crate::limits::KILL_WAIT_MAX;
+mod tree;
+
+use crate::limits::{CGROUP_DEPTH_MAX, CGROUPS_MAX, KILL_WAIT_MAX, TCP_BYTES_MAX};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::chown;
@@ -180,6 +182,26 @@ fn open_procs(dir: &Path) -> io::Result<File> {
     File::options().write(true).open(dir.join("cgroup.procs"))
 }
 
+/// Bounds what a machine could take of the host beyond its limits: cgroups of its own below `cgroup`, and buffers of sockets
+/// where memory does not count them. What the kernel has no file for stays unbounded: v1 cannot bound cgroups.
+pub(crate) fn bound(cgroup: &str) -> io::Result<()> {
+    let values = [
+        ("cgroup.max.depth", CGROUP_DEPTH_MAX.to_string()),
+        ("cgroup.max.descendants", CGROUPS_MAX.to_string()),
+        ("memory.kmem.tcp.limit_in_bytes", TCP_BYTES_MAX.to_string()),
+    ];
+    let mut result = Ok(());
+    for dir in directories(cgroup) {
+        for (file, value) in &values {
+            let path = dir.join(file);
+            if path.exists() {
+                result = result.and(fs::write(path, value));
+            }
+        }
+    }
+    result
+}
+
 /// Lets `id` (user and group) make cgroups below `cgroup` and move its processes between them, and nothing else.
 pub(crate) fn delegate(cgroup: &str, id: u32) -> io::Result<()> {
     for dir in directories(cgroup) {
@@ -199,23 +221,36 @@ pub(crate) fn delegate(cgroup: &str, id: u32) -> io::Result<()> {
 
 /// Removes `cgroup` and all below it from every hierarchy. Absent is fine; one with processes in it is an error.
 pub(crate) fn remove(cgroup: &str) -> io::Result<()> {
-    directories(cgroup).try_for_each(|dir| remove_tree(&dir))
+    directories(cgroup).try_for_each(|dir| tree::remove(&dir))
 }
 
-fn remove_tree(dir: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
-    };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path())?;
+/// Kills everything in `cgroup`, whatever the machine has done to keep it from dying: frozen it, or made more of it all the time.
+///
+/// # Errors
+/// What the system said; the rest is done all the same.
+pub(crate) fn kill(cgroup: &str) -> io::Result<()> {
+    let mut result = Ok(());
+    for dir in directories(cgroup) {
+        let all_at_once = dir.join("cgroup.kill");
+        if all_at_once.exists() {
+            result = result.and(fs::write(all_at_once, "1"));
+            continue;
+        }
+        let pids = dir.join("pids.max");
+        if pids.exists() {
+            // From here on nothing new is begun, so that what is listed is all there is.
+            result = result.and(fs::write(pids, "0"));
         }
     }
-    match fs::remove_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+    // Each v1 hierarchy lists all processes, in another tree, and any one may be in the way of its own removal.
+    for dir in directories(cgroup).filter(|dir| !dir.join("cgroup.kill").exists()) {
+        result = result.and(tree::kill(&dir));
     }
+    // Last: what was frozen has its signal by now, and does nothing else when it goes on.
+    for dir in directories(cgroup).filter(|dir| dir.join("freezer.state").exists()) {
+        result = result.and(tree::thaw(&dir));
+    }
+    result
 }
 
 /// Whether swap can be limited below `parent`: not without swap accounting in the kernel.
@@ -232,7 +267,7 @@ pub(crate) fn can_limit_swap(parent: &str) -> bool {
     root.join(below).join("memory.swap.max").exists()
 }
 
-/// Kills what is left in `cgroup` and removes it: for a container that the runtime no longer knows.
+/// Kills what is left in `cgroup` and removes it.
 pub(crate) fn kill_and_remove(cgroup: &str) -> io::Result<()> {
     let deadline = Instant::now() + KILL_WAIT_MAX;
     loop {
@@ -240,26 +275,10 @@ pub(crate) fn kill_and_remove(cgroup: &str) -> io::Result<()> {
             Err(error)
                 if error.raw_os_error() == Some(nix::libc::EBUSY) && Instant::now() < deadline =>
             {
-                directories(cgroup).for_each(|dir| kill_tree(&dir));
+                kill(cgroup)?;
                 std::thread::sleep(Duration::from_millis(5));
             }
             result => return result,
-        }
-    }
-}
-
-fn kill_tree(dir: &Path) {
-    let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    for pid in pids.lines().filter_map(|line| line.parse().ok()) {
-        // Gone by now is what is wanted.
-        let _ = nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            nix::sys::signal::Signal::SIGKILL,
-        );
-    }
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            kill_tree(&entry.path());
         }
     }
 }

@@ -36,6 +36,15 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8], outlives: Outlives) -> io::
     }
 }
 
+/// Gives what was made at `from` the name `to`, under which it is then whole whatever happens to the computer. All of the file
+/// system is written out for that: it is for what is made once.
+pub(crate) fn publish(from: &Path, to: &Path) -> io::Result<()> {
+    let parent = File::open(to.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
+    nix::unistd::syncfs(&parent)?;
+    fs::rename(from, to)?;
+    parent.sync_all()
+}
+
 /// Makes a directory and its parents; it has `mode` afterwards even if it was there.
 pub(crate) fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(mode).create(path)?;

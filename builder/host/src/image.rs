@@ -3,7 +3,7 @@
 //!
 //! Must not know: machines, or how a driver stacks the two.
 
-use crate::files::{make_dir, remove_all};
+use crate::files::{make_dir, publish, remove_all};
 use crate::limits::MACHINE_IDS;
 use crate::network::Network;
 use crate::network::resolvers::resolv_conf;
@@ -26,7 +26,13 @@ const NAME_LEN: usize = 24;
 /// Ends the names of what is being removed.
 const GONE: &str = ".gone";
 
-type LayerFiles = [(&'static str, String); 4];
+/// What a layer is made of.
+struct LayerFiles {
+    /// Content hash of the guest program.
+    guest: String,
+    /// What else is in it.
+    texts: [(&'static str, String); 4],
+}
 
 /// Why there is nothing to boot.
 #[derive(Debug, thiserror::Error)]
@@ -200,9 +206,7 @@ impl Images {
         {
             return Ok(hash.clone());
         }
-        let mut hasher = Sha256::new();
-        io::copy(&mut file, &mut hasher).map_err(at("read", path))?;
-        let hash = hex(&hasher.finalize());
+        let hash = hash(&mut file).map_err(at("read", path))?;
         hashes.insert(path.to_owned(), (stamp, hash.clone()));
         Ok(hash)
     }
@@ -214,18 +218,18 @@ impl Images {
         }
         if self.image_mount == ImageMount::Auto {
             let mounted = self.mounts.join(name);
-            self.mount(&mounted)?;
+            self.mount(name, &mounted)?;
             if self.can_idmap(&mounted)? {
                 return Ok(mounted);
             }
             tracing::info!("this kernel cannot idmap a squashfs, so the image is unpacked");
             nix::mount::umount(&mounted).map_err(|errno| at("unmount", &mounted)(errno.into()))?;
         }
-        self.unpack(&unpacked)?;
+        self.unpack(name, &unpacked)?;
         Ok(unpacked)
     }
 
-    fn mount(&self, target: &Path) -> Result<(), ImageError> {
+    fn mount(&self, name: &str, target: &Path) -> Result<(), ImageError> {
         // Looked at first: the directory of a mounted image is read-only.
         if target.exists() && is_mount_point(target).map_err(at("examine", target))? {
             return Ok(());
@@ -236,7 +240,17 @@ impl Images {
             .args(["-t", "squashfs", "-o", "loop,ro,nodev"])
             .arg(&self.image)
             .arg(target);
-        run(&mut command, "").map_err(ImageError::Mount)
+        run(&mut command, "").map_err(ImageError::Mount)?;
+        if self.is_still(name)? {
+            return Ok(());
+        }
+        nix::mount::umount(target).map_err(|errno| at("unmount", target)(errno.into()))?;
+        Err(at("mount", &self.image)(replaced()))
+    }
+
+    /// Whether the image has the content that names it. It may have been replaced since it was read.
+    fn is_still(&self, name: &str) -> Result<bool, ImageError> {
+        Ok(self.hash()?.starts_with(name))
     }
 
     fn can_idmap(&self, base: &Path) -> Result<bool, ImageError> {
@@ -254,7 +268,7 @@ impl Images {
         }
     }
 
-    fn unpack(&self, target: &Path) -> Result<(), ImageError> {
+    fn unpack(&self, name: &str, target: &Path) -> Result<(), ImageError> {
         let part = target.with_extension("part");
         remove_all(&part).map_err(at("remove", &part))?;
         make_dir(&self.kept, 0o700).map_err(at("make", &self.kept))?;
@@ -264,27 +278,31 @@ impl Images {
             .arg(&part)
             .arg(&self.image);
         run(&mut command, "").map_err(ImageError::Mount)?;
-        fs::rename(&part, target).map_err(at("rename", &part))
+        if !self.is_still(name)? {
+            return Err(at("unpack", &self.image)(replaced()));
+        }
+        publish(&part, target).map_err(at("rename", &part))
     }
 
     /// What is to be booted now, and what is in the layer besides the guest program.
     fn names(&self, network: &Network) -> Result<(ImageNames, LayerFiles), ImageError> {
-        let files = [
+        let guest = self.hash_of(&self.guest)?;
+        let texts = [
             ("etc/resolv.conf", resolv_conf(&network.resolvers())),
             ("etc/hosts", "127.0.0.1 localhost\n".to_owned()),
             ("etc/docker/daemon.json", self.daemon_json(network)),
             ("etc/slipway/guest.json", self.guest_json()),
         ];
         let mut hasher = Sha256::new();
-        hasher.update(self.hash_of(&self.guest)?);
-        for (path, text) in &files {
+        hasher.update(&guest);
+        for (path, text) in &texts {
             hasher.update(format!("\0{path}\0{text}"));
         }
         let names = ImageNames {
             base: self.hash()?[..NAME_LEN].to_owned(),
             layer: hex(&hasher.finalize())[..NAME_LEN].to_owned(),
         };
-        Ok((names, files))
+        Ok((names, LayerFiles { guest, texts }))
     }
 
     fn layer(&self, name: &str, files: &LayerFiles) -> Result<PathBuf, ImageError> {
@@ -317,12 +335,17 @@ impl Images {
         let guest = part.join("usr/sbin/slipway-guest");
         fs::copy(&self.guest, &guest)?;
         fs::set_permissions(&guest, fs::Permissions::from_mode(0o755))?;
-        for (path, text) in files {
+        for (path, text) in &files.texts {
             let path = part.join(path);
             fs::write(&path, text)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
         }
-        fs::rename(&part, target)
+        // What was read is what the name says: the program may have been replaced since.
+        let copied = hash(&mut File::open(&guest)?)?;
+        if copied != files.guest {
+            return Err(replaced());
+        }
+        publish(&part, target)
     }
 
     /// dockerd's own settings. What to keep of the build cache is the guest's affair.
@@ -380,6 +403,16 @@ pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
     let own = fs::symlink_metadata(path)?;
     let parent = fs::symlink_metadata(path.parent().unwrap_or(path))?;
     Ok(own.dev() != parent.dev())
+}
+
+fn hash(file: &mut File) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    io::copy(file, &mut hasher)?;
+    Ok(hex(&hasher.finalize()))
+}
+
+fn replaced() -> io::Error {
+    io::Error::other("it was replaced meanwhile (hint: ask again)")
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -5,7 +5,7 @@
 //!
 //! Must not know: where keys are kept, or what opens with them.
 
-use crate::limits::{KEY_LEASE_MAX, KEYS_MAX};
+use crate::limits::{KEY_FENCE_KEPT, KEY_LEASE_MAX, KEYS_MAX};
 use slipway_core::generation::{Generation, StaleGeneration};
 use slipway_core::id::{MachineId, VolumeId};
 use slipway_core::key::{KeyLease, VolumeKey};
@@ -28,10 +28,12 @@ pub(crate) enum LeaseError {
 #[derive(Debug, Default)]
 pub(crate) struct Keys(Mutex<HashMap<VolumeId, Entry>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Entry {
-    /// Highest that was lent or revoked; older ones are refused for as long as the daemon lives.
+    /// Highest that was lent or revoked; older ones are refused.
     generation: Generation,
+    /// Until when they are: by then no lease that was made before is good any more.
+    fenced_until: Instant,
     lent: Option<Lent>,
 }
 
@@ -56,8 +58,13 @@ impl Keys {
         if entries.len() >= KEYS_MAX && !entries.contains_key(&lease.volume) {
             return Err(LeaseError::TooMany);
         }
-        let entry = entries.entry(lease.volume).or_default();
+        let entry = entries.entry(lease.volume).or_insert(Entry {
+            generation: lease.generation,
+            fenced_until: now,
+            lent: None,
+        });
         entry.generation.check(lease.generation)?;
+        entry.fenced_until = now + KEY_FENCE_KEPT;
         entry.generation = lease.generation;
         entry.lent = Some(Lent {
             machine: lease.machine,
@@ -68,13 +75,14 @@ impl Keys {
     }
 
     /// Forgets the key of a volume, unless it was lent for a newer generation.
-    pub(crate) fn revoke(&self, volume: &VolumeId, generation: Generation) {
+    pub(crate) fn revoke(&self, volume: &VolumeId, generation: Generation, now: Instant) {
         let mut entries = self.entries();
         let Some(entry) = entries.get_mut(volume) else {
             return;
         };
         if entry.generation <= generation {
             entry.generation = generation;
+            entry.fenced_until = now + KEY_FENCE_KEPT;
             entry.lent = None;
         }
     }
@@ -103,11 +111,12 @@ impl Keys {
 
     /// Wipes what is over.
     pub(crate) fn forget_expired(&self, now: Instant) {
-        for entry in self.entries().values_mut() {
+        self.entries().retain(|_, entry| {
             if entry.lent.as_ref().is_some_and(|lent| lent.until <= now) {
                 entry.lent = None;
             }
-        }
+            entry.lent.is_some() || now < entry.fenced_until
+        });
     }
 }
 
@@ -165,12 +174,29 @@ mod tests {
     }
 
     #[test]
+    fn volumes_of_the_past_take_no_room_from_others() {
+        let (keys, now) = (Keys::default(), Instant::now());
+        keys.lend(lease(3, Some(1)), now).unwrap();
+        let over = now + Duration::from_secs(10);
+        keys.forget_expired(over);
+        assert!(
+            matches!(
+                keys.lend(lease(2, Some(1)), over),
+                Err(LeaseError::Stale(_))
+            ),
+            "its fence stays"
+        );
+        keys.forget_expired(now + KEY_FENCE_KEPT);
+        assert!(keys.entries().is_empty());
+    }
+
+    #[test]
     fn what_was_revoked_does_not_come_back_by_an_older_lease() {
         let (keys, now) = (Keys::default(), Instant::now());
         keys.lend(lease(3, Some(1)), now).unwrap();
-        keys.revoke(&volume(1), Generation(2));
+        keys.revoke(&volume(1), Generation(2), now);
         assert!(keys.for_work(&volume(1), now).is_some(), "older than lent");
-        keys.revoke(&volume(1), Generation(4));
+        keys.revoke(&volume(1), Generation(4), now);
         assert!(keys.for_work(&volume(1), now).is_none());
         assert!(matches!(
             keys.lend(lease(3, Some(1)), now),

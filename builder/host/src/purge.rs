@@ -8,15 +8,17 @@ use crate::settings::HostSettings;
 use crate::{HostRunError, at, clearing_drivers, files, take_over};
 use nix::mount::{MntFlags, umount2};
 use slipway_core::host_api::MachineRunState;
-use slipway_core::limits::HOST_API_WATCH_WAIT_MAX;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest a purge waits for machines to end; then it says so, and may be called again.
 const PURGE_WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// How often a purge that waits tells what for.
+const PURGE_TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// What was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,9 +53,7 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
     .await;
     let held = taken.map_err(|error| HostRunError::Recover(error.into()))??;
 
-    let machines = tokio::time::timeout(PURGE_WAIT_MAX, end_machines(&held.machines))
-        .await
-        .map_err(|late| HostRunError::Recover(late.into()))??;
+    let machines = end_machines(&held.machines).await?;
     let volumes = held.volumes.list().map_err(HostRunError::Pool)?;
     for volume in &volumes {
         held.volumes
@@ -70,9 +70,16 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
 
 /// Ends and forgets every machine; gives how many there were.
 async fn end_machines(all: &Arc<Machines>) -> Result<usize, HostRunError> {
+    let deadline = Instant::now() + PURGE_WAIT_MAX;
     let (mut revision, mut machines) = all.watch(0, Duration::ZERO).await;
     let n_machines = machines.len();
     while !machines.is_empty() {
+        if Instant::now() >= deadline {
+            let machines = machines.into_iter().map(|machine| machine.machine);
+            return Err(HostRunError::WouldNotEnd {
+                machines: machines.collect(),
+            });
+        }
         for machine in &machines {
             let (id, generation) = (&machine.machine, machine.generation);
             match machine.state {
@@ -82,7 +89,11 @@ async fn end_machines(all: &Arc<Machines>) -> Result<usize, HostRunError> {
                 MachineRunState::Exited { .. } => all.remove(id, generation).await?,
             }
         }
-        (revision, machines) = all.watch(revision, HOST_API_WATCH_WAIT_MAX).await;
+        (revision, machines) = all.watch(revision, PURGE_TELL_EVERY).await;
+        let left = machines.len();
+        if left > 0 {
+            tracing::info!(left, "waiting for machines to end");
+        }
     }
     Ok(n_machines)
 }

@@ -111,16 +111,19 @@ fn at<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -
 #[derive(Debug)]
 pub(crate) struct Records {
     machines: PathBuf,
+    /// Where a machine that lives has a directory, and after a reboot there is none.
+    lives: PathBuf,
     fences: PathBuf,
 }
 
 impl Records {
-    /// Below `state_dir`.
+    /// Below `state_dir`; what does not survive a reboot is below `run_dir`.
     ///
     /// # Errors
     /// [`RecordError`] when its directories cannot be made.
-    pub(crate) fn open(state_dir: &Path) -> Result<Self, RecordError> {
+    pub(crate) fn open(state_dir: &Path, run_dir: &Path) -> Result<Self, RecordError> {
         let records = Self {
+            lives: run_dir.join("machines"),
             machines: state_dir.join("machines"),
             fences: state_dir.join("fences"),
         };
@@ -130,8 +133,8 @@ impl Records {
         Ok(records)
     }
 
-    /// All records, in id order. What is no machine's is left alone; an unreadable record is an error, for to go on
-    /// without it could give its slot to another.
+    /// All records, in id order. What is no machine's is left alone. A record that a power cut has spoilt is forgotten, since
+    /// nothing of its machine lives. Where something may, it is an error: to go on without it could give its slot to another.
     ///
     /// # Errors
     /// [`RecordError`].
@@ -143,7 +146,14 @@ impl Records {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 read => {
                     let bytes = read.map_err(at("read", &path))?;
-                    records.push(serde_json::from_slice(&bytes).map_err(at("parse", &path))?);
+                    match serde_json::from_slice(&bytes) {
+                        Ok(record) => records.push(record),
+                        Err(error) if !self.lives.join(machine.as_str()).exists() => {
+                            tracing::error!(%machine, %error, "its record is unreadable, as after a power cut; forgotten");
+                            self.forget(&machine)?;
+                        }
+                        Err(error) => return Err(at("parse", &path)(error)),
+                    }
                 }
             }
         }
@@ -257,7 +267,7 @@ mod tests {
     #[test]
     fn records_and_fences_survive_and_are_forgotten_apart() {
         let dir = std::env::temp_dir().join(format!("slipway-records-{}", std::process::id()));
-        let records = Records::open(&dir).unwrap();
+        let records = Records::open(&dir, &dir.join("run")).unwrap();
         let machine = MachineId::from_entropy([3; 10]);
         let spec = MachineSpec {
             machine: machine.clone(),
@@ -294,9 +304,30 @@ mod tests {
         records.forget(&machine).unwrap();
         assert_eq!(records.all().unwrap(), []);
         assert_eq!(
-            Records::open(&dir).unwrap().fences().unwrap(),
+            Records::open(&dir, &dir.join("run"))
+                .unwrap()
+                .fences()
+                .unwrap(),
             [(machine, Generation(4))]
         );
         remove_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_record_that_a_power_cut_spoilt_keeps_no_daemon_from_starting() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        let records = Records::open(dir.path(), &run).unwrap();
+        let machine = MachineId::from_entropy([3; 10]);
+        let state = dir.path().join("machines").join(machine.as_str());
+        for spoilt in ["", "{\"spec\": {"] {
+            fs::create_dir_all(&state).unwrap();
+            fs::write(state.join(RECORD), spoilt).unwrap();
+            fs::create_dir_all(run.join("machines").join(machine.as_str())).unwrap();
+            records.all().expect_err("it may live");
+            fs::remove_dir_all(&run).unwrap();
+            assert_eq!(records.all().unwrap(), []);
+            assert!(!state.exists());
+        }
     }
 }

@@ -21,6 +21,8 @@ use std::process::Command;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// The number of the first descriptor that [`pass_fds`] passes.
+const FIRST_PASSED: RawFd = 3;
 /// Lowest descriptor number that [`pass_fds`] parks its sources at, above every target number.
 const PARKED_FD_MIN: RawFd = 64;
 
@@ -81,26 +83,50 @@ pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 /// A user namespace that maps ids `0..count` inside to `base..base + count` outside, kept alive by the
 /// returned descriptor alone.
 pub(crate) fn user_namespace(base: u32, count: u32) -> io::Result<OwnedFd> {
-    let (hold_read, hold_write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+    let parent = libc::c_long::from(std::process::id());
     // SAFETY: like fork(2), with a new user namespace. The child makes raw system calls only (no allocation, no
-    // locks) until it exits, which is what a child of a process with threads may do.
+    // locks) until it is killed, which is what a child of a process with threads may do.
     let pid = unsafe {
         let pid = libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0);
         if pid == 0 {
-            let mut byte = 0u8;
-            libc::syscall(libc::SYS_close, hold_write.as_raw_fd());
-            // Ends when the parent has opened the namespace, or died.
-            libc::syscall(libc::SYS_read, hold_read.as_raw_fd(), &raw mut byte, 1);
+            // It never executes another program, so that it would keep all that is open here: locks, sockets, and pipes on
+            // whose end somebody waits.
+            libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0);
+            libc::syscall(
+                libc::SYS_prctl,
+                libc::PR_SET_PDEATHSIG,
+                libc::SIGKILL,
+                0,
+                0,
+                0,
+            );
+            // It may have ended just before. A parent outside of the PID namespace cannot be: that was not changed.
+            while libc::syscall(libc::SYS_getppid) == parent {
+                // Until it is killed.
+                libc::syscall(
+                    libc::SYS_ppoll,
+                    std::ptr::null::<libc::pollfd>(),
+                    0,
+                    0,
+                    0,
+                    0,
+                );
+            }
             libc::syscall(libc::SYS_exit_group, 0);
         }
         pid
     };
-    let pid = i32::try_from(check(pid)?).map_err(io::Error::other)?;
-    let namespace = map_and_open(pid, base, count);
-    drop(hold_write);
-    drop(hold_read);
-    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None)?;
+    let child = nix::unistd::Pid::from_raw(i32::try_from(check(pid)?).map_err(io::Error::other)?);
+    let namespace = map_and_open(child.as_raw(), base, count);
+    // It is nobody else's number until it is waited for.
+    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL)?;
+    loop {
+        match nix::sys::wait::waitpid(child, None) {
+            Err(nix::errno::Errno::EINTR) => {}
+            waited => break waited.map(drop)?,
+        }
+    }
     namespace
 }
 
@@ -165,8 +191,29 @@ pub(crate) fn attach_mount(mount: &OwnedFd, path: &Path) -> io::Result<()> {
     .map(drop)
 }
 
+/// Takes the lowest numbers that are free here, up to `end`, for as long as this process lives: std makes a pipe for each child,
+/// by which the child tells why it cannot start, and a `dup2` onto its number would send that word into whatever was passed.
+fn occupy(end: RawFd) -> io::Result<()> {
+    let null = fs::File::open("/dev/null")?;
+    loop {
+        // SAFETY: F_DUPFD_CLOEXEC on a descriptor that is open for the call; the result is ours alone.
+        let lowest = owned(libc::c_long::from(unsafe {
+            libc::fcntl(null.as_raw_fd(), libc::F_DUPFD_CLOEXEC, FIRST_PASSED)
+        }))?;
+        if lowest.as_raw_fd() >= end {
+            return Ok(());
+        }
+        std::mem::forget(lowest);
+    }
+}
+
 /// Makes `command` start with `fds` as its descriptors 3, 4, 5, ... in this order.
 pub(crate) fn pass_fds(command: &mut Command, fds: &[&OwnedFd]) -> io::Result<()> {
+    let end = RawFd::try_from(fds.len()).map_err(io::Error::other)? + FIRST_PASSED;
+    if end > PARKED_FD_MIN {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    occupy(end)?;
     let mut parked = Vec::with_capacity(fds.len());
     for fd in fds {
         // SAFETY: F_DUPFD_CLOEXEC on a descriptor that `fds` borrows; the result is ours alone.
@@ -178,7 +225,7 @@ pub(crate) fn pass_fds(command: &mut Command, fds: &[&OwnedFd]) -> io::Result<()
     // sources were parked above every target, so no dup2 overwrites one that is still needed.
     unsafe {
         command.pre_exec(move || {
-            for (target, source) in (3..).zip(&parked) {
+            for (target, source) in (FIRST_PASSED..).zip(&parked) {
                 if libc::dup2(source.as_raw_fd(), target) < 0 {
                     return Err(io::Error::last_os_error());
                 }
@@ -315,6 +362,42 @@ mod tests {
             .unwrap();
         assert!(child.wait().unwrap().success());
         assert_eq!(out, "abc");
+    }
+
+    #[test]
+    fn a_child_that_cannot_start_tells_so_and_writes_into_nothing_that_was_passed() {
+        let mut files = Vec::new();
+        for _ in 0..13 {
+            files.push(OwnedFd::from(tempfile::tempfile().unwrap()));
+        }
+        let mut command = Command::new("/nonexistent/program");
+        pass_fds(&mut command, &files.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(command.spawn().unwrap_err().kind(), io::ErrorKind::NotFound);
+        for file in files {
+            assert_eq!(fs::File::from(file).metadata().unwrap().len(), 0);
+        }
+    }
+
+    /// The helper of one namespace must not keep what another's waits for, nor a lock or a socket of this process.
+    #[test]
+    fn namespaces_are_made_at_once_and_keep_nothing_of_this_process_open() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let (tell, told) = std::sync::mpsc::channel();
+        for _ in 0..8 {
+            let tell = tell.clone();
+            std::thread::spawn(move || {
+                for _ in 0..50 {
+                    user_namespace(1 << 30, 1 << 16).unwrap();
+                }
+                tell.send(()).unwrap();
+            });
+        }
+        for _ in 0..8 {
+            told.recv_timeout(std::time::Duration::from_secs(120))
+                .expect("a namespace is never made");
+        }
     }
 
     #[test]

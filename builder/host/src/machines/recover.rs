@@ -6,7 +6,7 @@
 use super::{Machines, Pool, VerbError};
 use crate::drivers::Drivers;
 use crate::image::Images;
-use crate::limits::STARTS_AT_ONCE_MAX;
+use crate::limits::{OPENING_MAX, STARTS_AT_ONCE_MAX};
 use crate::network::Network;
 use crate::record::{Phase, Record, Records};
 use std::sync::atomic::AtomicBool;
@@ -37,6 +37,7 @@ impl Machines {
             table: Mutex::default(),
             revision: watch::Sender::new(1),
             starts: Semaphore::new(STARTS_AT_ONCE_MAX),
+            opening: Arc::new(Semaphore::new(OPENING_MAX)),
             choosing: RwLock::default(),
             prunes: AtomicBool::new(false),
         });

@@ -5,13 +5,16 @@
 use super::{Entry, Machines, VerbError, blocking, report};
 use crate::driver::{Asked, Start};
 use crate::drivers::DriverKind;
-use crate::limits::{ASK_AGAIN_EVERY, KILL_WAIT_MAX, REMIND_EVERY, STOP_GRACE_MAX};
+use crate::limits::{
+    ASK_AGAIN_EVERY, KILL_AGAIN_EVERY, KILL_WAIT_MAX, REMIND_EVERY, STOP_GRACE_MAX,
+};
 use crate::process::{Process, ProcessId};
 use crate::record::{Phase, Record};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{EndpointPort, MachineReport, MachineSpec};
 use slipway_core::id::{MachineId, VolumeId};
 use std::convert::Infallible;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -112,13 +115,19 @@ impl Machines {
                 machine: machine.clone(),
                 source,
             };
-            self.driver(machine)
-                .kill(machine, &process)
-                .map_err(failed)?;
-            if !process.wait(KILL_WAIT_MAX).map_err(failed)? {
-                return Err(VerbError::WouldNotEnd {
-                    machine: machine.clone(),
-                });
+            let deadline = std::time::Instant::now() + KILL_WAIT_MAX;
+            loop {
+                self.driver(machine)
+                    .kill(machine, &process)
+                    .map_err(failed)?;
+                if process.wait(KILL_AGAIN_EVERY).map_err(failed)? {
+                    break;
+                }
+                if std::time::Instant::now() >= deadline {
+                    return Err(VerbError::WouldNotEnd {
+                        machine: machine.clone(),
+                    });
+                }
             }
         }
         self.settle(machine)
@@ -146,10 +155,7 @@ impl Machines {
             source,
         };
         if grace.is_zero() {
-            self.driver(machine)
-                .kill(machine, &process)
-                .map_err(failed)?;
-            return Ok(report);
+            self.kill(machine, &process).await.map_err(failed)?;
         }
         self.end_by(machine, process, Instant::now() + grace.min(STOP_GRACE_MAX));
         Ok(report)
@@ -166,16 +172,29 @@ impl Machines {
             }
             let (machines, name) = (Arc::clone(self), machine.clone());
             let kill = tokio::spawn(async move {
-                // Ends by the time alone: `finish` aborts this task when the machine has ended.
-                let _over =
-                    tokio::time::timeout_at(at, machines.keep_asking(&name, &process)).await;
-                tracing::info!(machine = %name, "did not end within its grace; killing it");
-                if let Err(error) = machines.driver(&name).kill(&name, &process) {
-                    tracing::error!(machine = %name, %error, "cannot kill");
+                // `finish` aborts this task when the machine has ended.
+                if at > Instant::now() {
+                    // Ends by the time alone.
+                    let _over =
+                        tokio::time::timeout_at(at, machines.keep_asking(&name, &process)).await;
+                    tracing::info!(machine = %name, "did not end within its grace; killing it");
+                }
+                loop {
+                    if let Err(error) = machines.kill(&name, &process).await {
+                        tracing::error!(machine = %name, %error, "cannot kill");
+                    }
+                    tokio::time::sleep(KILL_AGAIN_EVERY).await;
                 }
             });
             entry.kill = Some((at, kill.abort_handle()));
         });
+    }
+
+    /// Kills all of a machine, which takes longer the more it has made.
+    async fn kill(&self, machine: &MachineId, process: &Process) -> io::Result<()> {
+        let (driver, machine, process) = (self.driver(machine), machine.clone(), process.clone());
+        let killed = tokio::task::spawn_blocking(move || driver.kill(&machine, &process));
+        killed.await.unwrap_or_else(|error| Err(error.into()))
     }
 
     /// Asks, and goes on asking: whoever hears it late, or lost it, hears it then.
@@ -255,8 +274,18 @@ impl Machines {
         if !runs {
             return Err(VerbError::NotRunning(machine.clone()));
         }
+        let full = |_| VerbError::Opening(machine.clone());
+        let of_machine = self.with_entry(machine, |entry| entry.opening.of(port));
+        let of_machine = of_machine.try_acquire_owned().map_err(full)?;
+        let of_all = Arc::clone(&self.opening)
+            .try_acquire_owned()
+            .map_err(full)?;
         let (driver, machine) = (self.driver(machine), machine.clone());
-        let connected = tokio::task::spawn_blocking(move || driver.connect(&machine, port));
+        let connected = tokio::task::spawn_blocking(move || {
+            let opened = driver.connect(&machine, port);
+            drop((of_machine, of_all));
+            opened
+        });
         Ok(connected.await.map_err(|_| VerbError::CutOff)??)
     }
 

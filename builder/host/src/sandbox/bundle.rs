@@ -55,6 +55,8 @@ pub(super) fn config(bundle: &Bundle<'_>) -> Result<Value, policy::InvalidSeccom
             "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": bundle.nofile, "hard": bundle.nofile }],
             // Builds use sudo and the like; what a set-user-id program can become is bounded by the user namespace.
             "noNewPrivileges": false,
+            // A daemon that is spared when memory runs out does not pass that on.
+            "oomScoreAdj": 0,
         },
         "root": { "path": bundle.root, "readonly": false },
         "mounts": mounts(),

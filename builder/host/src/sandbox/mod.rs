@@ -18,7 +18,7 @@ use crate::cgroup::{self, CgroupLimits};
 use crate::driver::{Asked, DriverCapabilities, DriverError, MachineDriver, Start};
 use crate::endpoint;
 use crate::files::{make_dir, remove_all};
-use crate::limits::{ENDPOINT_CONNECT_WAIT_MAX, EXEC_WAIT_MAX, MACHINE_IDS};
+use crate::limits::{EXEC_WAIT_MAX, MACHINE_IDS};
 use crate::mounts;
 use crate::network::Network;
 use crate::process::{Process, ProcessId, Program};
@@ -39,7 +39,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Steps of a start, in order. A test fails, and kills the daemon, after each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -250,6 +250,13 @@ impl Sandbox {
 
     /// `runc delete --force`: kills what runs, forgets it, removes its cgroups. Absent is fine.
     fn delete(&self, machine: &MachineId) -> Result<(), DriverError> {
+        let cgroup = self.cgroup(machine);
+        let clear = || {
+            cgroup::kill_and_remove(&cgroup)
+                .map_err(DriverError::at("remove the cgroup", Path::new(&cgroup)))
+        };
+        // First, for the runtime can neither thaw nor find what a machine's root may have made.
+        clear()?;
         if self.runc_root.join(machine.as_str()).exists() {
             let mut command = self.runc();
             command.args(["delete", "--force"]).arg(machine.as_str());
@@ -260,9 +267,7 @@ impl Sandbox {
             let state = self.runc_root.join(machine.as_str());
             remove_all(&state).map_err(DriverError::at("remove", &state))?;
         }
-        let cgroup = self.cgroup(machine);
-        cgroup::kill_and_remove(&cgroup)
-            .map_err(DriverError::at("remove the cgroup", Path::new(&cgroup)))
+        clear()
     }
 }
 
@@ -304,6 +309,7 @@ impl MachineDriver for Sandbox {
         ))?;
         self.done(StartStep::Create, &mut since)?;
         let cgroup = self.cgroup(machine);
+        cgroup::bound(&cgroup).map_err(DriverError::at("bound the cgroup", Path::new(&cgroup)))?;
         cgroup::delegate(&cgroup, first_id)
             .map_err(DriverError::at("hand over the cgroup", Path::new(&cgroup)))?;
         self.done(StartStep::Delegate, &mut since)?;
@@ -345,9 +351,10 @@ impl MachineDriver for Sandbox {
         }
     }
 
-    fn kill(&self, _machine: &MachineId, process: &Process) -> io::Result<()> {
-        // With PID 1, the kernel kills everything in its PID namespace.
-        process.signal(Signal::SIGKILL)
+    fn kill(&self, machine: &MachineId, process: &Process) -> io::Result<()> {
+        // With PID 1, the kernel kills everything in its PID namespace, unless it is frozen.
+        process.signal(Signal::SIGKILL)?;
+        cgroup::kill(&self.cgroup(machine))
     }
 
     fn ending(&self, machine: &MachineId) -> Ending {
@@ -372,19 +379,8 @@ impl MachineDriver for Sandbox {
             port,
             source,
         };
-        let path = self.socket(machine, port);
-        let deadline = Instant::now() + ENDPOINT_CONNECT_WAIT_MAX;
-        loop {
-            match endpoint::connect(&path) {
-                // A full backlog. There is nothing to wait on, so look again soon.
-                Err(error)
-                    if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline =>
-                {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                result => return result.map_err(failed),
-            }
-        }
+        // A full backlog is the caller's to wait for: there is nothing here to wait on.
+        endpoint::connect(&self.socket(machine, port)).map_err(failed)
     }
 }
 

@@ -4,7 +4,7 @@
 //! Must not know: machines, or QEMU.
 
 use crate::driver::DriverError;
-use crate::files::remove_all;
+use crate::files::{publish, remove_all};
 use crate::program::run;
 use std::fs::File;
 use std::io;
@@ -78,7 +78,7 @@ impl Kernel {
             action: "make a disk of the guest's layer",
             source,
         })?;
-        std::fs::rename(&part, &disk).map_err(DriverError::at("rename", &part))?;
+        publish(&part, &disk).map_err(DriverError::at("rename", &part))?;
         open(&disk)
     }
 }

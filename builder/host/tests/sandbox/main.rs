@@ -10,6 +10,7 @@ mod api;
 mod client;
 mod conformance;
 mod harness;
+mod hostile_cgroups;
 mod kept;
 mod killed_run;
 mod leftovers;
