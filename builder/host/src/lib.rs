@@ -294,6 +294,9 @@ fn take_over(
     make_dir(&settings.run_dir, 0o755).map_err(at("make", &settings.run_dir))?;
     let lock = lock(&settings.state_dir)?;
     check_searchable(&settings.run_dir)?;
+    if let Err(error) = process::number_as_many_as_there_can_be() {
+        tracing::warn!(%error, "kernel.pid_max cannot be raised: machines share the host's numbers of processes");
+    }
     let volumes = open_pool(settings).map_err(HostRunError::Pool)?;
     let network = Arc::new(Network::set_up(settings)?);
     let images = Arc::new(Images::new(settings));

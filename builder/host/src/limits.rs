@@ -26,6 +26,8 @@ pub const STARTS_AT_ONCE_MAX: usize = 8;
 pub const HOST_MEMORY_MIN: u64 = 1 << 30;
 /// and at least one part in so many of all.
 pub const HOST_MEMORY_PART: u64 = 20;
+/// Files that a program in a sandbox may have open unless it asks for more, which it may up to what the daemon has itself.
+pub const OPEN_FILES_SOFT: u64 = 65_536;
 /// User and group ids that a machine has. Fixed by the images people build (`nobody` is 65534).
 pub const MACHINE_IDS: u32 = 1 << 16;
 /// Longest grace that `stop_machine` may ask for; more is cut to it.
@@ -111,7 +113,7 @@ pub const KEYS_CHECK_EVERY: Duration = Duration::from_secs(5);
 /// Volumes whose keys may be lent to one host. One more is refused with `busy`.
 pub const KEYS_MAX: usize = 16 << 10;
 /// Exports and imports at once. One more is refused with `busy`.
-pub const TRANSFERS_MAX: usize = 4;
+pub const TRANSFERS_MAX: usize = 16;
 /// How long an export waits for its other side to take a byte. Then it breaks off.
 pub const TRANSFER_IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long an import waits for its other side to give a byte. Longer than an export: what is sent may come from another host,

@@ -12,6 +12,23 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// As many numbers for processes as the kernel can have (`PID_MAX_LIMIT` of a 64-bit kernel).
+const PID_MAX: u32 = 4 << 20;
+
+/// Sees to it that the machines' limits of processes bound each of them alone: with the kernel's own default of numbers, two machines
+/// could take all that the host has.
+///
+/// # Errors
+/// What the system said.
+pub(crate) fn number_as_many_as_there_can_be() -> io::Result<()> {
+    const PATH: &str = "/proc/sys/kernel/pid_max";
+    let now = fs::read_to_string(PATH)?;
+    if now.trim().parse().is_ok_and(|now: u32| now >= PID_MAX) {
+        return Ok(());
+    }
+    fs::write(PATH, PID_MAX.to_string())
+}
+
 /// A process, by what stays true of it alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

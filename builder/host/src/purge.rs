@@ -29,7 +29,7 @@ pub struct Purged {
     pub volumes: usize,
 }
 
-/// Ends every machine at once (builds that run are lost), destroys every volume of the pool, and removes the network, the
+/// Ends every machine at once (builds that run are lost), destroys every volume and snapshot of the pool, and removes the network, the
 /// mounts and the directories. The daemon must have ended. A host that was never set up is fine.
 ///
 /// # Errors
@@ -54,6 +54,11 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
     let held = taken.map_err(|error| HostRunError::Recover(error.into()))??;
 
     let machines = end_machines(&held.machines).await?;
+    for snapshot in held.volumes.snapshots().map_err(HostRunError::Pool)? {
+        held.volumes
+            .delete_snapshot(&snapshot.snapshot)
+            .map_err(HostRunError::Pool)?;
+    }
     let volumes = held.volumes.list().map_err(HostRunError::Pool)?;
     for volume in &volumes {
         held.volumes

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 /// unknown name is an error.
 ///
 /// What the administrator must know besides:
-/// - `net.ipv4.ip_forward` is switched on.
+/// - `net.ipv4.ip_forward` is switched on, and `kernel.pid_max` raised to what the kernel can have.
 /// - The only firewall table that is touched is [`nft_table`](Self::nft_table). If another table's forward chain
 ///   drops by default (Docker's `DOCKER-USER`/`FORWARD`, firewalld, ufw), machines have no network until that
 ///   table lets `<veth_prefix>*` through; the daemon warns of it at its start.

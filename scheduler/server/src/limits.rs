@@ -91,6 +91,11 @@ pub const STAND_STILL_LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long the move of a cache waits for a host that does not answer, when the builder is kept from starting for it. Then the
 /// move is given up.
 pub const CATCH_UP_HOSTS_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Time of a client's own over which an export or import must have gone on by [`TRANSFER_PACE_BYTES_MIN`]. Else it breaks off,
+/// and can be gone on with.
+pub const TRANSFER_PACE_WINDOW: Duration = Duration::from_secs(60);
+/// See [`TRANSFER_PACE_WINDOW`].
+pub const TRANSFER_PACE_BYTES_MIN: u64 = 1 << 20;
 /// How long an export or import waits for its client to take or give a byte. Then it breaks off, and can be gone on with.
 pub const TRANSFER_IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long an import that broke off is waited for; then its volume is removed. A host keeps what it has for as long.

@@ -22,13 +22,17 @@ use futures_util::stream::unfold;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
+use pace::{Pace, TooSlow};
 use serde_json::json;
 use slipway_core::id::{SnapshotId, VolumeId};
 use slipway_store::TokenRole;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+
+mod pace;
 
 /// What a path names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,30 +171,36 @@ type Given = Mutex<Option<Instant>>;
 fn streamed(download: Download, ends: Ends, connection: &Arc<Connection>) -> Response<Body> {
     let given = Arc::<Given>::default();
     tokio::spawn(cut_if_idle(Arc::downgrade(&given), Arc::clone(connection)));
-    let set = |given: &Given, at| *given.lock().unwrap_or_else(PoisonError::into_inner) = at;
-    let pieces = unfold(
-        (download, vec![0; TRANSFER_BYTES]),
-        move |(mut from, mut buffer)| {
-            let (ends, given) = (ends.clone(), Arc::clone(&given));
-            async move {
-                // It is asked for more, so the client has taken what there was.
-                set(&given, None);
-                let read = tokio::select! {
+    let set = |given: &Given, at| {
+        std::mem::replace(
+            &mut *given.lock().unwrap_or_else(PoisonError::into_inner),
+            at,
+        )
+    };
+    let state = (download, vec![0; TRANSFER_BYTES], Pace::default(), 0);
+    let pieces = unfold(state, move |(mut from, mut buffer, mut pace, last)| {
+        let (ends, given) = (ends.clone(), Arc::clone(&given));
+        async move {
+            // It is asked for more, so the client has taken what there was.
+            let took = set(&given, None).map_or(Duration::ZERO, |since| since.elapsed());
+            let read = match pace.moved(last, took) {
+                Err(TooSlow) => Err(BodyError::from("the client is too slow")),
+                Ok(()) => tokio::select! {
                     read = from.read(&mut buffer) => read.map_err(BodyError::from),
                     () = ends.wait() => Err(BodyError::from("the server or the token ended")),
-                };
-                set(&given, Some(Instant::now()));
-                match read {
-                    Ok(0) => None,
-                    Ok(length) => {
-                        let piece = Bytes::copy_from_slice(&buffer[..length]);
-                        Some((Ok(Frame::data(piece)), (from, buffer)))
-                    }
-                    Err(error) => Some((Err(error), (from, buffer))),
+                },
+            };
+            set(&given, Some(Instant::now()));
+            match read {
+                Ok(0) => None,
+                Ok(length) => {
+                    let piece = Bytes::copy_from_slice(&buffer[..length]);
+                    Some((Ok(Frame::data(piece)), (from, buffer, pace, length)))
                 }
+                Err(error) => Some((Err(error), (from, buffer, pace, 0))),
             }
-        },
-    );
+        }
+    });
     let mut response = answer(StatusCode::OK, "application/octet-stream", Bytes::new());
     *response.body_mut() = BodyExt::boxed_unsync(StreamBody::new(pieces));
     response
@@ -218,7 +228,9 @@ async fn cut_if_idle(given: Weak<Given>, connection: Arc<Connection>) {
 /// Hands on what a client sends, with no more than one piece in between. When nobody takes it any more, what still comes is
 /// read for a while: a connection that is closed with bytes unread may take the answer with it.
 async fn feed(mut body: Incoming, to: mpsc::Sender<Result<Bytes, BodyEnded>>, ends: Ends) {
+    let mut pace = Pace::default();
     loop {
+        let asked = Instant::now();
         let frame = tokio::select! {
             frame = timeout(TRANSFER_IDLE_MAX, body.frame()) => frame,
             () = to.closed() => break,
@@ -230,7 +242,10 @@ async fn feed(mut body: Incoming, to: mpsc::Sender<Result<Bytes, BodyEnded>>, en
         let piece = match frame {
             Ok(None) => return,
             Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => Ok(data),
+                Ok(data) => match pace.moved(data.len(), asked.elapsed()) {
+                    Ok(()) => Ok(data),
+                    Err(TooSlow) => Err(BodyEnded),
+                },
                 // Trailers mean nothing here.
                 Err(_) => continue,
             },

@@ -107,7 +107,7 @@ pub(super) fn remove(top: &Path) -> io::Result<()> {
 /// Kills everything in `top` and below, frozen or not. What is begun meanwhile may be missed, so the caller first sees to it that
 /// nothing can be, or calls again.
 pub(super) fn kill(top: &Path) -> io::Result<()> {
-    walk(top, |dir| kill_in(dir), |_, _| Ok(()))
+    walk(top, kill_in, |_, _| Ok(()))
 }
 
 /// Has everything that is frozen in `top` and below go on, if only to its death.

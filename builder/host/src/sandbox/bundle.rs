@@ -4,7 +4,7 @@
 //! Must not know: how the root file system or the network is made.
 
 use super::policy;
-use crate::limits::MACHINE_IDS;
+use crate::limits::{MACHINE_IDS, OPEN_FILES_SOFT};
 use serde_json::{Value, json};
 use slipway_core::host_api::MachineSpec;
 use std::path::Path;
@@ -52,7 +52,7 @@ pub(super) fn config(bundle: &Bundle<'_>) -> Result<Value, policy::InvalidSeccom
             "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "container=slipway"],
             "cwd": "/",
             "capabilities": policy::capabilities(),
-            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": bundle.nofile, "hard": bundle.nofile }],
+            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": bundle.nofile.min(OPEN_FILES_SOFT), "hard": bundle.nofile }],
             // Builds use sudo and the like; what a set-user-id program can become is bounded by the user namespace.
             "noNewPrivileges": false,
             // A daemon that is spared when memory runs out does not pass that on.
