@@ -7,7 +7,7 @@ pub(crate) const CONNECT_WAIT_MAX: Duration = Duration::from_secs(10);
 /// An answer to a GraphQL request that wakes nothing. Then: "did not answer", exit 2.
 pub(crate) const API_WAIT_MAX: Duration = Duration::from_secs(60);
 /// An answer to a request that may wake a builder: above the scheduler's own bound, so that its message is seen.
-pub(crate) const WAKE_WAIT_MAX: Duration = Duration::from_secs(200);
+pub(crate) const WAKE_WAIT_MAX: Duration = Duration::from_secs(630);
 /// Largest answer of the API that is read. Then: an error that says so, exit 2.
 pub(crate) const API_ANSWER_BYTES_MAX: usize = 32 << 20;
 /// Longest line of an event stream. Then: the stream counts as broken.
@@ -67,6 +67,6 @@ const _: () = assert!(RECONNECT_DELAY_MIN.as_millis() < RECONNECT_DELAY_MAX.as_m
 const _: () = assert!(RECONNECT_DELAY_MAX.as_secs() < RECONNECT_FOR_MAX.as_secs());
 const _: () = assert!(TREE_LOG_LINES_MAX < TREE_LINES_MAX);
 const _: () = assert!(
-    WAKE_WAIT_MAX.as_secs() > slipway_core::limits::MACHINE_READY_WAIT_MAX.as_secs() * 2,
+    WAKE_WAIT_MAX.as_secs() > slipway_core::limits::MACHINE_SILENCE_MAX.as_secs() * 2,
     "one wake and one second try with an empty cache fit in the client's wait"
 );

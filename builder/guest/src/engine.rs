@@ -11,11 +11,11 @@ use crate::complaint;
 use crate::config::{self, GuestConfig};
 use crate::descriptors::{Descriptors, Inherited, inherit};
 use crate::init::{Child, Children, Exit};
-use crate::life::Patience;
 use crate::limits;
 use crate::output::Output;
 use crate::phase::Manner;
-use anyhow::{Context as _, Result, bail};
+use crate::progress::{self, GivenUp, Progress};
+use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 use std::io;
 use std::path::Path;
@@ -66,12 +66,13 @@ pub(crate) enum Ended {
 }
 
 impl Engine {
-    /// Starts both daemons; waits for containerd, but not for dockerd. dockerd gets the host's socket as its descriptor 3; no other child does.
+    /// Starts both daemons; waits for containerd, as long as it makes progress, but not for dockerd. dockerd gets the host's
+    /// socket as its descriptor 3; no other child does.
     pub(crate) async fn start(
         children: &Children,
         descriptors: &Descriptors,
         host: &GuestConfig,
-        patience: Patience,
+        progress: &mut Progress,
     ) -> Result<Engine> {
         for path in STALE {
             remove(Path::new(path)).with_context(|| format!("remove stale {path}"))?;
@@ -89,7 +90,7 @@ impl Engine {
             )
             .context("start containerd")?;
         let containerd_output = Output::follow("containerd", containerd.stderr.take())?;
-        if let Err(error) = listens(&mut containerd, patience).await {
+        if let Err(error) = listens(&mut containerd, &containerd_output, progress).await {
             containerd_output.log_last();
             return Err(error);
         }
@@ -113,6 +114,15 @@ impl Engine {
         }
     }
 
+    /// Watches the start of dockerd until it has to be given up. Gives why.
+    pub(crate) fn start_given_up<'p>(
+        &self,
+        progress: &'p mut Progress,
+    ) -> impl Future<Output = GivenUp> + use<'p> {
+        let outputs = [self.dockerd_output.clone(), self.containerd_output.clone()];
+        progress::watch(progress, move || outputs.iter().map(Output::lines).sum())
+    }
+
     /// Ends dockerd and then containerd, each within its bound; tells how dockerd ended.
     pub(crate) async fn stop(&mut self) -> Manner {
         let exit = stop(&mut self.dockerd, limits::ENGINE_STOP_WAIT_MAX).await;
@@ -134,16 +144,16 @@ impl Engine {
     }
 }
 
-async fn listens(containerd: &mut Child, patience: Patience) -> Result<()> {
-    let wait = patience.of(limits::CONTAINERD_START_WAIT_MAX);
+async fn listens(containerd: &mut Child, output: &Output, progress: &mut Progress) -> Result<()> {
     let listens = async {
         while UnixStream::connect(CONTAINERD_SOCKET).await.is_err() {
             tokio::time::sleep(limits::START_RETRY_PERIOD).await;
         }
     };
     tokio::select! {
-        listens = tokio::time::timeout(wait, listens) => {
-            listens.context("containerd did not listen in time")
+        () = listens => Ok(()),
+        given_up = progress::watch(progress, || output.lines()) => {
+            Err(anyhow!(given_up).context("containerd does not start"))
         }
         exit = containerd.wait() => bail!("containerd ended by itself: {exit:?}"),
     }

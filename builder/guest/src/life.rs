@@ -10,6 +10,7 @@ use crate::engine::{self, DATA_ROOT, ENGINE_SOCKET, Ended, Engine};
 use crate::guest::Guest;
 use crate::init::{self, Children};
 use crate::phase::{Event, Phase};
+use crate::progress::{GivenUp, Progress};
 use crate::{api, limits, watcher};
 use anyhow::{Context as _, Result};
 use slipway_core::end_record;
@@ -67,17 +68,6 @@ impl Given {
     }
 }
 
-/// How much longer than usual a daemon may take to start.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience(u32);
-
-impl Patience {
-    /// Usual or longer.
-    pub(crate) fn of(self, usual: Duration) -> Duration {
-        usual * self.0
-    }
-}
-
 /// Starts everything and lives until the end. Fails if it cannot begin.
 pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
     let Given {
@@ -89,7 +79,7 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
     let books = Books::new(started);
     let capture = Capture::new(DATA_ROOT);
     let (volume, patience, offers_memory) = match machine {
-        Machine::Sandbox => (Volume::OfHost, Patience(1), false),
+        Machine::Sandbox => (Volume::OfHost, 1, false),
         Machine::Virtual {
             channel,
             emulated,
@@ -101,11 +91,12 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
             } else {
                 1
             };
-            (Volume::Own, Patience(factor), offers_memory)
+            (Volume::Own, factor, offers_memory)
         }
     };
     let config = engine::host_config()?;
-    let mut engine = Engine::start(&children, &descriptors, &config, patience).await?;
+    let mut progress = Progress::new(Instant::now(), limits::START_STALL_MAX * patience);
+    let mut engine = Engine::start(&children, &descriptors, &config, &mut progress).await?;
     let Descriptors {
         engine: engine_socket,
         guest: guest_socket,
@@ -123,7 +114,7 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
     tasks.spawn(watcher::watch(guest.clone(), stop.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
 
-    let mut until = until_end(&books, &guest, &mut engine, &mut terminate, Some(patience)).await;
+    let mut until = until_end(&books, &guest, &mut engine, &mut terminate, Some(progress)).await;
     // A step that runs though its build was cancelled is ended, as always: it may hold anything.
     while until == Until::Idle && offers_memory && books.activity().is_quiet() {
         let hurry = async { terminate.recv().await.unwrap_or_default() };
@@ -180,18 +171,20 @@ enum Until {
     Phase(Phase),
 }
 
-/// Moves the machine on until it is no longer to run. `starting` is how long its daemons may take, unless they have.
+/// Moves the machine on until it is no longer to run. `starting` watches the start of its daemons, unless that is over.
 async fn until_end(
     books: &Books,
     guest: &Guest,
     engine: &mut Engine,
     terminate: &mut Signal,
-    starting: Option<Patience>,
+    mut starting: Option<Progress>,
 ) -> Until {
-    let patience = starting.unwrap_or(Patience(1));
-    let answered = answer(guest, patience.of(limits::ENGINE_START_WAIT_MAX));
+    let watched = starting
+        .as_mut()
+        .map(|progress| engine.start_given_up(progress));
+    let answered = answer(guest, watched);
     tokio::pin!(answered);
-    let mut starting = starting.is_some();
+    let mut starts = true;
     loop {
         let asked = books.wait_phase(Duration::MAX, |phase| phase == Phase::Ending);
         // Each branch only waits; what it gave up is taken up again in the next round.
@@ -209,8 +202,8 @@ async fn until_end(
                     Event::ContainerdEnded
                 }
             },
-            event = &mut answered, if starting => {
-                starting = false;
+            event = &mut answered, if starts => {
+                starts = false;
                 event
             }
             _ = terminate.recv() => Event::EndAsked,
@@ -223,19 +216,22 @@ async fn until_end(
     }
 }
 
-/// Waits for dockerd's first answer.
-async fn answer(guest: &Guest, wait: Duration) -> Event {
+/// Waits for dockerd's first answer, until its start is given up. Never comes to an end if that is over.
+async fn answer(guest: &Guest, given_up: Option<impl Future<Output = GivenUp>>) -> Event {
+    let Some(given_up) = given_up else {
+        return std::future::pending().await;
+    };
     let pinged = async {
         // Until its socket is there the connection is refused; from then on the request waits in the backlog.
-        while guest.docker.ping(wait).await.is_err() {
+        while guest.docker.ping(limits::START_WAIT_MAX).await.is_err() {
             tokio::time::sleep(limits::START_RETRY_PERIOD).await;
         }
     };
-    match tokio::time::timeout(wait, pinged).await {
-        Ok(()) => Event::Answered,
-        Err(_elapsed) => {
-            tracing::error!(socket = ENGINE_SOCKET, "dockerd did not answer in time");
-            Event::StartTimedOut
+    tokio::select! {
+        () = pinged => Event::Answered,
+        why = given_up => {
+            tracing::error!(socket = ENGINE_SOCKET, %why, "dockerd does not start");
+            Event::StartGivenUp
         }
     }
 }

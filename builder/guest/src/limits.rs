@@ -2,20 +2,22 @@
 //! those bounds are in [`slipway_core::limits`].
 
 use slipway_core::limits::{
-    BUILD_EVENTS_BYTES_MAX, BUILD_LOG_CHUNK_BYTES_MAX, CAPTURE_WAIT_MAX,
-    MACHINE_READY_WAIT_EMULATED_MAX, MACHINE_READY_WAIT_MAX, MACHINE_STOP_GRACE,
+    BUILD_EVENTS_BYTES_MAX, BUILD_LOG_CHUNK_BYTES_MAX, CAPTURE_WAIT_MAX, MACHINE_START_WAIT_MAX,
+    MACHINE_STOP_GRACE,
 };
 use slipway_core::planner::END_WAIT_MAX;
 use std::time::Duration;
 
 /// Time between two attempts to connect while dockerd or containerd starts.
 pub(crate) const START_RETRY_PERIOD: Duration = Duration::from_millis(2);
-/// How long containerd may take until it listens. Then the machine ends as crashed.
-pub(crate) const CONTAINERD_START_WAIT_MAX: Duration = Duration::from_secs(20);
-/// How long dockerd may take to answer its first ping. Then the machine ends as crashed.
-pub(crate) const ENGINE_START_WAIT_MAX: Duration = Duration::from_secs(35);
-/// How many times as long as these daemons may take to start where the processor is emulated.
+/// How long containerd and dockerd may make no progress while they start. Then the machine ends as crashed.
+pub(crate) const START_STALL_MAX: Duration = Duration::from_secs(60);
+/// How many times as long where the processor is emulated.
 pub(crate) const EMULATED_PATIENCE: u32 = 3;
+/// How long their start may take in all, whatever progress it makes. Then the machine ends as crashed.
+pub(crate) const START_WAIT_MAX: Duration = Duration::from_secs(840);
+/// Time between two looks whether they make progress.
+pub(crate) const START_LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// How long dockerd lets a container's own end take before it kills it, in whole seconds.
 pub(crate) const CONTAINER_STOP_WAIT_S: u64 = 10;
 /// How long dockerd may take to end after SIGTERM. Then it is killed, and the end is not a clean one.
@@ -51,7 +53,7 @@ pub(crate) const REQUEST_BODY_BYTES_MAX: usize = 1 << 20;
 /// How long a request's head and body may take. Then the connection is closed.
 pub(crate) const REQUEST_READ_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Longest that a status request may wait for ready; more is cut to it.
-pub(crate) const READY_WAIT_MAX: Duration = MACHINE_READY_WAIT_MAX;
+pub(crate) const READY_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Bytes of a build's events in one piece of an answer (one event more at most).
 pub(crate) const EVENTS_PIECE_BYTES: usize = 64 << 10;
 
@@ -106,15 +108,8 @@ pub(crate) const PUSHES_MAX: u32 = 16;
 /// Progress lines of a push that wait for their reader; then ones that only tell bytes are dropped.
 pub(crate) const PUSH_LINES_QUEUED_MAX: usize = 256;
 
-const _: () = assert!(
-    CONTAINERD_START_WAIT_MAX.as_secs() + ENGINE_START_WAIT_MAX.as_secs()
-        < MACHINE_READY_WAIT_MAX.as_secs()
-);
-const _: () = assert!(
-    MACHINE_READY_WAIT_EMULATED_MAX.as_secs()
-        > (CONTAINERD_START_WAIT_MAX.as_secs() + ENGINE_START_WAIT_MAX.as_secs())
-            * EMULATED_PATIENCE as u64
-);
+// It gives up by itself before the control plane does.
+const _: () = assert!(START_WAIT_MAX.as_secs() < MACHINE_START_WAIT_MAX.as_secs());
 const _: () = assert!(CONTAINER_STOP_WAIT_S < ENGINE_STOP_WAIT_MAX.as_secs());
 const _: () = assert!(
     ENGINE_STOP_WAIT_MAX.as_secs() + CONTAINERD_STOP_WAIT_MAX.as_secs() + DRAIN_WAIT_MAX.as_secs()

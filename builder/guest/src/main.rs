@@ -23,6 +23,7 @@ mod life;
 mod limits;
 mod output;
 mod phase;
+mod progress;
 mod push;
 mod watcher;
 

@@ -6,32 +6,45 @@ use crate::limits;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::unix::pipe;
 
-/// The output of one daemon.
-#[derive(Debug)]
+/// The output of one daemon. Cheap to clone.
+#[derive(Debug, Clone)]
 pub(crate) struct Output {
     daemon: &'static str,
-    last: Arc<Mutex<VecDeque<String>>>,
+    said: Arc<Said>,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    last: Mutex<VecDeque<String>>,
+    /// Lines in all.
+    lines: AtomicU64,
 }
 
 impl Output {
     /// Follows a pipe until the daemon and all its children have closed it. Must be called within a runtime.
     pub(crate) fn follow(daemon: &'static str, pipe: Option<OwnedFd>) -> io::Result<Output> {
-        let last = Arc::new(Mutex::new(VecDeque::new()));
+        let said = Arc::new(Said::default());
         if let Some(pipe) = pipe {
             let reader = BufReader::new(pipe::Receiver::from_owned_fd(pipe)?);
-            let kept = last.clone();
+            let kept = said.clone();
             tokio::spawn(async move {
                 if let Err(error) = read_all(daemon, reader, &kept).await {
                     tracing::warn!(daemon, %error, "output is lost");
                 }
             });
         }
-        Ok(Output { daemon, last })
+        Ok(Output { daemon, said })
+    }
+
+    /// How many lines it has said.
+    pub(crate) fn lines(&self) -> u64 {
+        self.said.lines.load(Ordering::Relaxed)
     }
 
     /// The lines that are kept, oldest first.
@@ -43,6 +56,7 @@ impl Output {
     /// Logs the lines that are kept.
     pub(crate) fn log_last(&self) {
         for line in self
+            .said
             .last
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -56,7 +70,7 @@ impl Output {
 async fn read_all(
     daemon: &'static str,
     mut reader: BufReader<pipe::Receiver>,
-    kept: &Mutex<VecDeque<String>>,
+    said: &Said,
 ) -> io::Result<()> {
     let mut budget = Budget::new(Instant::now());
     let mut line = Vec::new();
@@ -82,7 +96,8 @@ async fn read_all(
                 Decision::Drop => {}
             }
         }
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        said.lines.fetch_add(1, Ordering::Relaxed);
+        let mut kept = said.last.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == limits::OUTPUT_LINES_KEPT {
             kept.pop_front();
         }

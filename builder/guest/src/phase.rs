@@ -35,8 +35,8 @@ pub(crate) enum Event {
     EngineEnded(Manner),
     /// containerd ended.
     ContainerdEnded,
-    /// dockerd did not answer in time.
-    StartTimedOut,
+    /// dockerd does not get on with its start.
+    StartGivenUp,
     /// Its memory was kept when it was about to end, and it is wanted again.
     Resumed,
 }
@@ -76,23 +76,23 @@ impl Phase {
                 Event::EngineEnded(Manner::Clean | Manner::Terminated | Manner::Failed)
                 | Event::ContainerdEnded,
             )
-            | (Phase::Starting, Event::StartTimedOut)
+            | (Phase::Starting, Event::StartGivenUp)
             | (Phase::Ending, Event::EngineEnded(Manner::Failed)) => Ok(Phase::Crashed),
             (Phase::Ending, Event::EngineEnded(Manner::Clean | Manner::Terminated)) => {
                 Ok(Phase::Ended)
             }
             // containerd keeps nothing that outlives the machine: how dockerd ends is what counts. And a start that
-            // times out while the machine ends already is no news.
-            (Phase::Ending, Event::ContainerdEnded | Event::StartTimedOut) => Ok(Phase::Ending),
+            // is given up while the machine ends already is no news.
+            (Phase::Ending, Event::ContainerdEnded | Event::StartGivenUp) => Ok(Phase::Ending),
             (Phase::Starting, Event::Resumed)
-            | (Phase::Ready, Event::Answered | Event::StartTimedOut | Event::Resumed)
+            | (Phase::Ready, Event::Answered | Event::StartGivenUp | Event::Resumed)
             | (
                 Phase::Ended | Phase::Crashed,
                 Event::Answered
                 | Event::EndAsked
                 | Event::EngineEnded(Manner::Clean | Manner::Terminated | Manner::Failed)
                 | Event::ContainerdEnded
-                | Event::StartTimedOut
+                | Event::StartGivenUp
                 | Event::Resumed,
             ) => Err(illegal),
         }
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn every_event_in_every_phase() {
-        use Event::{Answered, ContainerdEnded, EndAsked, EngineEnded, Resumed, StartTimedOut};
+        use Event::{Answered, ContainerdEnded, EndAsked, EngineEnded, Resumed, StartGivenUp};
         use Manner::{Clean, Failed, Terminated};
         use Phase::{Crashed, Ended, Ending, Ready, Starting};
         let events = [
@@ -115,7 +115,7 @@ mod tests {
             EngineEnded(Terminated),
             EngineEnded(Failed),
             ContainerdEnded,
-            StartTimedOut,
+            StartGivenUp,
             Resumed,
         ];
         let table = [

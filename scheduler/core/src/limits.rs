@@ -8,10 +8,13 @@ use std::time::Duration;
 pub const HOST_API_FRAME_BYTES_MAX: usize = 1 << 20;
 /// Longest a `watch` of the host API may wait before it answers unchanged.
 pub const HOST_API_WATCH_WAIT_MAX: Duration = Duration::from_secs(30);
-/// Longest a machine may take from its start to a ready dockerd.
-pub const MACHINE_READY_WAIT_MAX: Duration = Duration::from_secs(60);
+/// How long a machine that boots may be silent: its guest is asked whether it is ready. Then it is killed. One that answers is
+/// waited for, since its guest gives up by itself when dockerd makes no progress.
+pub const MACHINE_SILENCE_MAX: Duration = Duration::from_secs(90);
 /// The same for a virtual machine whose processor is emulated.
-pub const MACHINE_READY_WAIT_EMULATED_MAX: Duration = Duration::from_secs(170);
+pub const MACHINE_SILENCE_EMULATED_MAX: Duration = Duration::from_secs(300);
+/// Longest a machine may take from its start to a ready dockerd, whatever its guest says. Then it is killed.
+pub const MACHINE_START_WAIT_MAX: Duration = Duration::from_secs(900);
 /// How long a guest gets to end dockerd cleanly before the host kills the machine.
 pub const MACHINE_STOP_GRACE: Duration = Duration::from_secs(30);
 /// How long a host may take to keep the memory of a machine that ends for want of use. Then the machine ends without.
@@ -31,6 +34,9 @@ pub const BUILDS_WAITING_MAX: usize = 64;
 /// Longest a build may run.
 pub const BUILD_DURATION_MAX: Duration = Duration::from_secs(4 * 3600);
 
-const _: () = assert!(MACHINE_READY_WAIT_MAX.as_secs() < MACHINE_READY_WAIT_EMULATED_MAX.as_secs());
-const _: () = assert!(HOST_API_WATCH_WAIT_MAX.as_secs() < MACHINE_READY_WAIT_MAX.as_secs());
+const _: () = assert!(
+    HOST_API_WATCH_WAIT_MAX.as_secs() < MACHINE_SILENCE_MAX.as_secs()
+        && MACHINE_SILENCE_MAX.as_secs() < MACHINE_SILENCE_EMULATED_MAX.as_secs()
+        && MACHINE_SILENCE_EMULATED_MAX.as_secs() < MACHINE_START_WAIT_MAX.as_secs()
+);
 const _: () = assert!(BUILD_LOG_CHUNK_BYTES_MAX * 2 < BUILD_EVENTS_BYTES_MAX);

@@ -13,7 +13,8 @@
 //!    alone say nothing about a volume, however many there are: a host that is slow, full or without a network fails them
 //!    as well. If there is no room for an empty volume, nothing is done but to look again later.
 //!    A start that the host still works on is no failure: the host is asked again for the same generation.
-//! 5. A machine that is quiet for its idle time is asked to end; one that does not come up or does not end is killed.
+//! 5. A machine that is quiet for its idle time is asked to end; one that is silent while it boots, or does not end, is
+//!    killed.
 //!
 //! Must not know: how a step is carried out, other machines, or where anything is stored.
 
@@ -21,7 +22,7 @@ use crate::generation::Generation;
 use crate::host_api::{MachineReport, MachineRunState};
 use crate::id::{MachineId, VolumeId};
 use crate::idle::{self, Idle};
-use crate::limits::MACHINE_STOP_GRACE;
+use crate::limits::{MACHINE_START_WAIT_MAX, MACHINE_STOP_GRACE};
 use crate::machine::{MachineEvent, MachineState};
 use crate::time::Timestamp;
 use std::time::Duration;
@@ -92,8 +93,10 @@ pub struct MachineView {
     pub failed_starts: u32,
     /// The host said of this generation that it still works on the start.
     pub in_progress: Option<Generation>,
-    /// How long it may take from its start to a ready dockerd.
-    pub ready_wait: Duration,
+    /// When its guest was last heard while it booted.
+    pub heard_at: Timestamp,
+    /// How long its guest may be silent while it boots.
+    pub silence_max: Duration,
     /// A step failed; nothing is tried on the host before this.
     pub hold_until: Timestamp,
 }
@@ -348,7 +351,8 @@ fn running(now: Timestamp, view: &MachineView, generation: Generation) -> Plan {
         }
         MachineState::Booting { since, .. } => {
             if view.wanted {
-                kill_at(now, view, since.after(view.ready_wait))
+                let silent = since.max(view.heard_at).after(view.silence_max);
+                kill_at(now, view, silent.min(since.after(MACHINE_START_WAIT_MAX)))
             } else {
                 view.stop(now, MACHINE_STOP_GRACE)
             }

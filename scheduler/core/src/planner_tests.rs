@@ -1,5 +1,5 @@
 use super::*;
-use crate::limits::MACHINE_READY_WAIT_MAX;
+use crate::limits::MACHINE_SILENCE_MAX;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -28,7 +28,8 @@ fn view() -> MachineView {
         volume_replaced: false,
         failed_starts: 0,
         in_progress: None,
-        ready_wait: MACHINE_READY_WAIT_MAX,
+        heard_at: Timestamp(0),
+        silence_max: MACHINE_SILENCE_MAX,
         hold_until: Timestamp(0),
     }
 }
@@ -333,8 +334,19 @@ fn loses_patience() {
         };
         it.observed = seen(5, "runs");
     };
-    check(|it| booting(it, 0), "again+60000");
-    check(|it| booting(it, 60_000), "kill(5)");
+    check(|it| booting(it, 0), "again+90000");
+    check(|it| booting(it, 90_000), "kill(5)");
+    // One whose guest says that dockerd starts is waited for, but not for ever.
+    let heard = |it: &mut MachineView, ms: u64, heard: u64| {
+        booting(it, ms);
+        it.heard_at = at(heard);
+    };
+    check(|it| heard(it, 500_000, 20_000), "again+70000");
+    check(|it| heard(it, 500_000, 90_000), "kill(5)");
+    check(|it| heard(it, 880_000, 0), "again+20000");
+    check(|it| heard(it, 900_000, 0), "kill(5)");
+    // What an earlier generation said is no word of this one.
+    check(|it| heard(it, 80_000, 200_000), "again+10000");
     let ending = |it: &mut MachineView, ms: u64| {
         it.state = MachineState::Ending {
             generation: Generation(5),

@@ -1,12 +1,12 @@
 //! The control plane's own bounds. docs/LIMITS.md lists each with its test.
 
-use slipway_core::limits::MACHINE_READY_WAIT_EMULATED_MAX;
+use slipway_core::limits::{MACHINE_SILENCE_EMULATED_MAX, MACHINE_SILENCE_MAX};
 use slipway_core::planner::END_WAIT_MAX;
 use std::time::Duration;
 
 /// Longest a connection waits for its builder to come up (over an end under way, a start, and starts anew with an empty
 /// cache). Then it is refused, and the builder goes on starting.
-pub const WAKE_WAIT_MAX: Duration = Duration::from_secs(180);
+pub const WAKE_WAIT_MAX: Duration = Duration::from_secs(600);
 /// Longest a connection waits for a host that does not answer: enough for its daemon to be started anew. Then it is refused.
 pub const HOST_AWAY_WAIT_MAX: Duration = Duration::from_secs(20);
 /// First wait before a connection that the host refused is tried again; doubles up to [`CONNECT_RETRY_MAX`].
@@ -111,7 +111,8 @@ pub const REFUSED_BODY_READ_FOR: Duration = Duration::from_secs(5);
 /// Bytes of an export that are read from the host at once. Each export holds so much.
 pub const TRANSFER_BYTES: usize = 128 << 10;
 
-const _: () = assert!(WAKE_WAIT_MAX.as_secs() > MACHINE_READY_WAIT_EMULATED_MAX.as_secs());
+const _: () = assert!(WAKE_WAIT_MAX.as_secs() > MACHINE_SILENCE_EMULATED_MAX.as_secs());
+const _: () = assert!(READY_ASK_WAIT.as_secs() * 3 < MACHINE_SILENCE_MAX.as_secs());
 const _: () = assert!(WAKE_WAIT_MAX.as_secs() > END_WAIT_MAX.as_secs());
 const _: () = assert!(IMPORT_NOTED_EVERY.as_secs() * 2 < IMPORT_KEPT_FOR.as_secs());
 const _: () = assert!(IMPORT_HOST_WAIT_MAX.as_secs() * 2 < IMPORT_KEPT_FOR.as_secs());

@@ -110,7 +110,7 @@ async fn work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOu
     let began = Instant::now();
     let phase = guest
         .books
-        .wait_phase(limits::READY_WAIT_MAX, |phase| phase != Phase::Starting)
+        .wait_phase(limits::START_WAIT_MAX, |phase| phase != Phase::Starting)
         .await;
     if phase != Phase::Ready {
         return outcome::of_system("dockerd does not run");

@@ -49,6 +49,8 @@ pub(super) struct Inner {
     pub(super) quiet_since: Timestamp,
     pub(super) wishes: Wishes,
     pub(super) ask_not_before: Timestamp,
+    /// When the guest last said that dockerd starts.
+    pub(super) heard_at: Timestamp,
     pub(super) volume_ready: bool,
     pub(super) volume_damaged: bool,
     /// There was no room for an empty cache in place of the damaged one.
@@ -126,6 +128,7 @@ impl Builder {
             quiet_since: now(),
             wishes,
             ask_not_before: Timestamp(0),
+            heard_at: Timestamp(0),
             volume_ready: false,
             volume_damaged: false,
             replace_not_before: Timestamp(0),
@@ -332,7 +335,8 @@ impl Inner {
             in_progress: self.in_progress,
             volume_replaced: self.machine.volume_replaced,
             failed_starts: self.machine.failed_starts,
-            ready_wait: host.ready_wait(self.wishes.isolation),
+            heard_at: self.heard_at,
+            silence_max: host.silence_max(self.wishes.isolation),
             hold_until: self.hold_until,
         }
     }

@@ -12,7 +12,7 @@ use crate::limits::{HOST_RETRY_MAX, HOST_RETRY_MIN, HOST_WATCH_WAIT};
 use slipway_core::host_api::{HostInfo, MachineReport};
 use slipway_core::id::{HostId, MachineId};
 use slipway_core::isolation::Isolation;
-use slipway_core::limits::{MACHINE_READY_WAIT_EMULATED_MAX, MACHINE_READY_WAIT_MAX};
+use slipway_core::limits::{MACHINE_SILENCE_EMULATED_MAX, MACHINE_SILENCE_MAX};
 use slipway_core::planner::Observed;
 use slipway_core::units::ByteSize;
 use slipway_store::Host;
@@ -90,15 +90,15 @@ impl HostLink {
         self.heard().drivers.clone()
     }
 
-    /// How long a machine that must be walled off like this may take there until it is ready.
-    pub(super) fn ready_wait(&self, isolation: Isolation) -> Duration {
+    /// How long the guest of a machine that must be walled off like this may be silent there while it boots.
+    pub(super) fn silence_max(&self, isolation: Isolation) -> Duration {
         let heard = self.heard();
         let virtual_machine =
             isolation == Isolation::Vm || heard.drivers.first().is_some_and(|first| first == "vm");
         if virtual_machine && heard.emulated {
-            MACHINE_READY_WAIT_EMULATED_MAX
+            MACHINE_SILENCE_EMULATED_MAX
         } else {
-            MACHINE_READY_WAIT_MAX
+            MACHINE_SILENCE_MAX
         }
     }
 

@@ -1,6 +1,6 @@
 //! Learning that a builder's dockerd answers.
 
-use super::builder::Builder;
+use super::builder::{Builder, now};
 use super::error::FarmError;
 use super::host::chain;
 use crate::guest_client::{GuestClient, GuestError};
@@ -22,25 +22,34 @@ pub(super) async fn await_ready(builder: &Builder, generation: Generation) {
         if !booting {
             return;
         }
-        match ready(builder, generation).await {
-            Ok(true) => {
+        match ask(builder, generation).await {
+            Ok(Said::Ready) => {
                 let _ = builder.learn(MachineEvent::GuestReady { generation });
                 return;
             }
-            Ok(false) => {}
+            // It gives up by itself when dockerd makes no progress.
+            Ok(Said::Starting) => builder.lock().heard_at = now(),
+            Ok(Said::Nothing) => {}
             Err(error) => {
                 tracing::debug!(why = chain(&error), "guest not asked whether it is ready");
-                tokio::select! {
-                    _ = changes.changed() => {}
-                    () = tokio::time::sleep(pause) => {}
-                }
-                pause = CONNECT_RETRY_MAX.min(pause * 2);
             }
         }
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = CONNECT_RETRY_MAX.min(pause * 2);
     }
 }
 
-async fn ready(builder: &Builder, generation: Generation) -> Result<bool, FarmError> {
+/// What a guest says that is asked whether it is ready.
+enum Said {
+    Ready,
+    Starting,
+    Nothing,
+}
+
+async fn ask(builder: &Builder, generation: Generation) -> Result<Said, FarmError> {
     let machine = builder.lock().machine.id.clone();
     let host = builder.host();
     let client = &host.client;
@@ -49,8 +58,9 @@ async fn ready(builder: &Builder, generation: Generation) -> Result<bool, FarmEr
         .await?;
     let mut guest = GuestClient::new(stream).await?;
     match guest.status(READY_ASK_WAIT).await {
-        Ok(status) => Ok(status.ready),
-        Err(GuestError::TimedOut(_)) => Ok(false),
+        Ok(status) if status.ready => Ok(Said::Ready),
+        Ok(_) => Ok(Said::Starting),
+        Err(GuestError::TimedOut(_)) => Ok(Said::Nothing),
         Err(error) => Err(error.into()),
     }
 }

@@ -6,9 +6,9 @@ use super::input::{BuilderInput, label};
 use crate::auth::Entered;
 use crate::farm::{BuilderKey, FarmError, NextEvent};
 use crate::guest_client::GuestClient;
+use crate::limits::{CONNECT_RETRY_MAX, READY_ASK_WAIT, WAKE_WAIT_MAX};
 use crate::problem::{Code, Problem};
 use slipway_core::host_api::EndpointPort;
-use slipway_core::limits::MACHINE_READY_WAIT_MAX;
 use slipway_core::machine::MachineState;
 use slipway_store::{Org, TokenRole};
 
@@ -64,13 +64,14 @@ pub(super) async fn wait_ready(access: &Access<'_>, key: &BuilderKey) -> Result<
     let (stream, _activity) = farm.connect(key, EndpointPort::Guest).await?;
     let mut guest = GuestClient::new(stream).await.map_err(FarmError::from)?;
     let known = async {
-        if !guest
-            .status(MACHINE_READY_WAIT_MAX)
+        // It answers that it is not ready for as long as dockerd makes progress.
+        while !guest
+            .status(READY_ASK_WAIT)
             .await
             .map_err(FarmError::from)?
             .ready
         {
-            return Ok(false);
+            tokio::time::sleep(CONNECT_RETRY_MAX).await;
         }
         while !matches!(farm.builder(key)?.state, MachineState::Running { .. }) {
             if changes.next().await == NextEvent::Closed {
@@ -79,7 +80,7 @@ pub(super) async fn wait_ready(access: &Access<'_>, key: &BuilderKey) -> Result<
         }
         Ok::<_, FarmError>(true)
     };
-    match tokio::time::timeout(MACHINE_READY_WAIT_MAX, known).await {
+    match tokio::time::timeout(WAKE_WAIT_MAX, known).await {
         Ok(Ok(true)) => Ok(()),
         Ok(Err(error)) => Err(error.into()),
         Ok(Ok(false)) | Err(_) => Err(Problem::new(
