@@ -219,12 +219,12 @@ mod tests {
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
         drop(child.stdin.take());
         shell
-            .wait_for_another(pid, Duration::from_secs(10))
+            .wait_for_another(pid, Duration::from_secs(180))
             .unwrap();
         let sleep = Program::of(pid).unwrap();
         child.kill().unwrap();
         sleep
-            .wait_for_another(pid, Duration::from_secs(10))
+            .wait_for_another(pid, Duration::from_secs(180))
             .unwrap();
         child.wait().unwrap();
         assert_eq!(Program::of(pid).unwrap(), Program(None));
@@ -246,7 +246,7 @@ mod tests {
         assert!(other.open().unwrap().is_none());
         let process = id.open().unwrap().unwrap();
         process.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
-        assert!(process.wait(Duration::from_secs(10)).unwrap());
+        assert!(process.wait(Duration::from_secs(180)).unwrap());
         assert!(id.open().unwrap().is_none(), "a zombie has ended");
         child.wait().unwrap();
         assert!(id.open().unwrap().is_none());

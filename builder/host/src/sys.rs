@@ -313,6 +313,15 @@ pub(crate) fn confine(command: &mut Command, confinement: Confinement) {
                 libc::write(score, b"0".as_ptr().cast(), 1);
                 libc::close(score);
             }
+            // A byte: with none, a core dump of it would still go to a program of the host (core(5)).
+            let core = libc::rlimit {
+                rlim_cur: 1,
+                rlim_max: 1,
+            };
+            check(libc::c_long::from(libc::setrlimit(
+                libc::RLIMIT_CORE,
+                &raw const core,
+            )))?;
             let empty = libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
             check(libc::c_long::from(libc::unshare(empty)))?;
             check(libc::c_long::from(libc::setsid()))?;

@@ -297,19 +297,25 @@ impl Machines {
             entries
                 .filter_map(|(machine, entry)| {
                     let driver = Arc::clone(self.drivers.get(entry.record.as_ref()?.driver));
-                    Some((machine.clone(), driver, entry.process.clone()?))
+                    let gate = Arc::clone(&entry.gate);
+                    Some((machine.clone(), driver, entry.process.clone()?, gate))
                 })
                 .collect()
         };
-        let rested = tokio::task::spawn_blocking(move || {
-            for (machine, driver, process) in running {
+        for (machine, driver, process, gate) in running {
+            // However long it takes, it is about this process: nobody clears the machine away meanwhile and starts it anew.
+            let Ok(gate) = gate.try_lock_owned() else {
+                continue;
+            };
+            let rested = tokio::task::spawn_blocking(move || {
+                let _gate = gate;
                 if let Err(error) = driver.rest(&machine, &process) {
                     tracing::debug!(%machine, %error, "goes on running");
                 }
+            });
+            if let Err(error) = rested.await {
+                tracing::error!(%error, "looking whether a machine is in use broke off");
             }
-        });
-        if let Err(error) = rested.await {
-            tracing::error!(%error, "looking whether machines are in use broke off");
         }
     }
 

@@ -16,6 +16,8 @@ pub(super) const GUEST: &str = "/sbin/slipway-guest";
 /// All there are but time, which nothing here needs.
 const NAMESPACES: [&str; 7] = ["user", "pid", "mount", "network", "ipc", "uts", "cgroup"];
 const CPU_PERIOD_US: u64 = 100_000;
+/// Exactly one byte: the kernel hands no core dump to a program of the host then; with none it would (core(5)).
+const CORE_BYTES: u64 = 1;
 /// Room for sockets, pid files and locks in `/run`.
 const RUN_BYTES: u64 = 64 << 20;
 
@@ -52,7 +54,10 @@ pub(super) fn config(bundle: &Bundle<'_>) -> Result<Value, policy::InvalidSeccom
             "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "container=slipway"],
             "cwd": "/",
             "capabilities": policy::capabilities(),
-            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": bundle.nofile.min(OPEN_FILES_SOFT), "hard": bundle.nofile }],
+            "rlimits": [
+                { "type": "RLIMIT_NOFILE", "soft": bundle.nofile.min(OPEN_FILES_SOFT), "hard": bundle.nofile },
+                { "type": "RLIMIT_CORE", "soft": CORE_BYTES, "hard": CORE_BYTES },
+            ],
             // Builds use sudo and the like; what a set-user-id program can become is bounded by the user namespace.
             "noNewPrivileges": false,
             // A daemon that is spared when memory runs out does not pass that on.
@@ -114,7 +119,7 @@ fn mounts() -> Value {
             &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]
         ),
         mount("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"]),
+        mount("sysfs", "/sys", &["nosuid", "noexec", "nodev"]),
         // Writable: dockerd makes cgroups for its containers below the machine's own, which is all it sees.
         mount(
             "cgroup",

@@ -69,7 +69,8 @@ pub(super) const CAPABILITIES: [(&str, &str); 18] = [
     ),
 ];
 
-/// Hidden although the user namespace closes them already: a second wall, and less for a build to trip over.
+/// Hidden although the user namespace closes them already: less for a build to trip over. It is no wall, for the machine's root
+/// can unmount what hides them.
 const MASKED: [&str; 9] = [
     "/proc/acpi",
     "/proc/asound",
@@ -83,16 +84,43 @@ const MASKED: [&str; 9] = [
 ];
 /// Not `/proc/sys`: dockerd sets `net.ipv4.*` of its own network namespace, and everything else there belongs to
 /// the host's root, which the machine's root is not.
-const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger"];
-
-/// Families of sockets that stay open, as conditions on `socket(2)`'s first argument: all but AF_ALG (38, kernel crypto)
-/// and AF_VSOCK (40, reaches the hypervisor and is in no namespace). Each is a rule of its own, because runc joins
-/// conditions on the same argument by "or".
-const OPEN_FAMILIES: [(u32, &str); 3] = [
-    (38, "SCMP_CMP_LT"),
-    (39, "SCMP_CMP_EQ"),
-    (40, "SCMP_CMP_GT"),
+/// `/sys` is read-only as a mount alone: where the file system itself is, the kernel lets no container inside have a writable
+/// one of its own, as privileged ones do. What belongs to the host's root in it is closed to the machine's either way.
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sysrq-trigger",
+    "/sys",
 ];
+
+/// Families of sockets that stay open, and why. Every other one has code in the kernel that a build has no use for, and that
+/// `socket(2)` even loads.
+const FAMILIES: [(u32, &str); 5] = [
+    (1, "AF_UNIX: programs of one machine"),
+    (2, "AF_INET: the network"),
+    (10, "AF_INET6: programs that look whether there is IPv6"),
+    (
+        16,
+        "AF_NETLINK: dockerd and runc set up the machine's own links and rules",
+    ),
+    (
+        17,
+        "AF_PACKET: ping, DHCP clients and packet captures in the machine's own network",
+    ),
+];
+/// Operations of `keyctl(2)` that stay open. None adds a key or keeps a keyring alive that no process has, so that there are no
+/// more of them than processes: the kernel counts keys for each user id, of which a machine has 65,536.
+const KEY_OPERATIONS: [(u32, &str); 3] = [
+    (
+        1,
+        "KEYCTL_JOIN_SESSION_KEYRING: runc gives each container a session keyring of its own,",
+    ),
+    (5, "KEYCTL_SETPERM: and lets its owner search it,"),
+    (6, "KEYCTL_DESCRIBE: after it has looked who may"),
+];
+/// The kernel takes these arguments as numbers of 32 bits, whatever the others hold.
+const LOW_BITS: u64 = 0xffff_ffff;
 /// `personality(2)` values in use: queries, Linux, no address randomisation, 32 bit, and their sums.
 const PERSONALITIES: [u64; 6] = [0, 0x8, 0x0004_0000, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
@@ -126,11 +154,21 @@ pub(super) fn seccomp() -> Result<Value, InvalidSeccompFile> {
         .into_iter()
         .flat_map(|group| group.names)
         .collect();
-    let mut rules = vec![json!({ "names": names, "action": "SCMP_ACT_ALLOW" })];
-    for (family, op) in OPEN_FAMILIES {
+    let mut rules = vec![
+        json!({ "names": names, "action": "SCMP_ACT_ALLOW" }),
+        // 32 bit programs' way to all socket calls by one number. What it is to open lies in memory, where a filter cannot look;
+        // and libseccomp opens it by itself with the calls that it stands for. Programs that know the kernel's newer numbers go on
+        // with those.
+        json!({ "names": ["socketcall"], "action": "SCMP_ACT_ERRNO", "errnoRet": nix::libc::ENOSYS }),
+    ];
+    // Each is a rule of its own, because runc joins conditions on the same argument by "or".
+    let families = FAMILIES.map(|(family, _)| (["socket", "socketpair"].as_slice(), family));
+    let operations = KEY_OPERATIONS.map(|(operation, _)| (["keyctl"].as_slice(), operation));
+    for (names, value) in families.into_iter().chain(operations) {
+        // The masked comparison has the mask first (config-linux.md, "seccomp").
         rules.push(json!({
-            "names": ["socket"], "action": "SCMP_ACT_ALLOW",
-            "args": [{ "index": 0, "value": family, "op": op }],
+            "names": names, "action": "SCMP_ACT_ALLOW",
+            "args": [{ "index": 0, "value": LOW_BITS, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ" }],
         }));
     }
     for value in PERSONALITIES {
@@ -186,7 +224,15 @@ mod tests {
                 assert!(seen.insert(name.clone()), "{name} is listed twice");
             }
         }
-        assert!(!seen.contains("socket") && !seen.contains("personality"));
+        for by_argument in [
+            "socket",
+            "socketpair",
+            "socketcall",
+            "keyctl",
+            "personality",
+        ] {
+            assert!(!seen.contains(by_argument), "{by_argument}");
+        }
     }
 
     #[test]

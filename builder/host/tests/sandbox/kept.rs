@@ -41,19 +41,30 @@ fn ask_to_end(host: &Host, spec: &MachineSpec) {
     assert_eq!(status, 202, "{reply}");
 }
 
+/// How often a machine may end without its memory: a computer that is too slow for the bounds of keeping it has it end so.
+const NOT_KEPT_MAX: u32 = 5;
+
 /// Has it end for want of use; its memory is kept then.
-fn end_idle(host: &Host, spec: &MachineSpec) {
-    ask_to_end(host, spec);
-    let began = Instant::now();
-    assert!(host.client().wait_exit(&spec.machine, WAIT), "clean");
-    // As the control plane does at once.
-    let forgotten = host.client().remove(&spec.machine, spec.generation.0);
-    assert!(forgotten.is_ok(), "{forgotten:?}");
-    let kept = fs::metadata(file(host, spec, "memory"))
-        .unwrap_or_else(|error| panic!("{error}: {}", host.log()));
-    println!("kept {} MiB in {:?}", kept.blocks() >> 11, began.elapsed());
-    assert_eq!((kept.mode() & 0o777, kept.uid()), (0o600, 0));
-    assert_eq!(host.leftovers(), Vec::<String>::new());
+fn end_idle(host: &Host, spec: &mut MachineSpec) {
+    for ended in 1.. {
+        ask_to_end(host, spec);
+        let began = Instant::now();
+        assert!(host.client().wait_exit(&spec.machine, WAIT), "clean");
+        // As the control plane does at once.
+        let forgotten = host.client().remove(&spec.machine, spec.generation.0);
+        assert!(forgotten.is_ok(), "{forgotten:?}");
+        assert_eq!(host.leftovers(), Vec::<String>::new());
+        match fs::metadata(file(host, spec, "memory")) {
+            Ok(kept) => {
+                println!("kept {} MiB in {:?}", kept.blocks() >> 11, began.elapsed());
+                assert_eq!((kept.mode() & 0o777, kept.uid()), (0o600, 0));
+                return;
+            }
+            Err(error) => assert!(ended < NOT_KEPT_MAX, "{error}: {}", host.log()),
+        }
+        println!("not kept this time");
+        wake(host, spec);
+    }
 }
 
 fn build(host: &Host, spec: &MachineSpec, name: &str, more: &str) {
@@ -68,7 +79,7 @@ fn build(host: &Host, spec: &MachineSpec, name: &str, more: &str) {
 }
 
 /// Runs a shell command in a container with all rights; gives what it says.
-fn inside(host: &Host, spec: &MachineSpec, script: &str) -> String {
+pub(crate) fn inside(host: &Host, spec: &MachineSpec, script: &str) -> String {
     let post = |path: &str, body: &str| {
         let mut stream = host.open_when_up(spec, EndpointPort::Docker);
         let length = body.len();
@@ -104,6 +115,11 @@ fn told<'a>(said: &'a str, name: &str) -> &'a str {
         .trim()
 }
 
+/// The time since 1970.
+fn clock() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
+}
+
 const CLOCK_WRONG_MAX: Duration = Duration::from_secs(3);
 const BOOT: &str = "/bin/busybox echo boot=$(/bin/busybox cat /proc/sys/kernel/random/boot_id)";
 
@@ -116,7 +132,7 @@ fn a_machine_goes_on_from_kept_memory_once_and_boots_when_anything_has_changed()
     build(&host, &spec, "test", "");
     let boot = inside(&host, &spec, BOOT);
     let boot = told(&boot, "boot=").to_owned();
-    end_idle(&host, &spec);
+    end_idle(&host, &mut spec);
 
     // Its clock stands meanwhile, for longer than it may be wrong afterwards.
     std::thread::sleep(2 * CLOCK_WRONG_MAX);
@@ -125,14 +141,13 @@ fn a_machine_goes_on_from_kept_memory_once_and_boots_when_anything_has_changed()
         assert!(!file(&host, &spec, name).exists(), "{name} is taken out");
     }
     let script = format!("{BOOT}; /bin/busybox date +now=%s; /bin/busybox dmesg");
+    let before = clock().saturating_sub(CLOCK_WRONG_MAX).as_secs();
     let said = inside(&host, &spec, &script);
+    let after = (clock() + CLOCK_WRONG_MAX).as_secs();
     assert_eq!(told(&said, "boot="), boot, "it did not boot");
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let late = told(&said, "now=").parse::<u64>().unwrap();
-    assert!(
-        now.as_secs().abs_diff(late) <= CLOCK_WRONG_MAX.as_secs(),
-        "{late}"
-    );
+    // However long the container took to start: it was asked in between.
+    let now = told(&said, "now=").parse::<u64>().unwrap();
+    assert!((before..=after).contains(&now), "{before} {now} {after}");
     assert!(
         said.contains("crng reseeded due to virtual machine fork"),
         "{said}"
@@ -145,7 +160,7 @@ fn a_machine_goes_on_from_kept_memory_once_and_boots_when_anything_has_changed()
     );
 
     // What was built is on the volume, whoever looks at it; and then the memory is of no use.
-    end_idle(&host, &spec);
+    end_idle(&host, &mut spec);
     let pool = host.dir.join("pool");
     let find = Command::new("find")
         .arg(&pool)
@@ -177,7 +192,7 @@ fn a_machine_goes_on_from_kept_memory_once_and_boots_when_anything_has_changed()
     assert_eq!(http(stream, "GET /images/more/json", b"").0, 200);
 
     // Rubbish in its place is no reason not to start.
-    end_idle(&host, &spec);
+    end_idle(&host, &mut spec);
     fs::write(file(&host, &spec, "memory"), b"rubbish").unwrap();
     wake(&host, &mut spec);
     assert!(host.log().contains("QEMU cannot read it"));
@@ -222,26 +237,49 @@ fn monitor(host: &Host, spec: &MachineSpec, commands: &[(&str, serde_json::Value
     }
 }
 
+/// Kills the daemon and has the guest stand still, which it offers for some seconds when it ends for want of use.
+fn stand_still(host: &mut Host, spec: &mut MachineSpec) {
+    for ended in 1.. {
+        let stream = host.open_when_up(spec, EndpointPort::Docker);
+        assert_eq!(http(stream, "GET /_ping", b"").0, 200);
+        let guest = host.open_when_up(spec, EndpointPort::Guest);
+        let pid = host.pid(&spec.machine);
+        host.kill_daemon();
+        assert_eq!(http(guest, "POST /v1/end", b"").0, 202);
+        let still = wait_for("the guest to stand still, or its end", || {
+            let knocked = host.knock(&spec.machine, Wanted::Stillness);
+            let stands = knocked.map(|()| true);
+            stands.or_else(|| has_ended(pid).then_some(false))
+        });
+        if still {
+            return;
+        }
+        // A computer that is too slow to knock in time.
+        assert!(ended < NOT_KEPT_MAX, "{}", host.log());
+        host.start_daemon();
+        assert!(host.client().wait_exit(&spec.machine, WAIT), "clean");
+        wake(host, spec);
+    }
+}
+
+fn has_ended(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Whoever it belongs to now may take its time to reap it.
+    stat.is_empty() || stat.contains(") Z ")
+}
+
 #[test]
 fn a_daemon_killed_while_it_keeps_memory_is_followed_by_one_that_has_the_machine_end_well() {
     let Some(mut host) = host() else {
         return;
     };
     let mut spec = host.machine(&mut host.client(), 1);
-    let ping = |host: &Host, spec: &MachineSpec| {
-        let stream = host.open_when_up(spec, EndpointPort::Docker);
-        assert_eq!(http(stream, "GET /_ping", b"").0, 200);
-    };
-    end_idle(&host, &spec);
+    end_idle(&host, &mut spec);
     let manifest = fs::read(file(&host, &spec, "memory.json")).unwrap();
     wake(&host, &mut spec);
     // How far it had come: the guest stands still; QEMU has stopped; the memory is in its file; that is said.
     for step in 0..4 {
-        ping(&host, &spec);
-        let guest = host.open_when_up(&spec, EndpointPort::Guest);
-        host.kill_daemon();
-        assert_eq!(http(guest, "POST /v1/end", b"").0, 202);
-        wait_for("stillness", || host.knock(&spec.machine, Wanted::Stillness));
+        stand_still(&mut host, &mut spec);
         fs::write(file(&host, &spec, "memory.next"), "").unwrap();
         if step >= 1 {
             monitor(&host, &spec, &[("stop", serde_json::json!({}))]);
