@@ -6,16 +6,17 @@ use serde_json::{Value, json};
 use slipway_loadtests::testbed::{Connection, Testbed, wait_for};
 use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
+use std::time::Duration;
 
 const SMALL: usize = 120;
 const FOLLOWED: usize = 40;
 const HIJACKED: usize = 40;
-/// From the first connection on.
-const LASTS: Duration = Duration::from_secs(20);
-/// When all connections are there and every buffer has grown to what it needs.
-const SETTLED: Duration = Duration::from_secs(12);
+/// What each connection has got on average when all are there and every buffer has grown to what it needs.
+const SETTLED: u64 = 100;
+/// What each has got on average at the end.
+const LASTS: u64 = 180;
 /// Noise of an allocator.
 const GROWTH_MAX: u64 = 4 << 20;
 
@@ -26,6 +27,8 @@ struct Gateway {
     token: String,
     container: String,
     over: AtomicBool,
+    /// Connections that have got something.
+    there: AtomicUsize,
     small: AtomicU64,
     chunks: AtomicU64,
     echoes: AtomicU64,
@@ -40,16 +43,46 @@ impl Gateway {
         self.over.load(Ordering::Relaxed)
     }
 
+    /// Counts what one connection has got, which is its `nth`.
+    fn count(&self, what: &AtomicU64, nth: u64) {
+        what.fetch_add(1, Ordering::Relaxed);
+        if nth == 0 {
+            self.there.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until every connection has got something, and each so much on average. Ends early when `gone` says that one has
+    /// failed.
+    fn wait(&self, each: u64, gone: impl Fn() -> bool) -> Result<()> {
+        wait_for("all connections to go on", Duration::from_secs(60), || {
+            let kinds = [
+                ("small requests", &self.small, SMALL),
+                ("chunks", &self.chunks, FOLLOWED),
+                ("echoes", &self.echoes, HIJACKED),
+            ];
+            let there = self.there.load(Ordering::Relaxed);
+            if gone() {
+                return Ok(());
+            }
+            ensure!(there == SMALL + FOLLOWED + HIJACKED, "{there} are there");
+            for (what, count, connections) in kinds {
+                let count = count.load(Ordering::Relaxed);
+                ensure!(count >= connections as u64 * each, "only {count} {what}");
+            }
+            Ok(())
+        })
+    }
+
     fn small_requests(&self, nth: usize) -> Result<()> {
         let mut connection = self.connect()?;
         let paths = ["/_ping", "/v1.45/version", "/v1.45/containers/json"];
-        for path in paths.iter().cycle().skip(nth) {
+        for (got, path) in (0..).zip(paths.iter().cycle().skip(nth)) {
             if self.is_over() {
                 return Ok(());
             }
             let (status, _) = connection.get(path)?;
             ensure!(status == 200, "{path}: {status}");
-            self.small.fetch_add(1, Ordering::Relaxed);
+            self.count(&self.small, got);
             std::thread::sleep(Duration::from_millis(100));
         }
         Ok(())
@@ -61,9 +94,12 @@ impl Gateway {
         connection.follow(&format!(
             "/v1.45/containers/{container}/logs?follow=1&stdout=1&tail=1"
         ))?;
-        while !self.is_over() {
+        for got in 0.. {
+            if self.is_over() {
+                break;
+            }
             ensure!(connection.next_chunk()? > 0, "the log has ended");
-            self.chunks.fetch_add(1, Ordering::Relaxed);
+            self.count(&self.chunks, got);
         }
         Ok(())
     }
@@ -93,7 +129,7 @@ impl Gateway {
                 "{}",
                 String::from_utf8_lossy(&got)
             );
-            self.echoes.fetch_add(1, Ordering::Relaxed);
+            self.count(&self.echoes, number);
             std::thread::sleep(Duration::from_millis(100));
         }
         // The end of a terminal's input: cat ends, and with it the stream.
@@ -120,6 +156,7 @@ fn two_hundred_connections_and_a_flat_memory() -> Result<()> {
         token: bed.org_token("acme")?,
         container: String::new(),
         over: AtomicBool::new(false),
+        there: AtomicUsize::new(0),
         small: AtomicU64::new(0),
         chunks: AtomicU64::new(0),
         echoes: AtomicU64::new(0),
@@ -127,7 +164,6 @@ fn two_hundred_connections_and_a_flat_memory() -> Result<()> {
     gateway.container = talker(&gateway)?;
     let gateway = gateway;
     let (settled, end) = std::thread::scope(|scope| {
-        let begin = Instant::now();
         let mut all = Vec::new();
         for nth in 0..SMALL.max(FOLLOWED).max(HIJACKED) {
             let one = &gateway;
@@ -141,10 +177,14 @@ fn two_hundred_connections_and_a_flat_memory() -> Result<()> {
                 all.push(scope.spawn(move || one.hijacked()));
             }
         }
-        std::thread::sleep(SETTLED.saturating_sub(begin.elapsed()));
-        let settled = bed.serve_memory();
-        std::thread::sleep(LASTS.saturating_sub(begin.elapsed()));
-        let end = bed.serve_memory();
+        // One that has ended before its time has failed.
+        let one_failed = || all.iter().any(ScopedJoinHandle::is_finished);
+        let settled = gateway
+            .wait(SETTLED, one_failed)
+            .and_then(|()| bed.serve_memory());
+        let end = gateway
+            .wait(LASTS, one_failed)
+            .and_then(|()| bed.serve_memory());
         gateway.over.store(true, Ordering::Relaxed);
         for one in all {
             match one.join() {
@@ -158,15 +198,6 @@ fn two_hundred_connections_and_a_flat_memory() -> Result<()> {
         end < settled + GROWTH_MAX,
         "memory grew: {settled} to {end}"
     );
-    for (what, count, least) in [
-        ("small requests", &gateway.small, SMALL * 10),
-        ("chunks", &gateway.chunks, FOLLOWED * 10),
-        ("echoes", &gateway.echoes, HIJACKED * 10),
-    ] {
-        let count = count.load(Ordering::Relaxed);
-        println!("{what}: {count}");
-        ensure!(count >= least as u64, "only {count} {what}");
-    }
     println!("memory: {settled} bytes when settled, {end} at the end");
     wait_for("no connection is left", Duration::from_secs(10), || {
         let list = bed.slipway_json(&["builders", "list", "--org", "acme", "--json"])?;

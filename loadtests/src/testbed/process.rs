@@ -15,7 +15,7 @@ pub struct Process {
 }
 
 /// How long a child gets to end when asked.
-const END_WAIT: Duration = Duration::from_secs(10);
+const END_WAIT: Duration = Duration::from_secs(60);
 
 impl Process {
     /// Starts `command` with both outputs in `log`.
@@ -99,7 +99,11 @@ pub(super) fn dies_with_us(options: &[String]) -> Command {
     command
 }
 
-/// Waits until `ready` gives a value, asking every 10 ms.
+/// How many times as long as on a computer with nothing else to do anything may take that must come.
+const PATIENCE: u32 = 5;
+
+/// Waits until `ready` gives a value, asking every 10 ms. `within` is how long that may take on a computer with nothing else to
+/// do; it is waited for [`PATIENCE`] times as long.
 ///
 /// # Errors
 /// The time is over; the error carries `what` and the last thing `ready` said.
@@ -108,6 +112,7 @@ pub fn wait_for<T>(
     within: Duration,
     mut ready: impl FnMut() -> Result<T>,
 ) -> Result<T> {
+    let within = within * PATIENCE;
     let until = Instant::now() + within;
     loop {
         match ready() {

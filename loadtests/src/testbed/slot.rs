@@ -5,10 +5,12 @@
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
 const SLOTS: u8 = 12;
+/// Ports of each.
+const PORTS: u16 = 10;
 
 /// Held as long as its lock file is open.
 #[derive(Debug)]
@@ -18,7 +20,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Takes a free number.
+    /// Takes a free number, none of whose ports another program has.
     ///
     /// # Errors
     /// All are taken.
@@ -34,8 +36,13 @@ impl Slot {
                 .open(&path)
                 .with_context(|| path.clone())?;
             let how = nix::fcntl::FlockArg::LockExclusiveNonblock;
-            if let Ok(lock) = nix::fcntl::Flock::lock(file, how) {
-                return Ok(Self { number, lock });
+            let Ok(lock) = nix::fcntl::Flock::lock(file, how) else {
+                continue;
+            };
+            let slot = Self { number, lock };
+            let is_free = |n| TcpListener::bind((Ipv4Addr::LOCALHOST, slot.port(n))).is_ok();
+            if (0..PORTS).all(is_free) {
+                return Ok(slot);
             }
         }
         bail!("all {SLOTS} testbed slots are taken")
@@ -80,11 +87,12 @@ impl Slot {
         format!("slipway_t{}", self.number)
     }
 
+    /// Above what a farm of an operator has that leaves the settings as they are: `1 << 30`, and 1,024 machines.
     pub(super) fn uid_base(&self) -> u32 {
-        1_000_000_000 + u32::from(self.number) * 16_777_216
+        1_200_000_000 + u32::from(self.number) * 16_777_216
     }
 
     pub(super) fn port(&self, n: u16) -> u16 {
-        21_000 + u16::from(self.number) * 10 + n
+        21_000 + u16::from(self.number) * PORTS + n
     }
 }

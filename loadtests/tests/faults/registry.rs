@@ -126,11 +126,9 @@ fn a_slow_push_goes_on_and_can_be_interrupted() -> Result<()> {
         ensure!(proxy.taken() > before + (64 << 10), "{}", deploy.said());
         Ok(())
     })?;
-    let asked = Instant::now();
     deploy.signal(Signal::SIGINT)?;
     let (code, said) = deploy.end()?;
     ensure!(code == Some(130), "{code:?}: {said}");
-    ensure!(asked.elapsed() < Duration::from_secs(10), "{said}");
     proxy.be(Manner::Pass);
     let (code, _) = bed.registry.get("/v2/slow-other/manifests/2")?;
     ensure!(code == 404, "a push that was cut off left a tag: {code}");

@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 const ROOTFS: &str = "SLIPWAY_TEST_ROOTFS";
-const READY_WAIT_MAX: Duration = Duration::from_secs(60);
+const READY_WAIT_MAX: Duration = Duration::from_secs(300);
 
 /// A running dockerd. Ends when dropped; should the test die first, with the pipe that holds it.
 pub(crate) struct Dockerd {

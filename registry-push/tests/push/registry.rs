@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const READY_WAIT_MAX: Duration = Duration::from_secs(30);
+const READY_WAIT_MAX: Duration = Duration::from_secs(180);
 
 /// User of the registry with passwords.
 pub(crate) const USER: &str = "someone";

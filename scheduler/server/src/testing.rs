@@ -34,7 +34,7 @@ use tokio_rustls::client::TlsStream;
 pub(crate) mod host;
 
 /// Longest any test waits for anything.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
 
 /// One builder for everybody: `docker.sock` and `guest.sock` in a directory.
 #[derive(Debug, Default)]

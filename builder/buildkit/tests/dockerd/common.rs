@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 
 const ROOTFS: &str = "SLIPWAY_TEST_ROOTFS";
-const READY_WAIT_MAX: Duration = Duration::from_secs(60);
+const READY_WAIT_MAX: Duration = Duration::from_secs(300);
 
 /// The base image of the tests: busybox, and nothing else.
 pub(crate) const BASE: &str = "buildkit-tests/base:1";

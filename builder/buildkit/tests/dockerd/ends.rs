@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-const WAIT_MAX: Duration = Duration::from_secs(30);
+const WAIT_MAX: Duration = Duration::from_secs(180);
 
 /// A context whose build goes on for long, once it has said `running`.
 fn long_build(dockerd: &Dockerd, mark: &str) -> Build {

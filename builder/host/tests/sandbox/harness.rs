@@ -18,8 +18,8 @@ use std::process::{Child, Command, Output};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-/// Long enough for a boot with an emulated processor on a busy computer.
-pub(crate) const WAIT: Duration = Duration::from_secs(180);
+/// Far more than a boot with an emulated processor takes on a computer that is slow and busy: it only ends a test that hangs.
+pub(crate) const WAIT: Duration = Duration::from_secs(400);
 const SETTINGS: &str = "SLIPWAY_HOST_TEST_SETTINGS";
 const IMAGE: &str = "/var/cache/slipway/image/base.squashfs";
 const KERNEL: &str = "/var/cache/slipway/image/kernel/vmlinuz";
@@ -288,8 +288,34 @@ impl Host {
     pub(crate) fn open_when_up(&self, spec: &MachineSpec, port: EndpointPort) -> UnixStream {
         let mut client = self.client();
         wait_for("the machine's endpoint", || {
-            client.open(&spec.machine, spec.generation.0, port).ok()
+            let opened = client.open(&spec.machine, spec.generation.0, port);
+            if opened.is_err() {
+                let reports = client.watch(0, Duration::ZERO).1;
+                let own = reports.iter().find(|it| it.machine == spec.machine);
+                let state = own.map(|report| report.state);
+                assert_eq!(state, Some(MachineRunState::Running), "it ended");
+            }
+            opened.ok()
         })
+    }
+
+    /// What machines have said on their consoles, those that run and those that have ended.
+    fn consoles(&self) -> String {
+        let mut said = String::new();
+        for (below, name) in [
+            ("run/machines", "log/console.log"),
+            ("run/machines", "log/qemu.log"),
+            ("state/machines", "console.log"),
+        ] {
+            let dirs = fs::read_dir(self.dir.join(below)).into_iter().flatten();
+            for path in dirs.flatten().map(|dir| dir.path().join(name)) {
+                if let Ok(text) = fs::read(&path) {
+                    let text = String::from_utf8_lossy(&text);
+                    said += &format!("{}:\n{text}\n", path.display());
+                }
+            }
+        }
+        said
     }
 
     /// Has a machine end well, and not by way of the daemon.
@@ -341,6 +367,7 @@ impl Drop for Host {
     fn drop(&mut self) {
         if std::thread::panicking() {
             println!("the daemon's log:\n{}", self.log());
+            println!("{}", self.consoles());
         }
         if let Ok(mut client) = Client::connect(&self.dir.join("host.sock")) {
             for report in client.watch(0, Duration::ZERO).1 {

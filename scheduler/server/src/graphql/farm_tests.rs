@@ -151,16 +151,18 @@ async fn what_a_client_has_begun_is_finished_when_it_goes_away() {
     let who = bench.org("acme", "DEPLOY").await;
     begin_build(&bench, &who).await;
     bench.query(&bench.admin(), STOP, json!({})).await;
-    bed.world.lock().start_pause = Duration::from_millis(300);
+    bed.world.lock().start_pause = Duration::from_secs(1);
+    let asked = bed.world.lock().starts_asked;
     let start =
         "mutation { startBuild(input: { app: \"shop\", image: \"left\", session: \"s\" }) { id } }";
     let list = "{ builds { image state } }";
-    let left = bench.try_query(&who, start, json!({}));
-    assert!(
-        tokio::time::timeout(Duration::from_millis(100), left)
-            .await
-            .is_err()
-    );
+    // The client leaves when the builder's start is under way.
+    tokio::select! {
+        answer = bench.try_query(&who, start, json!({})) => panic!("it did not wait: {answer:?}"),
+        () = host::eventually("a start", || async {
+            (bed.world.lock().starts_asked > asked).then_some(())
+        }) => {}
+    }
     host::eventually("the builder has taken the build", || async {
         let builds = bench.query(&who, list, json!({})).await["builds"].clone();
         let newest = json!({ "image": "left", "state": "RUNNING" });

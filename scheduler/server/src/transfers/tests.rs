@@ -62,7 +62,7 @@ async fn contents_go_in_and_out_and_go_on_where_they_broke_off() {
     let mut sender = bench.http("api", &who).await;
     let cut = sender.send_request(who.sign(request("PUT", &path, body)));
     cut.await.expect_err("no answer");
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(180);
     let offset = loop {
         // Until the server has noticed, it waits for the one that died.
         let told = ask(&bench, &who, "GET", &path).await;

@@ -41,7 +41,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Longest any test waits for anything.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(180);
 
 /// A farm on one test host, in a directory of its own.
 pub struct Bed {

@@ -56,6 +56,8 @@ pub struct Inner {
     pub hold_ready: bool,
     /// How long a start takes.
     pub start_pause: Duration,
+    /// Starts that were asked for.
+    pub starts_asked: usize,
     /// Newest generation seen of each machine.
     seen: BTreeMap<MachineId, Generation>,
     /// Every generation that was started.
@@ -129,8 +131,11 @@ impl World {
         self.revision.send_modify(|n| *n += 1);
     }
 
+    /// A start is asked for; gives how long it takes.
     pub(super) fn start_pause(&self) -> Duration {
-        self.lock().start_pause
+        let mut inner = self.lock();
+        inner.starts_asked += 1;
+        inner.start_pause
     }
 
     /// The machine of this generation ends, from inside or by force.
