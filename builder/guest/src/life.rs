@@ -179,12 +179,12 @@ async fn until_end(
     terminate: &mut Signal,
     mut starting: Option<Progress>,
 ) -> Until {
+    let mut starts = starting.is_some();
     let watched = starting
         .as_mut()
         .map(|progress| engine.start_given_up(progress));
     let answered = answer(guest, watched);
     tokio::pin!(answered);
-    let mut starts = true;
     loop {
         let asked = books.wait_phase(Duration::MAX, |phase| phase == Phase::Ending);
         // Each branch only waits; what it gave up is taken up again in the next round.
@@ -192,7 +192,7 @@ async fn until_end(
             ended = engine.ended() => match ended {
                 Ended::Dockerd(manner) => {
                     tracing::error!(?manner, "dockerd ended by itself");
-                    if starting && books.on(Event::EngineEnded(manner)) == Phase::Crashed {
+                    if starts && books.on(Event::EngineEnded(manner)) == Phase::Crashed {
                         return Until::StartFailed;
                     }
                     Event::EngineEnded(manner)

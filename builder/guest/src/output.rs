@@ -49,7 +49,11 @@ impl Output {
 
     /// The lines that are kept, oldest first.
     pub(crate) fn last(&self) -> Vec<String> {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self
+            .said
+            .last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         last.iter().cloned().collect()
     }
 
