@@ -6,6 +6,7 @@ use crate::bounds::STORED_TEXT_BYTES_MAX;
 use crate::farm::{entropy, now};
 use crate::problem::{Code, Problem};
 use crate::seal::Sealer;
+use crate::text::misleads;
 use slipway_core::build::RegistryCredential;
 use slipway_core::id::{CredentialId, OrgId};
 use slipway_store::{SealedCredential, Store};
@@ -72,6 +73,12 @@ impl Credentials {
             return Err(Problem::new(
                 Code::Invalid,
                 "the password is empty or too long",
+            ));
+        }
+        if credential.username.chars().any(misleads) {
+            return Err(Problem::new(
+                Code::Invalid,
+                "the user name has control characters or ones that are not seen",
             ));
         }
         let sealed = self

@@ -4,6 +4,7 @@
 //! Must not know: which machine it talks to, or why.
 
 use crate::machine_stream::MachineStream;
+use crate::text::bounded;
 use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use http::{Method, Request, Response, StatusCode};
@@ -11,7 +12,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use slipway_core::build::NumberedEvent;
+use slipway_core::build::{BuildEvent, BuildOutcome, NumberedEvent};
 use slipway_core::guest_api::{
     Activity, BuildSummary, DiskUse, GuestStatus, StartBuild, StartPush,
 };
@@ -23,6 +24,8 @@ use std::time::Duration;
 pub const GUEST_ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Longest single event line; a longer one is an error.
 pub const GUEST_EVENT_BYTES_MAX: usize = 1 << 20;
+/// Longest message of a guest's that is kept, as in a refusal or in how a build ended; the rest is cut off.
+pub const GUEST_MESSAGE_BYTES_MAX: usize = 4 << 10;
 /// Longest a guest may take to begin its answer, beyond what the request asks it to wait.
 pub const GUEST_ANSWER_WAIT_MAX: Duration = Duration::from_secs(15);
 
@@ -255,8 +258,34 @@ async fn accept(answer: Response<Incoming>) -> Result<Response<Incoming>, GuestE
     let message = serde_json::from_slice::<serde_json::Value>(&body)
         .ok()
         .and_then(|value| Some(value.get("message")?.as_str()?.to_owned()))
-        .unwrap_or_else(|| format!("the builder's guest answered {status}"));
+        .map_or_else(
+            || format!("the builder's guest answered {status}"),
+            |message| bounded(message, GUEST_MESSAGE_BYTES_MAX),
+        );
     Err(GuestError::Refused { status, message })
+}
+
+/// How a build ended is kept twice, in its events and in its own row, and told in lists.
+fn with_bounded_end(mut event: NumberedEvent) -> NumberedEvent {
+    let bound = |text: &mut String| {
+        *text = bounded(std::mem::take(text), GUEST_MESSAGE_BYTES_MAX);
+    };
+    if let BuildEvent::Ended(outcome) = &mut event.event {
+        match outcome {
+            BuildOutcome::Succeeded {
+                image_id, digest, ..
+            } => {
+                bound(image_id);
+                digest.iter_mut().for_each(bound);
+            }
+            BuildOutcome::Failed { message, hint, .. } => {
+                bound(message);
+                hint.iter_mut().for_each(bound);
+            }
+            BuildOutcome::Cancelled => {}
+        }
+    }
+    event
 }
 
 /// JSON lines of a body.
@@ -271,9 +300,9 @@ impl Lines {
         loop {
             if let Some(end) = self.held.iter().position(|byte| *byte == b'\n') {
                 let line = self.held.split_to(end + 1);
-                return serde_json::from_slice(&line)
-                    .map(Some)
-                    .map_err(|_| GuestError::Protocol("event is not one"));
+                let event = serde_json::from_slice(&line)
+                    .map_err(|_| GuestError::Protocol("event is not one"))?;
+                return Ok(Some(with_bounded_end(event)));
             }
             let too_much =
                 self.held.len() > GUEST_EVENT_BYTES_MAX || self.read > BUILD_EVENTS_BYTES_MAX * 2;

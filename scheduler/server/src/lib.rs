@@ -33,6 +33,7 @@ pub mod settings;
 mod strangers;
 #[cfg(test)]
 mod testing;
+mod text;
 mod tls;
 mod transfers;
 

@@ -8,6 +8,7 @@ use crate::bounds::{
 };
 use crate::problem::{Code, Problem};
 use crate::settings::is_label;
+use crate::text::misleads;
 use async_graphql::{ID, InputObject};
 use slipway_core::build::{BuildSpec, RegistryCredential};
 use slipway_core::quota::{
@@ -333,9 +334,11 @@ pub(super) fn label(text: String, what: &str) -> Result<String> {
 pub(super) fn display_name(text: String) -> Result<String> {
     let trimmed = text.trim();
     let fits = (1..=NAME_BYTES_MAX).contains(&trimmed.len());
-    if fits && !trimmed.chars().any(char::is_control) {
+    if fits && !trimmed.chars().any(misleads) {
         return Ok(trimmed.to_owned());
     }
-    let message = format!("a name has 1 to {NAME_BYTES_MAX} bytes and no control characters");
+    let message = format!(
+        "a name has 1 to {NAME_BYTES_MAX} bytes and no characters that are not seen or change the direction of the text"
+    );
     Err(Problem::new(Code::Invalid, message).into())
 }
