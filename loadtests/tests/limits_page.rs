@@ -5,11 +5,12 @@ use anyhow::{Context, Result, ensure};
 use slipway_loadtests::testbed::checkout_dir;
 use std::collections::{BTreeMap, BTreeSet};
 
-const MODULES: [&str; 11] = [
+const MODULES: [&str; 12] = [
     "scheduler/core/src/limits.rs",
     "scheduler/core/src/quota.rs",
     "scheduler/server/src/limits.rs",
     "scheduler/server/src/bounds.rs",
+    "scheduler/server/src/graphql/limits.rs",
     "scheduler/store/src/limits.rs",
     "volumes/src/limits.rs",
     "builder/host/src/limits.rs",

@@ -37,10 +37,6 @@ pub const PUMP_BYTES: usize = 64 << 10;
 pub const GRAPHQL_BODY_BYTES_MAX: usize = 1 << 20;
 /// Longest a GraphQL request's body may take to arrive.
 pub const GRAPHQL_BODY_WAIT_MAX: Duration = Duration::from_secs(30);
-/// Nesting of a GraphQL query (introspection as GraphiQL does it needs 15).
-pub const GRAPHQL_DEPTH_MAX: usize = 16;
-/// Fields of a GraphQL query.
-pub const GRAPHQL_COMPLEXITY_MAX: usize = 1000;
 /// A comment is sent on a quiet event stream so often, so that both ends know that the other is there.
 pub const SSE_HEARTBEAT: Duration = Duration::from_secs(15);
 /// Events of a subscription that wait for a slow reader.

@@ -11,7 +11,7 @@ mod reader;
 mod retention;
 
 use crate::farm::{ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent, chain, entropy, now};
-use crate::guest_client::GuestError;
+use crate::guest_client::{GuestClient, GuestError};
 use futures_util::Stream;
 use http::StatusCode;
 use reader::EventReader;
@@ -20,11 +20,12 @@ use slipway_core::guest_api::StartBuild;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{AppId, BuildId, OrgId};
 use slipway_core::time::Timestamp;
-use slipway_store::{Build, ErrorKind, NewBuild, Store, StoreError};
+use slipway_store::{Build, BuildState, ErrorKind, NewBuild, Store, StoreError};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 /// Why a build was not started, read or cancelled.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,9 @@ pub enum BuildError {
         /// Its message.
         message: String,
     },
+    /// The caller's credential was good no longer before the builder had the build.
+    #[error("the token was revoked or expired before the build began")]
+    Ended,
     /// The builder did not answer.
     #[error("hand the build to its builder")]
     Guest(#[source] GuestError),
@@ -58,6 +62,7 @@ impl BuildError {
                 ErrorKind::NoSpace | ErrorKind::Unavailable | ErrorKind::Internal => Fault::System,
             },
             Self::Refused { status, .. } if status.is_client_error() => Fault::User,
+            Self::Ended => Fault::User,
             Self::Refused { .. } | Self::Guest(_) => Fault::System,
         }
     }
@@ -69,6 +74,7 @@ impl BuildError {
             Self::Refused { status, .. } if *status == StatusCode::TOO_MANY_REQUESTS => {
                 Some("wait until some of the builds have ended")
             }
+            Self::Ended => Some("deploy again with a token that is good"),
             Self::Store(_) | Self::Refused { .. } | Self::Guest(_) => None,
         }
     }
@@ -94,6 +100,8 @@ pub struct BuildRequest {
     pub spec: BuildSpec,
     /// For the push alone: handed to the guest, kept nowhere.
     pub credential: Option<RegistryCredential>,
+    /// Once this is cancelled the build does not begin; one that has begun goes on.
+    pub until: CancellationToken,
 }
 
 /// A handle to the builds; clones are the same.
@@ -113,6 +121,20 @@ struct Live {
     /// Grows when the store has more of it.
     recorded: watch::Sender<u64>,
     cancelled: AtomicBool,
+}
+
+/// The entry of a build in [`Inner::live`], which goes with it.
+#[derive(Debug)]
+struct LiveEntry {
+    inner: Arc<Inner>,
+    id: BuildId,
+    live: Arc<Live>,
+}
+
+impl Drop for LiveEntry {
+    fn drop(&mut self) {
+        self.inner.live().remove(&self.id);
+    }
 }
 
 impl BuildService {
@@ -135,15 +157,43 @@ impl BuildService {
             shared.cancel.clone(),
         ));
         for build in unfinished {
-            let machine = service.0.store.machine(&build.org, &build.machine).await?;
-            let (org, region, arch) = (machine.org, machine.region, machine.arch);
-            let key = BuilderKey { org, region, arch };
-            tracing::info!(build = %build.id, after = build.last_seq, "build adopted");
-            let live = service.0.make_live(&build.id);
-            let guard = service.0.farm.activity(&key)?;
-            service.0.spawn_follower(build, key, live, guard);
+            service.adopt(build).await?;
         }
         Ok(service)
+    }
+
+    /// Follows a build of an earlier life. One whose builder is not there any more has failed; that keeps nobody else's from being
+    /// followed.
+    async fn adopt(&self, build: Build) -> Result<(), BuildError> {
+        let inner = &self.0;
+        let machine = inner.store.machine(&build.org, &build.machine).await;
+        let found = match machine {
+            Ok(machine) => {
+                let (org, region, arch) = (machine.org, machine.region, machine.arch);
+                let key = BuilderKey { org, region, arch };
+                inner.farm.activity(&key).map(|guard| (key, guard))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(error.into()),
+            Err(error) => return Err(error.into()),
+        };
+        match found {
+            Ok((key, guard)) => {
+                tracing::info!(build = %build.id, after = build.last_seq, "build adopted");
+                let live = inner.make_live(&build.id);
+                let (accepted, _) = oneshot::channel();
+                inner.spawn_follower(build, key, live, guard, accepted);
+            }
+            Err(error) => {
+                tracing::error!(build = %build.id, why = chain(&error), "build without a builder");
+                let outcome = BuildOutcome::Failed {
+                    fault: Fault::System,
+                    message: "the builder of the build is not there any more".to_owned(),
+                    hint: Some("deploy again".to_owned()),
+                };
+                inner.give_up(&build, outcome).await;
+            }
+        }
+        Ok(())
     }
 
     /// Records a build, hands it to the org's builder (which is made and woken if need be), and follows it. Returns when
@@ -159,6 +209,9 @@ impl BuildService {
     ) -> Result<Build, BuildError> {
         let inner = &self.0;
         let builder = inner.farm.ensure_builder(key).await?;
+        if request.until.is_cancelled() {
+            return Err(BuildError::Ended);
+        }
         let id = BuildId::from_entropy(entropy()?);
         let live = inner.make_live(&id);
         let new = NewBuild {
@@ -168,27 +221,27 @@ impl BuildService {
             spec: request.spec.clone(),
             at: now(),
         };
-        let build = match inner.store.create_build(&key.org, &new).await {
-            Ok(build) => build,
-            Err(error) => {
-                inner.live().remove(&id);
-                return Err(error.into());
-            }
-        };
-        let handed = inner.hand_over(key, &build, request).await;
-        match handed {
+        let build = inner.store.create_build(&key.org, &new).await?;
+        match inner.hand_over(key, &build, request).await {
             Ok(guard) => {
-                inner.store.mark_build_running(&key.org, &id).await?;
-                let running = inner.store.build(&key.org, &id).await?;
-                inner.publish(&running);
-                let was_cancelled = live.cancelled.load(Ordering::SeqCst);
-                inner.spawn_follower(running.clone(), key.clone(), live, guard);
-                if was_cancelled {
+                let running = Build {
+                    state: BuildState::Running,
+                    ..build
+                };
+                let known = Arc::clone(&live.live);
+                let (accepted, recorded) = oneshot::channel();
+                // The builder has it: from here on it is followed, whatever becomes of the rest.
+                inner.spawn_follower(running.clone(), key.clone(), live, guard, accepted);
+                let _ = recorded.await;
+                if known.cancelled.load(Ordering::SeqCst) {
                     self.cancel(&key.org, &id).await?;
                 }
                 Ok(running)
             }
             Err(error) => {
+                if let BuildError::Guest(_) = &error {
+                    inner.cancel_unheard(key, &id);
+                }
                 let (fault, message) = (error.fault(), chain(&error));
                 let hint = error.hint().map(str::to_owned);
                 inner
@@ -201,7 +254,6 @@ impl BuildService {
                         },
                     )
                     .await;
-                inner.live().remove(&id);
                 Err(error)
             }
         }
@@ -284,8 +336,12 @@ impl Inner {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn make_live(&self, id: &BuildId) -> Arc<Live> {
-        Arc::clone(self.live().entry(id.clone()).or_default())
+    fn make_live(self: &Arc<Self>, id: &BuildId) -> LiveEntry {
+        LiveEntry {
+            inner: Arc::clone(self),
+            id: id.clone(),
+            live: Arc::clone(self.live().entry(id.clone()).or_default()),
+        }
     }
 
     fn publish(&self, build: &Build) {
@@ -299,13 +355,20 @@ impl Inner {
         build: &Build,
         request: BuildRequest,
     ) -> Result<ActivityGuard, BuildError> {
-        let (stream, guard) = self.farm.connect(key, EndpointPort::Guest).await?;
-        let mut guest = crate::guest_client::GuestClient::new(stream).await?;
         let BuildRequest {
             session,
             spec,
             credential,
+            until,
         } = request;
+        let (stream, guard) = tokio::select! {
+            connected = self.farm.connect(key, EndpointPort::Guest) => connected?,
+            () = until.cancelled() => return Err(BuildError::Ended),
+        };
+        let mut guest = GuestClient::new(stream).await?;
+        if until.is_cancelled() {
+            return Err(BuildError::Ended);
+        }
         guest
             .start_build(&StartBuild {
                 id: build.id.clone(),
@@ -317,22 +380,56 @@ impl Inner {
         Ok(guard)
     }
 
+    /// A builder did not say whether it has taken a build. If it has, it ends it.
+    fn cancel_unheard(&self, key: &BuilderKey, id: &BuildId) {
+        let (farm, key, id) = (self.farm.clone(), key.clone(), id.clone());
+        let cancel = self.farm.shared().cancel.clone();
+        self.farm.shared().tasks.spawn(async move {
+            let cancelled = async {
+                farm.guest_if_running(&key).await?.cancel_build(&id).await?;
+                Ok::<_, FarmError>(())
+            };
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                done = cancelled => if let Err(error) = done {
+                    tracing::debug!(build = %id, why = chain(&error), "build not cancelled");
+                }
+            }
+        });
+    }
+
+    /// Records that the builder has accepted a build.
+    async fn accept(&self, build: &Build) {
+        if let Err(error) = self.store.mark_build_running(&build.org, &build.id).await {
+            // Its end is recorded all the same.
+            tracing::error!(build = %build.id, why = chain(&error), "build not recorded as running");
+        }
+        if build.state == BuildState::Running {
+            self.publish(build);
+        }
+    }
+
+    /// `accepted` is told when the record says that the build runs.
     fn spawn_follower(
         self: &Arc<Self>,
         build: Build,
         key: BuilderKey,
-        live: Arc<Live>,
+        live: LiveEntry,
         guard: ActivityGuard,
+        accepted: oneshot::Sender<()>,
     ) {
         let (inner, shared) = (Arc::clone(self), Arc::clone(self.farm.shared()));
         shared.clone().tasks.spawn(async move {
-            let id = build.id.clone();
+            let follow = async {
+                inner.accept(&build).await;
+                let _ = accepted.send(());
+                inner.follow(build, &key, &live.live).await;
+            };
             tokio::select! {
                 () = shared.cancel.cancelled() => {}
-                () = inner.follow(build, &key, &live) => {}
+                () = follow => {}
             }
-            inner.live().remove(&id);
-            drop(guard);
+            drop((live, guard));
         });
     }
 }

@@ -172,6 +172,10 @@ impl From<StoreError> for Problem {
                 Self::new(Code::Unavailable, "the server's database does not answer")
                     .hint("try again in a minute")
             }
+            // A number of the caller's that no column holds.
+            ErrorKind::Internal if matches!(error, StoreError::OutOfRange(_)) => {
+                Self::new(Code::Invalid, error.to_string()).hint("choose a smaller number")
+            }
             ErrorKind::Internal => Self::internal(&error),
         }
     }
@@ -243,6 +247,7 @@ impl From<BuildError> for Problem {
                 };
                 Self::new(code, message.clone())
             }
+            BuildError::Ended => Self::new(Code::Unauthenticated, error.to_string()),
             BuildError::Guest(_) => {
                 tracing::warn!(why = chain(&error), "build not handed over");
                 Self::new(Code::Unavailable, "the builder does not answer")

@@ -13,6 +13,7 @@ use slipway_scheduler::farm::{BuilderKey, FarmEvent, NextEvent};
 use slipway_store::{Build, BuildState, ErrorKind, OrgChange, Store};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 const SHORT: Duration = slipway_core::limits::BUILDER_IDLE_MIN;
 
@@ -26,6 +27,7 @@ fn request() -> BuildRequest {
             compression: None,
         },
         credential: None,
+        until: CancellationToken::new(),
     }
 }
 

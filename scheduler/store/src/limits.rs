@@ -12,5 +12,7 @@ pub const READERS_MAX: u32 = 4;
 pub const LIST_ROWS_MAX: u32 = 1000;
 /// Events one read of a build's events returns; callers page on from the last number.
 pub const EVENTS_READ_MAX: u32 = 512;
+/// A read of a build's events ends with the event that brings it to so many bytes of JSON; callers page on.
+pub const EVENTS_READ_BYTES_MAX: usize = 1 << 20;
 
 const _: () = assert!(BUSY_WAIT_MAX.as_secs() <= CONNECTION_WAIT_MAX.as_secs());

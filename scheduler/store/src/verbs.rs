@@ -208,12 +208,14 @@ pub trait Store: SystemStore {
         build: &BuildId,
         events: &[NumberedEvent],
     ) -> Result<u64>;
-    /// Events after number `after`, in order, at most [`crate::limits::EVENTS_READ_MAX`].
+    /// Events after number `after`, in order: at most `max` and [`crate::limits::EVENTS_READ_MAX`], and none after
+    /// [`crate::limits::EVENTS_READ_BYTES_MAX`]. There is one if there is any.
     async fn build_events(
         &self,
         org: &OrgId,
         build: &BuildId,
         after: u64,
+        max: u32,
     ) -> Result<Vec<NumberedEvent>>;
     /// Records how a build ended; the first ending counts. Gives the build as it is then.
     async fn finish_build(

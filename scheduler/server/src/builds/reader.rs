@@ -2,6 +2,7 @@
 
 use slipway_core::build::NumberedEvent;
 use slipway_core::id::{BuildId, OrgId};
+use slipway_store::limits::EVENTS_READ_MAX;
 use slipway_store::{Store, StoreError};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -36,7 +37,7 @@ impl EventReader {
             };
             self.page = self
                 .store
-                .build_events(&self.org, &self.id, self.after)
+                .build_events(&self.org, &self.id, self.after, EVENTS_READ_MAX)
                 .await?
                 .into();
             if !self.page.is_empty() {

@@ -3,6 +3,7 @@
 //! Must not know: what is done after.
 
 use super::Result;
+use super::running::Running;
 use crate::api::Parts;
 use crate::auth::{Entered, Principal};
 use crate::problem::{Code, Problem};
@@ -18,11 +19,13 @@ pub(crate) struct Access<'a> {
 }
 
 impl<'a> Access<'a> {
-    /// Of this request.
+    /// Of this request, if it may go on.
     ///
     /// # Errors
-    /// [`Code::Unauthenticated`]; the executor does not let such a request in, so this never happens.
+    /// [`Code::Unauthenticated`] if its token has been revoked or has expired since it began, [`Code::Unavailable`] if its time is
+    /// over, [`Code::Limit`] if its answer is full.
     pub(super) fn of(context: &Context<'a>) -> Result<Self> {
+        Running::of(context)?.check()?;
         let parts = context.data_opt::<Arc<Parts>>();
         let principal = context.data_opt::<Principal>();
         match (parts, principal) {

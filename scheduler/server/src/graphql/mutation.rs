@@ -9,6 +9,8 @@ use super::input::{
     EnsureMachineRemoteBuilderInput, IssueClientCertificateInput, SetRegistryCredentialInput,
     StartBuildInput, UpdateOrgInput, display_name, label, parse_id,
 };
+use super::limits::TOKEN_LIFE_MAX;
+use super::running::Running;
 use super::scalar::{DateTime, Long};
 use super::view::{
     App, Build, Builder, ClientCertificate, NewToken, Org, RegistryCredential, Token,
@@ -24,6 +26,7 @@ use async_graphql::{Context, ID, Object};
 use slipway_core::build::RegistryCredential as ClearCredential;
 use slipway_core::id::{AppId, OrgId, TokenId};
 use slipway_core::quota::BuildRetention;
+use slipway_core::time::Timestamp;
 use slipway_store as store;
 use slipway_store::{AppRole, ErrorKind, StoreError, TokenRole, What};
 use std::time::Duration;
@@ -95,7 +98,6 @@ impl CoreMutation {
         };
         let secret = Secret::draw().map_err(FarmError::Entropy)?;
         let at = now();
-        let after = |Long(millis): Long| at.after(Duration::from_millis(millis));
         let token = store::Token {
             id: TokenId::from_entropy(entropy()?),
             org: Some(entered.org.id),
@@ -103,7 +105,10 @@ impl CoreMutation {
             name: display_name(input.name)?,
             role: input.role.into(),
             created_at: at,
-            expires_at: input.expires_in_ms.map(after),
+            expires_at: input
+                .expires_in_ms
+                .map(|life| token_end(at, life))
+                .transpose()?,
             revoked_at: None,
             last_used_at: None,
         };
@@ -230,6 +235,7 @@ impl CoreMutation {
             session,
             spec,
             credential,
+            until: Running::of(context)?.over().clone(),
         };
         let build = access
             .parts
@@ -342,6 +348,20 @@ impl CoreMutation {
     ) -> Result<EnsureMachineRemoteBuilderPayload> {
         fly::ensure(&Access::of(context)?, input).await
     }
+}
+
+/// When a token ends.
+fn token_end(at: Timestamp, Long(millis): Long) -> Result<Timestamp> {
+    let life = Duration::from_millis(millis);
+    if life > TOKEN_LIFE_MAX {
+        let days = TOKEN_LIFE_MAX.as_secs() / (24 * 3600);
+        return Err(
+            Problem::new(Code::Invalid, format!("a token lives at most {days} days"))
+                .hint("leave the end out for a token that does not expire")
+                .into(),
+        );
+    }
+    Ok(at.after(life))
 }
 
 /// A certificate never outlives its token; a life that somebody asked for is given or refused, not trimmed.

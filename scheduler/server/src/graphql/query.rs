@@ -3,9 +3,11 @@
 use super::Result;
 use super::access::Access;
 use super::input::parse_id;
+use super::limits::GRAPHQL_LIST_WEIGHT;
 use super::view::{App, Build, Builder, Org, RegistryCredential, Server, Token, Viewer};
 use crate::bounds::PAGE_MAX;
 use async_graphql::{Context, ID, Object};
+use slipway_core::quota::ORG_BUILDERS_MAX;
 use slipway_store::{BuildFilter, TokenRole};
 
 #[derive(Default)]
@@ -29,6 +31,7 @@ impl CoreQuery {
     }
 
     /// The orgs that the token can see: its own, or all for the administrator.
+    #[graphql(complexity = "GRAPHQL_LIST_WEIGHT * child_complexity")]
     async fn orgs(&self, context: &Context<'_>) -> Result<Vec<Org>> {
         let access = Access::of(context)?;
         match access.principal.org() {
@@ -54,6 +57,7 @@ impl CoreQuery {
     }
 
     /// Apps of an org, builders among them, by name.
+    #[graphql(complexity = "GRAPHQL_LIST_WEIGHT * child_complexity")]
     async fn apps(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<App>> {
         let access = Access::of(context)?;
         let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
@@ -65,6 +69,7 @@ impl CoreQuery {
     }
 
     /// Tokens of an org, newest first, without their secrets. Without `org`, the administrator sees the administrator's.
+    #[graphql(complexity = "GRAPHQL_LIST_WEIGHT * child_complexity")]
     async fn tokens(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<Token>> {
         let access = Access::of(context)?;
         let tokens = if org.is_none() && access.principal.org().is_none() {
@@ -78,6 +83,7 @@ impl CoreQuery {
     }
 
     /// Builders of an org.
+    #[graphql(complexity = "ORG_BUILDERS_MAX as usize * child_complexity")]
     async fn builders(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<Builder>> {
         let access = Access::of(context)?;
         let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
@@ -103,6 +109,7 @@ impl CoreQuery {
     }
 
     /// Builds of an org, newest first, at most 200; `before` is the last id of the page before.
+    #[graphql(complexity = "1 + limit.min(PAGE_MAX) as usize * child_complexity")]
     async fn builds(
         &self,
         context: &Context<'_>,
@@ -136,6 +143,7 @@ impl CoreQuery {
     }
 
     /// Registry credentials of an org, by registry, without their passwords.
+    #[graphql(complexity = "GRAPHQL_LIST_WEIGHT * child_complexity")]
     async fn registry_credentials(
         &self,
         context: &Context<'_>,

@@ -4,7 +4,7 @@ mod build;
 mod builder;
 
 pub(super) use build::Build;
-pub(super) use builder::Builder;
+pub(super) use builder::{Builder, host};
 
 use super::Result;
 use super::input::parse_id;

@@ -305,6 +305,9 @@ async fn answer(
         HostRequest::EnsureMachine(spec) => {
             let pause = world.start_pause();
             tokio::time::sleep(pause).await;
+            while world.lock().hold_starts {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
             (world.ensure_machine(&spec), None)
         }
         disks @ (HostRequest::EnsureVolume { .. }

@@ -54,6 +54,8 @@ pub struct Inner {
     pub disk_verbs: usize,
     /// Machines are ready only when told so.
     pub hold_ready: bool,
+    /// Starts are not answered while this is set.
+    pub hold_starts: bool,
     /// How long a start takes.
     pub start_pause: Duration,
     /// Starts that were asked for.

@@ -1,10 +1,11 @@
 //! Builds and their events.
 
-use super::codec::{Reader, int, on_insert, time, to_json};
+use super::codec::{Reader, from_json, int, on_insert, time, to_json};
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
-use crate::limits::{EVENTS_READ_MAX, LIST_ROWS_MAX};
+use crate::limits::{EVENTS_READ_BYTES_MAX, EVENTS_READ_MAX, LIST_ROWS_MAX};
 use crate::model::{Build, BuildFilter, BuildState, NewBuild};
+use futures_util::TryStreamExt;
 use slipway_core::build::{BuildOutcome, NumberedEvent};
 use slipway_core::id::{AppId, BuildId, OrgId};
 use slipway_core::time::Timestamp;
@@ -202,8 +203,9 @@ impl SqliteStore {
         org: &OrgId,
         id: &BuildId,
         after: u64,
+        max: u32,
     ) -> Result<Vec<NumberedEvent>> {
-        let rows = sqlx::query(
+        let mut rows = sqlx::query(
             "SELECT b.number, e.json FROM builds b LEFT JOIN build_events e \
              ON e.build = b.number AND e.seq > ? \
              WHERE b.org_id = ? AND b.id = ? ORDER BY e.seq LIMIT ?",
@@ -211,17 +213,26 @@ impl SqliteStore {
         .bind(int("event number", after)?)
         .bind(org.as_str())
         .bind(id.as_str())
-        .bind(i64::from(EVENTS_READ_MAX))
-        .fetch_all(&self.readers)
-        .await
-        .map_err(unavailable("read events"))?;
-        // A build without later events is one row without an event; no row at all is no build.
-        if rows.is_empty() {
-            return Err(StoreError::NotFound(What::Build));
+        .bind(i64::from(max.clamp(1, EVENTS_READ_MAX)))
+        .fetch(&self.readers);
+        let (mut found, mut bytes, mut events) = (false, 0_usize, Vec::new());
+        while let Some(row) = rows.try_next().await.map_err(unavailable("read events"))? {
+            // A build without later events is one row without an event; no row at all is no build.
+            found = true;
+            let Some(json) = Reader(&row).text_opt("json")? else {
+                break;
+            };
+            events.push(from_json("json", &json)?);
+            bytes += json.len();
+            if bytes >= EVENTS_READ_BYTES_MAX {
+                break;
+            }
         }
-        rows.iter()
-            .filter_map(|row| Reader(row).json_opt("json").transpose())
-            .collect()
+        if found {
+            Ok(events)
+        } else {
+            Err(StoreError::NotFound(What::Build))
+        }
     }
 
     pub(super) async fn end_build(

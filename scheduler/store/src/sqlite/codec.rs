@@ -107,7 +107,8 @@ fn corrupt(column: &'static str, error: &dyn std::fmt::Display) -> StoreError {
     }
 }
 
-fn from_json<T: DeserializeOwned>(column: &'static str, text: &str) -> Result<T> {
+/// A column's JSON text as a value.
+pub(super) fn from_json<T: DeserializeOwned>(column: &'static str, text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|e| corrupt(column, &e))
 }
 

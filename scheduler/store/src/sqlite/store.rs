@@ -287,8 +287,9 @@ impl Store for SqliteStore {
         org: &OrgId,
         build: &BuildId,
         after: u64,
+        max: u32,
     ) -> Result<Vec<NumberedEvent>> {
-        self.select_events(org, build, after).await
+        self.select_events(org, build, after, max).await
     }
 
     async fn finish_build(

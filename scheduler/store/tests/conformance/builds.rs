@@ -27,19 +27,19 @@ async fn events_are_recorded_once_and_in_order() {
     assert_eq!(append(vec![event(4)]).await, 5);
     let read = it
         .store
-        .build_events(&acme.id, &made.id, 0)
+        .build_events(&acme.id, &made.id, 0, u32::MAX)
         .await
         .expect("read");
     assert_eq!(read, (1..=5).map(event).collect::<Vec<_>>());
     let rest = it
         .store
-        .build_events(&acme.id, &made.id, 4)
+        .build_events(&acme.id, &made.id, 4, u32::MAX)
         .await
         .expect("read");
     assert_eq!(rest, vec![event(5)]);
     assert_eq!(
         it.store
-            .build_events(&acme.id, &made.id, 5)
+            .build_events(&acme.id, &made.id, 5, u32::MAX)
             .await
             .expect("read"),
         vec![]
@@ -55,10 +55,30 @@ async fn events_are_recorded_once_and_in_order() {
     append((6..=2000).map(event).collect()).await;
     let page = it
         .store
-        .build_events(&acme.id, &made.id, 0)
+        .build_events(&acme.id, &made.id, 0, u32::MAX)
         .await
         .expect("read");
     assert_eq!(page.len(), slipway_store::limits::EVENTS_READ_MAX as usize);
+    let few = it.store.build_events(&acme.id, &made.id, 0, 7).await;
+    assert_eq!(few.expect("read"), (1..=7).map(event).collect::<Vec<_>>());
+
+    // In bytes too: what one reader holds does not grow with what a builder says.
+    let long = |seq: u64| NumberedEvent {
+        event: BuildEvent::Warning {
+            message: "x".repeat(100_000),
+        },
+        ..event(seq)
+    };
+    append((2001..=2030).map(long).collect()).await;
+    let page = it.store.build_events(&acme.id, &made.id, 2000, u32::MAX);
+    let page = page.await.expect("read");
+    let bytes = page.len() * 100_000;
+    let max = slipway_store::limits::EVENTS_READ_BYTES_MAX;
+    assert!(
+        bytes <= max + 100_000,
+        "{bytes} bytes of events in one page"
+    );
+    assert!(bytes > max / 2, "{bytes} bytes of events in one page");
 }
 
 /// A caller may go away at any moment (its client hung up). The store must go on.
@@ -193,10 +213,15 @@ async fn old_builds_go_with_their_events_and_running_ones_stay() {
         [&made[5].id, &made[4].id, &made[0].id].map(Clone::clone)
     );
     is_missing(
-        it.store.build_events(&acme.id, &made[1].id, 0).await,
+        it.store
+            .build_events(&acme.id, &made[1].id, 0, u32::MAX)
+            .await,
         What::Build,
     );
-    let kept = it.store.build_events(&other.id, &theirs.id, 0).await;
+    let kept = it
+        .store
+        .build_events(&other.id, &theirs.id, 0, u32::MAX)
+        .await;
     assert_eq!(kept.expect("there").len(), 2);
 }
 

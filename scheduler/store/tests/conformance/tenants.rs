@@ -96,7 +96,7 @@ async fn steal_machines(s: &SqliteStore, t: &OrgId, machine: &Machine) {
 async fn steal_builds(s: &SqliteStore, t: &OrgId, made: &Build) {
     let at = Timestamp(99);
     is_missing(s.build(t, &made.id).await, What::Build);
-    is_missing(s.build_events(t, &made.id, 0).await, What::Build);
+    is_missing(s.build_events(t, &made.id, 0, u32::MAX).await, What::Build);
     is_missing(
         s.append_build_events(t, &made.id, &[event(2)]).await,
         What::Build,

@@ -2,9 +2,10 @@
 
 use super::super::Result;
 use super::super::access::Access;
+use super::super::running::Running;
 use super::super::scalar::{DateTime, Long};
 use crate::bounds::PAGE_MAX;
-use async_graphql::{Context, Enum, ID, Json, Object};
+use async_graphql::{Context, Enum, ID, Json, Object, Value};
 use slipway_core::build::{BuildOutcome, Fault, NumberedEvent};
 use slipway_store as store;
 
@@ -47,8 +48,9 @@ impl Build {
 
     /// Name of the app it is for.
     async fn app(&self, context: &Context<'_>) -> Result<String> {
-        let access = Access::of(context)?;
-        Ok(access.parts.store.app(&self.0.org, &self.0.app).await?.name)
+        let store = Access::of(context)?.store();
+        let (org, app) = (&self.0.org, &self.0.app);
+        Ok(Running::of(context)?.app_name(store, org, app).await?)
     }
 
     /// Id of the builder it runs on.
@@ -129,23 +131,28 @@ impl Build {
         Long(self.0.last_seq)
     }
 
-    /// Its events after a number, in order: steps, output, progress, the end. At most 200; ask on from the last.
+    /// Its events after a number, in order: steps, output, progress, the end. At most 200, and about 1 MiB; ask on from the last.
+    #[graphql(complexity = "1 + limit.min(PAGE_MAX) as usize")]
     async fn events(
         &self,
         context: &Context<'_>,
         #[graphql(default)] after: u32,
+        #[graphql(default = 200)] limit: u32,
     ) -> Result<Vec<Json<NumberedEvent>>> {
         let access = Access::of(context)?;
+        let running = Running::of(context)?;
+        let _alone = running.reading.lock().await;
+        running.check()?;
+        let limit = limit.min(PAGE_MAX);
         let events = access
-            .parts
-            .store
-            .build_events(&self.0.org, &self.0.id, u64::from(after))
+            .store()
+            .build_events(&self.0.org, &self.0.id, u64::from(after), limit)
             .await?;
-        Ok(events
-            .into_iter()
-            .take(PAGE_MAX as usize)
-            .map(Json)
-            .collect())
+        for event in &events {
+            let event = Value::from_json(serde_json::to_value(event).unwrap_or_default());
+            running.charge_value(&event.unwrap_or_default())?;
+        }
+        Ok(events.into_iter().map(Json).collect())
     }
 }
 

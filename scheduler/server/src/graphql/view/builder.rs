@@ -2,6 +2,8 @@
 
 use super::super::Result;
 use super::super::access::Access;
+use super::super::limits::GRAPHQL_GUEST_WEIGHT;
+use super::super::running::Running;
 use super::super::scalar::{DateTime, Long};
 use crate::bounds::GUEST_LOOK_WAIT_MAX;
 use crate::farm::BuilderView;
@@ -122,7 +124,7 @@ impl Builder {
 
     /// Name of the host it is on.
     async fn host(&self, context: &Context<'_>) -> Result<Option<String>> {
-        let host = Access::of(context)?.host(&self.view.host).await?;
+        let host = host(context, &self.view.host).await?;
         Ok(host.map(|host| host.name))
     }
 
@@ -147,11 +149,13 @@ impl Builder {
     }
 
     /// Bytes in use on the cache volume; absent while it does not run.
+    #[graphql(complexity = "GRAPHQL_GUEST_WEIGHT + child_complexity")]
     async fn volume_used_bytes(&self, context: &Context<'_>) -> Option<Long> {
         self.used(context).await.map(Long)
     }
 
     /// What is in flight inside; absent while it does not run.
+    #[graphql(complexity = "GRAPHQL_GUEST_WEIGHT + child_complexity")]
     async fn activity(&self, context: &Context<'_>) -> Option<Activity> {
         let activity = self.guest(context).await?.activity;
         Some(Activity {
@@ -164,6 +168,7 @@ impl Builder {
     }
 
     /// Milliseconds since something was last in flight inside; absent while it does not run.
+    #[graphql(complexity = "GRAPHQL_GUEST_WEIGHT + child_complexity")]
     async fn idle_ms(&self, context: &Context<'_>) -> Option<Long> {
         self.guest(context)
             .await
@@ -196,12 +201,11 @@ impl Builder {
     }
 }
 
-impl Access<'_> {
-    pub(in crate::graphql) async fn host(&self, id: &HostId) -> Result<Option<store::Host>> {
-        let hosts = self.parts.store.hosts().await?;
-        Ok(hosts
-            .into_iter()
-            .map(|used| used.host)
-            .find(|host| host.id == *id))
-    }
+/// A host, read once for one answer.
+pub(in crate::graphql) async fn host(
+    context: &Context<'_>,
+    id: &HostId,
+) -> Result<Option<store::Host>> {
+    let store = Access::of(context)?.store();
+    Ok(Running::of(context)?.host(store, id).await?)
 }

@@ -10,6 +10,7 @@ mod view;
 use super::Result;
 use super::access::Access;
 use super::input::parse_id;
+use super::limits::GRAPHQL_LIST_WEIGHT;
 use super::scalar::Long;
 use crate::farm::AskedVolume;
 use async_graphql::{Context, ID, Object};
@@ -26,9 +27,10 @@ pub(super) struct VolumeQuery;
 #[Object]
 impl VolumeQuery {
     /// Volumes of an org, its builders' caches among them, oldest first.
+    #[graphql(complexity = "GRAPHQL_LIST_WEIGHT * child_complexity")]
     async fn volumes(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<Volume>> {
         let access = Access::of(context)?;
-        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
+        let entered = access.enter_whole(org.as_deref(), TokenRole::Read).await?;
         let volumes = access.store().volumes(&entered.org.id).await?;
         Ok(Volume::all(volumes))
     }
@@ -41,6 +43,7 @@ impl VolumeQuery {
     }
 
     /// Snapshots of a volume, which may be gone, oldest first.
+    #[graphql(complexity = "GRAPHQL_LIST_WEIGHT * child_complexity")]
     async fn volume_snapshots(
         &self,
         context: &Context<'_>,

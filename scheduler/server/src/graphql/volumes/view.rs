@@ -2,8 +2,9 @@
 
 use super::super::Result;
 use super::super::access::Access;
+use super::super::limits::GRAPHQL_GUEST_WEIGHT;
 use super::super::scalar::{DateTime, Long};
-use super::super::view::Builder;
+use super::super::view::{Builder, host};
 use crate::farm::BuilderView;
 use crate::transfers::Transfer;
 use async_graphql::{Context, Enum, ID, Object};
@@ -146,14 +147,14 @@ impl Volume {
 
     /// Region of the host it is on.
     async fn region(&self, context: &Context<'_>) -> Result<Option<String>> {
-        let host = Access::of(context)?.host(&self.row.host).await?;
-        Ok(host.map(|host| host.region))
+        let found = host(context, &self.row.host).await?;
+        Ok(found.map(|host| host.region))
     }
 
     /// Name of the host it is on: volumes with the same one are lost together.
     async fn zone(&self, context: &Context<'_>) -> Result<Option<String>> {
-        let host = Access::of(context)?.host(&self.row.host).await?;
-        Ok(host.map(|host| host.name))
+        let found = host(context, &self.row.host).await?;
+        Ok(found.map(|host| host.name))
     }
 
     /// Name of the host that it is being moved to; absent if it is not, or has come there.
@@ -161,8 +162,8 @@ impl Volume {
         let Some(moving) = self.sending() else {
             return Ok(None);
         };
-        let host = Access::of(context)?.host(&moving.copy).await?;
-        Ok(host.map(|host| host.name))
+        let found = host(context, &moving.copy).await?;
+        Ok(found.map(|host| host.name))
     }
 
     /// Hard cap.
@@ -171,6 +172,7 @@ impl Volume {
     }
 
     /// Bytes in use, as the builder that runs on it says, else bytes taken on its host's disk; absent if neither can be asked.
+    #[graphql(complexity = "GRAPHQL_GUEST_WEIGHT")]
     async fn used_bytes(&self, context: &Context<'_>) -> Result<Option<Long>> {
         if let Some(view) = self.builder(context)?
             && let Some(used) = Builder::from(view).used(context).await
