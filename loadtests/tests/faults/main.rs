@@ -3,6 +3,7 @@
 
 mod caller;
 mod context;
+mod database;
 mod disk;
 mod interrupt;
 mod power;

@@ -128,9 +128,10 @@ impl SqliteStore {
         .map_err(unavailable("list old builds"))?;
         let mut deleted = 0;
         for number in numbers {
+            let (_turn, mut connection) = self.unsynced().await?;
             let done = sqlx::query("DELETE FROM builds WHERE number = ? AND ended_at IS NOT NULL")
                 .bind(number)
-                .execute(&self.writer)
+                .execute(&mut *connection)
                 .await
                 .map_err(unavailable("delete an old build"))?;
             deleted += u32::try_from(done.rows_affected()).unwrap_or(u32::MAX);
@@ -157,7 +158,7 @@ impl SqliteStore {
         id: &BuildId,
         events: &[NumberedEvent],
     ) -> Result<u64> {
-        let mut tx = self.write().await?;
+        let (_turn, mut tx) = self.write_unsynced().await?;
         let row = sqlx::query("SELECT number, last_seq FROM builds WHERE org_id = ? AND id = ?")
             .bind(org.as_str())
             .bind(id.as_str())

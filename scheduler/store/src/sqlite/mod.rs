@@ -1,4 +1,10 @@
-//! The store on SQLite: one connection that writes, a few that read, write-ahead log, foreign keys on.
+//! The store on SQLite: write-ahead log, foreign keys on, a few connections that read, and two that write, by turns.
+//!
+//! What a verb has recorded survives a power cut: the writing connection syncs each commit (`synchronous = FULL`), because hosts
+//! act on records at once and durably (the old copy of a moved volume is destroyed, a volume is formatted with its key), and what
+//! was promised to people holds (a token is revoked). Only what is told again or expendable is written by the second connection
+//! (`NORMAL`): the events of builds, the time of a token's last use, the deletion of old builds. The last of these may be lost in a
+//! power cut; none is torn, and each commit of the first connection syncs those before it.
 //!
 //! Must not know: anything above a row; each verb is one statement or one `BEGIN IMMEDIATE` transaction.
 
@@ -18,6 +24,7 @@ pub use codec::UnknownWordError;
 use crate::error::StoreError;
 use crate::limits::{BUSY_WAIT_MAX, CONNECTION_WAIT_MAX, READERS_MAX};
 use sqlx::migrate::{Migration, MigrationSource, MigrationType, Migrator};
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -29,14 +36,14 @@ use std::path::Path;
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
     readers: SqlitePool,
+    /// One connection, which syncs each commit. Whoever writes holds it.
     writer: SqlitePool,
+    /// One connection, which leaves syncing to the log's checkpoints and to [`Self::writer`]. Used through [`Self::unsynced`] alone.
+    unsynced: SqlitePool,
 }
 
 impl SqliteStore {
     /// Opens the file, makes it if it is not there, and brings its schema up to date.
-    ///
-    /// With `synchronous = NORMAL` and a write-ahead log, a power cut may lose the last commits but never tears one;
-    /// machines and their hosts are asked again at each start, so that is enough.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if it cannot be opened, [`StoreError::Migrate`] if it is of a newer version.
@@ -45,7 +52,7 @@ impl SqliteStore {
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
+            .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_WAIT_MAX)
             .statement_cache_capacity(128);
@@ -62,16 +69,29 @@ impl SqliteStore {
             .map_err(unavailable("open"))?;
         let migrator = Migrator::new(Embedded).await.map_err(StoreError::Migrate)?;
         migrator.run(&writer).await.map_err(StoreError::Migrate)?;
+        let unsynced = options
+            .clone()
+            .create_if_missing(false)
+            .synchronous(SqliteSynchronous::Normal);
+        let unsynced = pool(1)
+            .connect_with(unsynced)
+            .await
+            .map_err(unavailable("open"))?;
         let readers = pool(READERS_MAX)
             .connect_with(options.read_only(true).create_if_missing(false))
             .await
             .map_err(unavailable("open for reading"))?;
-        Ok(Self { readers, writer })
+        Ok(Self {
+            readers,
+            writer,
+            unsynced,
+        })
     }
 
     /// Waits for what is under way and closes the file. Verbs fail from then on.
     pub async fn close(&self) {
         self.readers.close().await;
+        self.unsynced.close().await;
         self.writer.close().await;
     }
 
@@ -88,7 +108,31 @@ impl SqliteStore {
             Err(_) => Err(unavailable("begin")(sqlx::Error::PoolClosed)),
         }
     }
+
+    /// The turn to write, with the connection that does not sync its commits. For what may be lost in a power cut.
+    async fn unsynced(&self) -> Result<(Turn, PoolConnection<Sqlite>), StoreError> {
+        let turn = self.writer.acquire().await.map_err(unavailable("begin"))?;
+        let connection = self.unsynced.acquire().await;
+        Ok((Turn(turn), connection.map_err(unavailable("begin"))?))
+    }
+
+    /// The same with a transaction, begun like that of [`Self::write`].
+    async fn write_unsynced(&self) -> Result<(Turn, Transaction<'static, Sqlite>), StoreError> {
+        let (writer, unsynced) = (self.writer.clone(), self.unsynced.clone());
+        let begun = tokio::spawn(async move {
+            let turn = writer.acquire().await?;
+            let transaction = unsynced.begin_with("BEGIN IMMEDIATE").await?;
+            Ok((Turn(turn), transaction))
+        });
+        match begun.await {
+            Ok(begun) => begun.map_err(unavailable("begin")),
+            Err(_) => Err(unavailable("begin")(sqlx::Error::PoolClosed)),
+        }
+    }
 }
+
+/// The turn of a writer that uses the other connection: nobody else writes while it is held.
+struct Turn(#[expect(dead_code, reason = "held, not used")] PoolConnection<Sqlite>);
 
 /// Wraps a database error with what was tried.
 fn unavailable(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {

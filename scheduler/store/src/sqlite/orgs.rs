@@ -315,10 +315,11 @@ impl SqliteStore {
     }
 
     pub(super) async fn mark_token_used(&self, token: &TokenId, at: Timestamp) -> Result<()> {
+        let (_turn, mut connection) = self.unsynced().await?;
         sqlx::query("UPDATE tokens SET last_used_at = ? WHERE id = ?")
             .bind(time(at)?)
             .bind(token.as_str())
-            .execute(&self.writer)
+            .execute(&mut *connection)
             .await
             .map_err(unavailable("note a token's use"))?;
         Ok(())
