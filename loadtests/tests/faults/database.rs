@@ -194,8 +194,9 @@ async fn recorded_and_cut_off(disk: &Disk) -> Result<()> {
     after.close().await;
 
     let started = MachineRecord {
+        revision: 1,
         generation: Generation(7),
-        intent: Intent::Wanted,
+        intent: Some(Intent::Wanted),
         state: MachineState::Starting {
             generation: Generation(7),
             since: Timestamp(5),

@@ -120,6 +120,9 @@ pub enum MoveStep {
     CatchingUp,
     /// The copy that the record does not name is to be destroyed: the old one, or the new one of a move that was given up.
     Clearing,
+    /// The host that the record names does not have the volume, so the other copy may be the only one. Nothing is destroyed, and nothing
+    /// else done, until somebody says which copy is the volume.
+    Halted,
 }
 
 /// What is to be done next about a volume.
@@ -151,10 +154,11 @@ pub fn todo(now: Timestamp, volume: &VolumeNow) -> Option<Todo> {
     match volume.stage {
         Stage::Condemned => Some(Todo::Destroy),
         // It does not go before there is one of it again.
-        Stage::Planned | Stage::Made if let Some(step) = volume.moving => Some(match step {
-            MoveStep::Sending | MoveStep::CatchingUp => Todo::Send,
-            MoveStep::Clearing => Todo::Clear,
-        }),
+        Stage::Planned | Stage::Made if let Some(step) = volume.moving => match step {
+            MoveStep::Sending | MoveStep::CatchingUp => Some(Todo::Send),
+            MoveStep::Clearing => Some(Todo::Clear),
+            MoveStep::Halted => None,
+        },
         Stage::Planned | Stage::Made if due && !volume.held => Some(Todo::Condemn),
         // What is about to go is not made, nor made larger: it would be for nothing.
         Stage::Planned | Stage::Made if volume.destroy_at.is_some() => None,
@@ -282,9 +286,10 @@ mod tests {
     #[test]
     fn a_move_is_finished_and_cleared_before_anything_else() {
         for (step, expected) in [
-            (MoveStep::Sending, Todo::Send),
-            (MoveStep::CatchingUp, Todo::Send),
-            (MoveStep::Clearing, Todo::Clear),
+            (MoveStep::Sending, Some(Todo::Send)),
+            (MoveStep::CatchingUp, Some(Todo::Send)),
+            (MoveStep::Clearing, Some(Todo::Clear)),
+            (MoveStep::Halted, None),
         ] {
             for destroy_at in [None, Some(Timestamp(1))] {
                 let moving = VolumeNow {
@@ -292,7 +297,7 @@ mod tests {
                     destroy_at,
                     ..volume(Stage::Made, 9, 9)
                 };
-                assert_eq!(todo(Timestamp(5), &moving), Some(expected));
+                assert_eq!(todo(Timestamp(5), &moving), expected);
             }
         }
     }

@@ -185,6 +185,8 @@ pub struct Machine {
     pub volume: VolumeId,
     /// What it gets. `volume` is the size of the volume it has.
     pub size: BuilderSize,
+    /// Counts the records of what it does.
+    pub revision: u64,
     /// The newest generation ever asked for.
     pub generation: Generation,
     /// Whether it shall run.
@@ -235,13 +237,16 @@ pub enum Ensured {
     Existing(Machine),
 }
 
-/// What a reconciler records about a machine. Refused if the row has a newer generation than `generation`.
+/// What a reconciler records about a machine. Refused if the row has a newer generation than `generation`, or a record that was taken
+/// after this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineRecord {
+    /// Grows with each record that is taken of a machine.
+    pub revision: u64,
     /// The newest generation asked for; may go up, never down.
     pub generation: Generation,
-    /// Whether it shall run.
-    pub intent: Intent,
+    /// Whether it shall run; absent: as the row says, since whoever takes this record has not changed it.
+    pub intent: Option<Intent>,
     /// What it does.
     pub state: MachineState,
     /// Failed starts in a row.

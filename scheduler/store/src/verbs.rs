@@ -64,7 +64,7 @@ pub trait Store: SystemStore {
     async fn machine(&self, org: &OrgId, machine: &MachineId) -> Result<Machine>;
     /// All builders of an org.
     async fn builders(&self, org: &OrgId) -> Result<Vec<Machine>>;
-    /// Records what a machine does. [`StoreError::Changed`] if the row has a newer generation.
+    /// Records what a machine does. [`StoreError::Changed`] if the row has a newer generation, or a later record.
     async fn record_machine(
         &self,
         org: &OrgId,
@@ -139,6 +139,13 @@ pub trait Store: SystemStore {
     /// Gives a move up: the volume stays where it is, and the new copy is to be destroyed. Gives the volume.
     /// [`StoreError::Changed`] if it is not being moved (any more).
     async fn give_up_move(&self, org: &OrgId, volume: &VolumeId) -> Result<Volume>;
+    /// Nothing is done about a move any more until [`Self::choose_copy`]: the host that the record names does not have the volume, and
+    /// the other copy may be the only one. [`StoreError::Changed`] if there is no move.
+    async fn halt_move(&self, org: &OrgId, volume: &VolumeId) -> Result<()>;
+    /// Says which of the two copies is the volume, of a move that is halted or whose end is decided: the one on this host, with the
+    /// machine that has it; and the other copy is to be destroyed. Gives the volume. [`StoreError::Changed`] if there is no such
+    /// move, or no copy on that host.
+    async fn choose_copy(&self, org: &OrgId, volume: &VolumeId, host: &HostId) -> Result<Volume>;
     /// What a move has left is cleared away, which gives its part of the pools back. Without effect if there is nothing of it.
     async fn forget_move(&self, org: &OrgId, volume: &VolumeId) -> Result<()>;
     /// Records something that a volume's owner should know, or that there is nothing.
@@ -181,7 +188,8 @@ pub trait Store: SystemStore {
     /// Forgets a snapshot, which gives what it takes back to the pool. Call it after the host has deleted it. Absent is fine.
     async fn forget_snapshot(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<()>;
 
-    /// Records what is known of a volume. One that is planned is not made, whatever it was.
+    /// Records what is known of a volume. One that is planned is not made, whatever it was, and may be made
+    /// encrypted or not.
     async fn set_volume_state(
         &self,
         org: &OrgId,

@@ -119,7 +119,7 @@ impl Move {
     pub fn is_under_way(&self) -> bool {
         match self.step {
             MoveStep::Sending | MoveStep::CatchingUp => true,
-            MoveStep::Clearing => false,
+            MoveStep::Clearing | MoveStep::Halted => false,
         }
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct Builder {
     /// Where it is; another after its volume has moved.
     host: RwLock<Arc<HostLink>>,
     inner: Mutex<Inner>,
+    /// Held while it is recorded, so that records are written in the order in which they are taken.
+    pub(super) recording: tokio::sync::Mutex<()>,
     /// The driver has something to plan for.
     pub(super) wake: Notify,
     /// Counts changes; those who wait for a state look again.
@@ -144,6 +146,7 @@ impl Builder {
             key: key_of(&inner.machine),
             host: RwLock::new(host),
             inner: Mutex::new(inner),
+            recording: tokio::sync::Mutex::default(),
             wake: Notify::new(),
             changes: watch::Sender::new(0),
             events,
@@ -343,8 +346,9 @@ impl Inner {
 
     pub(super) fn record(&self) -> MachineRecord {
         MachineRecord {
+            revision: self.machine.revision,
             generation: self.machine.generation,
-            intent: self.machine.intent,
+            intent: Some(self.machine.intent),
             state: self.machine.state,
             failed_starts: self.machine.failed_starts,
             volume_replaced: self.machine.volume_replaced,

@@ -4,10 +4,11 @@
 
 use super::Shared;
 use super::builder::{Builder, now};
-use super::drive::{Held, held, is_in_progress, start_failed};
+use super::drive::{Held, held, is_in_progress, not_lent, start_failed};
 use super::error::FarmError;
-use super::keys::{LendFor, lend};
+use super::keys::{LendError, LendFor, lend};
 use super::volumes::bring;
+use crate::keys::LeaseError;
 use crate::limits::REPLACE_RETRY;
 use slipway_core::id::{OrgId, VolumeId};
 use slipway_core::machine::MachineState;
@@ -28,7 +29,14 @@ pub(super) async fn ensure_volume(
         Err(error) => return Err(held(builder, &error)),
     };
     if let Err(error) = lend(shared, builder, step.generation, LendFor::Volume).await {
-        return Err(held(builder, &error));
+        return Err(match &error {
+            LendError::Lease(LeaseError::Lost { .. }) => not_lent(builder, step.generation, &error),
+            LendError::NoKeys
+            | LendError::UnknownHost
+            | LendError::Lease(_)
+            | LendError::KeyStore(_)
+            | LendError::Host(_) => held(builder, &error),
+        });
     }
     let (report, size) = match bring(&builder.host(), &volume).await {
         Ok(made) => made,

@@ -9,7 +9,7 @@ use super::Shared;
 use super::builder::{Builder, now};
 use super::cache::{ensure_volume, replace_volume, reset};
 use super::host::chain;
-use super::keys::{LendFor, code, lend, revoke};
+use super::keys::{LendError, LendFor, code, lend, revoke};
 use super::ready::await_ready;
 use super::reap::ask_to_end;
 use crate::host_client::HostClientError;
@@ -126,7 +126,7 @@ async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), 
                 .remove_machine(step.machine.clone(), step.generation)
                 .await;
             settle(builder).await;
-            revoke(builder, &step.volume, step.generation).await;
+            revoke(shared, builder, &step.volume, step.generation).await;
             done.map_err(|error| held(builder, &error))
         }
         Action::AskToEnd => ask_to_end(shared, builder, step.generation).await,
@@ -209,7 +209,7 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
         return Err(held(builder, &error));
     }
     if let Err(error) = lend(shared, builder, generation, LendFor::Start).await {
-        let failed = start_failed_by(builder, generation, chain(&error), code(&error));
+        let failed = not_lent(builder, generation, &error);
         settle(builder).await;
         return Err(failed);
     }
@@ -262,6 +262,11 @@ pub(super) fn start_failed(
         | HostClientError::Protocol(_) => chain(error),
     };
     start_failed_by(builder, generation, why, error.code())
+}
+
+/// The same for a key that cannot be had.
+pub(super) fn not_lent(builder: &Builder, generation: Generation, error: &LendError) -> Held {
+    start_failed_by(builder, generation, chain(error), code(error))
 }
 
 /// The same for whatever was in the way; `code` if it was the host.
@@ -344,21 +349,28 @@ async fn stop(builder: &Builder, step: &Step, grace: Duration) -> Result<(), Hel
 impl Shared {
     /// Records what has changed of a machine since it was recorded last.
     pub(super) async fn persist(&self, builder: &Builder) -> Result<(), StoreError> {
-        let (machine, record) = {
-            let inner = builder.lock();
+        let _recording = builder.recording.lock().await;
+        let (machine, record, told) = {
+            let mut inner = builder.lock();
             let record = inner.record();
-            if inner
-                .recorded
-                .as_ref()
-                .is_some_and(|known| same(known, &record))
-            {
+            let known = inner.recorded.as_ref();
+            if known.is_some_and(|known| same(known, &record)) {
                 return Ok(());
             }
-            (inner.machine.id.clone(), record)
+            // What is not changed here may have been changed by somebody else.
+            let unchanged = known.is_some_and(|known| known.intent == record.intent);
+            inner.machine.revision += 1;
+            let revision = inner.machine.revision;
+            let record = MachineRecord { revision, ..record };
+            let told = MachineRecord {
+                intent: record.intent.filter(|_| !unchanged),
+                ..record.clone()
+            };
+            (inner.machine.id.clone(), record, told)
         };
         match self
             .store
-            .record_machine(&builder.key.org, &machine, &record)
+            .record_machine(&builder.key.org, &machine, &told)
             .await
         {
             Ok(()) => {
@@ -380,7 +392,7 @@ impl Shared {
     }
 }
 
-/// The same but for the time.
+/// The same but for the time and the number.
 fn same(a: &MachineRecord, b: &MachineRecord) -> bool {
     a.generation == b.generation
         && a.intent == b.intent

@@ -46,7 +46,7 @@ impl Shared {
         let wanted = {
             let mut inner = builder.lock();
             inner.quiet_since = now();
-            let recorded = inner.recorded.as_ref().map(|r| r.intent);
+            let recorded = inner.recorded.as_ref().and_then(|r| r.intent);
             inner.machine.intent == Intent::Wanted && recorded == Some(Intent::Wanted)
         };
         if !wanted {

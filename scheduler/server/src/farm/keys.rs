@@ -8,9 +8,9 @@ use super::host::chain;
 use crate::host_client::HostClientError;
 use crate::keys::{Claim, KeyStoreError, LeaseError};
 use slipway_core::generation::Generation;
-use slipway_core::host_api::HostErrorCode;
+use slipway_core::host_api::{HostErrorCode, VolumeSource};
 use slipway_core::id::{HostId, OrgId, VolumeId};
-use slipway_store::{ErrorKind, VolumePurpose};
+use slipway_store::{ErrorKind, StoreError, VolumePurpose};
 use std::sync::{Arc, PoisonError};
 
 /// Why a host has not got a key.
@@ -49,13 +49,13 @@ pub(super) async fn lend(
     generation: Generation,
     purpose: LendFor,
 ) -> Result<(), LendError> {
-    if !builder.host().encrypts() {
-        return Ok(());
-    }
     let (machine, volume) = {
         let inner = builder.lock();
         (inner.machine.id.clone(), inner.machine.volume.clone())
     };
+    if !needs_key(shared, &builder.host(), &builder.key.org, &volume).await? {
+        return Ok(());
+    }
     let claim = Claim {
         org: builder.key.org.clone(),
         host: shared
@@ -68,6 +68,54 @@ pub(super) async fn lend(
     let keys = shared.keys.as_ref().ok_or(LendError::NoKeys)?;
     let lease = keys.lease(&claim).await?;
     Ok(builder.host().client.lend_key(lease).await?)
+}
+
+/// Whether a host needs a key for a volume, which may be gone and have left snapshots: by what is recorded of it. A host's setting says
+/// how it makes new volumes, and nothing of those that there are.
+async fn needs_key(
+    shared: &Shared,
+    link: &super::HostLink,
+    org: &OrgId,
+    id: &VolumeId,
+) -> Result<bool, LendError> {
+    let store = &shared.store;
+    let volume = match store.volume(org, id).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let kept = store.snapshots(org, id).await.map_err(LeaseError::Store)?;
+            return Ok(kept.iter().any(|snapshot| snapshot.encrypted));
+        }
+        found => found.map_err(LeaseError::Store)?,
+    };
+    if let Some(encrypted) = volume.encrypted {
+        return Ok(encrypted);
+    }
+    // The host may have made it without having lived to say so, and be set otherwise now.
+    let there = link.client.volumes().await?;
+    if let Some(made) = there.iter().find(|report| report.volume == *id) {
+        return Ok(made.encrypted);
+    }
+    // It will be made as its source is, or as new ones are.
+    let source = match &volume.source {
+        None => None,
+        Some(VolumeSource::Volume { volume }) => {
+            let source = store.volume(org, volume).await;
+            absent(source)?.and_then(|source| source.encrypted)
+        }
+        Some(VolumeSource::Snapshot { snapshot }) => {
+            let source = store.snapshot(org, snapshot).await;
+            absent(source)?.map(|source| source.encrypted)
+        }
+    };
+    Ok(source.unwrap_or_else(|| link.encrypts()))
+}
+
+/// A record that may be gone.
+fn absent<T>(found: Result<T, StoreError>) -> Result<Option<T>, LeaseError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A key that was lent for work on a volume.
@@ -86,7 +134,7 @@ pub(super) async fn lend_for_work(
     org: &OrgId,
     volume: &VolumeId,
 ) -> Result<Option<LentForWork>, LendError> {
-    if !link.encrypts() {
+    if !needs_key(shared, link, org, volume).await? {
         return Ok(None);
     }
     let (generation, machine) = match shared.builder_of(volume) {
@@ -145,8 +193,14 @@ pub(super) async fn give_back(link: &super::HostLink, lent: LentForWork) {
 
 /// This start of the machine is over, and with it the right to its key. A host that does not hear of it forgets the key when
 /// the lease is over.
-pub(super) async fn revoke(builder: &Builder, volume: &VolumeId, generation: Generation) {
-    if !builder.host().encrypts() {
+pub(super) async fn revoke(
+    shared: &Shared,
+    builder: &Builder,
+    volume: &VolumeId,
+    generation: Generation,
+) {
+    let known = shared.store.volume(&builder.key.org, volume).await;
+    if known.is_ok_and(|volume| volume.encrypted == Some(false)) {
         return;
     }
     let host = builder.host();
@@ -216,11 +270,19 @@ impl Shared {
         org: &OrgId,
         volume: &VolumeId,
     ) -> Result<(), LendError> {
-        let Some(keys) = self.keys.as_ref().filter(|_| link.encrypts()) else {
+        let Some(keys) = &self.keys else {
             return Ok(());
         };
         let recorded = self.store.snapshots(org, volume).await;
         let recorded = recorded.map_err(LeaseError::Store)?;
+        // Where nothing is known there may be one, and destroying none is fine.
+        let encrypted = match absent(self.store.volume(org, volume).await)? {
+            Some(known) => known.encrypted,
+            None => Some(recorded.iter().any(|snapshot| snapshot.encrypted)),
+        };
+        if encrypted == Some(false) {
+            return Ok(());
+        }
         let is_here = |host: &HostId| self.link(host).is_some_and(|l| std::ptr::eq(&*l, link));
         if recorded.iter().any(|snapshot| !is_here(&snapshot.host)) {
             return Ok(());
@@ -233,10 +295,12 @@ impl Shared {
     }
 }
 
-/// The code of a refusal that is the host's own.
+/// The code of a refusal that is the host's own, or that says the same.
 pub(super) fn code(error: &LendError) -> Option<HostErrorCode> {
     match error {
         LendError::Host(error) => error.code(),
+        // Nothing opens it any more.
+        LendError::Lease(LeaseError::Lost { .. }) => Some(HostErrorCode::VolumeDamaged),
         LendError::NoKeys
         | LendError::UnknownHost
         | LendError::Lease(_)

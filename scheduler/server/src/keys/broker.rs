@@ -6,8 +6,8 @@ use super::{KeyStore, KeyStoreError};
 use crate::limits::KEY_LEASE_TTL;
 use slipway_core::generation::Generation;
 use slipway_core::id::{HostId, MachineId, OrgId, VolumeId};
-use slipway_core::key::KeyLease;
-use slipway_store::{ErrorKind, Store, StoreError};
+use slipway_core::key::{KeyLease, VolumeKey};
+use slipway_store::{ErrorKind, Store, StoreError, VolumeState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +29,12 @@ pub struct Claim {
 /// Why a key was not lent.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
+    /// The volume was made with a key, and the key store has none for it. Nothing can open it.
+    #[error("the key of volume {volume} is lost, and with it what the volume holds")]
+    Lost {
+        /// Which.
+        volume: VolumeId,
+    },
     /// The claim is not what the store says. There is nothing to try again.
     #[error("the key of volume {volume} is not lent to this host: {reason}")]
     Refused {
@@ -43,6 +49,13 @@ pub enum LeaseError {
     /// The key store.
     #[error(transparent)]
     KeyStore(#[from] KeyStoreError),
+}
+
+/// Whether the host has made the volume, so that a key of it is needed and cannot be made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Made {
+    Before,
+    NotYet,
 }
 
 /// Lends keys.
@@ -74,13 +87,18 @@ impl KeyBroker {
         self.lease
     }
 
-    /// A lease for this claim, if it is right; makes the key of a volume that has none yet.
+    /// A lease for this claim, if it is right. A key is made only for a volume that its host has not made yet.
     ///
     /// # Errors
     /// [`LeaseError`]. The key store is asked only when the claim is right.
     pub async fn lease(&self, claim: &Claim) -> Result<KeyLease, LeaseError> {
-        self.check(claim).await?;
-        let key = self.keys.ensure(&claim.volume).await?;
+        let key = match self.check(claim).await? {
+            Made::Before => self.keys.get(&claim.volume).await?,
+            Made::NotYet => Some(self.make(claim).await?),
+        };
+        let key = key.ok_or_else(|| LeaseError::Lost {
+            volume: claim.volume.clone(),
+        })?;
         Ok(KeyLease {
             volume: claim.volume.clone(),
             machine: claim.machine.clone(),
@@ -90,8 +108,32 @@ impl KeyBroker {
         })
     }
 
+    /// The key of a volume that is still to be made. Whoever destroys a key has recorded before that the volume is to go, so a key
+    /// that was made in the middle of that is seen here and does not stay.
+    async fn make(&self, claim: &Claim) -> Result<VolumeKey, LeaseError> {
+        let key = self.keys.ensure(&claim.volume).await?;
+        let again = self.check(claim).await;
+        if let Ok(Made::NotYet) = again {
+            return Ok(key);
+        }
+        let goes = match self.store.volume(&claim.org, &claim.volume).await {
+            Ok(volume) => volume.state == VolumeState::Condemned,
+            Err(error) if error.kind() == ErrorKind::NotFound => true,
+            Err(error) => return Err(error.into()),
+        };
+        if goes {
+            self.keys.destroy(&claim.volume).await?;
+            return Err(LeaseError::Refused {
+                volume: claim.volume.clone(),
+                reason: "the volume is to go",
+            });
+        }
+        // Made meanwhile, with this very key.
+        again.map(|_| key)
+    }
+
     /// Holds a claim against the store.
-    async fn check(&self, claim: &Claim) -> Result<(), LeaseError> {
+    async fn check(&self, claim: &Claim) -> Result<Made, LeaseError> {
         let refused = |reason| LeaseError::Refused {
             volume: claim.volume.clone(),
             reason,
@@ -108,7 +150,7 @@ impl KeyBroker {
             Err(error) if error.kind() == ErrorKind::NotFound && claim.machine.is_none() => {
                 let snapshots = self.store.snapshots(&claim.org, &claim.volume).await?;
                 return if snapshots.iter().any(|kept| kept.host == claim.host) {
-                    Ok(())
+                    Ok(Made::Before)
                 } else {
                     Err(refused("the org has no such volume"))
                 };
@@ -124,7 +166,8 @@ impl KeyBroker {
             }
         }
         let Some(machine) = &claim.machine else {
-            return Ok(());
+            let planned = volume.state == VolumeState::Planned && volume.made.0 == 0;
+            return Ok(if planned { Made::NotYet } else { Made::Before });
         };
         let machine = self
             .store
@@ -140,7 +183,8 @@ impl KeyBroker {
         if machine.state.live_generation() != Some(claim.generation) {
             return Err(refused("this start of the machine is over"));
         }
-        Ok(())
+        // A machine starts on what was made before.
+        Ok(Made::Before)
     }
 
     /// Destroys the key of a volume: from then on nothing opens it.

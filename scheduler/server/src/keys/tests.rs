@@ -1,5 +1,7 @@
 //! Key stores, and who is lent a key.
 
+mod lost;
+
 use super::{Claim, EmbeddedKeys, KeyBroker, KeyStore, KeyStoreError, LeaseError, MasterKeys};
 use super::{VaultKeys, VaultSettings};
 use serde_json::{Value, json};
@@ -206,9 +208,11 @@ async fn placed(store: &Arc<dyn Store>, n: u8) -> Placed {
 
 impl Placed {
     async fn record(&self, generation: u64, state: MachineState) {
+        let before = self.store.machine(&self.org, &self.machine).await.unwrap();
         let record = MachineRecord {
+            revision: before.revision + 1,
             generation: Generation(generation),
-            intent: Intent::Wanted,
+            intent: Some(Intent::Wanted),
             state,
             failed_starts: 0,
             volume_replaced: false,

@@ -14,6 +14,7 @@ pub struct Disk {
     pub used: u64,
     /// What it was made from.
     pub source: Option<VolumeSource>,
+    pub encrypted: bool,
 }
 
 /// A snapshot.
@@ -22,6 +23,7 @@ pub struct Kept {
     pub volume: VolumeId,
     pub size: u64,
     pub used: u64,
+    pub encrypted: bool,
 }
 
 impl World {
@@ -50,15 +52,11 @@ impl World {
         let inner = self.lock();
         if let HostRequest::ListVolumes = request {
             let volumes = inner.volumes.iter();
-            let volumes = volumes
-                .map(|(id, disk)| disk.report(id, inner.encrypts))
-                .collect();
+            let volumes = volumes.map(|(id, disk)| disk.report(id)).collect();
             return HostReply::Volumes { volumes };
         }
         let snapshots = inner.snapshots.iter();
-        let snapshots = snapshots
-            .map(|(id, kept)| kept.report(id, inner.encrypts))
-            .collect();
+        let snapshots = snapshots.map(|(id, kept)| kept.report(id)).collect();
         HostReply::Snapshots { snapshots }
     }
 
@@ -71,14 +69,13 @@ impl World {
             } => self.ensure_disk(&volume, size_bytes, source),
             HostRequest::ExtendVolume { volume, size_bytes } => {
                 let mut inner = self.lock();
-                let encrypts = inner.encrypts;
                 let disk = inner.volumes.get_mut(&volume);
                 let disk = disk.ok_or(HostErrorCode::NotFound)?;
                 if size_bytes < disk.size {
                     return Err(HostErrorCode::BadRequest);
                 }
                 disk.size = size_bytes;
-                Ok(HostReply::Volume(disk.report(&volume, encrypts)))
+                Ok(HostReply::Volume(disk.report(&volume)))
             }
             HostRequest::DestroyVolume { volume } => {
                 let mut inner = self.lock();
@@ -96,7 +93,6 @@ impl World {
             }
             HostRequest::CreateSnapshot { volume, snapshot } => {
                 let mut inner = self.lock();
-                let encrypts = inner.encrypts;
                 let disk = inner.volumes.get(&volume).cloned();
                 let disk = disk.ok_or(HostErrorCode::NotFound)?;
                 if let Some(holds) = inner.contents.get(volume.as_str()).cloned() {
@@ -106,8 +102,9 @@ impl World {
                     volume,
                     size: disk.size,
                     used: disk.used,
+                    encrypted: disk.encrypted,
                 });
-                Ok(HostReply::Snapshot(kept.report(&snapshot, encrypts)))
+                Ok(HostReply::Snapshot(kept.report(&snapshot)))
             }
             HostRequest::DeleteSnapshot { snapshot } => {
                 let mut inner = self.lock();
@@ -140,57 +137,62 @@ impl World {
         let mut inner = self.lock();
         if let Some(there) = inner.volumes.get(id) {
             return if there.size == size {
-                Ok(HostReply::Volume(there.report(id, inner.encrypts)))
+                Ok(HostReply::Volume(there.report(id)))
             } else {
                 Err(HostErrorCode::BadRequest)
             };
         }
         let from = match &source {
-            None => Some((id, 0, 0)),
+            None => Some((id, 0, 0, inner.encrypts)),
             Some(VolumeSource::Volume { volume }) => {
                 let disk = inner.volumes.get(volume);
-                disk.map(|disk| (volume, disk.size, disk.used))
+                disk.map(|disk| (volume, disk.size, disk.used, disk.encrypted))
             }
             Some(VolumeSource::Snapshot { snapshot }) => {
                 let kept = inner.snapshots.get(snapshot);
-                kept.map(|kept| (&kept.volume, kept.size, kept.used))
+                kept.map(|kept| (&kept.volume, kept.size, kept.used, kept.encrypted))
             }
         };
-        let (opens, least, used) = from.ok_or(HostErrorCode::NotFound)?;
-        if inner.encrypts && ![id, opens].iter().all(|id| inner.leases.contains(*id)) {
+        let (opens, least, used, encrypted) = from.ok_or(HostErrorCode::NotFound)?;
+        if encrypted && ![id, opens].iter().all(|id| inner.leases.contains(*id)) {
             return Err(HostErrorCode::KeyNeeded);
         }
         if size < least {
             return Err(HostErrorCode::BadRequest);
         }
-        let disk = Disk { size, used, source };
-        let report = disk.report(id, inner.encrypts);
+        let disk = Disk {
+            size,
+            used,
+            source,
+            encrypted,
+        };
+        let report = disk.report(id);
         inner.volumes.insert(id.clone(), disk);
         Ok(HostReply::Volume(report))
     }
 }
 
 impl Disk {
-    pub(super) fn report(&self, id: &VolumeId, encrypted: bool) -> VolumeReport {
+    pub(super) fn report(&self, id: &VolumeId) -> VolumeReport {
         VolumeReport {
             volume: id.clone(),
             size_bytes: self.size,
             used_bytes: self.used,
             attached_to: None,
-            encrypted,
+            encrypted: self.encrypted,
         }
     }
 }
 
 impl Kept {
-    fn report(&self, id: &SnapshotId, encrypted: bool) -> SnapshotReport {
+    fn report(&self, id: &SnapshotId) -> SnapshotReport {
         SnapshotReport {
             snapshot: id.clone(),
             volume: self.volume.clone(),
             size_bytes: self.size,
             stored_bytes: self.used,
             created_at_ms: 1,
-            encrypted,
+            encrypted: self.encrypted,
         }
     }
 }

@@ -117,6 +117,14 @@ impl Bed {
         self.world.new_life();
     }
 
+    /// The same of the second host.
+    pub async fn kill_other_daemon(&mut self) {
+        if let Some(daemon) = self.other_daemon.take() {
+            daemon.abort();
+            let _ = daemon.await;
+        }
+    }
+
     pub fn start_daemon(&mut self) {
         let socket = self.dir.path().join("host.sock");
         self.daemon = Some(daemon(socket, Arc::clone(&self.world)));

@@ -35,7 +35,7 @@ impl World {
         let Some(kept) = inner.snapshots.get(snapshot) else {
             return (HostReply::Error(refuse(HostErrorCode::NotFound)), None);
         };
-        if inner.encrypts && !sealed && !inner.leases.contains(&kept.volume) {
+        if kept.encrypted && !sealed && !inner.leases.contains(&kept.volume) {
             return (HostReply::Error(refuse(HostErrorCode::KeyNeeded)), None);
         }
         let contents = inner.contents.get(snapshot.as_str());
@@ -140,6 +140,7 @@ impl World {
             size,
             used: length,
             source: None,
+            encrypted: inner.encrypts,
         };
         inner.volumes.insert(volume.clone(), disk);
         inner.contents.insert(volume.to_string(), contents);
@@ -150,6 +151,6 @@ impl World {
     fn report(&self, volume: &VolumeId) -> Option<HostReply> {
         let inner = self.lock();
         let disk = inner.volumes.get(volume)?;
-        Some(HostReply::Volume(disk.report(volume, inner.encrypts)))
+        Some(HostReply::Volume(disk.report(volume)))
     }
 }

@@ -231,11 +231,10 @@ impl World {
         if let Some(code) = inner.refuse_starts.pop_front() {
             return Err(refuse(code));
         }
-        if inner.encrypts && !inner.leases.contains(&spec.volume) {
+        let disk = inner.volumes.get(&spec.volume);
+        let encrypted = disk.ok_or(refuse(HostErrorCode::NotFound))?.encrypted;
+        if encrypted && !inner.leases.contains(&spec.volume) {
             return Err(refuse(HostErrorCode::KeyNeeded));
-        }
-        if !inner.volumes.contains_key(&spec.volume) {
-            return Err(refuse(HostErrorCode::NotFound));
         }
         if inner.damaged.contains(&spec.volume) {
             return Err(refuse(HostErrorCode::VolumeDamaged));

@@ -157,6 +157,7 @@ async fn one_that_became_whole_while_nobody_looked_is_found() {
         size: new.size.0,
         used: 5,
         source: None,
+        encrypted: false,
     };
     bed.world.lock().volumes.insert(new.id.clone(), disk);
     assert_eq!(so_far(&bed, &new).await, ImportedSoFar::Whole);
@@ -165,6 +166,7 @@ async fn one_that_became_whole_while_nobody_looked_is_found() {
         size: other.size.0,
         used: 5,
         source: None,
+        encrypted: false,
     };
     bed.world.lock().volumes.insert(other.id.clone(), disk);
     bed.restart_farm().await;

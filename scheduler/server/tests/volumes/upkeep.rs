@@ -30,6 +30,7 @@ async fn volumes_are_kept_every_day_and_snapshots_go_when_their_time_is_over() {
         size: GIB,
         used: 5,
         source: None,
+        encrypted: false,
     };
     bed.world.lock().volumes.insert(new.id.clone(), disk);
     let old = NewSnapshot {

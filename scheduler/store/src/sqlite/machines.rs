@@ -50,6 +50,7 @@ fn machine_of(row: &SqliteRow) -> Result<Machine> {
             memory: row.size("memory")?,
             volume: row.size("volume_size")?,
         },
+        revision: row.u64("revision")?,
         generation: Generation(row.u64("generation")?),
         intent: row.parse("intent")?,
         state: row.json("state")?,
@@ -299,13 +300,15 @@ impl SqliteStore {
         record: &MachineRecord,
     ) -> Result<()> {
         let generation = int("generation", record.generation.0)?;
+        let revision = int("revision", record.revision)?;
         let done = sqlx::query(
-            "UPDATE machines SET generation = ?, intent = ?, state = ?, failed_starts = ?, \
-             volume_replaced = ?, last_error = ?, notice = ?, updated_at = ? \
-             WHERE org_id = ? AND id = ? AND generation <= ?",
+            "UPDATE machines SET revision = ?, generation = ?, intent = coalesce(?, intent), state = ?, \
+             failed_starts = ?, volume_replaced = ?, last_error = ?, notice = ?, updated_at = ? \
+             WHERE org_id = ? AND id = ? AND generation <= ? AND revision < ?",
         )
+        .bind(revision)
         .bind(generation)
-        .bind(record.intent.as_str())
+        .bind(record.intent.map(|intent| intent.as_str()))
         .bind(to_json("state", &record.state)?)
         .bind(i64::from(record.failed_starts))
         .bind(record.volume_replaced)
@@ -315,6 +318,7 @@ impl SqliteStore {
         .bind(org.as_str())
         .bind(id.as_str())
         .bind(generation)
+        .bind(revision)
         .execute(&self.writer)
         .await
         .map_err(unavailable("record a machine"))?;

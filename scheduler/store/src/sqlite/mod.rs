@@ -179,6 +179,16 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "second snapshots",
         include_str!("../../migrations/sqlite/0009_second_snapshots.sql"),
     ),
+    (
+        11,
+        "halted moves",
+        include_str!("../../migrations/sqlite/0011_halted_moves.sql"),
+    ),
+    (
+        12,
+        "revisions",
+        include_str!("../../migrations/sqlite/0012_revisions.sql"),
+    ),
 ];
 
 impl<'s> MigrationSource<'s> for Embedded {

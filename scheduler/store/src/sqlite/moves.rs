@@ -7,7 +7,7 @@ use super::volumes::{is_attached, volume_in};
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
 use crate::volume::{Move, NewMove, Volume, VolumeState};
-use slipway_core::id::{OrgId, SnapshotId, VolumeId};
+use slipway_core::id::{HostId, OrgId, SnapshotId, VolumeId};
 use slipway_core::units::ByteSize;
 use sqlx::{Sqlite, Transaction};
 
@@ -98,18 +98,7 @@ impl SqliteStore {
         if awaited.is_some() || (attached && moving.second.is_none()) {
             return Err(StoreError::InUse(What::Volume));
         }
-        if attached {
-            sqlx::query(
-                "UPDATE machines SET host_id = ?, generation = generation + 1 \
-                 WHERE org_id = ? AND volume_id = ?",
-            )
-            .bind(moving.copy.as_str())
-            .bind(org.as_str())
-            .bind(id.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(unavailable("switch a machine's host"))?;
-        }
+        switch_machine(&mut tx, org, id, &moving.copy).await?;
         // All on the right is as it was before.
         let row = sqlx::query(
             "UPDATE volumes SET host_id = copy_host, copy_host = host_id, copy_step = 'clearing', \
@@ -139,11 +128,57 @@ impl SqliteStore {
         volume_of(&row)
     }
 
+    pub(super) async fn halt(&self, org: &OrgId, id: &VolumeId) -> Result<()> {
+        let done = sqlx::query(
+            "UPDATE volumes SET copy_step = 'clearing', copy_halted = 1 \
+             WHERE org_id = ? AND id = ? AND copy_host IS NOT NULL",
+        )
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .execute(&self.writer)
+        .await
+        .map_err(unavailable("halt a move"))?;
+        if done.rows_affected() == 0 {
+            return Err(StoreError::Changed(What::Volume));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn choose_host(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        host: &HostId,
+    ) -> Result<Volume> {
+        let mut tx = self.write().await?;
+        let volume = volume_in(&mut tx, org, id).await?;
+        let decided = volume.moving.filter(|moving| !moving.is_under_way());
+        let moving = decided.ok_or(StoreError::Changed(What::Volume))?;
+        if *host == moving.copy {
+            switch_machine(&mut tx, org, id, host).await?;
+        } else if *host != volume.host {
+            return Err(StoreError::Changed(What::Volume));
+        }
+        // All on the right is as it was before.
+        let row = sqlx::query(
+            "UPDATE volumes SET copy_host = CASE host_id WHEN ?1 THEN copy_host ELSE host_id END, \
+             host_id = ?1, copy_halted = 0, notice = NULL WHERE org_id = ?2 AND id = ?3 RETURNING *",
+        )
+        .bind(host.as_str())
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(unavailable("choose a copy"))?;
+        tx.commit().await.map_err(unavailable("commit"))?;
+        volume_of(&row)
+    }
+
     pub(super) async fn clear_move(&self, org: &OrgId, id: &VolumeId) -> Result<()> {
         sqlx::query(
             "UPDATE volumes SET copy_host = NULL, copy_step = NULL, copy_snapshot = NULL, \
              copy_second = NULL, copy_source = NULL, copy_reserve = 0 \
-             WHERE org_id = ? AND id = ? AND copy_step = 'clearing'",
+             WHERE org_id = ? AND id = ? AND copy_step = 'clearing' AND copy_halted = 0",
         )
         .bind(org.as_str())
         .bind(id.as_str())
@@ -152,6 +187,26 @@ impl SqliteStore {
         .map(drop)
         .map_err(unavailable("forget a move"))
     }
+}
+
+/// The machine that has a volume is where that is, from its next start on.
+async fn switch_machine(
+    tx: &mut Transaction<'_, Sqlite>,
+    org: &OrgId,
+    id: &VolumeId,
+    host: &HostId,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE machines SET host_id = ?, generation = generation + 1 \
+         WHERE org_id = ? AND volume_id = ?",
+    )
+    .bind(host.as_str())
+    .bind(org.as_str())
+    .bind(id.as_str())
+    .execute(&mut **tx)
+    .await
+    .map_err(unavailable("switch a machine's host"))?;
+    Ok(())
 }
 
 /// The move of a volume that is being moved; refuses anything about others.

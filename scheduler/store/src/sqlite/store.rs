@@ -187,6 +187,14 @@ impl Store for SqliteStore {
         self.turn_back(org, volume).await
     }
 
+    async fn halt_move(&self, org: &OrgId, volume: &VolumeId) -> Result<()> {
+        self.halt(org, volume).await
+    }
+
+    async fn choose_copy(&self, org: &OrgId, volume: &VolumeId, host: &HostId) -> Result<Volume> {
+        self.choose_host(org, volume, host).await
+    }
+
     async fn forget_move(&self, org: &OrgId, volume: &VolumeId) -> Result<()> {
         self.clear_move(org, volume).await
     }

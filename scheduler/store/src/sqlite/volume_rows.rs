@@ -64,6 +64,7 @@ fn move_of(row: &Reader<'_>) -> Result<Option<Move>> {
     let second = row.parse_opt("copy_second")?;
     // The table takes two words alone. (What is taken for the other destroys nothing.)
     let step = match row.text("copy_step")?.as_str() {
+        "clearing" if row.flag("copy_halted")? => MoveStep::Halted,
         "clearing" => MoveStep::Clearing,
         _ if second.is_some() => MoveStep::CatchingUp,
         _ => MoveStep::Sending,

@@ -334,8 +334,9 @@ impl SqliteStore {
         state: VolumeState,
     ) -> Result<()> {
         let statement = sqlx::query(
-            "UPDATE volumes SET state = ?1, made_size = CASE ?1 WHEN 'planned' THEN 0 ELSE made_size END \
-             WHERE org_id = ?2 AND id = ?3",
+            "UPDATE volumes SET state = ?1, \
+             made_size = CASE ?1 WHEN 'planned' THEN 0 ELSE made_size END, \
+             encrypted = CASE ?1 WHEN 'planned' THEN NULL ELSE encrypted END WHERE org_id = ?2 AND id = ?3",
         );
         self.on_volume(statement.bind(state.as_str()), org, id)
             .await

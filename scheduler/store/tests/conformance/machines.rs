@@ -122,9 +122,10 @@ async fn records_of_machines_are_fenced() {
     let it = fresh().await;
     let (acme, h) = (org(&it.store, "acme").await, host(&it.store, "h", 25).await);
     let made = builder(&it.store, &acme, &h).await;
-    let record = |generation: u64| MachineRecord {
+    let record = |generation: u64, revision: u64| MachineRecord {
+        revision,
         generation: Generation(generation),
-        intent: Intent::Stopped,
+        intent: Some(Intent::Stopped),
         state: MachineState::Crashed {
             generation: Generation(generation),
             failures: 2,
@@ -137,16 +138,16 @@ async fn records_of_machines_are_fenced() {
         at: Timestamp(50),
     };
     it.store
-        .record_machine(&acme.id, &made.id, &record(3))
+        .record_machine(&acme.id, &made.id, &record(3, 1))
         .await
         .expect("recorded");
     it.store
-        .record_machine(&acme.id, &made.id, &record(3))
+        .record_machine(&acme.id, &made.id, &record(3, 2))
         .await
         .expect("recorded again");
     match it
         .store
-        .record_machine(&acme.id, &made.id, &record(2))
+        .record_machine(&acme.id, &made.id, &record(2, 3))
         .await
     {
         Err(StoreError::Changed(What::Machine)) => {}
@@ -154,9 +155,10 @@ async fn records_of_machines_are_fenced() {
     }
     let read = it.store.machine(&acme.id, &made.id).await.expect("there");
     let expected = Machine {
+        revision: 2,
         generation: Generation(3),
         intent: Intent::Stopped,
-        state: record(3).state,
+        state: record(3, 2).state,
         failed_starts: 2,
         volume_replaced: true,
         last_error: Some("no".into()),
@@ -168,5 +170,55 @@ async fn records_of_machines_are_fenced() {
     assert_eq!(
         it.store.all_machines().await.expect("listed"),
         vec![expected]
+    );
+}
+
+/// Two who record the same machine are not always served in the order in which they looked at it.
+#[tokio::test]
+async fn a_record_that_comes_late_does_not_replace_a_later_one() {
+    let it = fresh().await;
+    let (acme, h) = (org(&it.store, "acme").await, host(&it.store, "h", 25).await);
+    let made = builder(&it.store, &acme, &h).await;
+    let record = |revision, intent, state| MachineRecord {
+        revision,
+        generation: Generation(1),
+        intent,
+        state,
+        failed_starts: 0,
+        volume_replaced: false,
+        last_error: None,
+        notice: None,
+        at: Timestamp(50),
+    };
+    let running = MachineState::Running {
+        generation: Generation(1),
+    };
+    let earlier = record(1, Some(Intent::Wanted), running);
+    let later = record(2, Some(Intent::Stopped), MachineState::Stopped);
+    let store = |record| it.store.record_machine(&acme.id, &made.id, record);
+    store(&later).await.expect("recorded");
+    match store(&earlier).await {
+        Err(StoreError::Changed(What::Machine)) => {}
+        other => panic!("{other:?}"),
+    }
+    let read = async || it.store.machine(&acme.id, &made.id).await.expect("there");
+    let now = read().await;
+    assert_eq!(
+        (now.intent, now.state),
+        (Intent::Stopped, MachineState::Stopped)
+    );
+
+    // Somebody wants it; whoever says only what it does does not undo that.
+    let new = new_builder(&h, "local", 10);
+    it.store
+        .ensure_builder(&acme.id, &new)
+        .await
+        .expect("wanted");
+    store(&record(3, None, MachineState::Stopped))
+        .await
+        .expect("recorded");
+    assert_eq!(
+        (read().await.intent, read().await.revision),
+        (Intent::Wanted, 3)
     );
 }

@@ -166,3 +166,73 @@ async fn what_a_machine_has_moves_with_it_and_only_after_a_second_snapshot() {
     s.forget_move(&acme.id, &id).await.expect("forgotten");
     assert_eq!(both(s, &a, &b).await, (before.0 - size.0, size.0));
 }
+
+/// A halted move keeps both copies, and their part of the pools, until one is chosen.
+#[tokio::test]
+async fn a_halted_move_is_not_cleared_before_a_copy_is_chosen() {
+    let it = fresh().await;
+    let s = &it.store;
+    let acme = org(s, "acme").await;
+    let other_org = org(s, "other").await;
+    let (a, b, c) = (
+        host(s, "a", 60).await,
+        host(s, "b", 60).await,
+        host(s, "c", 60).await,
+    );
+    let machine = builder(s, &acme, &a).await;
+    let id = machine.volume.clone();
+    let size = s.volume(&acme.id, &id).await.expect("there").size;
+    s.record_volume_made(&acme.id, &id, size, None)
+        .await
+        .expect("made");
+    let changed = |result: Result<Volume, StoreError>| match result {
+        Err(StoreError::Changed(What::Volume)) => {}
+        other => panic!("{other:?}"),
+    };
+    assert!(s.halt_move(&acme.id, &id).await.is_err(), "there is none");
+    let new = NewMove {
+        to: b.id.clone(),
+        snapshot: SnapshotId::from_entropy([1; 10]),
+        reserve: ByteSize(2),
+    };
+    let alone = both(s, &a, &b).await;
+    s.begin_move(&acme.id, &id, &new).await.expect("begun");
+    changed(s.choose_copy(&acme.id, &id, &b.id).await);
+    assert!(s.halt_move(&other_org.id, &id).await.is_err());
+    s.halt_move(&acme.id, &id).await.expect("halted");
+    let step = async || {
+        let volume = s.volume(&acme.id, &id).await.expect("there");
+        volume.moving.map(|moving| moving.step)
+    };
+    assert_eq!(step().await, Some(MoveStep::Halted));
+    s.forget_move(&acme.id, &id).await.expect("no effect");
+    changed(s.finish_move(&acme.id, &id).await);
+    changed(s.give_up_move(&acme.id, &id).await);
+    changed(s.begin_move(&acme.id, &id, &new).await);
+    assert_eq!(both(s, &a, &b).await, (alone.0 + 2, size.0));
+
+    changed(s.choose_copy(&acme.id, &id, &c.id).await);
+    let stays = s.choose_copy(&acme.id, &id, &a.id).await.expect("chosen");
+    let left = stays.moving.expect("the other copy");
+    assert_eq!(
+        (&stays.host, &left.copy, left.step),
+        (&a.id, &b.id, MoveStep::Clearing)
+    );
+    let there = s.machine(&acme.id, &machine.id).await.expect("there");
+    assert_eq!((&there.host, there.generation), (&a.id, machine.generation));
+
+    s.halt_move(&acme.id, &id).await.expect("halted once more");
+    let goes = s.choose_copy(&acme.id, &id, &b.id).await.expect("chosen");
+    let left = goes.moving.expect("the other copy");
+    assert_eq!(
+        (&goes.host, &left.copy, &left.source, left.step),
+        (&b.id, &a.id, &a.id, MoveStep::Clearing)
+    );
+    let there = s.machine(&acme.id, &machine.id).await.expect("there");
+    assert_eq!(
+        (&there.host, there.generation.0),
+        (&b.id, machine.generation.0 + 1)
+    );
+    s.forget_move(&acme.id, &id).await.expect("forgotten");
+    assert_eq!(both(s, &a, &b).await, (alone.0 - size.0, size.0));
+}

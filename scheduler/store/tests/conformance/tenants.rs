@@ -71,8 +71,9 @@ async fn steal_machines(s: &SqliteStore, t: &OrgId, machine: &Machine) {
         .await
         .expect("nothing to forget");
     let record = MachineRecord {
+        revision: 9,
         generation: Generation(9),
-        intent: Intent::Stopped,
+        intent: Some(Intent::Stopped),
         state: MachineState::Stopped,
         failed_starts: 0,
         volume_replaced: false,
