@@ -80,6 +80,7 @@ queries! {
     UPDATE_VOLUME = "updateVolume": concat!("mutation($input: UpdateVolumeInput!) { updateVolume(input: $input) { ", volume!(), " } }");
     EXTEND_VOLUME = "extendVolume": concat!("mutation($id: ID!, $sizeBytes: Long!) { extendVolume(id: $id, sizeBytes: $sizeBytes) { ", volume!(), " } }");
     MOVE_VOLUME = "moveVolume": concat!("mutation($id: ID!, $zone: String, $region: String) { moveVolume(id: $id, zone: $zone, region: $region) { ", volume!(), " } }");
+    KEEP_VOLUME_COPY = "keepVolumeCopy": concat!("mutation($id: ID!, $zone: String!, $forgetOther: Boolean!) { keepVolumeCopy(id: $id, zone: $zone, forgetOther: $forgetOther) { ", volume!(), " } }");
     CANCEL_VOLUME_MOVE = "cancelVolumeMove": concat!("mutation($id: ID!) { cancelVolumeMove(id: $id) { ", volume!(), " } }");
     DESTROY_VOLUME = "destroyVolume": concat!("mutation($id: ID!, $now: Boolean!) { destroyVolume(id: $id, now: $now) { ", volume!(), " } }");
     RESTORE_VOLUME = "restoreVolume": concat!("mutation($id: ID!) { restoreVolume(id: $id) { ", volume!(), " } }");

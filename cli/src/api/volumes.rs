@@ -210,6 +210,19 @@ pub(crate) async fn relocate(
     Ok(client.call(ask::MOVE_VOLUME, variables).await?)
 }
 
+/// Says which copy of a volume is kept, of a move that is halted.
+pub(crate) async fn keep_copy(
+    client: &ApiClient,
+    id: &str,
+    zone: &str,
+    forget_other: bool,
+) -> Outcome<Volume> {
+    let variables = json!({ "id": id, "zone": zone, "forgetOther": forget_other });
+    Ok(client
+        .call_within(ask::KEEP_VOLUME_COPY, variables, WAKE_WAIT_MAX)
+        .await?)
+}
+
 /// Gives the move of a volume up.
 pub(crate) async fn cancel_move(client: &ApiClient, id: &str) -> Outcome<Volume> {
     let variables = json!({ "id": id });

@@ -153,17 +153,24 @@ pub(crate) struct UpdateVolumeArgs {
 #[command(after_long_help = "Examples:
   slipway volumes move vol_... --zone host-2
   slipway volumes move vol_... --region ams
-  slipway volumes move vol_... --cancel")]
+  slipway volumes move vol_... --cancel
+  slipway volumes move vol_... --keep host-2")]
 #[group(skip)]
 pub(crate) struct MoveArgs {
     /// Id, as vol_...
     pub(crate) id: String,
     /// To the host of this name
-    #[arg(long, visible_alias = "host", value_name = "NAME", required_unless_present_any = ["region", "cancel"], conflicts_with_all = ["region", "cancel"])]
+    #[arg(long, visible_alias = "host", value_name = "NAME", required_unless_present_any = ["region", "cancel", "keep"], conflicts_with_all = ["region", "cancel", "keep"])]
     pub(crate) zone: Option<String>,
     /// To any other host of this region
-    #[arg(short, long, value_name = "REGION", conflicts_with = "cancel")]
+    #[arg(short, long, value_name = "REGION", conflicts_with_all = ["cancel", "keep"])]
     pub(crate) region: Option<String>,
+    /// Keep the copy on the host of this name and destroy the other one, when a move is halted
+    #[arg(long, value_name = "NAME", conflicts_with = "cancel")]
+    pub(crate) keep: Option<String>,
+    /// With --keep: the other host does not answer and never will; forget the copy there (administrator)
+    #[arg(long, requires = "keep")]
+    pub(crate) forget_other: bool,
     /// Give a move up that has not come to its end
     #[arg(long)]
     pub(crate) cancel: bool,

@@ -18,6 +18,11 @@ pub(super) async fn run(client: &ApiClient, args: &MoveArgs, printer: Printer) -
         show::one(&ask::cancel_move(client, &args.id).await?, printer);
         return Ok(());
     }
+    if let Some(zone) = &args.keep {
+        let kept = ask::keep_copy(client, &args.id, zone, args.forget_other);
+        show::one(&kept.await?, printer);
+        return Ok(());
+    }
     let (zone, region) = (args.zone.as_deref(), args.region.as_deref());
     let begun = ask::relocate(client, &args.id, zone, region).await?;
     let volume = if args.detach {
@@ -25,6 +30,15 @@ pub(super) async fn run(client: &ApiClient, args: &MoveArgs, printer: Printer) -
     } else {
         let to = begun.moving_to.clone();
         let ended = wait(client, begun, printer).await?;
+        if ended.state == "HALTED" {
+            let why = ended
+                .notice
+                .unwrap_or_else(|| "a copy is missing".to_owned());
+            return Err(Failure::system(why).hint(format!(
+                "look at both hosts' pools; `slipway volumes move {} --keep ZONE` then says which copy is the volume",
+                ended.id
+            )));
+        }
         if ended.zone != to && to.is_some() {
             let why = ended.notice.unwrap_or_else(|| "it was given up".to_owned());
             return Err(

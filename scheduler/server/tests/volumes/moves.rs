@@ -2,7 +2,9 @@
 
 use super::*;
 use common::World;
+use slipway_core::volume::MoveStep;
 use slipway_scheduler::farm::AskedMove;
+use slipway_store::NewMove;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -271,5 +273,149 @@ async fn a_control_plane_that_is_cut_off_anywhere_finishes_the_move() {
             .values()
             .all(|disk| disk.size == 3 * GIB)
     );
+    bed.end().await;
+}
+
+/// Waits until the move of a volume is halted, and gives the volume.
+async fn halted(bed: &Bed, volume: &Volume) -> Volume {
+    let halted = eventually("the move is halted", || async {
+        let now = bed.store.volume(&volume.org, &volume.id).await;
+        let now = now.expect("there");
+        let step = now.moving.as_ref().map(|moving| moving.step);
+        (step == Some(MoveStep::Halted) && now.notice.is_some()).then_some(now)
+    })
+    .await;
+    let notice = halted.notice.clone().unwrap_or_default();
+    assert!(notice.contains("halted"), "{notice}");
+    halted
+}
+
+/// The record says that the copy is still to be made, and its source is gone: as after the loss of the record of the switch.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_missing_is_no_reason_to_destroy_the_copy() {
+    let bed = Bed::start_two(true).await;
+    let org = bed.org(HOUR).await.org;
+    let (volume, contents) = filled(&bed, &org).await;
+    let disk = disk(&bed, &volume.id).expect("there");
+    {
+        bed.world.lock().volumes.remove(&volume.id);
+        let other = other(&bed);
+        let mut other = other.lock();
+        other.volumes.insert(volume.id.clone(), disk);
+        let held = (volume.id.to_string(), contents.clone());
+        other.contents.extend([held]);
+    }
+    let hosts = bed.store.hosts().await.expect("hosts");
+    let to = hosts.iter().find(|used| used.host.name == "other");
+    let new = NewMove {
+        to: to.expect("there").host.id.clone(),
+        snapshot: SnapshotId::from_entropy([7; 10]),
+        reserve: ByteSize(0),
+    };
+    bed.store
+        .begin_move(&org, &volume.id, &new)
+        .await
+        .expect("recorded");
+    let mut bed = bed;
+    bed.restart_farm().await;
+    let still = halted(&bed, &volume).await;
+    assert_eq!(still.host, volume.host);
+    let copy_is_there = |bed: &Bed| other(bed).lock().volumes.contains_key(&volume.id);
+    assert!(copy_is_there(&bed));
+
+    // Nothing else is done to it before somebody chooses, and only a copy that is there can be chosen.
+    bed.restart_farm().await;
+    let to = AskedMove::Zone("other".into());
+    let refused = [
+        bed.farm.move_volume(&org, &volume.id, &to).await,
+        bed.farm.destroy_volume(&org, &volume.id, true).await,
+        bed.farm
+            .extend_volume(&org, &volume.id, ByteSize::gib(9))
+            .await,
+    ];
+    for refused in refused {
+        let error = refused.expect_err("halted");
+        assert!(
+            matches!(error, FarmError::Volume(VolumeError::Halted)),
+            "{error}"
+        );
+    }
+    for wrong in ["test", "mars"] {
+        let refused = bed.farm.keep_copy(&org, &volume.id, wrong, false).await;
+        assert_eq!(refused.expect_err("refused").fault(), Fault::User);
+    }
+    let stranger = bed.org(HOUR).await.org;
+    let refused = bed
+        .farm
+        .keep_copy(&stranger, &volume.id, "other", false)
+        .await;
+    assert_eq!(refused.expect_err("refused").fault(), Fault::User);
+    assert!(copy_is_there(&bed));
+    let kept = bed.farm.keep_copy(&org, &volume.id, "other", false).await;
+    assert_eq!(kept.expect("chosen").moving, None);
+    arrived(&bed, &volume, &contents).await;
+    bed.end().await;
+}
+
+/// The record says that the copy is the volume, and it is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_missing_is_no_reason_to_destroy_its_source() {
+    let mut bed = Bed::start_two(false).await;
+    let org = bed.org(HOUR).await.org;
+    let (volume, contents) = filled(&bed, &org).await;
+    let hosts = bed.store.hosts().await.expect("hosts");
+    let to = hosts.iter().find(|used| used.host.name == "other");
+    let new = NewMove {
+        to: to.expect("there").host.id.clone(),
+        snapshot: SnapshotId::from_entropy([7; 10]),
+        reserve: ByteSize(0),
+    };
+    bed.stop_farm().await;
+    let begun = bed.store.begin_move(&org, &volume.id, &new).await;
+    begun.expect("recorded");
+    let finished = bed.store.finish_move(&org, &volume.id).await;
+    finished.expect("recorded");
+    bed.restart_farm().await;
+    halted(&bed, &volume).await;
+    assert!(
+        disk(&bed, &volume.id).is_some(),
+        "the only copy is destroyed"
+    );
+
+    // The old host keeps it, and the move can be begun anew.
+    let kept = bed.farm.keep_copy(&org, &volume.id, "test", false).await;
+    let kept = kept.expect("chosen");
+    assert_eq!((&kept.host, kept.moving), (&volume.host, None));
+    begin(&bed, &org, &volume.id).await.expect("begun");
+    arrived(&bed, &volume, &contents).await;
+    bed.end().await;
+}
+
+/// A host that is gone in the middle leaves nothing that cannot be cleared.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_on_a_host_that_never_comes_back_can_be_forgotten() {
+    let mut bed = Bed::start_two(false).await;
+    let org = bed.org(HOUR).await.org;
+    let (volume, contents) = filled(&bed, &org).await;
+    let before = both(&bed).await;
+    let held = Arc::clone(&bed.world.lock().hold_exports);
+    held.store(true, Ordering::SeqCst);
+    begin(&bed, &org, &volume.id).await.expect("begun");
+    eventually("some has arrived", || async {
+        (!other(&bed).lock().imports.is_empty()).then_some(())
+    })
+    .await;
+    bed.kill_other_daemon().await;
+    let given_up = bed.farm.cancel_move(&org, &volume.id).await;
+    let left = given_up.expect("given up").moving.expect("a copy is left");
+    assert_eq!(left.step, MoveStep::Clearing);
+    let kept = bed.farm.keep_copy(&org, &volume.id, "test", true).await;
+    assert_eq!(kept.expect("forgotten").moving, None);
+    assert_eq!(both(&bed).await, before);
+    held.store(false, Ordering::SeqCst);
+    let destroyed = bed.farm.destroy_volume(&org, &volume.id, true).await;
+    destroyed.expect("gone");
+    assert_eq!(both(&bed).await, (before.0 - 2, before.1));
+    drop(contents);
     bed.end().await;
 }

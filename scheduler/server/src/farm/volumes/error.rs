@@ -1,7 +1,9 @@
 //! What can be in the way of a verb on volumes, and whose fault it is.
 
 use crate::farm::FarmError;
+use crate::farm::LendError;
 use crate::host_client::HostClientError;
+use crate::keys::LeaseError;
 use crate::problem::Code;
 use slipway_core::host_api::{HostError, HostErrorCode};
 use slipway_core::units::ByteSize;
@@ -67,6 +69,17 @@ pub enum VolumeError {
     /// It has moved, or stays, and what that has left is not cleared away yet.
     #[error("the other copy of the volume, which a move has left, is still to be destroyed")]
     OtherCopy,
+    /// The host that is recorded does not have it, and somebody has to say which copy is the volume.
+    #[error(
+        "the move of the volume is halted: the host that should have the volume does not have it, and the other copy is kept"
+    )]
+    Halted,
+    /// There is no copy of it on that host.
+    #[error("host '{zone}' has no whole copy of the volume")]
+    NoCopy {
+        /// Its name.
+        zone: String,
+    },
     /// It is not.
     #[error("the volume is not being moved")]
     NotMoving,
@@ -179,6 +192,8 @@ impl VolumeError {
             | Self::BeingSent
             | Self::Moving
             | Self::OtherCopy
+            | Self::Halted
+            | Self::NoCopy { .. }
             | Self::NotMoving
             | Self::IsThere
             | Self::Unsupported(_)
@@ -220,6 +235,12 @@ impl VolumeError {
             Self::Importing => "wait until they are there, or destroy the volume",
             Self::Moving => "wait until it has moved, or `slipway volumes move ID --cancel`",
             Self::OtherCopy => "wait until both hosts answer; it is done by itself then",
+            Self::Halted => {
+                "look at both hosts' pools; `slipway volumes move ID --keep ZONE` then says which copy is the volume, and destroys the other"
+            }
+            Self::NoCopy { .. } => {
+                "see that the pool of that host is there, or keep the other copy"
+            }
             Self::CacheElsewhere { .. } => {
                 "choose another host of that region; a builder of another one is made by asking for it"
             }
@@ -264,6 +285,9 @@ pub(super) fn told(error: &FarmError) -> String {
             if refusal.code == HostErrorCode::Busy =>
         {
             "the volume was in use by something else; it is tried again".to_owned()
+        }
+        FarmError::Key(LendError::Lease(LeaseError::Lost { .. })) => {
+            "the key of the volume is lost, and nothing opens the volume any more".to_owned()
         }
         FarmError::Key(_) => "the key of the volume cannot be had; it is tried again".to_owned(),
         FarmError::Host(_) | FarmError::HostAway => {

@@ -6,6 +6,7 @@
 //!
 //! Must not know: who may do what, how a host makes a volume.
 
+mod choosing;
 mod copying;
 mod error;
 mod keep;
@@ -33,7 +34,7 @@ use slipway_core::host_api::{VolumeReport, VolumeSource};
 use slipway_core::id::{OrgId, SnapshotId, VolumeId};
 use slipway_core::quota::{check_one_more_snapshot, check_volume_size};
 use slipway_core::units::ByteSize;
-use slipway_core::volume::VolumePolicy;
+use slipway_core::volume::{MoveStep, VolumePolicy};
 use slipway_store::{Move, NewSnapshot, Snapshot, StoreError, Volume, VolumeState, What};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -134,8 +135,12 @@ impl Farm {
             Some(before) => before,
             None => at.after(VOLUME_DESTROY_GRACE),
         };
-        if known.moving.as_ref().is_some_and(Move::is_under_way) {
-            return Err(VolumeError::Moving.into());
+        match &known.moving {
+            Some(moving) if moving.is_under_way() => return Err(VolumeError::Moving.into()),
+            Some(moving) if moving.step == MoveStep::Halted => {
+                return Err(VolumeError::Halted.into());
+            }
+            Some(_) | None => {}
         }
         let volume = match self.0.store.schedule_destruction(org, id, Some(goes)).await {
             Err(StoreError::InUse(_)) => return Err(VolumeError::Attached.into()),
@@ -270,6 +275,9 @@ impl Shared {
         match &known.moving {
             Some(moving) if moving.is_under_way() => {
                 return Err(VolumeError::Moving.into());
+            }
+            Some(moving) if moving.step == MoveStep::Halted => {
+                return Err(VolumeError::Halted.into());
             }
             Some(_) => return Err(VolumeError::OtherCopy.into()),
             None => {}

@@ -79,9 +79,11 @@ fn may_move(volume: &Volume) -> Result<(), VolumeError> {
             Err(VolumeError::Extending { to: volume.size })
         }
         // Asked for once more, or what the last one has left is still to be cleared away.
-        VolumeState::Ready if volume.moving.as_ref().is_some_and(Move::is_under_way) => Ok(()),
-        VolumeState::Ready if volume.moving.is_some() => Err(VolumeError::OtherCopy),
-        VolumeState::Ready => Ok(()),
+        VolumeState::Ready => match volume.moving.as_ref().map(|moving| moving.step) {
+            None | Some(MoveStep::Sending | MoveStep::CatchingUp) => Ok(()),
+            Some(MoveStep::Clearing) => Err(VolumeError::OtherCopy),
+            Some(MoveStep::Halted) => Err(VolumeError::Halted),
+        },
         VolumeState::Planned if volume.import.is_some() => Err(VolumeError::Importing),
         state @ (VolumeState::Planned | VolumeState::Aside | VolumeState::Condemned) => {
             Err(VolumeError::State(state))
@@ -89,7 +91,7 @@ fn may_move(volume: &Volume) -> Result<(), VolumeError> {
     }
 }
 
-/// Trying again changes nothing.
+/// Trying again changes nothing. (What is missing may be the volume itself: [`Shared::is_halted`] has seen to that before.)
 fn is_for_good(error: &FarmError) -> bool {
     matches!(
         error,
@@ -211,6 +213,14 @@ impl Shared {
             tracing::warn!(%org, volume = %id, why = chain(error), "copy not sent");
             let notice = format!("move: {}", told(error));
             self.tell(org, id, Some(&notice)).await;
+            match self.is_halted(org, id, error).await {
+                Ok(false) => {}
+                Ok(true) => return self.release(org, id).await,
+                Err(error) => {
+                    tracing::warn!(%org, volume = %id, why = chain(&error), "move stays as it is");
+                    return;
+                }
+            }
             match self.is_given_up(org, id, error).await {
                 Ok(true) => {}
                 Ok(false) => return self.release(org, id).await,
@@ -225,6 +235,25 @@ impl Shared {
         if let Err(error) = self.clear_now(org, id).await {
             tracing::warn!(%org, volume = %id, why = chain(&error), "copy not cleared away");
         }
+    }
+
+    /// Halts a move of whose source the host says that it is missing. Gives whether it is.
+    async fn is_halted(
+        &self,
+        org: &OrgId,
+        id: &VolumeId,
+        error: &FarmError,
+    ) -> Result<bool, FarmError> {
+        if !matches!(error, FarmError::Volume(VolumeError::Missing)) {
+            return Ok(false);
+        }
+        let _held = self.volume_locks.hold(id).await;
+        let volume = self.store.volume(org, id).await?;
+        if volume.moving.is_none() || self.has_volume(&volume.host, id).await? {
+            return Ok(false);
+        }
+        self.halt(&volume).await?;
+        Ok(true)
     }
 
     /// Gives a move up whose error trying again does not change, or that keeps a builder from its work. Gives whether it is.
@@ -299,6 +328,12 @@ impl Shared {
             return Err(StoreError::Changed(What::Volume).into());
         }
         self.transfers.end_upload(id).await;
+        // A record can be older than what it tells of (it was lost, or restored from a backup): the copy that it names has to be seen.
+        // Of a cache that was emptied there is none.
+        if volume.made.0 > 0 && !self.has_volume(&volume.host, id).await? {
+            self.halt(volume).await?;
+            return Err(VolumeError::Halted.into());
+        }
         self.release(org, id).await;
         let copy = self.reachable(&moving.copy)?;
         copy.client.destroy_volume(id.clone()).await?;

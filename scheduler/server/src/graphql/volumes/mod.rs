@@ -153,6 +153,26 @@ impl VolumeMutation {
         Ok(stays.await?.into())
     }
 
+    /// Says which of its two copies a volume is, when its move is HALTED, or has left a copy on a host that does not answer: the one
+    /// on the host `zone`. The other copy is destroyed. With `forgetOther`, which needs the administrator's token, a copy on a host
+    /// that does not answer is only forgotten.
+    async fn keep_volume_copy(
+        &self,
+        context: &Context<'_>,
+        id: ID,
+        zone: String,
+        #[graphql(default)] forget_other: bool,
+    ) -> Result<Volume> {
+        let access = Access::of(context)?;
+        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
+        if forget_other {
+            access.principal.require_administrator()?;
+        }
+        let farm = &access.parts.farm;
+        let kept = farm.keep_copy(&entered.org.id, &volume.id, &zone, forget_other);
+        Ok(kept.await?.into())
+    }
+
     /// Destroys a volume that no builder has: a day from now, until when `restoreVolume` keeps it and it counts for the pool,
     /// or `now`. Its snapshots stay for their time.
     async fn destroy_volume(

@@ -10,7 +10,7 @@ use crate::transfers::Transfer;
 use async_graphql::{Context, Enum, ID, Object};
 use slipway_core::host_api::VolumeSource;
 use slipway_core::id::VolumeId;
-use slipway_core::volume::AutoExtend;
+use slipway_core::volume::{AutoExtend, MoveStep};
 use slipway_store as store;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,6 +31,9 @@ enum VolumeState {
     Created,
     /// Made, and a copy is being made on another host, `movingTo`, where it will be.
     Moving,
+    /// A move of it is halted: the host that should have it does not have it, and the copy on the other one is kept until
+    /// `keepVolumeCopy` says which of the two it is.
+    Halted,
     /// Made, and still to be made larger.
     Extending,
     /// Replaced because its builder would not start; kept for a look.
@@ -99,6 +102,11 @@ impl Volume {
         moving.filter(|moving| moving.is_under_way())
     }
 
+    fn is_halted(&self) -> bool {
+        let moving = self.row.moving.as_ref();
+        moving.is_some_and(|moving| moving.step == MoveStep::Halted)
+    }
+
     fn importing(&self) -> Option<&store::Import> {
         let planned = self.row.state == store::VolumeState::Planned;
         self.row.import.as_ref().filter(|_| planned)
@@ -134,6 +142,7 @@ impl Volume {
             _ if self.row.destroy_at.is_some() => VolumeState::PendingDestroy,
             store::VolumeState::Aside => VolumeState::Aside,
             store::VolumeState::Ready if self.sending().is_some() => VolumeState::Moving,
+            store::VolumeState::Ready if self.is_halted() => VolumeState::Halted,
             store::VolumeState::Ready if self.row.made < self.row.size => VolumeState::Extending,
             store::VolumeState::Ready => VolumeState::Created,
             store::VolumeState::Planned if self.row.import.is_some() => VolumeState::Importing,
