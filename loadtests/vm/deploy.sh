@@ -19,6 +19,7 @@ finish() {
 	exit "$code"
 }
 trap finish EXIT
+pid_of_machine() { jq .phase.process.pid "$work"/host/machines/*/record.json; }
 wait_for() { # what, seconds on a computer with nothing else to do (five times as long are waited), command...
 	local what=$1 until=$((SECONDS + 5 * $2))
 	shift 2
@@ -95,7 +96,15 @@ if [[ ${1:-} == encrypted ]]; then
 	# What the cache is on.
 	[[ $(lvs --noheadings -o lv_tags fast) == *slipway.luks* ]]
 	dmsetup table --target crypt | tee /dev/stderr | grep -q '^slipway-vol_.*aes-xts-plain64'
-	grep -q '^/dev/mapper/slipway-vol_' /proc/mounts
+	grep -q '^/dev/mapper/slipway-vol_' "/proc/$(pid_of_machine)/mounts"
+	# Nobody but the machine has it: programs that copy all mounts have nothing to keep, for as long as they live.
+	if grep 'slipway-vol_' /proc/mounts; then exit 1; fi
+	for propagation in private slave shared; do
+		unshare --mount --propagation "$propagation" sleep 3000 &
+	done
+	systemd-run --quiet --unit copier -p PrivateTmp=yes -p PrivateMounts=yes sleep 3000
+	systemctl restart copier
+	wait_for "a service with mounts of its own" 60 systemctl is-active copier
 	# The machine goes on without its host's daemon, and the next one has to be lent the key anew.
 	kill -9 "$host"
 	wait "$host" || true
@@ -126,6 +135,8 @@ if [[ ${1:-} == encrypted ]]; then
 	"$bin/slipway" deploy "$work/app" --org vm --app app --image "$registry/app:v3" --remote-only 2>&1 | tee "$work/third"
 	grep -q 'steps *2 of 2 from the cache' "$work/third"
 	at "deployed after a wake"
+	systemctl is-active copier
+	[[ $(jobs -r | grep -c unshare) == 3 ]]
 	wait_for "the builder's own end" 90 stopped
 fi
 "$bin/slipway" host --config "$work/host.toml" purge || at "purge failed"

@@ -105,6 +105,40 @@ fn key(n: u8) -> VolumeKey {
     VolumeKey::from_entropy(&[n; VOLUME_KEY_BYTES])
 }
 
+/// The root directory of a mounted volume, for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    path: PathBuf,
+    _mounted: crate::Mounted,
+}
+
+impl Dir {
+    pub(crate) fn of(attachment: Attachment) -> Self {
+        match attachment {
+            Attachment::Mount(mounted) => Self {
+                path: mounted.path(),
+                _mounted: mounted,
+            },
+            Attachment::Device(path) => panic!("{}", path.display()),
+        }
+    }
+
+    /// Whether both are of one file system.
+    fn is_same(&self, other: &Self) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let device = |dir: &Self| fs::metadata(&dir.path).unwrap().dev();
+        device(self) == device(other)
+    }
+}
+
+impl std::ops::Deref for Dir {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// The verbs as the cases use them: with a key where the driver wants one.
 trait Verbs {
     fn driver(&self) -> &dyn VolumeDriver;
@@ -137,15 +171,12 @@ trait Verbs {
         })
     }
 
-    fn mount(&self, n: u8, holder: u8) -> Result<PathBuf, VolumeError> {
+    fn mount(&self, n: u8, holder: u8) -> Result<Dir, VolumeError> {
         let (id, holder) = (volume(n), machine(holder));
         let key = self.key(n);
         self.driver()
             .attach(&id, &holder, AttachAs::Mount, key.as_ref())
-            .map(|attachment| match attachment {
-                Attachment::Mount(path) => path,
-                Attachment::Device(path) => panic!("{}", path.display()),
-            })
+            .map(Dir::of)
     }
 
     fn device(&self, n: u8, holder: u8) -> Result<PathBuf, VolumeError> {
@@ -155,7 +186,7 @@ trait Verbs {
             .attach(&id, &holder, AttachAs::Device, key.as_ref())
             .map(|attachment| match attachment {
                 Attachment::Device(path) => path,
-                Attachment::Mount(path) => panic!("{}", path.display()),
+                Attachment::Mount(mounted) => panic!("{mounted:?}"),
             })
     }
 
@@ -295,11 +326,9 @@ fn attach_keeps_data(open: Open<'_>) {
     let driver = open();
     driver.ensure_empty(1, SIZE).unwrap();
     let dir = driver.mount(1, 1).unwrap();
-    assert_eq!(
-        driver.mount(1, 1).unwrap(),
-        dir,
-        "again, for the same holder"
-    );
+    let again = driver.mount(1, 1).unwrap();
+    assert!(again.is_same(&dir), "again, for the same holder");
+    drop(again);
     fs::write(dir.join("kept"), "contents").unwrap();
     // What images have in them keeps its meaning; device nodes do not.
     nix::sys::stat::mknod(
@@ -312,13 +341,14 @@ fn attach_keeps_data(open: Open<'_>) {
     let opened = fs::File::open(dir.join("null")).unwrap_err();
     assert_eq!(opened.kind(), std::io::ErrorKind::PermissionDenied);
     assert_eq!(report(&*driver, &volume(1)).attached_to, Some(machine(1)));
+    drop(dir);
     for _ in 0..2 {
         driver.detach(&volume(1), &machine(1)).unwrap();
         assert_eq!(report(&*driver, &volume(1)).attached_to, None);
-        assert!(!dir.join("kept").exists(), "it is still mounted");
     }
     let dir = driver.mount(1, 2).unwrap();
     assert_eq!(fs::read_to_string(dir.join("kept")).unwrap(), "contents");
+    drop(dir);
     driver.detach(&volume(1), &machine(2)).unwrap();
 }
 
@@ -333,6 +363,7 @@ fn size_is_a_hard_cap(open: Open<'_>) {
     assert!(report(&*driver, &volume(1)).used_bytes <= SIZE.0 + ROUNDING.0);
     fs::remove_file(dir.join("all")).unwrap();
     fs::write(dir.join("small"), "there is room again").unwrap();
+    drop(dir);
     driver.detach(&volume(1), &machine(1)).unwrap();
 }
 
@@ -350,6 +381,7 @@ fn one_holder_at_a_time(open: Open<'_>) {
         driver.detach(&volume(1), &machine(2)).unwrap();
         assert!(dir.join("mine").exists());
     }
+    drop(dir);
     driver.detach(&volume(1), &machine(1)).unwrap();
     let absent = driver.mount(9, 1);
     assert!(
@@ -380,6 +412,7 @@ fn racing_holders(open: Open<'_>) {
         let (won, lost): (Vec<_>, Vec<_>) = winners.into_iter().partition(|(_, r)| r.is_ok());
         assert_eq!(won.len(), 1, "round {round}: {won:?} {lost:?}");
         let winner = machine(won[0].0);
+        drop(won);
         for (_, refused) in lost {
             match refused {
                 Err(VolumeError::InUse { holder, .. }) => assert_eq!(holder, Some(winner.clone())),
@@ -398,8 +431,11 @@ fn adoption(open: Open<'_>) {
     drop(first);
     let second = open();
     assert_eq!(report(&*second, &volume(1)).attached_to, Some(machine(1)));
-    assert_eq!(second.mount(1, 1).unwrap(), dir);
+    let again = second.mount(1, 1).unwrap();
+    assert!(again.is_same(&dir));
+    drop(again);
     assert_eq!(fs::read_to_string(dir.join("kept")).unwrap(), "contents");
+    drop(dir);
     second.detach(&volume(1), &machine(1)).unwrap();
     assert_eq!(report(&*open(), &volume(1)).attached_to, None);
 }
@@ -436,6 +472,7 @@ fn discard_gives_back(open: Open<'_>) {
     for n in (0..2000).filter(|n| n / 128 % 2 == 0) {
         fs::remove_file(dir.join(n.to_string())).unwrap();
     }
+    drop(dir);
     driver.detach(&volume(1), &machine(1)).unwrap();
     assert!(
         !capabilities.discard || used() < full - (14 << 20),
@@ -459,6 +496,7 @@ fn destroy_frees(open: Open<'_>) {
         other => panic!("{other:?}"),
     }
     assert!(dir.join("kept").exists());
+    drop(dir);
     driver.detach(&volume(1), &machine(1)).unwrap();
     for _ in 0..2 {
         driver.destroy(&volume(1)).unwrap();
@@ -470,6 +508,7 @@ fn destroy_frees(open: Open<'_>) {
     driver.ensure_empty(1, SIZE).unwrap();
     let dir = driver.mount(1, 2).unwrap();
     assert!(!dir.join("kept").exists());
+    drop(dir);
     driver.detach(&volume(1), &machine(2)).unwrap();
 }
 
@@ -496,6 +535,7 @@ fn growth(open: Open<'_>) {
     let dir = if driver.capabilities().grows_mounted {
         dir
     } else {
+        drop(dir);
         driver.release(1, 1);
         driver.mount(1, 1).unwrap()
     };
@@ -506,6 +546,7 @@ fn growth(open: Open<'_>) {
         matches!(shrunk, Err(VolumeError::Shrink { .. })),
         "{shrunk:?}"
     );
+    drop(dir);
     driver.release(1, 1);
     // One that nobody has grows when it is had next, by either way.
     for (n, size) in [(3, ByteSize(3 * SIZE.0)), (4, ByteSize(4 * SIZE.0))] {
@@ -517,6 +558,7 @@ fn growth(open: Open<'_>) {
         let dir = driver.mount(1, n).unwrap();
         assert!(room(&dir) > size.0 - SIZE.0 / 2, "{}", room(&dir));
         assert_eq!(fs::read_to_string(dir.join("kept")).unwrap(), "contents");
+        drop(dir);
         driver.release(1, n);
     }
     let absent = driver.extend_to(9, SIZE);

@@ -3,12 +3,13 @@
 //! Must not know: how any driver does it.
 
 use crate::error::VolumeError;
+use crate::mounts::Mounted;
 use slipway_core::host_api::{Cloning, ImportPart, SnapshotReport, VolumeReport, VolumeSource};
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::key::VolumeKey;
 use slipway_core::units::ByteSize;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What a driver offers. Callers branch on these, never on the name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,26 +81,28 @@ impl<'a> NewVolume<'a> {
 /// How a holder wants to have a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachAs {
-    /// Its file system mounted in a directory.
+    /// Its file system mounted, in no namespace yet.
     Mount,
     /// As a block device, for a machine with a kernel of its own.
     Device,
 }
 
 /// An attached volume.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Attachment {
-    /// The directory where its file system is mounted. Only root can get there.
-    Mount(PathBuf),
+    /// Its file system, mounted where nobody sees it. The volume stays attached when this is dropped, until
+    /// [`VolumeDriver::detach`]; attaching it again gives the same file system.
+    Mount(Mounted),
     /// A block device that takes discards. It holds an ext4 without a partition table, in clear.
     Device(PathBuf),
 }
 
 impl Attachment {
-    /// The directory or the device.
-    pub fn path(&self) -> &Path {
+    /// A path to the root directory ([`Mounted::path`]), or the device.
+    pub fn path(&self) -> PathBuf {
         match self {
-            Self::Mount(path) | Self::Device(path) => path,
+            Self::Mount(mounted) => mounted.path(),
+            Self::Device(path) => path.clone(),
         }
     }
 }
@@ -161,11 +164,11 @@ pub trait VolumeDriver: Send + Sync + std::fmt::Debug {
         key: Option<&VolumeKey>,
     ) -> Result<Attachment, VolumeError>;
 
-    /// Takes the volume from `holder`: unmounts it and frees its device. Fine if `holder` does not have it, whoever
-    /// else may.
+    /// Takes the volume from `holder`, whose mounts must be gone, and frees its device. Fine if `holder` does not have it,
+    /// whoever else may.
     ///
     /// # Errors
-    /// [`VolumeError::Busy`] while files on it are open or another user of it is alive; it then stays attached.
+    /// [`VolumeError::Busy`] while a mount or another user of it is alive; it then stays attached.
     fn detach(&self, id: &VolumeId, holder: &MachineId) -> Result<(), VolumeError>;
 
     /// Keeps what the volume holds now, attached or not. One of that name that is there is fine.

@@ -118,7 +118,7 @@ pub enum VolumeError {
         /// Which.
         volume: VolumeId,
         /// What keeps it.
-        what: &'static str,
+        what: String,
         /// How long it was waited for.
         waited: Duration,
     },

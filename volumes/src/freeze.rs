@@ -12,7 +12,6 @@ use crate::limits::FREEZE_DURATION_MAX;
 use nix::errno::Errno;
 use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -46,20 +45,19 @@ pub(crate) struct Frozen {
     until: Instant,
 }
 
-/// The guard: waits until its input ends (we are gone) or the time is over, then thaws.
-const GUARD: &str = r#"timeout "$1" cat >/dev/null; exec fsfreeze --unfreeze "$2""#;
+/// The guard: waits until its input ends (we are gone) or the time is over, then thaws. Its output is the directory, which no
+/// path leads to.
+const GUARD: &str = r#"timeout "$1" cat >/dev/null; exec fsfreeze --unfreeze /proc/self/fd/1"#;
 
-/// Freezes the file system that is mounted at `mount_point`. All that was written before is on disk then.
-pub(crate) fn freeze(mount_point: &Path) -> io::Result<Frozen> {
-    let dir = File::open(mount_point)?;
+/// Freezes the file system that `dir` is a directory of. All that was written before is on disk then.
+pub(crate) fn freeze(dir: File) -> io::Result<Frozen> {
     let guard = Command::new("/bin/sh")
         .args(["-c", GUARD, "freeze-guard"])
         .arg(FREEZE_DURATION_MAX.as_secs().to_string())
-        .arg(mount_point)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(dir.try_clone()?)
         .stderr(Stdio::null())
         .spawn()?;
     let mut frozen = Frozen {
@@ -112,8 +110,8 @@ impl Drop for Frozen {
 }
 
 /// Lets a file system go on that somebody left frozen. Gives whether it was.
-pub(crate) fn thaw_if_frozen(mount_point: &Path) -> io::Result<bool> {
-    match sys::thaw(&File::open(mount_point)?) {
+pub(crate) fn thaw_if_frozen(dir: &File) -> io::Result<bool> {
+    match sys::thaw(dir) {
         Ok(()) => Ok(true),
         Err(Errno::EINVAL) => Ok(false),
         Err(errno) => Err(errno.into()),

@@ -80,9 +80,25 @@ fn is_sound(code: Option<i32>) -> bool {
     code.is_some_and(|code| code & !3 == 0)
 }
 
-/// Makes the file system on `device` as large as the device; it may be mounted (where this process sees it).
-pub(crate) fn grow(device: &Path) -> Result<(), VolumeError> {
-    tool::run("resize2fs", &[device.as_os_str()], RESIZE_DURATION_MAX)?.success("resize2fs")
+/// `EXT4_IOC_RESIZE_FS` of `include/uapi/linux/ext4.h`.
+#[expect(unsafe_code, reason = "a mounted ext4 is grown by an ioctl alone")]
+mod sys {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    nix::ioctl_write_ptr!(ext4_resize, b'f', 16, u64);
+
+    pub(super) fn resize(dir: &File, blocks: u64) -> nix::Result<()> {
+        // SAFETY: the descriptor is open for the call, and the kernel reads one `u64`.
+        unsafe { ext4_resize(dir.as_raw_fd(), &blocks) }.map(drop)
+    }
+}
+
+/// Makes the mounted file system that `dir` is a directory of as large as `bytes`, which its device has. Growing what has grown
+/// already is fine.
+pub(crate) fn grow_mounted(dir: &File, bytes: u64) -> io::Result<()> {
+    let block = nix::sys::statvfs::fstatvfs(dir)?.fragment_size();
+    Ok(sys::resize(dir, bytes / block.max(1))?)
 }
 
 /// Whether this process may grow a mounted file system: ext4 wants CAP_SYS_RESOURCE, which root in a container may lack.
@@ -95,7 +111,7 @@ pub(crate) fn may_grow_mounted() -> bool {
         .is_some_and(|set| set >> CAP_SYS_RESOURCE & 1 == 1)
 }
 
-/// The same for one that is not mounted, which resize2fs wants checked.
+/// Makes a file system that is not mounted as large as its device; resize2fs wants it checked.
 pub(crate) fn grow_unmounted(device: &Path) -> Result<(), VolumeError> {
     let ended = run_check(device, &["-f", "-p"])?;
     if !is_sound(ended.code) {
@@ -104,7 +120,7 @@ pub(crate) fn grow_unmounted(device: &Path) -> Result<(), VolumeError> {
             detail: ended.output,
         });
     }
-    grow(device)
+    tool::run("resize2fs", &[device.as_os_str()], RESIZE_DURATION_MAX)?.success("resize2fs")
 }
 
 /// Bytes that the file system on `device` says it has; absent if there is none.

@@ -46,3 +46,4 @@ pub use driver::{
 pub use error::VolumeError;
 pub use file::open_file_pool;
 pub use lvm::{ThinPool, open_thin_pool};
+pub use mounts::Mounted;

@@ -14,10 +14,8 @@ pub const CAPACITY_DEFAULT_PERCENT: u64 = 90;
 pub const POOL_LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Longest wait for another operation on the same volume (a repair can take minutes); then `Busy`.
 pub const VOLUME_LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
-/// Longest wait in `detach` for open files on the volume to be closed; then `Busy`, and it stays attached.
-pub const UNMOUNT_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Longest wait in `detach`, after unmounting, for other mounts of the file system (a machine's own, or one that a
-/// starting machine's namespace still has) to go; then `Busy`, and it stays attached.
+/// Longest wait in `detach` for the holder's mounts of the volume to go, and then for its device; then `Busy`, and it stays
+/// attached.
 pub const DEVICE_RELEASE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Longest wait for a locked image that has no loop device, which is so for a millisecond while a program is started;
 /// then it counts as in use.
@@ -70,5 +68,5 @@ pub const LOOP_DEVICE_TRIES_MAX: u32 = 64;
 pub const MARKER_BYTES_MAX: u64 = 1 << 10;
 
 const _: () = assert!(VOLUME_SIZE_MIN.0 < VOLUME_SIZE_MAX.0);
-const _: () = assert!(POLL_PAUSE.as_millis() * 100 < UNMOUNT_WAIT_MAX.as_millis());
+const _: () = assert!(POLL_PAUSE.as_millis() * 100 < DEVICE_RELEASE_WAIT_MAX.as_millis());
 const _: () = assert!(CAPACITY_DEFAULT_PERCENT <= 100);

@@ -42,6 +42,7 @@ use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::key::VolumeKey;
 use slipway_core::units::ByteSize;
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 use steps::Steps;
@@ -90,7 +91,7 @@ impl<B: Backing> Pool<B> {
         if !pool.backing.traits().discard {
             tracing::warn!(pool = %pool.layout.root().display(), "the pool cannot take back freed blocks");
         }
-        pool.thaw_all();
+        pool.thaw_all()?;
         pool.clear_leftovers()?;
         Ok(pool)
     }
@@ -115,7 +116,7 @@ impl<B: Backing> Pool<B> {
             Locked::Held(lock) => Ok(lock),
             Locked::TimedOut => Err(VolumeError::Busy {
                 volume: id.clone(),
-                what: "another operation on it is going on",
+                what: "another operation on it is going on".to_owned(),
                 waited: VOLUME_LOCK_WAIT_MAX,
             }),
         }
@@ -309,25 +310,50 @@ impl<B: Backing> Pool<B> {
     }
 
     /// A process that died while a volume stood still is gone, and so may be its guard.
-    fn thaw_all(&self) {
-        let Ok(names) = Layout::file_names(&self.layout.mounts_dir()) else {
-            return;
-        };
-        for name in names {
-            let path = self.layout.mounts_dir().join(name);
-            if !mounts::is_mount_point(&path).unwrap_or(false) {
-                continue;
-            }
-            match freeze::thaw_if_frozen(&path) {
-                Ok(true) => {
-                    tracing::warn!(path = %path.display(), "a frozen file system goes on");
-                }
+    fn thaw_all(&self) -> Result<(), VolumeError> {
+        for id in self.backing.all_active()?.volumes {
+            let thawed = self.thaw_if_frozen(&id);
+            match thawed {
+                Ok(true) => tracing::warn!(volume = %id, "a frozen file system was thawed"),
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::error!(path = %path.display(), %error, "cannot see whether a file system is frozen");
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(volume = %id, error, "cannot see whether a file system is frozen");
                 }
             }
         }
+        Ok(())
+    }
+
+    fn thaw_if_frozen(&self, id: &VolumeId) -> Result<bool, VolumeError> {
+        if !self.is_held_mounted(id)? {
+            return Ok(false);
+        }
+        let Some(stored) = self.backing.find(id)? else {
+            return Ok(false);
+        };
+        let Some(top) = self.active_top(id, &stored)? else {
+            return Ok(false);
+        };
+        mounts::root_of(&top)
+            .and_then(|root| freeze::thaw_if_frozen(&root))
+            .map_err(VolumeError::io("thaw", &top))
+    }
+
+    /// Whether the volume is attached to a holder that has its file system mounted.
+    fn is_held_mounted(&self, id: &VolumeId) -> Result<bool, VolumeError> {
+        let marker = Marker::read(&self.layout.marker(id))?;
+        Ok(matches!(marker, Marker::HeldBy(_, AttachAs::Mount)))
+    }
+
+    /// The device with the contents in clear, of a volume in use.
+    fn active_top(&self, id: &VolumeId, stored: &Stored) -> Result<Option<PathBuf>, VolumeError> {
+        let device = self.backing.active(id)?;
+        if !stored.sealed {
+            return Ok(device);
+        }
+        let clear = luks::clear_path(&clear_name(id));
+        Ok((device.is_some() && clear.exists()).then_some(clear))
     }
 
     fn in_use(&self, id: &VolumeId) -> Result<VolumeError, VolumeError> {

@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
 
 /// `struct fstrim_range`, in bytes.
 #[repr(C)]
@@ -31,13 +30,12 @@ mod sys {
     }
 }
 
-/// Trims all of the file system that is mounted at `dir`. What was deleted before the call is given back, too.
-pub(crate) fn trim(dir: &Path) -> io::Result<()> {
-    let dir = File::open(dir)?;
+/// Trims all of the file system that `dir` is a directory of. What was deleted before the call is given back, too.
+pub(crate) fn trim(dir: &File) -> io::Result<()> {
     // Deleted blocks are free only when the deletion is committed.
-    nix::unistd::syncfs(&dir)?;
+    nix::unistd::syncfs(dir)?;
     sys::trim(
-        &dir,
+        dir,
         &mut Range {
             start: 0,
             len: u64::MAX,

@@ -10,7 +10,7 @@ use crate::program::ProgramError;
 use slipway_core::end_record::Ending;
 use slipway_core::host_api::{EndpointPort, MachineSpec};
 use slipway_core::id::{MachineId, VolumeId};
-use slipway_volumes::AttachAs;
+use slipway_volumes::{AttachAs, Attachment};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -40,8 +40,8 @@ pub(crate) struct Start<'a> {
     pub(crate) spec: &'a MachineSpec,
     /// Its place: it chooses ids, address and link, and nobody else has it.
     pub(crate) slot: u16,
-    /// Where its volume is mounted on the host, or its block device: as [`DriverCapabilities::volume`] wants it.
-    pub(crate) volume: &'a Path,
+    /// Its volume, as [`DriverCapabilities::volume`] wants it.
+    pub(crate) volume: &'a Attachment,
     /// What it boots.
     pub(crate) image: &'a BootImage,
 }

@@ -79,7 +79,7 @@ fn proc_files(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let _ = (parse_start_ticks(&text), mask(&text, "SigCgt:"));
     let dir = Path::new("/run/slipway/machines/m");
-    for mount in mounts_below(&text, dir) {
+    for mount in mounts_below(bytes, dir) {
         assert!(mount.starts_with(dir));
     }
 }

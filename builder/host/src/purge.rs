@@ -5,11 +5,8 @@
 use crate::machines::Machines;
 use crate::program::run as run_program;
 use crate::settings::HostSettings;
-use crate::{HostRunError, at, clearing_drivers, files, take_over};
-use nix::mount::{MntFlags, umount2};
+use crate::{HostRunError, at, clearing_drivers, files, mounts, take_over};
 use slipway_core::host_api::MachineRunState;
-use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -105,7 +102,7 @@ async fn end_machines(all: &Arc<Machines>) -> Result<usize, HostRunError> {
 
 fn remove_traces(settings: &HostSettings) -> Result<(), HostRunError> {
     for below in [&settings.run_dir, &settings.pool_dir] {
-        unmount_below(below)?;
+        mounts::unmount_below(below)?;
     }
     let mut table = Command::new("nft");
     table.args(["delete", "table", "inet", &settings.nft_table]);
@@ -120,23 +117,4 @@ fn remove_traces(settings: &HostSettings) -> Result<(), HostRunError> {
         files::remove_all(dir).map_err(at("remove", dir))?;
     }
     files::remove_all(&settings.socket).map_err(at("remove", &settings.socket))
-}
-
-/// Unmounts everything below a directory, the deepest first.
-fn unmount_below(dir: &Path) -> Result<(), HostRunError> {
-    let table = Path::new("/proc/self/mountinfo");
-    let text = fs::read_to_string(table).map_err(at("read", table))?;
-    // Fifth field: the mount point (proc(5)). Our own paths have no characters that it would escape.
-    let mut points: Vec<&Path> = text
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(Path::new)
-        .filter(|point| point.starts_with(dir))
-        .collect();
-    points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
-    for point in points {
-        umount2(point, MntFlags::UMOUNT_NOFOLLOW)
-            .map_err(|errno| at("unmount", point)(errno.into()))?;
-    }
-    Ok(())
 }

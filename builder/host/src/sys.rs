@@ -12,7 +12,7 @@ use nix::libc;
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
@@ -149,7 +149,7 @@ pub(crate) fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
 /// Gives a detached mount the id map of a user namespace, and changes its flags. `EINVAL` when the file system
 /// cannot be idmapped on this kernel.
 pub(crate) fn idmap_mount(
-    mount: &OwnedFd,
+    mount: &impl AsFd,
     namespace: &OwnedFd,
     flags: MountFlags,
 ) -> io::Result<()> {
@@ -164,7 +164,7 @@ pub(crate) fn idmap_mount(
     check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
+            mount.as_fd().as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
             &raw const attr,
@@ -175,13 +175,13 @@ pub(crate) fn idmap_mount(
 }
 
 /// Attaches a detached mount at `path`.
-pub(crate) fn attach_mount(mount: &OwnedFd, path: &Path) -> io::Result<()> {
+pub(crate) fn attach_mount(mount: &impl AsFd, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     // SAFETY: both paths are C strings that outlive the call; the empty one means the descriptor itself.
     check(unsafe {
         libc::syscall(
             libc::SYS_move_mount,
-            mount.as_raw_fd(),
+            mount.as_fd().as_raw_fd(),
             c"".as_ptr(),
             libc::AT_FDCWD,
             path.as_ptr(),

@@ -32,6 +32,27 @@ pub(super) fn clear(binaries: &Path, dir: &Path) -> Result<()> {
     std::fs::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))
 }
 
+/// Frees the loop devices of files below a directory, once nothing has them mounted any more.
+pub(super) fn free_devices_below(dir: &Path) -> Result<()> {
+    wait_for("loop devices to be free", Duration::from_secs(60), || {
+        let output = Command::new("losetup")
+            .args(["--list", "--noheadings", "--output", "NAME,BACK-FILE"])
+            .output()?;
+        let list = String::from_utf8_lossy(&output.stdout).into_owned();
+        let ours = list.lines().filter_map(|line| line.split_once(' '));
+        let ours: Vec<_> = ours
+            .filter(|(_, file)| Path::new(file.trim_start()).starts_with(dir))
+            .map(|(device, _)| device)
+            .collect();
+        if ours.is_empty() {
+            return Ok(());
+        }
+        // One that is still mounted goes when it no longer is.
+        let _ = Command::new("losetup").arg("--detach").args(&ours).output();
+        bail!("there are still {ours:?}")
+    })
+}
+
 /// Unmounts what tests have mounted, the last first; lazily, so that nothing that still looks at it keeps it.
 pub(super) fn unmount_below(dir: &Path) -> Result<()> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;

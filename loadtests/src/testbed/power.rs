@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// `EXT4_IOC_SHUTDOWN` with `NOLOGFLUSH`: from now on nothing more reaches the disk, as if it had no power.
@@ -71,20 +71,19 @@ impl Testbed {
     pub fn pull_the_plug(&mut self) -> Result<()> {
         let machines = self.machine_pids()?;
         ensure!(!machines.is_empty(), "no machine runs");
-        for mount in std::fs::read_dir(self.dir().join("pool/mnt"))? {
-            let mount = mount?.path();
-            if is_mounted(&mount)? {
-                let output = Command::new("python3")
-                    .args(["-c", CUT_OFF])
-                    .arg(&mount)
-                    .output()?;
-                ensure!(
-                    output.status.success(),
-                    "cut off {}: {}",
-                    mount.display(),
-                    super::show(&output)
-                );
-            }
+        for pid in &machines {
+            // Only the machine itself has its volume mounted.
+            let volume = PathBuf::from(format!("/proc/{pid}/root/var/lib/docker"));
+            let output = Command::new("python3")
+                .args(["-c", CUT_OFF])
+                .arg(&volume)
+                .output()?;
+            ensure!(
+                output.status.success(),
+                "cut off {}: {}",
+                volume.display(),
+                super::show(&output)
+            );
         }
         for pid in machines {
             kill(Pid::from_raw(pid), Signal::SIGKILL)?;
@@ -95,17 +94,9 @@ impl Testbed {
     }
 
     fn forget_as_a_boot_does(&self) -> Result<()> {
-        super::leftovers::unmount_below(&self.dir().join("pool"))?;
         super::leftovers::unmount_below(&self.dir().join("run"))?;
+        super::leftovers::free_devices_below(&self.dir().join("pool"))?;
         std::fs::remove_dir_all(self.dir().join("run")).context("empty /run")?;
         Ok(())
     }
-}
-
-fn is_mounted(dir: &Path) -> Result<bool> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .any(|point| Path::new(point) == dir))
 }

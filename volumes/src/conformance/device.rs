@@ -65,6 +65,7 @@ pub(super) fn contents(open: super::Open<'_>) {
     driver.ensure_empty(1, SIZE).unwrap();
     let dir = driver.mount(1, 1).unwrap();
     fs::write(dir.join("marked"), "find this text on the device").unwrap();
+    drop(dir);
     driver.release(1, 1);
     let device = driver.device(1, 1).unwrap();
     let mut file = fs::OpenOptions::new()
@@ -87,5 +88,6 @@ pub(super) fn contents(open: super::Open<'_>) {
         fs::read_to_string(dir.join("marked")).unwrap(),
         "FOUNDthis text on the device"
     );
+    drop(dir);
     driver.release(1, 2);
 }

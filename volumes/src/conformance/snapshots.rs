@@ -53,9 +53,11 @@ pub(super) fn keeps_what_was_there(open: super::Open<'_>) {
         assert!(!restored.join("b").exists());
         assert!(room(&restored) > size.0 / 2, "{}", room(&restored));
         fs::write(restored.join("a"), "another's").unwrap();
+        drop(restored);
         driver.release(n, n);
     }
     assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "now");
+    drop(dir);
     driver.release(1, 1);
     let absent = driver.ensure_from(4, SIZE, &of_snapshot(9), 1);
     assert!(
@@ -74,6 +76,7 @@ pub(super) fn are_accounted(open: super::Open<'_>) {
     driver.ensure_empty(1, SIZE).unwrap();
     let dir = driver.mount(1, 1).unwrap();
     fs::write(dir.join("big"), vec![7; 32 << 20]).unwrap();
+    drop(dir);
     driver.release(1, 1);
     let made = driver.snapshot(&volume(1), &snapshot(1)).unwrap();
     assert!(made.stored_bytes >= 32 << 20, "{made:?}");
@@ -91,6 +94,7 @@ pub(super) fn are_accounted(open: super::Open<'_>) {
     driver.ensure_from(3, SIZE, &of_snapshot(1), 1).unwrap();
     let dir = driver.mount(3, 1).unwrap();
     assert_eq!(fs::metadata(dir.join("big")).unwrap().len(), 32 << 20);
+    drop(dir);
     driver.release(3, 1);
     for _ in 0..2 {
         driver.delete_snapshot(&snapshot(1)).unwrap();
@@ -99,6 +103,7 @@ pub(super) fn are_accounted(open: super::Open<'_>) {
     // Nothing of the restored one goes with it.
     let dir = driver.mount(3, 1).unwrap();
     assert_eq!(fs::read(dir.join("big")).unwrap(), vec![7; 32 << 20]);
+    drop(dir);
     driver.release(3, 1);
     assert_eq!(driver.pool().unwrap().promised, SIZE);
 }
@@ -132,6 +137,7 @@ pub(super) fn fork_under_writes(open: super::Open<'_>) {
         done.store(true, Ordering::Relaxed);
         forked.unwrap();
     });
+    drop(dir);
     driver.release(1, 1);
     let fork = driver.mount(2, 2).unwrap();
     let mut files = 0;
@@ -144,13 +150,16 @@ pub(super) fn fork_under_writes(open: super::Open<'_>) {
     }
     assert!(files > 15, "{files}");
     fs::write(fork.join("mine"), "").unwrap();
+    drop(fork);
     driver.release(2, 2);
     let dir = driver.mount(1, 1).unwrap();
     assert!(!dir.join("mine").exists());
+    drop(dir);
     driver.release(1, 1);
     driver.destroy(&volume(1)).unwrap();
     let fork = driver.mount(2, 2).unwrap();
     assert!(fork.join("mine").exists());
+    drop(fork);
     driver.release(2, 2);
     if driver.capabilities().cloning == Cloning::FullCopy {
         return;
@@ -162,5 +171,6 @@ pub(super) fn fork_under_writes(open: super::Open<'_>) {
     driver.ensure_from(3, SIZE, &of_snapshot(2), 2).unwrap();
     let restored = driver.mount(3, 3).unwrap();
     assert!(restored.join("mine").exists());
+    drop(restored);
     driver.release(3, 3);
 }

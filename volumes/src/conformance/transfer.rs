@@ -1,6 +1,6 @@
 //! Export and import.
 
-use super::{SIZE, Verbs, key, snapshot, volume};
+use super::{Dir, SIZE, Verbs, key, snapshot, volume};
 use crate::{VolumeDriver, VolumeError};
 use slipway_core::host_api::ImportPart;
 use slipway_core::units::ByteSize;
@@ -13,6 +13,7 @@ pub(super) fn round_trip(open: super::Open<'_>) {
     let dir = driver.mount(1, 1).unwrap();
     fs::write(dir.join("big"), vec![7; 20 << 20]).unwrap();
     fs::write(dir.join("small"), "contents").unwrap();
+    drop(dir);
     driver.release(1, 1);
     driver.snapshot(&volume(1), &snapshot(1)).unwrap();
     let mut stream = Vec::new();
@@ -66,6 +67,7 @@ pub(super) fn round_trip(open: super::Open<'_>) {
     let dir = driver.mount(2, 2).unwrap();
     assert_eq!(fs::read(dir.join("big")).unwrap(), vec![7; 20 << 20]);
     assert_eq!(fs::read_to_string(dir.join("small")).unwrap(), "contents");
+    drop(dir);
     driver.release(2, 2);
 
     let absent = driver.export(&snapshot(9), 0, None, &mut Vec::new());
@@ -105,8 +107,9 @@ fn only_its_own_key_opens(driver: &Arc<dyn VolumeDriver>, sealed: &[u8]) {
         crate::AttachAs::Mount,
         Some(&key(1)),
     );
-    let dir = own.unwrap().path().to_owned();
+    let dir = Dir::of(own.unwrap());
     assert_eq!(fs::read_to_string(dir.join("small")).unwrap(), "contents");
+    drop(dir);
     driver.release(4, 4);
     driver.destroy(&volume(4)).unwrap();
 }
@@ -122,6 +125,7 @@ pub(super) fn difference(open: super::Open<'_>) {
     driver.snapshot(&volume(1), &snapshot(1)).unwrap();
     fs::remove_file(dir.join("goes")).unwrap();
     fs::write(dir.join("changes"), "after").unwrap();
+    drop(dir);
     driver.release(1, 1);
     driver.snapshot(&volume(1), &snapshot(2)).unwrap();
     let (mut base, mut difference) = (Vec::new(), Vec::new());
@@ -180,10 +184,11 @@ pub(super) fn difference(open: super::Open<'_>) {
         crate::AttachAs::Mount,
         own.as_ref(),
     );
-    let dir = attached.unwrap().path().to_owned();
+    let dir = Dir::of(attached.unwrap());
     assert_eq!(fs::read(dir.join("stays")).unwrap(), vec![7; 20 << 20]);
     assert_eq!(fs::read_to_string(dir.join("changes")).unwrap(), "after");
     assert!(!dir.join("goes").exists());
+    drop(dir);
     driver.release(2, 2);
     let absent = driver.export_difference(&snapshot(1), &snapshot(9), &mut Vec::new());
     assert!(

@@ -2,18 +2,17 @@
 //!
 //! Must not know: sizes and accounts.
 
-use super::extend::grow_if_smaller;
-use super::layout::make_dir;
+use super::extend::{grow_mounted, grow_unmounted};
 use super::steps::Step;
 use super::{Pool, clear_name, needed};
 use crate::backing::{Backing, Claim, Stored};
 use crate::driver::{AttachAs, Attachment};
 use crate::error::VolumeError;
-use crate::limits::{DEVICE_RELEASE_WAIT_MAX, POLL_PAUSE, UNMOUNT_WAIT_MAX};
+use crate::limits::{DEVICE_RELEASE_WAIT_MAX, POLL_PAUSE};
 use crate::marker::Marker;
+use crate::mounts::Mounted;
 use crate::undo::Undo;
 use crate::{fs, luks, mounts, trim};
-use nix::errno::Errno;
 use slipway_core::id::{MachineId, VolumeId};
 use slipway_core::key::VolumeKey;
 use std::io;
@@ -77,23 +76,15 @@ impl<B: Backing> Pool<B> {
         };
         // Open already, unless a start was cut off before.
         let top = self.open_clear(wanted, stored, &device)?;
-        let mount_point = self.make_mount_point(id)?;
-        let mounted = mounts::is_mount_point(&mount_point)
-            .map_err(VolumeError::io("look up", &mount_point))?;
         match wanted.how {
-            AttachAs::Mount if mounted => Ok(Attachment::Mount(mount_point)),
-            AttachAs::Mount => {
-                // Its device lives (the machine's own mount keeps it), but not our mount of it. Mounting the same device
-                // once more gives the same file system, not a second one on the same blocks.
-                mounts::mount_ext4(&top, &mount_point)
-                    .map_err(VolumeError::io("mount", &mount_point))?;
-                Ok(Attachment::Mount(mount_point))
-            }
+            // Mounting the same device once more gives the same file system, not a second one on the same blocks.
+            AttachAs::Mount => self.mount(id, &top).map(Attachment::Mount),
             AttachAs::Device => Ok(Attachment::Device(top)),
         }
     }
 
-    /// Attaches a volume that nothing uses. Its device keeps the claim when we let go of it.
+    /// Attaches a volume that nothing uses. Its device keeps the claim, however long it is mounted or open: that it is there at
+    /// the detachment tells that no power cut came between.
     fn attach_free(
         &self,
         wanted: &Wanted<'_>,
@@ -116,8 +107,8 @@ impl<B: Backing> Pool<B> {
         }
         Marker::write(&marker, wanted.holder, wanted.how)?;
         self.steps.enter(Step::MakeDevice)?;
-        // Lets go of the device by itself when anything below fails, where that is enough.
-        let lasting = wanted.how == AttachAs::Device && !stored.sealed;
+        // An open mapping keeps the device below it.
+        let lasting = !stored.sealed;
         undo.push("free the device", || {
             self.backing.deactivate(id).map_err(io::Error::other)
         });
@@ -136,18 +127,17 @@ impl<B: Backing> Pool<B> {
         }
         let attachment = match wanted.how {
             AttachAs::Device => {
-                grow_if_smaller(&top, false)?;
+                grow_unmounted(&top)?;
                 Attachment::Device(top)
             }
             AttachAs::Mount => {
                 if !fs::may_grow_mounted() {
-                    grow_if_smaller(&top, false)?;
+                    grow_unmounted(&top)?;
                 }
-                let mount_point = self.mount(id, &top)?;
-                let mounted = mount_point.clone();
-                undo.push("unmount", move || mounts::unmount(&mounted));
-                grow_if_smaller(&top, true)?;
-                Attachment::Mount(mount_point)
+                let mounted = self.mount(id, &top)?;
+                let root = std::fs::File::open(mounted.path());
+                grow_mounted(&top, &root.map_err(VolumeError::io("open", &top))?)?;
+                Attachment::Mount(mounted)
             }
         };
         self.steps.enter(Step::FinishAttach)?;
@@ -180,37 +170,39 @@ impl<B: Backing> Pool<B> {
         )
     }
 
-    fn mount(&self, id: &VolumeId, device: &Path) -> Result<PathBuf, VolumeError> {
-        self.steps.enter(Step::MakeMountPoint)?;
-        let mount_point = self.make_mount_point(id)?;
+    fn mount(&self, id: &VolumeId, device: &Path) -> Result<Mounted, VolumeError> {
         self.steps.enter(Step::Mount)?;
-        match mounts::mount_ext4(device, &mount_point) {
-            Ok(()) => Ok(mount_point),
+        match mounts::mount_ext4(device) {
+            Ok(mounted) => Ok(mounted),
             // What the kernel says of a file system that is not one, or not whole.
             Err(error) if fs::is_corruption(&error) => Err(VolumeError::Damaged {
                 volume: id.clone(),
                 detail: format!("not mounted: {error}"),
             }),
-            Err(error) => Err(VolumeError::io("mount", &mount_point)(error)),
+            Err(error) => Err(VolumeError::io("mount", device)(error)),
         }
     }
 
     pub(super) fn detach_from(&self, id: &VolumeId, holder: &MachineId) -> Result<(), VolumeError> {
         let _volume = self.lock_volume(id)?;
         let marker = self.layout.marker(id);
-        match Marker::read(&marker)? {
-            Marker::HeldBy(who, _) if who == *holder => {}
+        let how = match Marker::read(&marker)? {
+            Marker::HeldBy(who, how) if who == *holder => how,
             // Not this holder's.
             Marker::HeldBy(..) | Marker::Absent | Marker::Unreadable => return Ok(()),
-        }
-        match self.backing.claim(id)? {
+        };
+        let stored = match self.backing.claim(id)? {
             // After an unclean end; the marker stays so that the next attach checks.
             Claim::Absent | Claim::Free(..) => return Ok(()),
-            Claim::InUse(_) => {}
-        }
+            Claim::InUse(stored) => stored,
+        };
         self.steps.enter(Step::Unmount)?;
-        self.give_back(id);
-        self.unmount(id)?;
+        if let Some(top) = self.active_top(id, &stored)? {
+            if how == AttachAs::Mount {
+                self.give_back(id, &top);
+            }
+            self.await_unmounted(id, &top)?;
+        }
         self.steps.enter(Step::FreeDevice)?;
         self.free_device(id)?;
         self.steps.enter(Step::AwaitRelease)?;
@@ -235,45 +227,32 @@ impl<B: Backing> Pool<B> {
 
     /// Gives freed blocks back to the pool. Mounted with `discard`, the file system does so by itself, but drops what
     /// it has not come to yet when it is unmounted.
-    fn give_back(&self, id: &VolumeId) {
-        let mount_point = self.layout.mount_point(id);
-        // Otherwise it would be the pool's own file system.
-        if !self.backing.traits().discard || !mounts::is_mount_point(&mount_point).unwrap_or(false)
-        {
+    fn give_back(&self, id: &VolumeId, top: &Path) {
+        if !self.backing.traits().discard {
             return;
         }
-        if let Err(error) = trim::trim(&mount_point) {
+        if let Err(error) = mounts::root_of(top).and_then(|root| trim::trim(&root)) {
             tracing::warn!(volume = %id, %error, "freed blocks not given back");
         }
     }
 
-    /// Unmounts, as often as it is mounted here, and waits for open files to be closed.
-    fn unmount(&self, id: &VolumeId) -> Result<(), VolumeError> {
-        let mount_point = self.layout.mount_point(id);
+    /// Waits until nothing anywhere has the volume mounted: the kernel takes the namespaces of an ended machine down after its
+    /// last process is gone.
+    fn await_unmounted(&self, id: &VolumeId, top: &Path) -> Result<(), VolumeError> {
         let began = Instant::now();
+        // While it is open, the name is no other volume's.
+        let opened = std::fs::File::open(top).map_err(VolumeError::io("open", top))?;
+        let old = self.layout.old_mount_point(id);
         loop {
-            match mounts::unmount(&mount_point).map_err(|error| error.raw_os_error()) {
-                Ok(()) => {}
-                // Not a mount point, or not there: nothing is mounted any more.
-                Err(Some(code)) if code == Errno::EINVAL as i32 || code == Errno::ENOENT as i32 => {
-                    return Ok(());
-                }
-                Err(Some(code)) if code == Errno::EBUSY as i32 => {
-                    if began.elapsed() >= UNMOUNT_WAIT_MAX {
-                        return Err(VolumeError::Busy {
-                            volume: id.clone(),
-                            what: "files on it are open",
-                            waited: UNMOUNT_WAIT_MAX,
-                        });
-                    }
-                    std::thread::sleep(POLL_PAUSE);
-                }
-                Err(code) => {
-                    let error =
-                        code.map_or(io::ErrorKind::Other.into(), io::Error::from_raw_os_error);
-                    return Err(VolumeError::io("unmount", &mount_point)(error));
-                }
+            mounts::remove_mount_point(&old).map_err(VolumeError::io("remove", &old))?;
+            if mounts::is_unmounted(top).map_err(VolumeError::io("examine", top))? {
+                drop(opened);
+                return Ok(());
             }
+            if began.elapsed() >= DEVICE_RELEASE_WAIT_MAX {
+                return Err(still_mounted(id, top));
+            }
+            std::thread::sleep(POLL_PAUSE);
         }
     }
 
@@ -308,18 +287,26 @@ impl<B: Backing> Pool<B> {
         }
         Ok(())
     }
+}
 
-    fn make_mount_point(&self, id: &VolumeId) -> Result<PathBuf, VolumeError> {
-        let path = self.layout.mount_point(id);
-        make_dir(&path)?;
-        Ok(path)
+fn still_mounted(id: &VolumeId, top: &Path) -> VolumeError {
+    let users = mounts::users_of(top);
+    let what = if users.is_empty() {
+        "files on it are open".to_owned()
+    } else {
+        format!("it is mounted by {}", users.join(", "))
+    };
+    VolumeError::Busy {
+        volume: id.clone(),
+        what,
+        waited: DEVICE_RELEASE_WAIT_MAX,
     }
 }
 
 fn still_used(id: &VolumeId) -> VolumeError {
     VolumeError::Busy {
         volume: id.clone(),
-        what: "another mount of it is alive, or a machine has its device",
+        what: "a machine has its device".to_owned(),
         waited: DEVICE_RELEASE_WAIT_MAX,
     }
 }

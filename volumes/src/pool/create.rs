@@ -11,7 +11,7 @@ use crate::limits::{VOLUME_SIZE_MAX, VOLUME_SIZE_MIN};
 use crate::lock::FileLock;
 use crate::marker::{remove_if_there, sync_parent};
 use crate::undo::Undo;
-use crate::{fs, luks};
+use crate::{fs, luks, mounts};
 use slipway_core::host_api::{Cloning, VolumeReport, VolumeSource};
 use slipway_core::id::VolumeId;
 use slipway_core::units::ByteSize;
@@ -251,13 +251,8 @@ impl<B: Backing> Pool<B> {
         self.steps.enter(Step::RemoveNames)?;
         let marker = self.layout.marker(id);
         remove_if_there(&marker)?;
-        let mount_point = self.layout.mount_point(id);
-        match std::fs::remove_dir(&mount_point) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(VolumeError::io("remove", &mount_point)(error));
-            }
-            Ok(()) | Err(_) => {}
-        }
+        let old = self.layout.old_mount_point(id);
+        mounts::remove_mount_point(&old).map_err(VolumeError::io("remove", &old))?;
         // The lock's own file last: whoever waits for it sees that it is gone and makes a new one.
         remove_if_there(&self.layout.lock(id))?;
         sync_parent(&marker)

@@ -14,6 +14,7 @@ use slipway_core::host_api::VolumeReport;
 use slipway_core::id::VolumeId;
 use slipway_core::key::VolumeKey;
 use slipway_core::units::ByteSize;
+use std::fs::File;
 use std::path::Path;
 
 impl<B: Backing> Pool<B> {
@@ -68,40 +69,64 @@ impl<B: Backing> Pool<B> {
         } else {
             device.to_owned()
         };
-        let mount_point = self.layout.mount_point(id);
-        if mounts::is_mount_point(&mount_point).map_err(VolumeError::io("look up", &mount_point))? {
+        if self.is_held_mounted(id)? {
             self.steps.enter(Step::GrowFileSystem)?;
-            grow_if_smaller(&top, true)?;
+            let root = mounts::root_of(&top).map_err(VolumeError::io("open", &top))?;
+            grow_mounted(&top, &root)?;
         }
         Ok(())
     }
 }
 
-/// Grows a file system that is smaller than its device. Gives whether it was.
-pub(super) fn grow_if_smaller(device: &Path, mounted: bool) -> Result<bool, VolumeError> {
-    let failed = || VolumeError::io::<std::io::Error>("read the size of", device);
-    let Some(has) = fs::size(device).map_err(failed())? else {
-        return Ok(false);
+/// Grows a file system that is smaller than its device, and mounted nowhere.
+pub(super) fn grow_unmounted(device: &Path) -> Result<(), VolumeError> {
+    let Some(growth) = Growth::of(device)? else {
+        return Ok(());
     };
-    let room = device_size(device).map_err(failed())?;
-    // Less than a block group more is not always of use to it.
-    if room.saturating_sub(has) < fs::GROWTH_MIN {
-        return Ok(false);
-    }
-    if mounted && !fs::may_grow_mounted() {
+    fs::grow_unmounted(device)?;
+    growth.tell(device);
+    Ok(())
+}
+
+/// The same for one that is mounted, with a directory of it.
+pub(super) fn grow_mounted(device: &Path, dir: &File) -> Result<(), VolumeError> {
+    let Some(growth) = Growth::of(device)? else {
+        return Ok(());
+    };
+    if !fs::may_grow_mounted() {
         tracing::warn!(
             device = %device.display(),
             "the file system grows at the next attachment (this process lacks CAP_SYS_RESOURCE)"
         );
-        return Ok(false);
+        return Ok(());
     }
-    if mounted {
-        fs::grow(device)?;
-    } else {
-        fs::grow_unmounted(device)?;
+    fs::grow_mounted(dir, growth.to)
+        .map_err(VolumeError::io("extend the file system of", device))?;
+    growth.tell(device);
+    Ok(())
+}
+
+/// Bytes that a file system has, and could have on its device.
+struct Growth {
+    from: u64,
+    to: u64,
+}
+
+impl Growth {
+    /// None, if the file system has what there is.
+    fn of(device: &Path) -> Result<Option<Self>, VolumeError> {
+        let failed = || VolumeError::io::<std::io::Error>("read the size of", device);
+        let Some(from) = fs::size(device).map_err(failed())? else {
+            return Ok(None);
+        };
+        let to = device_size(device).map_err(failed())?;
+        // Less than a block group more is not always of use to it.
+        Ok((to.saturating_sub(from) >= fs::GROWTH_MIN).then_some(Self { from, to }))
     }
-    tracing::info!(device = %device.display(), from = has, to = room, "file system extended");
-    Ok(true)
+
+    fn tell(&self, device: &Path) {
+        tracing::info!(device = %device.display(), from = self.from, to = self.to, "file system extended");
+    }
 }
 
 /// Of a block device or a file.

@@ -4,7 +4,7 @@
 //! POOL/pool.lock              held while the sum of the promises may change
 //! POOL/volumes/ID.attached    who holds it (see `marker`)
 //! POOL/volumes/ID.lock        held during any operation on the one volume
-//! POOL/mnt/ID                 where it is mounted; only root can enter POOL/mnt
+//! POOL/mnt/ID                 where earlier versions mounted it
 //! ```
 //!
 //! Must not know: what volumes are made of.
@@ -30,12 +30,11 @@ impl Layout {
             .canonicalize()
             .map_err(VolumeError::io("resolve", pool_dir))?;
         let layout = Self { root };
-        // What is inside volumes, setuid files among it, must be out of reach of the host's users.
-        for dir in [layout.volumes_dir(), layout.mounts_dir()] {
-            make_dir(&dir)?;
-            std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700))
-                .map_err(VolumeError::io("restrict", &dir))?;
-        }
+        // What is inside volumes must be out of reach of the host's users.
+        let dir = layout.volumes_dir();
+        make_dir(&dir)?;
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700))
+            .map_err(VolumeError::io("restrict", &dir))?;
         Ok(layout)
     }
 
@@ -51,10 +50,6 @@ impl Layout {
         self.root.join("volumes")
     }
 
-    pub(crate) fn mounts_dir(&self) -> PathBuf {
-        self.root.join("mnt")
-    }
-
     pub(crate) fn marker(&self, id: &VolumeId) -> PathBuf {
         self.volumes_dir().join(format!("{id}.attached"))
     }
@@ -67,8 +62,8 @@ impl Layout {
         self.volumes_dir().join(format!("{id}.lock"))
     }
 
-    pub(crate) fn mount_point(&self, id: &VolumeId) -> PathBuf {
-        self.mounts_dir().join(id.as_str())
+    pub(crate) fn old_mount_point(&self, id: &VolumeId) -> PathBuf {
+        self.root.join("mnt").join(id.as_str())
     }
 
     /// The names of all files in `dir`; one that is not UTF-8 is not ours.

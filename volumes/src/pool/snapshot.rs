@@ -67,22 +67,19 @@ impl<B: Backing> Pool<B> {
             })
     }
 
-    /// Does `work` while nothing of the volume changes: no file of it if it is mounted, and else, where blocks are cloned in an
-    /// instant, as after a power cut.
+    /// Does `work` while nothing of the volume changes: no file of it if its holder has it mounted, and else, where blocks are
+    /// cloned in an instant, as after a power cut.
     pub(super) fn standing_still(
         &self,
         id: &VolumeId,
         stored: &Stored,
         work: impl FnOnce(MayGoOn<'_>) -> Result<(), VolumeError>,
     ) -> Result<(), VolumeError> {
-        if self.backing.active(id)?.is_none() {
+        let Some(top) = self.active_top(id, stored)? else {
             return work(&|| true);
-        }
+        };
         let traits = self.backing.traits();
-        let mount_point = self.layout.mount_point(id);
-        let mounted = mounts::is_mount_point(&mount_point)
-            .map_err(VolumeError::io("look up", &mount_point))?;
-        if !mounted {
+        if !self.is_held_mounted(id)? {
             if traits.cloning == Cloning::FullCopy {
                 return Err(VolumeError::Unsupported(format!(
                     "volume {id} is in use by a machine with a kernel of its own, and this pool can only copy it, which takes longer than \
@@ -94,13 +91,12 @@ impl<B: Backing> Pool<B> {
         if traits.stills_by_itself && !stored.sealed {
             return work(&|| true);
         }
-        let frozen =
-            freeze::freeze(&mount_point).map_err(VolumeError::io("freeze", &mount_point))?;
+        let frozen = mounts::root_of(&top)
+            .and_then(freeze::freeze)
+            .map_err(VolumeError::io("freeze", &top))?;
         let entered = self.steps.enter(Step::Clone);
         let done = entered.and_then(|()| work(&|| frozen.may_go_on()));
-        let stood_still = frozen
-            .thaw()
-            .map_err(VolumeError::io("thaw", &mount_point))?;
+        let stood_still = frozen.thaw().map_err(VolumeError::io("thaw", &top))?;
         done?;
         if stood_still {
             Ok(())

@@ -16,7 +16,6 @@ pub(crate) enum Step {
     WriteMarker,
     MakeDevice,
     OpenClear,
-    MakeMountPoint,
     Mount,
     FinishAttach,
     Unmount,
@@ -65,10 +64,9 @@ impl Step {
         Self::Settle,
     ];
     pub(crate) const CLONE: [Self; 4] = [Self::Reserve, Self::Fill, Self::Publish, Self::Settle];
-    pub(crate) const ATTACH: [Self; 5] = [
+    pub(crate) const ATTACH: [Self; 4] = [
         Self::WriteMarker,
         Self::MakeDevice,
-        Self::MakeMountPoint,
         Self::Mount,
         Self::FinishAttach,
     ];

@@ -4,11 +4,11 @@ mod arrival;
 
 use super::Pool;
 use super::steps::{Fault, Step};
-use crate::conformance::{CASES, POOL_CAPACITY, wait_for};
-use crate::driver::{AttachAs, Attachment, Encryption, NewVolume, VolumeDriver};
+use crate::conformance::{CASES, Dir, POOL_CAPACITY, wait_for};
+use crate::driver::{AttachAs, Encryption, NewVolume, VolumeDriver};
 use crate::error::VolumeError;
 use crate::file::{self, Images, open_file_pool};
-use crate::{loopdev, mounts};
+use crate::loopdev;
 use slipway_core::host_api::{Cloning, VolumeReport, VolumeSource};
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::units::ByteSize;
@@ -54,25 +54,13 @@ impl TestPool {
         open(&self.path())
     }
 
-    fn mounted(&self) -> PathBuf {
-        self.path().join("mnt").join(volume().as_str())
-    }
-
-    /// No device, no mount, and in `volumes/` exactly these files besides locks.
+    /// No device, and in `volumes/` exactly these files besides locks.
     fn assert_world(&self, when: &str, files: &[String]) {
         let pool = self.path();
         wait_for(&format!("{when}: no device"), || {
             let devices = loopdev::in_use().unwrap();
             !devices.iter().any(|(file, _)| file.starts_with(&pool))
         });
-        for entry in fs::read_dir(pool.join("mnt")).unwrap() {
-            let path = entry.unwrap().path();
-            assert!(
-                !mounts::is_mount_point(&path).unwrap(),
-                "{when}: {}",
-                path.display()
-            );
-        }
         let mut names: Vec<_> = fs::read_dir(pool.join("volumes"))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -85,11 +73,17 @@ impl TestPool {
 
 impl Drop for TestPool {
     fn drop(&mut self) {
-        let Ok(mounted) = fs::read_dir(self.path().join("mnt")) else {
-            return;
-        };
-        for entry in mounted.flatten() {
-            while mounts::unmount(&entry.path()).is_ok() {}
+        for entry in fs::read_dir(self.path().join("mnt"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            while nix::mount::umount(&entry.path()).is_ok() {}
+        }
+        for (image, _) in loopdev::in_use().unwrap() {
+            if image.starts_with(self.path()) {
+                let _ = loopdev::release(&image);
+            }
         }
     }
 }
@@ -110,13 +104,10 @@ fn ensure(driver: &Pool<Images>, size: ByteSize) -> Result<VolumeReport, VolumeE
     driver.ensure(&NewVolume::empty(&volume(), size))
 }
 
-fn attach(driver: &Pool<Images>, holder: u8) -> Result<PathBuf, VolumeError> {
+fn attach(driver: &Pool<Images>, holder: u8) -> Result<Dir, VolumeError> {
     driver
         .attach(&volume(), &machine(holder), AttachAs::Mount, None)
-        .map(|attachment| match attachment {
-            Attachment::Mount(path) => path,
-            Attachment::Device(path) => panic!("{}", path.display()),
-        })
+        .map(Dir::of)
 }
 
 fn image_name() -> String {
@@ -231,14 +222,15 @@ fn a_failed_step_leaves_nothing_behind() {
         pool.assert_world(&format!("{step:?}"), &[image_name()]);
     }
     for step in Step::SNAPSHOT {
-        attach(&driver, 1).unwrap();
+        let dir = attach(&driver, 1).unwrap();
         fail_at(&driver, step, Fault::Error);
         let error = driver.snapshot(&volume(), &snapshot()).unwrap_err();
         assert!(error.to_string().contains("injected"), "{step:?}: {error}");
         assert_eq!(driver.snapshots().unwrap(), [], "{step:?}");
         assert_eq!(driver.pool().unwrap().promised, SIZE, "{step:?}");
         // It does not stand still any more.
-        fs::write(pool.mounted().join("written"), [1; 8192]).unwrap();
+        fs::write(dir.join("written"), [1; 8192]).unwrap();
+        drop(dir);
         driver.detach(&volume(), &machine(1)).unwrap();
         pool.assert_world(&format!("{step:?}"), &[image_name()]);
     }
@@ -305,11 +297,15 @@ fn a_process_that_dies_at_any_step_is_recovered_from() {
             "{step:?}"
         );
         ensure(&driver, SIZE).unwrap();
-        let mounted = matches!(step, Step::FinishAttach | Step::Unmount);
-        wait_for(&format!("{step:?}: attached is {mounted}"), || {
-            driver.list().unwrap()[0].attached_to.is_some() == mounted
+        // From its device on to the end of that.
+        let attached = matches!(
+            step,
+            Step::Mount | Step::FinishAttach | Step::Unmount | Step::FreeDevice
+        );
+        wait_for(&format!("{step:?}: attached is {attached}"), || {
+            driver.list().unwrap()[0].attached_to.is_some() == attached
         });
-        if mounted {
+        if attached {
             let refused = attach(&driver, 2);
             assert!(
                 matches!(refused, Err(VolumeError::InUse { .. })),
@@ -319,6 +315,7 @@ fn a_process_that_dies_at_any_step_is_recovered_from() {
         driver.detach(&volume(), &machine(1)).unwrap();
         let dir = attach(&driver, 2).unwrap();
         fs::write(dir.join("works"), "").unwrap();
+        drop(dir);
         driver.detach(&volume(), &machine(2)).unwrap();
         pool.assert_world(&format!("{step:?}"), &[image_name()]);
         driver.destroy(&volume()).unwrap();
@@ -359,6 +356,7 @@ fn a_process_that_dies_at_any_step_of_other_verbs_is_recovered_from() {
         ensure(&driver, SIZE).unwrap();
         let dir = attach(&driver, 1).unwrap();
         fs::write(dir.join("kept"), "contents").unwrap();
+        drop(dir);
         driver.detach(&volume(), &machine(1)).unwrap();
         let test = "a_process_that_dies_at_any_step_of_other_verbs_is_recovered_from";
         let job = format!("{} {step:?}", pool.path().display());
@@ -385,6 +383,7 @@ fn a_process_that_dies_at_any_step_of_other_verbs_is_recovered_from() {
             driver.snapshot(&volume(), &snapshot()).unwrap();
             let report = driver.extend(&volume(), larger, None).unwrap();
             assert_eq!(report.size_bytes, larger.0);
+            drop(dir);
             driver.detach(&volume(), &machine(1)).unwrap();
         }
         restore(&driver).unwrap();
@@ -467,8 +466,9 @@ fn an_unclean_end_is_checked_and_repaired() {
         for i in 0..200 {
             fs::write(dir.join(format!("file{i}")), vec![7; 8192]).unwrap();
         }
-        mounts::unmount(&dir).unwrap();
-        // What a power cut leaves: a marker, and no mount. (A namespace that somebody just makes may have a copy.)
+        drop(dir);
+        // What a power cut leaves: a marker, and no device.
+        loopdev::release(&image).unwrap();
         wait_for("the device to go", || {
             driver.list().unwrap()[0].attached_to.is_none()
         });
@@ -480,6 +480,7 @@ fn an_unclean_end_is_checked_and_repaired() {
     assert!(pool.path().join("volumes").join(marker_name()).exists());
     let dir = attach(&driver, 2).unwrap();
     assert_eq!(fs::read(dir.join("file199")).unwrap().len(), 8192);
+    drop(dir);
     driver.detach(&volume(), &machine(2)).unwrap();
 
     // Beyond what is safe to repair by itself: block bitmaps and directory blocks are gone.
@@ -497,6 +498,7 @@ fn an_unclean_end_is_checked_and_repaired() {
     assert_ne!(checked.status.code(), Some(0), "the test did no damage");
     let dir = attach(&driver, 4).unwrap();
     fs::write(dir.join("works"), "again").unwrap();
+    drop(dir);
     driver.detach(&volume(), &machine(4)).unwrap();
     let checked = Command::new("e2fsck")
         .args(["-n", "-f"])
@@ -565,27 +567,40 @@ fn open_files_delay_a_detach_and_do_not_lose_the_volume() {
     ensure(&driver, SIZE).unwrap();
     let dir = attach(&driver, 1).unwrap();
     let held = fs::File::create(dir.join("held")).unwrap();
+    drop(dir);
     let busy = driver.detach(&volume(), &machine(1));
     assert!(matches!(busy, Err(VolumeError::Busy { .. })), "{busy:?}");
     assert_eq!(driver.list().unwrap()[0].attached_to, Some(machine(1)));
+    let dir = attach(&driver, 1).unwrap();
     assert!(dir.join("held").exists());
-    drop(held);
+    drop((held, dir));
     driver.detach(&volume(), &machine(1)).unwrap();
 }
 
-/// A machine's own mount of the volume outlives ours: a second driver on the same blocks would destroy the data.
+/// A machine's own mount of the volume outlives ours: a second driver on the same blocks would destroy the data. That is also where
+/// earlier versions had it mounted.
 #[test]
-fn another_mount_keeps_the_volume_attached() {
+fn another_mount_keeps_the_volume_attached_and_is_told_of() {
     let Some(pool) = TestPool::new() else { return };
     let driver = pool.open();
     ensure(&driver, SIZE).unwrap();
     let dir = attach(&driver, 1).unwrap();
-    let other = pool.path().join("mnt").join("elsewhere");
-    fs::create_dir(&other).unwrap();
-    let bind = nix::mount::MsFlags::MS_BIND;
-    nix::mount::mount(Some(&dir), &other, None::<&str>, bind, None::<&str>).unwrap();
-    let busy = driver.detach(&volume(), &machine(1));
-    assert!(matches!(busy, Err(VolumeError::Busy { .. })), "{busy:?}");
+    let mount = |name: &str| {
+        let at = pool.path().join("mnt").join(name);
+        fs::create_dir_all(&at).unwrap();
+        let device = loopdev::in_use().unwrap();
+        let image = pool.path().join("volumes").join(image_name());
+        let (_, device) = device.iter().find(|(file, _)| *file == image).unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some(device), &at, Some("ext4"), flags, None::<&str>).unwrap();
+        at
+    };
+    let (elsewhere, old) = (mount("elsewhere"), mount(volume().as_str()));
+    drop(dir);
+    let busy = driver.detach(&volume(), &machine(1)).unwrap_err();
+    assert!(matches!(busy, VolumeError::Busy { .. }), "{busy:?}");
+    assert!(busy.to_string().contains("by this host at"), "{busy}");
+    assert!(!old.exists());
     assert_eq!(driver.list().unwrap()[0].attached_to, Some(machine(1)));
     let refused = attach(&driver, 2);
     assert!(
@@ -597,12 +612,78 @@ fn another_mount_keeps_the_volume_attached() {
         Err(VolumeError::InUse { .. })
     ));
     // Its own holder gets the same file system once more.
-    fs::write(other.join("seen"), "").unwrap();
+    fs::write(elsewhere.join("seen"), "").unwrap();
     let dir = attach(&pool.open(), 1).unwrap();
     assert!(dir.join("seen").exists());
-    mounts::unmount(&other).unwrap();
+    drop(dir);
+    nix::mount::umount(&elsewhere).unwrap();
     driver.detach(&volume(), &machine(1)).unwrap();
     pool.assert_world("after", &[image_name()]);
+}
+
+/// A program in a mount namespace of its own, made from ours while volumes were mounted.
+fn copies_all_mounts(propagation: &str) -> std::process::Child {
+    let mut program = Command::new("unshare");
+    program.args(["--mount", "--propagation", propagation, "sleep", "1000"]);
+    let child = program.spawn().unwrap();
+    let name = format!("/proc/{}/comm", child.id());
+    wait_for("a namespace of its own", || {
+        fs::read_to_string(&name).unwrap() == "sleep\n"
+    });
+    child
+}
+
+#[test]
+fn programs_that_copy_all_mounts_have_no_copy_of_a_volume() {
+    let Some(pool) = TestPool::new() else { return };
+    let driver = pool.open();
+    ensure(&driver, SIZE).unwrap();
+    let dir = attach(&driver, 1).unwrap();
+    fs::write(dir.join("kept"), "contents").unwrap();
+    let mut programs = ["private", "slave", "shared"].map(copies_all_mounts);
+    drop(dir);
+    driver.detach(&volume(), &machine(1)).unwrap();
+    let dir = attach(&driver, 2).unwrap();
+    assert_eq!(fs::read_to_string(dir.join("kept")).unwrap(), "contents");
+    drop(dir);
+    driver.detach(&volume(), &machine(2)).unwrap();
+
+    // What an earlier version mounted at a path, they have; it goes with that path.
+    attach(&driver, 1).unwrap();
+    let old = pool.path().join("mnt").join(volume().as_str());
+    fs::create_dir_all(&old).unwrap();
+    let (_, device) = loopdev::in_use()
+        .unwrap()
+        .into_iter()
+        .find(|(image, _)| image.starts_with(pool.path()))
+        .unwrap();
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some(&device), &old, Some("ext4"), flags, None::<&str>).unwrap();
+    let more = ["private", "slave", "shared"].map(copies_all_mounts);
+    driver.detach(&volume(), &machine(1)).unwrap();
+    pool.assert_world("after", &[image_name()]);
+    for program in programs.iter_mut().chain(&mut { more }) {
+        program.kill().unwrap();
+        program.wait().unwrap();
+    }
+}
+
+/// Nothing on a volume has a meaning for the host before a machine has it.
+#[test]
+fn nothing_on_a_volume_runs_on_the_host() {
+    let Some(pool) = TestPool::new() else { return };
+    let driver = pool.open();
+    ensure(&driver, SIZE).unwrap();
+    let dir = attach(&driver, 1).unwrap();
+    let program = dir.join("true");
+    fs::copy("/bin/true", &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
+    let refused = Command::new(&program).status().unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+    let flags = nix::sys::statvfs::statvfs(&*dir).unwrap().flags();
+    assert!(flags.contains(nix::sys::statvfs::FsFlags::ST_NOSUID));
+    drop(dir);
+    driver.detach(&volume(), &machine(1)).unwrap();
 }
 
 #[test]
@@ -634,12 +715,9 @@ fn leftovers_of_a_crash_are_cleared_and_nothing_else() {
 #[test]
 fn only_root_can_enter() {
     let Some(pool) = TestPool::new() else { return };
-    fs::create_dir(pool.path().join("mnt")).unwrap();
-    fs::set_permissions(pool.path().join("mnt"), fs::Permissions::from_mode(0o755)).unwrap();
     let driver = pool.open();
     ensure(&driver, SIZE).unwrap();
     for (path, mode) in [
-        ("mnt", 0o700),
         ("volumes", 0o700),
         (&format!("volumes/{}", image_name()), 0o600),
     ] {

@@ -102,7 +102,7 @@ impl Machines {
         Ok(driver.start(&Start {
             spec,
             slot,
-            volume: volume.path(),
+            volume: &volume,
             image,
         })?)
     }

@@ -106,7 +106,6 @@ impl Sandbox {
         ] {
             make_dir(dir, mode).map_err(DriverError::at("make", dir))?;
         }
-        mounts::keep_private(&sandbox.machines_run)?;
         Ok(sandbox)
     }
 
@@ -289,20 +288,22 @@ impl MachineDriver for Sandbox {
         undo.push("directories and mounts", || logged(places.remove()));
         places.make(first_id)?;
         self.done(StartStep::Places, &mut since)?;
-        places.mount_scratch(self.scratch, first_id)?;
-        self.done(StartStep::Scratch, &mut since)?;
-        let ids = rootfs::ids(first_id)?;
-        places.mount_root(start, &ids)?;
-        self.done(StartStep::Root, &mut since)?;
-        places.mount_volume(start.volume, &ids)?;
-        self.done(StartStep::Volume, &mut since)?;
         undo.push("bundle and listeners", || {
             logged(self.remove_bundle(machine))
         });
         let listeners = self.prepare(start, &places.root)?;
         self.done(StartStep::Bundle, &mut since)?;
         undo.push("container", || logged(self.delete(machine)));
-        let pid = self.create(machine, &places, listeners)?;
+        let pid = mounts::in_own_namespace(|| {
+            places.mount_scratch(self.scratch, first_id)?;
+            self.done(StartStep::Scratch, &mut since)?;
+            let ids = rootfs::ids(first_id)?;
+            places.mount_root(start, &ids)?;
+            self.done(StartStep::Root, &mut since)?;
+            places.mount_volume(start.volume, &ids)?;
+            self.done(StartStep::Volume, &mut since)?;
+            self.create(machine, &places, listeners)
+        })?;
         let process = ProcessId::of(pid).map_err(DriverError::at(
             "examine process",
             Path::new(&pid.to_string()),

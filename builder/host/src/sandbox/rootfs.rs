@@ -11,6 +11,7 @@ use crate::mounts::{tmpfs, unmount_below};
 use crate::sys::{self, MountFlags};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use slipway_core::units::ByteSize;
+use slipway_volumes::Attachment;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
@@ -47,7 +48,7 @@ impl Places {
         }
     }
 
-    /// Makes the directories.
+    /// Makes the directories, and mounts the bounded room for the log.
     pub(super) fn make(&self, id_base: u32) -> Result<(), DriverError> {
         make_dir(&self.home, 0o710).map_err(DriverError::at("make", &self.home))?;
         chown(&self.home, None, Some(id_base)).map_err(DriverError::at("own", &self.home))?;
@@ -60,11 +61,11 @@ impl Places {
         ] {
             make_dir(dir, 0o700).map_err(DriverError::at("make", dir))?;
         }
-        Ok(())
+        // The one mount that the host's namespace has, for what is written there is read when the machine is gone.
+        self.log.mount()
     }
 
-    /// Mounts what the machine can write to without its volume. Both count as its memory and are bounded, so that no
-    /// machine fills a disk of the host with its console.
+    /// Mounts what the machine can write to without its volume. It counts as its memory and is bounded.
     pub(super) fn mount_scratch(&self, size: ByteSize, id_base: u32) -> Result<(), DriverError> {
         tmpfs(
             &self.scratch,
@@ -75,7 +76,7 @@ impl Places {
             make_dir(&dir, 0o755).map_err(DriverError::at("make", &dir))?;
             chown(&dir, Some(id_base), Some(id_base)).map_err(DriverError::at("own", &dir))?;
         }
-        self.log.mount()
+        Ok(())
     }
 
     /// Puts the root file system together at [`Places::root`].
@@ -117,13 +118,23 @@ impl Places {
     }
 
     /// Mounts the volume into the root file system. On disk its ids are `0..65536` whatever range the machine has.
-    pub(super) fn mount_volume(&self, volume: &Path, ids: &OwnedFd) -> Result<(), DriverError> {
-        // Programs with the set-user-id bit are a build's right; on the host's own mount they may stay without effect.
+    pub(super) fn mount_volume(
+        &self,
+        volume: &Attachment,
+        ids: &OwnedFd,
+    ) -> Result<(), DriverError> {
+        let target = self.root.join(VOLUME);
+        let Attachment::Mount(mounted) = volume else {
+            let error = std::io::Error::other("a sandbox wants its volume mounted");
+            return Err(DriverError::at("mount at", &target)(error));
+        };
+        // Programs with the set-user-id bit are a build's right. Until now, nothing on it had an effect on the host.
         let flags = MountFlags {
             set: nix::libc::MOUNT_ATTR_NODEV,
             clear: nix::libc::MOUNT_ATTR_NOSUID | nix::libc::MOUNT_ATTR_NOEXEC,
         };
-        idmapped(volume, &self.root.join(VOLUME), ids, flags)
+        sys::idmap_mount(mounted, ids, flags).map_err(DriverError::at("idmap for", &target))?;
+        sys::attach_mount(mounted, &target).map_err(DriverError::at("mount at", &target))
     }
 
     /// Unmounts everything below [`Places::new`]'s directory and removes it; absent is fine.

@@ -1,20 +1,21 @@
 //! A start that fails, or whose daemon is killed, after any of its steps leaves nothing.
 //!
-//! Real mounts, containers and links, on a directory in the place of a volume. Needs root.
+//! Real mounts, containers and links. Needs root.
 
 use super::*;
 use crate::image::{BootImage, Images};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::MachineSpec;
 use slipway_core::id::VolumeId;
+use slipway_volumes::{Encryption, NewVolume, VolumeDriver, open_file_pool};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 const STEPS: [StartStep; 9] = [
     StartStep::Places,
+    StartStep::Bundle,
     StartStep::Scratch,
     StartStep::Root,
     StartStep::Volume,
-    StartStep::Bundle,
     StartStep::Create,
     StartStep::Delegate,
     StartStep::Network,
@@ -30,7 +31,7 @@ struct World {
     name: String,
     sandbox: Sandbox,
     image: BootImage,
-    volume: PathBuf,
+    volumes: Arc<dyn VolumeDriver>,
     spec: MachineSpec,
 }
 
@@ -45,7 +46,6 @@ impl World {
             println!("skipped: not root, or {IMAGE} is not built");
             return None;
         }
-        // A volume is an ext4 of its own; here a directory does, on whatever the test's directory lies on.
         let dir = PathBuf::from(format!("/var/tmp/slipway-{name}"));
         let guest = dir.join("guest");
         make_dir(&dir, 0o711).unwrap();
@@ -66,8 +66,9 @@ impl World {
         let network = Arc::new(Network::set_up(&settings).unwrap());
         let image = Images::new(&settings).current(&network).unwrap();
         let sandbox = Sandbox::new(&settings, network).unwrap();
-        let volume = dir.join("volume");
-        make_dir(&volume, 0o755).unwrap();
+        let size = ByteSize::mib(64);
+        let pool = dir.join("pool");
+        let volumes = open_file_pool(&pool, Some(size), Encryption::Off).unwrap();
         let spec = MachineSpec {
             machine: MachineId::from_entropy([7; 10]),
             generation: Generation(1),
@@ -77,23 +78,37 @@ impl World {
             pids_max: 100,
             isolation: slipway_core::isolation::Isolation::Sandbox,
         };
+        volumes
+            .ensure(&NewVolume::empty(&spec.volume, size))
+            .unwrap();
         Some(Self {
             dir,
             name: name.to_owned(),
             sandbox,
             image,
-            volume,
+            volumes,
             spec,
         })
     }
 
     fn start(&self) -> Result<ProcessId, DriverError> {
+        let (volume, machine) = (&self.spec.volume, &self.spec.machine);
+        let attached = self
+            .volumes
+            .attach(volume, machine, AttachAs::Mount, None)
+            .unwrap();
         self.sandbox.start(&Start {
             spec: &self.spec,
             slot: 0,
-            volume: &self.volume,
+            volume: &attached,
             image: &self.image,
         })
+    }
+
+    fn clear(&self) {
+        let (volume, machine) = (&self.spec.volume, &self.spec.machine);
+        self.sandbox.clear(machine, 0).unwrap();
+        self.volumes.detach(volume, machine).unwrap();
     }
 
     fn leftovers(&self) -> Vec<String> {
@@ -126,6 +141,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         logged(self.sandbox.clear(&self.spec.machine, 0));
+        let _ = self.volumes.detach(&self.spec.volume, &self.spec.machine);
         let _ = Command::new("nft")
             .args(["delete", "table", "inet", &self.name])
             .output();
@@ -187,8 +203,8 @@ fn a_start_that_fails_after_any_step_leaves_nothing() {
         !world.leftovers().is_empty(),
         "the test itself: it would see what is left"
     );
-    world.sandbox.clear(&world.spec.machine, 0).unwrap();
-    world.sandbox.clear(&world.spec.machine, 0).unwrap();
+    world.clear();
+    world.clear();
     assert_eq!(world.leftovers(), Vec::<String>::new());
 }
 
@@ -221,7 +237,7 @@ fn a_daemon_killed_after_any_step_leaves_nothing_for_the_next() {
             !world.leftovers().is_empty(),
             "the test itself: something was left after {step:?}"
         );
-        world.sandbox.clear(&world.spec.machine, 0).unwrap();
+        world.clear();
         assert_eq!(world.leftovers(), Vec::<String>::new(), "after {step:?}");
     }
 }

@@ -144,7 +144,6 @@ impl VirtualMachines {
         for (dir, mode) in [(&vm.machines_state, 0o700), (&vm.machines_run, 0o711)] {
             make_dir(dir, mode).map_err(DriverError::at("make", dir))?;
         }
-        mounts::keep_private(&vm.machines_run)?;
         Ok(vm)
     }
 

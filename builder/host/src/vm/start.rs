@@ -120,16 +120,17 @@ impl VirtualMachines {
 
     /// In clear on a disk lies no more of a machine than did before.
     fn may_keep(&self, start: &Start<'_>) -> bool {
-        self.memories.are_kept() && !origin::is_encrypted(start.volume)
+        self.memories.are_kept() && !origin::is_encrypted(&start.volume.path())
     }
 
     fn open(&self, start: &Start<'_>) -> Result<Files, DriverError> {
-        let volume = File::options().read(true).write(true).open(start.volume);
+        let device = start.volume.path();
+        let volume = File::options().read(true).write(true).open(&device);
         Ok(Files {
             kernel: self.kernel.open()?,
             base: kernel::open(&start.image.base_file)?,
             layer: self.kernel.layer_disk(&start.image.layer)?,
-            volume: volume.map_err(DriverError::at("open", start.volume))?,
+            volume: volume.map_err(DriverError::at("open", &device))?,
             qemu: origin::open_program(&self.qemu).map_err(DriverError::at("open", &self.qemu))?,
         })
     }
@@ -179,7 +180,7 @@ impl VirtualMachines {
             .map_err(DriverError::at("look at", Path::new("what is booted")))?;
         if let Some(kept) = kept {
             let volume = VolumeMark::of(&files.volume);
-            let volume = volume.map_err(DriverError::at("read", start.volume))?;
+            let volume = volume.map_err(DriverError::at("read", &start.volume.path()))?;
             if let Some(why) = kept.manifest.origin.differs(&origin) {
                 return Err(DriverError::OtherMemory(why));
             }
@@ -189,7 +190,7 @@ impl VirtualMachines {
         }
         let note = Note {
             origin,
-            device: start.volume.to_owned(),
+            device: start.volume.path(),
             memory_bytes: start.spec.memory_bytes,
         };
         let written = self.memories.write_note(&start.spec.machine, &note);

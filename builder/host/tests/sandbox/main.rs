@@ -16,6 +16,7 @@ mod kept;
 mod killed_run;
 mod leftovers;
 mod lives;
+mod mounts;
 mod network;
 mod rest;
 mod upkeep;

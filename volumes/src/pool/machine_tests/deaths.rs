@@ -246,6 +246,7 @@ impl<B: Backing> Trial<'_, B> {
             "{at}"
         );
         fs::write(dir.join("works"), [1; 8192]).unwrap();
+        drop(dir);
         release(&pool, 1);
         let reports = pool.list().unwrap();
         let pool = pool.pool().unwrap();

@@ -5,7 +5,7 @@ use super::{
     GROUP, Group, SIZE, ensure, key, machine, mount, on_disk, open_files, open_thin, release,
     restore, sh, snapshot, volume,
 };
-use crate::conformance::POOL_CAPACITY;
+use crate::conformance::{Dir, POOL_CAPACITY};
 use crate::driver::{AttachAs, Encryption, NewVolume, VolumeDriver};
 use crate::error::VolumeError;
 use crate::lvm::{self, ThinPool};
@@ -55,15 +55,19 @@ fn a_full_pool_is_told_of_before_and_survived() {
         assert!(told_at < refused_at && refused_at < written && written < 256);
         drop(file);
         // With more room everything goes on; what was promised to be there is.
+        drop(dir);
         let _ = pool.detach(&volume(1), &machine(1));
+        drop(quiet);
         let _ = pool.detach(&volume(2), &machine(2));
         sh(&format!("lvextend -qq -y -L +256M {GROUP}/pool"));
         let dir = mount(&pool, 1).unwrap();
         fs::write(dir.join("again"), [1; 1 << 20]).unwrap();
         fs::remove_file(dir.join("all")).unwrap();
+        drop(dir);
         release(&pool, 1);
         let quiet = mount(&pool, 2).unwrap();
         assert_eq!(fs::read_to_string(quiet.join("kept")).unwrap(), "contents");
+        drop(quiet);
         release(&pool, 2);
         ensure(&pool, 3, SIZE).unwrap();
     });
@@ -128,7 +132,7 @@ fn keys_open_their_own_volume_and_nothing_without_a_header() {
             ensure(&pool, 1, SIZE).unwrap();
             let attach = |key: Option<&VolumeKey>| {
                 pool.attach(&volume(1), &machine(1), AttachAs::Mount, key)
-                    .map(|attachment| attachment.path().to_owned())
+                    .map(Dir::of)
             };
             assert!(matches!(attach(None), Err(VolumeError::KeyNeeded { .. })));
             assert!(matches!(
@@ -140,6 +144,7 @@ fn keys_open_their_own_volume_and_nothing_without_a_header() {
             let table = sh("dmsetup table --target crypt");
             assert!(table.contains("aes-xts-plain64"), "{table}");
             // Neither in the pool's blocks nor in any argument of a program that runs.
+            drop(dir);
             release(&pool, 1);
             let disk = disk();
             sh("sync; echo 3 > /proc/sys/vm/drop_caches");
@@ -168,6 +173,7 @@ fn keys_open_their_own_volume_and_nothing_without_a_header() {
             );
             let dir = mount(&pool, 2).unwrap();
             assert!(dir.join("secret").exists());
+            drop(dir);
             release(&pool, 2);
         },
     );
@@ -234,6 +240,7 @@ fn encrypted_images_that_were_cut_or_overwritten_are_told_of() {
             }
             let dir = mount(&pool, 3).unwrap();
             assert_eq!(fs::read_to_string(dir.join("kept")).unwrap(), "contents");
+            drop(dir);
             release(&pool, 3);
         },
     );
@@ -269,6 +276,7 @@ fn of_two_hosts_on_one_thin_pool_neither_takes_what_is_the_others() {
             other().delete_snapshot(&snapshot()).unwrap();
             assert_eq!(fs::read_to_string(dir.join("kept")).unwrap(), "contents");
             assert_eq!(pool.list().unwrap()[0].attached_to, Some(machine(1)));
+            drop(dir);
             release(&pool, 1);
             let attached = mount(&other(), 1);
             assert!(

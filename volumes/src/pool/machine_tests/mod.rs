@@ -9,8 +9,8 @@ mod power;
 
 use super::Pool;
 use crate::backing::Backing;
-use crate::conformance::{CASES, POOL_CAPACITY};
-use crate::driver::{AttachAs, Attachment, Encryption, NewVolume, VolumeDriver};
+use crate::conformance::{CASES, Dir, POOL_CAPACITY};
+use crate::driver::{AttachAs, Encryption, NewVolume, VolumeDriver};
 use crate::error::VolumeError;
 use crate::file::{self, Images};
 use crate::lvm::{self, ThinPool, ThinVolumes};
@@ -66,9 +66,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         let script = format!(
-            "for m in {}/mnt/*; do umount -q $m || true; done; \
-             for m in /dev/mapper/slipway-*; do [ -e $m ] && cryptsetup close $m || true; done; vgremove -qq -ff -y {GROUP}",
-            self.path().display()
+            "for m in /dev/mapper/slipway-*; do [ -e $m ] && cryptsetup close $m || true; done; vgremove -qq -ff -y {GROUP}"
         );
         let _ = Command::new("bash").args(["-c", &script]).output();
     }
@@ -128,12 +126,10 @@ fn restore<B: Backing>(pool: &Pool<B>, n: u8) -> Result<VolumeReport, VolumeErro
     })
 }
 
-fn mount<B: Backing>(pool: &Pool<B>, n: u8) -> Result<PathBuf, VolumeError> {
+fn mount<B: Backing>(pool: &Pool<B>, n: u8) -> Result<Dir, VolumeError> {
     let key = key(n);
     pool.attach(&volume(n), &machine(n), AttachAs::Mount, Some(&key))
-        .map(|attachment| match attachment {
-            Attachment::Mount(path) | Attachment::Device(path) => path,
-        })
+        .map(Dir::of)
 }
 
 fn release<B: Backing>(pool: &Pool<B>, n: u8) {

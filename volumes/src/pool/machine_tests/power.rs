@@ -101,7 +101,7 @@ fn fill<B: Backing>(kind: &str, pool: &Pool<B>, n: u8) {
             fs::write(&fresh, [round; BYTES]).unwrap();
             fs::File::open(&fresh).unwrap().sync_all().unwrap();
             fs::rename(&fresh, dir.join(n.to_string())).unwrap();
-            fs::File::open(&dir).unwrap().sync_all().unwrap();
+            fs::File::open(&*dir).unwrap().sync_all().unwrap();
             println!("synced {kind} {n}");
         }
     }
@@ -129,6 +129,7 @@ fn check_one<B: Backing>(kind: &str, pool: &Pool<B>, id: u8, last: usize) {
         assert!(contents.iter().all(|b| *b == contents[0]), "{kind}: {n}");
     }
     fs::write(dir.join("works"), [1; 8192]).unwrap();
+    drop(dir);
     release(pool, id);
     assert!(!marker.exists(), "{kind}");
     // Whatever was in making is whole, or not there.

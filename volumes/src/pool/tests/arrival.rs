@@ -15,6 +15,7 @@ fn streams(driver: &Pool<Images>) -> (Vec<u8>, Vec<u8>) {
     for (snapshot, word) in [(snapshot(), "first"), (later(), "second")] {
         let dir = attach(driver, 1).unwrap();
         fs::write(dir.join("word"), word).unwrap();
+        drop(dir);
         driver.detach(&volume(), &machine(1)).unwrap();
         driver.snapshot(&volume(), &snapshot).unwrap();
     }
@@ -92,6 +93,7 @@ fn a_volume_that_arrives_in_two_parts_survives_a_death_at_each_step() {
             .unwrap();
         let word = fs::read_to_string(dir.path().join("word")).unwrap();
         assert_eq!(word, "second", "{part} {step:?}");
+        drop(dir);
         driver.detach(&restored(), &machine(2)).unwrap();
         driver.destroy(&restored()).unwrap();
         driver.destroy(&volume()).unwrap();
