@@ -20,7 +20,7 @@ use crate::credentials::Credentials;
 use crate::farm::Farm;
 use crate::gateway::authenticate;
 use crate::graphql::{self, Executor, Outcome};
-use crate::http::{Body, answer, challenge, empty};
+use crate::http::{Body, answer, challenge, closing, empty};
 use crate::problem::{Code, Problem};
 use crate::serve::PublicAddresses;
 use crate::settings::ServeSettings;
@@ -108,7 +108,7 @@ impl Api {
             (&Method::GET, "/graphiql") => {
                 match self.principal(connection, request.headers()).await {
                     Ok(_) => answer(StatusCode::OK, "text/html; charset=utf-8", graphql::page()),
-                    Err(problem) => refused(&problem),
+                    Err(problem) => closing(refused(&problem)),
                 }
             }
             (_, "/graphql") => not_allowed("POST"),
@@ -127,7 +127,7 @@ impl Api {
                         let served = transfer.serve(parts, connection, principal, request).await;
                         served.unwrap_or_else(|problem| refused(&problem))
                     }
-                    Err(problem) => refused(&problem),
+                    Err(problem) => closing(refused(&problem)),
                 }
             }
             _ => refused(&Problem::new(Code::NotFound, "no such page")),
@@ -142,10 +142,7 @@ impl Api {
         let credential = Credential::of(headers, None);
         let principal =
             authenticate(&self.parts.authenticator, credential, connection.peer()).await?;
-        connection.authenticated();
-        if let Some(org) = principal.org() {
-            connection.count_for(org)?;
-        }
+        connection.authenticated(principal.org())?;
         Ok(principal)
     }
 
@@ -156,7 +153,7 @@ impl Api {
     ) -> Response<Body> {
         let principal = match self.principal(connection, request.headers()).await {
             Ok(principal) => principal,
-            Err(problem) => return refused(&problem),
+            Err(problem) => return closing(refused(&problem)),
         };
         // A form of another site cannot send this type without the browser asking us first.
         if !media_type(request.headers(), CONTENT_TYPE.as_str(), "application/json") {

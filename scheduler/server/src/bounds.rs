@@ -2,17 +2,25 @@
 
 use std::time::Duration;
 
-/// Connections one listener holds at once; further ones wait in the kernel's backlog.
-pub const LISTENER_CONNECTIONS_MAX: usize = 4096;
-/// Connections of one org on one listener at once; a request on one more is answered 429.
+/// Connections one listener holds at once: the two shares below.
+pub const LISTENER_CONNECTIONS_MAX: usize = UNAUTHENTICATED_MAX + AUTHENTICATED_MAX;
+/// Connections on one listener that have shown no good credential yet. For one more, an old one is closed: the oldest of the site with the
+/// most if it is [`UNAUTHENTICATED_ROOM_AFTER`] old, else the oldest of all.
+pub const UNAUTHENTICATED_MAX: usize = 2048;
+/// Those of one IPv4 address or IPv6 /64. For one more, its oldest is closed if it is [`UNAUTHENTICATED_ROOM_AFTER`] old, else the new one.
+pub const UNAUTHENTICATED_PER_NETWORK_MAX: usize = 1024;
+/// Those of one IPv6 /48, in the same way.
+pub const UNAUTHENTICATED_PER_SITE_MAX: usize = 1024;
+/// See [`UNAUTHENTICATED_MAX`].
+pub const UNAUTHENTICATED_ROOM_AFTER: Duration = Duration::from_secs(2);
+/// Longest a connection may take over its TLS handshake and the head of its first request; then it is closed.
+pub const FIRST_REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Longest a connection may stay after that without a good credential: its one answer is sent in this time, or it is cut.
+pub const UNAUTHENTICATED_ANSWER_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Connections on one listener that have shown a good credential; a request on one more is answered 503.
+pub const AUTHENTICATED_MAX: usize = 6144;
+/// Those of one org (or of the administrator). It may also have no more than are left for all others: a request on one more is answered 429.
 pub const ORG_CONNECTIONS_MAX: usize = 1024;
-/// Connections of one IPv4 address or IPv6 /64 on one listener that have not authenticated yet; for one more, the oldest is closed if it
-/// is [`STRANGER_ROOM_AFTER`] old, else the new one. Who has authenticated does not count.
-pub const STRANGERS_PER_NETWORK_MAX: usize = 1024;
-/// See [`STRANGERS_PER_NETWORK_MAX`].
-pub const STRANGER_ROOM_AFTER: Duration = Duration::from_secs(2);
-/// Longest a TLS handshake may take; then the connection is closed.
-pub const TLS_HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Longest a connection may take over a request's head, or be idle between two; then it is closed.
 pub const REQUEST_HEAD_WAIT_MAX: Duration = Duration::from_secs(75);
 /// Header fields of one request; more are answered 431.
@@ -97,8 +105,9 @@ const _: () = assert!(
     SERVER_CERTIFICATE_RENEW_LEFT.as_secs() + SERVER_CERTIFICATE_LOOK_EVERY.as_secs()
         < SERVER_CERTIFICATE_LIFE.as_secs()
 );
-const _: () = assert!(ORG_CONNECTIONS_MAX * 2 <= LISTENER_CONNECTIONS_MAX);
-const _: () = assert!(STRANGERS_PER_NETWORK_MAX * 4 <= LISTENER_CONNECTIONS_MAX);
-const _: () = assert!(STRANGER_ROOM_AFTER.as_secs() < TLS_HANDSHAKE_WAIT_MAX.as_secs());
+const _: () = assert!(ORG_CONNECTIONS_MAX * 2 <= AUTHENTICATED_MAX);
+const _: () = assert!(UNAUTHENTICATED_PER_NETWORK_MAX * 2 <= UNAUTHENTICATED_MAX);
+const _: () = assert!(UNAUTHENTICATED_PER_SITE_MAX * 2 <= UNAUTHENTICATED_MAX);
+const _: () = assert!(UNAUTHENTICATED_ROOM_AFTER.as_secs() < FIRST_REQUEST_WAIT_MAX.as_secs());
 const _: () =
     assert!(CLIENT_CERTIFICATE_LIFE_MIN.as_secs() < CLIENT_CERTIFICATE_LIFE_MAX.as_secs());

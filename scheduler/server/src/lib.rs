@@ -25,12 +25,12 @@ pub mod keys;
 pub mod limits;
 mod listener;
 pub mod machine_stream;
+mod places;
 pub mod problem;
 pub mod seal;
 mod secret_file;
 pub mod serve;
 pub mod settings;
-mod strangers;
 #[cfg(test)]
 mod testing;
 mod text;

@@ -3,14 +3,14 @@
 //! Must not know: what is served, whose a connection is.
 
 use crate::bounds::{
-    LISTENER_CONNECTIONS_MAX, REQUEST_HEAD_BYTES_MAX, REQUEST_HEAD_WAIT_MAX, REQUEST_HEADERS_MAX,
-    TLS_HANDSHAKE_WAIT_MAX, TLS_READ_BYTES,
+    FIRST_REQUEST_WAIT_MAX, REQUEST_HEAD_BYTES_MAX, REQUEST_HEAD_WAIT_MAX, REQUEST_HEADERS_MAX,
+    TLS_READ_BYTES, UNAUTHENTICATED_ANSWER_WAIT_MAX,
 };
 use crate::ca;
-use crate::connection::{Connection, OrgConnections};
+use crate::connection::{Connection, Progress};
 use crate::farm::chain;
-use crate::http::Body;
-use crate::strangers::{Stranger, Strangers};
+use crate::http::{Body, closing};
+use crate::places::{Place, Places};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -24,8 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -40,9 +39,7 @@ pub(crate) struct Listener {
     tcp: TcpListener,
     address: SocketAddr,
     acceptor: TlsAcceptor,
-    places: Arc<Semaphore>,
-    orgs: Arc<OrgConnections>,
-    strangers: Arc<Strangers>,
+    places: Arc<Places>,
 }
 
 impl Listener {
@@ -53,14 +50,11 @@ impl Listener {
     pub(crate) async fn bind(address: SocketAddr, acceptor: TlsAcceptor) -> io::Result<Self> {
         let tcp = TcpListener::bind(address).await?;
         let address = tcp.local_addr()?;
-        let places = Arc::new(Semaphore::new(LISTENER_CONNECTIONS_MAX));
         Ok(Self {
             tcp,
             address,
             acceptor,
-            places,
-            orgs: Arc::default(),
-            strangers: Arc::default(),
+            places: Arc::default(),
         })
     }
 
@@ -77,10 +71,6 @@ impl Listener {
         H: Clone + Send + 'static,
     {
         loop {
-            // The place comes before the connection: beyond the bound, clients wait in the kernel.
-            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
-                return;
-            };
             let accepted = tokio::select! {
                 () = cancel.cancelled() => return,
                 accepted = self.tcp.accept() => accepted,
@@ -93,16 +83,17 @@ impl Listener {
                     continue;
                 }
             };
-            let Some(stranger) = self.strangers.enter(peer.ip(), Instant::now()) else {
+            let Some(place) = self.places.enter(peer.ip(), Instant::now()) else {
                 tracing::debug!(%peer, "too many connections of its network without a credential");
                 continue;
             };
-            let leave = stranger.leave();
-            let (acceptor, orgs) = (self.acceptor.clone(), Arc::clone(&self.orgs));
+            let (leave, progress) = (place.leave(), Progress::default());
+            let acceptor = self.acceptor.clone();
             let (handle, cancel) = (handle.clone(), cancel.clone());
             let span = tracing::debug_span!("connection", %peer);
+            let late = late(progress.clone());
             let served = async move {
-                match shake_hands(acceptor, tcp, peer, orgs, stranger, place).await {
+                match shake_hands(acceptor, tcp, peer, place, progress).await {
                     Ok((tls, connection)) => handle(tls, connection, cancel).await,
                     Err(error) => tracing::debug!(%error, "no TLS"),
                 }
@@ -110,12 +101,34 @@ impl Listener {
             let task = async move {
                 tokio::select! {
                     () = leave.cancelled() => tracing::debug!("without a credential, it makes room for another"),
+                    why = late => tracing::debug!(why, "closed"),
                     () = served => {}
                 }
             };
             tasks.spawn(task.instrument(span));
         }
     }
+}
+
+/// Ends when a connection has taken too long over showing a good credential, with the reason.
+async fn late(progress: Progress) -> &'static str {
+    let Progress {
+        asked,
+        authenticated,
+    } = progress;
+    if timeout(FIRST_REQUEST_WAIT_MAX, asked.cancelled())
+        .await
+        .is_err()
+    {
+        return "no request in time";
+    }
+    if timeout(UNAUTHENTICATED_ANSWER_WAIT_MAX, authenticated.cancelled())
+        .await
+        .is_err()
+    {
+        return "no credential in time";
+    }
+    std::future::pending().await
 }
 
 /// A client's connection after the handshake. rustls asks for 4 KiB at a time, a quarter of a full record: the buffer makes that
@@ -126,13 +139,12 @@ async fn shake_hands(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
     peer: SocketAddr,
-    orgs: Arc<OrgConnections>,
-    stranger: Stranger,
-    place: OwnedSemaphorePermit,
+    place: Place,
+    progress: Progress,
 ) -> io::Result<(Secured, Arc<Connection>)> {
     tcp.set_nodelay(true)?;
     let tcp = BufReader::with_capacity(TLS_READ_BYTES, tcp);
-    let tls = tokio::time::timeout(TLS_HANDSHAKE_WAIT_MAX, acceptor.accept(tcp)).await??;
+    let tls = acceptor.accept(tcp).await?;
     let certificate = tls
         .get_ref()
         .1
@@ -142,20 +154,32 @@ async fn shake_hands(
     let identity = certificate.and_then(|certificate| ca::identity(certificate).ok());
     Ok((
         tls,
-        Arc::new(Connection::new(peer.ip(), identity, orgs, stranger, place)),
+        Arc::new(Connection::new(peer.ip(), identity, place, progress)),
     ))
 }
 
-/// Serves HTTP/1.1 on a connection until it ends; when cancelled, until the request under way is answered.
-pub(crate) async fn serve_http<I, S, F>(io: I, cancel: CancellationToken, service: S)
-where
+/// Serves HTTP/1.1 on a connection until it ends; when cancelled, until the request under way is answered. A connection on which no good
+/// credential has come gets one answer, and is closed.
+pub(crate) async fn serve_http<I, S, F>(
+    io: I,
+    connection: Arc<Connection>,
+    cancel: CancellationToken,
+    service: S,
+) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Body>>,
 {
     let service = service_fn(|request| {
-        let answer = service(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        connection.asked();
+        let (answer, connection) = (service(request), Arc::clone(&connection));
+        async move {
+            let answer = answer.await;
+            Ok::<_, Infallible>(match connection.is_authenticated() {
+                true => answer,
+                false => closing(answer),
+            })
+        }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -182,16 +206,27 @@ where
 mod tests {
     use super::*;
     use crate::http::full;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     async fn ok(_request: Request<Incoming>) -> Response<Body> {
         Response::new(full("OK"))
     }
 
+    /// A client of an HTTP server that answers OK to everything; it has shown a good credential, or has not.
+    fn client(authenticated: bool) -> DuplexStream {
+        let connection = Connection::alone();
+        if authenticated {
+            connection.authenticated(None).unwrap();
+        }
+        let (client, server) = duplex(1 << 16);
+        let cancel = CancellationToken::new();
+        tokio::spawn(serve_http(server, Arc::new(connection), cancel, ok));
+        client
+    }
+
     /// How long a connection lives on which a byte of a head comes every `pause`, after `first`.
     async fn life(first: &'static [u8], pause: Duration) -> Duration {
-        let (mut client, server) = duplex(1 << 16);
-        tokio::spawn(serve_http(server, CancellationToken::new(), ok));
+        let mut client = client(true);
         client.write_all(first).await.unwrap();
         let begin = Instant::now();
         while client.write_all(b"x").await.is_ok() {
@@ -219,13 +254,40 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_is_not_used_again_is_closed() {
-        let (mut client, server) = duplex(1 << 16);
-        tokio::spawn(serve_http(server, CancellationToken::new(), ok));
+        let mut client = client(true);
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
         let begin = Instant::now();
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.ends_with("\r\n\r\nOK"), "{answer}");
-        assert!(begin.elapsed() <= REQUEST_HEAD_WAIT_MAX + Duration::from_secs(1));
+        let idle = begin.elapsed();
+        assert!(idle <= REQUEST_HEAD_WAIT_MAX + Duration::from_secs(1));
+        assert!(idle >= REQUEST_HEAD_WAIT_MAX - Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_credential_a_connection_has_one_answer() {
+        let mut client = client(false);
+        let two = b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n";
+        client.write_all(two).await.unwrap();
+        let begin = Instant::now();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 1, "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_has_bounded_time_to_show_a_credential() {
+        let begin = Instant::now();
+        let progress = Progress::default();
+        assert_eq!(late(progress.clone()).await, "no request in time");
+        assert_eq!(begin.elapsed(), FIRST_REQUEST_WAIT_MAX);
+        progress.asked.cancel();
+        assert_eq!(late(progress.clone()).await, "no credential in time");
+        progress.authenticated.cancel();
+        let day = Duration::from_secs(24 * 3600);
+        assert!(timeout(day, late(progress)).await.is_err());
     }
 }

@@ -369,7 +369,7 @@ impl Listeners {
             cancel.clone(),
             move |tls, connection, cancel| {
                 let gateway = docker.clone();
-                serve_http(tls, cancel, move |request| {
+                serve_http(tls, Arc::clone(&connection), cancel, move |request| {
                     let (gateway, connection) = (gateway.clone(), Arc::clone(&connection));
                     async move { gateway.serve(&connection, request).await }
                 })
@@ -393,7 +393,7 @@ impl Listeners {
             cancel.clone(),
             move |tls, connection, cancel| {
                 let (api, cut) = (api.clone(), connection.cut().clone());
-                let served = serve_http(tls, cancel, move |request| {
+                let served = serve_http(tls, Arc::clone(&connection), cancel, move |request| {
                     let (api, connection) = (api.clone(), Arc::clone(&connection));
                     async move { api.serve(&connection, request).await }
                 });

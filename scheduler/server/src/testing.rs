@@ -253,10 +253,7 @@ impl Bench {
         listener: &str,
         who: &Who,
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        let socket = tokio::net::TcpSocket::new_v4()?;
-        socket.bind((from, 0).into())?;
-        let to = self.address(listener).parse().expect("an address");
-        let tcp = socket.connect(to).await?;
+        let tcp = self.tcp_from(from, listener).await;
         tls(tcp, &self.file("ca.pem"), who, "http/1.1").await
     }
 
@@ -264,6 +261,14 @@ impl Bench {
     pub(crate) async fn tcp(&self, listener: &str) -> TcpStream {
         let tcp = TcpStream::connect(self.address(listener)).await;
         tcp.expect("it listens")
+    }
+
+    /// The same from an address of this computer's own.
+    pub(crate) async fn tcp_from(&self, from: std::net::Ipv4Addr, listener: &str) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind((from, 0).into()).expect("an own address");
+        let to = self.address(listener).parse().expect("an address");
+        socket.connect(to).await.expect("it listens")
     }
 
     /// An HTTP connection to a listener.

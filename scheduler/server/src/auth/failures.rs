@@ -4,7 +4,7 @@
 //! customer has. Must not know: what a credential is.
 
 use crate::bounds::{AUTH_FAILURES_MAX, AUTH_FAILURES_WINDOW, AUTH_PEERS_MAX};
-use crate::connection::network;
+use crate::places::network;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};

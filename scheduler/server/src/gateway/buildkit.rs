@@ -29,6 +29,8 @@ pub(crate) async fn serve<S>(gateway: &Gateway, connection: &Connection, mut cli
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    // The handshake has shown the credential: there is nothing to wait for.
+    connection.asked();
     let opened = async {
         let caller = gateway.caller(connection, &HeaderMap::new()).await?;
         tracing::debug!(org = %caller.entered.org.id, "buildkit connection");

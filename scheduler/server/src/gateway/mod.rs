@@ -24,7 +24,7 @@ use crate::auth::{
 use crate::connection::Connection;
 use crate::credentials::Credentials;
 use crate::farm::{BuilderKey, Farm};
-use crate::http::{Body, docker_problem, docker_refusal};
+use crate::http::{Body, closing, docker_problem, docker_refusal};
 use crate::machine_stream::MachineStream;
 use crate::problem::{Code, Problem};
 use crate::settings::is_label;
@@ -146,7 +146,8 @@ impl Gateway {
     ) -> Response<Body> {
         let caller = match self.caller(connection, request.headers()).await {
             Ok(caller) => caller,
-            Err(problem) => return docker_problem(&problem),
+            // Who is refused here, by role, org or number of connections, does not keep the connection.
+            Err(problem) => return closing(docker_problem(&problem)),
         };
         if let Err(problem) = headers::check_framing(request.headers()) {
             return docker_problem(&problem);
@@ -175,11 +176,10 @@ impl Gateway {
     ) -> Result<Caller, Problem> {
         let credential = Credential::of(headers, connection.certificate());
         let principal = authenticate(&self.0.authenticator, credential, connection.peer()).await?;
-        connection.authenticated();
+        connection.authenticated(principal.org())?;
         principal.require(TokenRole::Deploy)?;
         let asked = headers::text(headers, ORG_HEADER)?;
         let entered = self.0.authenticator.enter_recent(&principal, asked).await?;
-        connection.count_for(&entered.org.id)?;
         let choose = |name, default: &str| match headers::text(headers, name)? {
             None => Ok(default.to_owned()),
             Some(label) if is_label(label) => Ok(label.to_owned()),

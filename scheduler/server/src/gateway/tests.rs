@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
+mod crowds;
 mod endings;
 mod pushes;
 mod streams;

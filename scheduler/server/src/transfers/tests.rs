@@ -1,16 +1,13 @@
 //! Exports and imports as a client of the API does them. The farm is the real one, on the test host.
 
 use super::*;
-use crate::connection::OrgConnections;
 use crate::http::{empty, full};
-use crate::strangers::Strangers;
 use crate::testing::host::{HEAD, stream_of};
 use crate::testing::{Answer, Bench, Who, eventually, host, request};
 use futures_util::StreamExt;
 use futures_util::stream::once;
 use serde_json::Value;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 
 async fn farm() -> (host::Bed, Bench) {
     let mut bed = host::Bed::start().await;
@@ -189,15 +186,7 @@ async fn who_sends_what_is_refused_hears_why() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_takes_nothing_is_cut_off_and_one_that_waits_is_not() {
-    let places = Arc::new(Semaphore::new(2));
-    let strangers = Arc::<Strangers>::default();
-    let connection = || {
-        let place = Arc::clone(&places).try_acquire_owned().unwrap();
-        let peer = [127, 0, 0, 1].into();
-        let stranger = strangers.enter(peer, Instant::now()).unwrap();
-        let orgs = Arc::<OrgConnections>::default();
-        Arc::new(Connection::new(peer, None, orgs, stranger, place))
-    };
+    let connection = || Arc::new(Connection::alone());
     let (stuck, waiting) = (connection(), connection());
     let stuck_given = Arc::new(Given::new(Some(Instant::now())));
     let waiting_given = Arc::new(Given::new(None));
