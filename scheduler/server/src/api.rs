@@ -1,11 +1,10 @@
-//! The API listener: `/graphql`, its page for people, `/healthz` and the authority's certificate.
+//! The API listener: `/graphql`, `/healthz` and the authority's certificate.
 //!
 //! | request | authentication | answer |
 //! |---|---|---|
 //! | `GET /healthz` | none | 200 |
 //! | `GET /v1/ca.pem` | none (it is public, and whoever trusts nothing yet needs it) | the authority's certificate |
 //! | `POST /graphql` | Bearer or Basic | GraphQL over HTTP; with `Accept: text/event-stream`, over server-sent events |
-//! | `GET /graphiql` | Basic, as browsers ask for it | a page to try queries on |
 //! | `GET /v1/snapshots/ID/export` | Bearer or Basic | the contents of a snapshot ([`crate::transfers`]) |
 //! | `GET`, `PUT /v1/volumes/ID/import` | Bearer or Basic | how far an import is; its rest |
 //!
@@ -18,16 +17,17 @@ use crate::ca::CertificateAuthority;
 use crate::connection::Connection;
 use crate::credentials::Credentials;
 use crate::farm::Farm;
-use crate::gateway::authenticate;
+use crate::gateway::{authenticate, check_head};
 use crate::graphql::{self, Executor, Outcome};
 use crate::http::{Body, answer, challenge, closing, empty};
+use crate::origin::{check_same_site, is_json};
 use crate::problem::{Code, Problem};
 use crate::serve::PublicAddresses;
 use crate::settings::ServeSettings;
 use crate::transfers::Transfer;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, SERVER};
+use http::header::{ACCEPT, ALLOW, SERVER};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -105,14 +105,7 @@ impl Api {
             }
             (_, "/healthz" | "/v1/ca.pem") => not_allowed("GET, HEAD"),
             (&Method::POST, "/graphql") => self.graphql(connection, request).await,
-            (&Method::GET, "/graphiql") => {
-                match self.principal(connection, request.headers()).await {
-                    Ok(_) => answer(StatusCode::OK, "text/html; charset=utf-8", graphql::page()),
-                    Err(problem) => closing(refused(&problem)),
-                }
-            }
             (_, "/graphql") => not_allowed("POST"),
-            (_, "/graphiql") => not_allowed("GET"),
             (method, path) if let Some(transfer) = Transfer::of(path) => {
                 if !transfer
                     .methods()
@@ -121,7 +114,7 @@ impl Api {
                 {
                     return not_allowed(transfer.methods());
                 }
-                match self.principal(connection, request.headers()).await {
+                match self.principal(connection, &request).await {
                     Ok(principal) => {
                         let parts = &self.parts;
                         let served = transfer.serve(parts, connection, principal, request).await;
@@ -137,8 +130,11 @@ impl Api {
     async fn principal(
         &self,
         connection: &Connection,
-        headers: &HeaderMap,
+        request: &Request<Incoming>,
     ) -> Result<Principal, Problem> {
+        check_head(request)?;
+        let headers = request.headers();
+        check_same_site(headers, Some(&self.parts.addresses.api))?;
         let credential = Credential::of(headers, None);
         let principal =
             authenticate(&self.parts.authenticator, credential, connection.peer()).await?;
@@ -151,16 +147,15 @@ impl Api {
         connection: &Arc<Connection>,
         request: Request<Incoming>,
     ) -> Response<Body> {
-        let principal = match self.principal(connection, request.headers()).await {
+        let principal = match self.principal(connection, &request).await {
             Ok(principal) => principal,
             Err(problem) => return closing(refused(&problem)),
         };
-        // A form of another site cannot send this type without the browser asking us first.
-        if !media_type(request.headers(), CONTENT_TYPE.as_str(), "application/json") {
+        if !is_json(request.headers()) {
             let problem = Problem::new(Code::Invalid, "the content type must be application/json");
             return refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, &problem);
         }
-        let events = media_type(request.headers(), ACCEPT.as_str(), EVENT_STREAM);
+        let events = accepts(request.headers(), EVENT_STREAM);
         let body = match read(request.into_body()).await {
             Ok(body) => body,
             Err((status, problem)) => return refusal(status, &problem),
@@ -239,10 +234,10 @@ async fn read(body: Incoming) -> Result<Bytes, (StatusCode, Problem)> {
     }
 }
 
-/// Whether a header names this media type, alone or in a list.
-fn media_type(headers: &HeaderMap, name: &str, wanted: &str) -> bool {
+/// Whether this media type is asked for, alone or in a list.
+fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
     headers
-        .get_all(name)
+        .get_all(ACCEPT)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))

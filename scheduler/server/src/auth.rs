@@ -17,6 +17,7 @@ use crate::bounds::TOKEN_TOUCH_EVERY;
 use crate::ca::CertificateIdentity;
 use crate::farm::now;
 use crate::problem::{Code, Problem};
+use crate::rate::LogLimit;
 use cache::{Cache, CacheKey, Good};
 use failures::Failures;
 use recent::RecentOrgs;
@@ -51,7 +52,7 @@ pub enum Denial {
     Revoked,
     /// It was good for a time.
     Expired,
-    /// Too many wrong ones came from there.
+    /// It is not, and too many wrong ones came from there to say why.
     TooManyFailures,
 }
 
@@ -84,6 +85,7 @@ struct Inner {
     store: Arc<dyn Store>,
     cache: Cache,
     failures: Failures,
+    refusals: LogLimit,
     recent: RecentOrgs,
 }
 
@@ -97,8 +99,10 @@ impl Denial {
             Self::Revoked => "the token has been revoked",
             Self::Expired => "the token has expired",
             Self::TooManyFailures => {
-                return Problem::new(Code::Limit, "too many wrong credentials from your address")
-                    .hint("wait a minute");
+                let message =
+                    "the credential is not good, and too many others from your address were not";
+                return Problem::new(Code::Limit, message)
+                    .hint("see that nothing uses an old token; wait a minute to be told more");
             }
         };
         Problem::new(Code::Unauthenticated, message)
@@ -162,6 +166,7 @@ impl Authenticator {
             store,
             cache: Cache::default(),
             failures: Failures::default(),
+            refusals: LogLimit::new(),
             recent: RecentOrgs::default(),
         }))
     }
@@ -175,21 +180,16 @@ impl Authenticator {
         let inner = &self.0;
         let Good { token, ended } = match inner.cache.get(&key) {
             Some(good) => good,
-            None if inner.failures.too_many(peer, Instant::now()) => {
-                return AuthOutcome::Denied(Denial::TooManyFailures);
-            }
+            // However many wrong ones came from there: it is one look by a key, and others may share the address.
             None => match inner.look_up(credential, &key).await {
                 Ok(good) => good,
-                Err(Some(denial)) => {
-                    inner.failures.count(peer, Instant::now());
-                    return AuthOutcome::Denied(denial);
-                }
+                Err(Some(denial)) => return AuthOutcome::Denied(inner.denied(peer, denial)),
                 Err(None) => return AuthOutcome::Unavailable,
             },
         };
         // The clock goes on while the cache remembers.
         if let Err(denial) = check(&token) {
-            return AuthOutcome::Denied(denial);
+            return AuthOutcome::Denied(inner.denied(peer, denial));
         }
         let org = match credential {
             Credential::Certificate(identity) => Some(identity.org.clone()),
@@ -332,6 +332,19 @@ fn check(token: &Token) -> Result<(), Denial> {
 }
 
 impl Inner {
+    /// Counts a wrong credential, and writes it down as long as there are not too many.
+    fn denied(&self, peer: IpAddr, denial: Denial) -> Denial {
+        let now = Instant::now();
+        let too_many = self.failures.count(peer, now);
+        if let Some(left_out) = self.refusals.admit(now) {
+            tracing::info!(%peer, ?denial, left_out, "credential refused");
+        }
+        if too_many {
+            return Denial::TooManyFailures;
+        }
+        denial
+    }
+
     /// `Err(None)`: the store does not answer.
     async fn look_up(
         &self,
@@ -385,3 +398,6 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,12 +57,17 @@ pub const AUTH_CACHE_KEEP: Duration = Duration::from_secs(5);
 /// How often the tokens are looked at that something runs for. What runs for one that has expired, or that another process
 /// has revoked, ends after this at the latest.
 pub const TOKEN_LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Wrong credentials one peer may present in [`AUTH_FAILURES_WINDOW`]; then it is answered 429 unless its credential is
-/// known to be good.
+/// Wrong credentials one network (an IPv4 address, an IPv6 /64) may present at once; further ones are answered 429. Good credentials are
+/// always taken.
 pub const AUTH_FAILURES_MAX: u32 = 30;
-/// See [`AUTH_FAILURES_MAX`].
-pub const AUTH_FAILURES_WINDOW: Duration = Duration::from_secs(60);
-/// Peers whose failures are counted; the oldest are forgotten first.
+/// After so long it may present one more.
+pub const AUTH_FAILURE_EVERY: Duration = Duration::from_secs(2);
+/// Lines of one kind that others can cause at will (refused credentials, builders that break off) written to the log at once; further ones
+/// are counted, and the next line tells how many.
+pub const LOG_LINES_MAX: u32 = 60;
+/// After so long one more is written.
+pub const LOG_LINE_EVERY: Duration = Duration::from_secs(1);
+/// Networks whose failures are counted; those with the fewest are forgotten first.
 pub const AUTH_PEERS_MAX: usize = 8192;
 /// How long the gateways go by an org's defaults (region, architecture) before they read them again.
 pub const RECENT_ORGS_KEEP: Duration = Duration::from_secs(1);
@@ -86,6 +91,8 @@ pub const DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 pub const REGISTRY_AUTH_BYTES_MAX: usize = 32 << 10;
 /// Largest list of images that is read to find the tags of a `docker push --all-tags`.
 pub const IMAGE_LIST_BYTES_MAX: usize = 8 << 20;
+/// Longest that list may take to arrive; then the push is refused.
+pub const IMAGE_LIST_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Longest name of a token or an org, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Longest image name, session id, or name of a build's attribute, in bytes.

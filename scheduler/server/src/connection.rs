@@ -45,7 +45,7 @@ impl Connection {
     }
 
     /// The only one of its listener, from loopback.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn alone() -> Self {
         let peer = std::net::Ipv4Addr::LOCALHOST.into();
         let places = std::sync::Arc::<crate::places::Places>::default();

@@ -11,6 +11,7 @@ use crate::connection::{Connection, Progress};
 use crate::farm::chain;
 use crate::http::{Body, closing};
 use crate::places::{Place, Places};
+use crate::rate::LogLimit;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -33,6 +34,8 @@ use tracing::Instrument;
 
 /// Rest after a failed accept (out of descriptors, mostly), so that the loop does not spin.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+static NOT_ACCEPTED: LogLimit = LogLimit::new();
 
 /// Bound, not yet serving.
 pub(crate) struct Listener {
@@ -78,7 +81,9 @@ impl Listener {
             let (tcp, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "connection not accepted");
+                    if let Some(left_out) = NOT_ACCEPTED.admit(Instant::now()) {
+                        tracing::warn!(%error, left_out, "connection not accepted");
+                    }
                     tokio::time::sleep(ACCEPT_REST).await;
                     continue;
                 }

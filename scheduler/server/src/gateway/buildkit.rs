@@ -5,11 +5,12 @@
 
 use super::endpoints::RegistryHeaders;
 use super::proxy::{Answered, stream};
-use super::{Caller, Gateway, ended, headers};
+use super::{Caller, Gateway, headers};
 use crate::bounds::UPGRADE_WAIT_MAX;
 use crate::connection::Connection;
 use crate::http::empty;
 use crate::problem::{Code, Problem};
+use crate::rate::LogLimit;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use hyper::upgrade::Upgraded;
@@ -34,10 +35,7 @@ where
     let opened = async {
         let caller = gateway.caller(connection, &HeaderMap::new()).await?;
         tracing::debug!(org = %caller.entered.org.id, "buildkit connection");
-        let opened = tokio::select! {
-            () = caller.principal.ended().cancelled() => Err(ended()),
-            opened = gateway.open_grpc(&caller) => opened,
-        };
+        let opened = caller.while_good(gateway.open_grpc(&caller)).await;
         opened.map(|(builder, held)| (caller, builder, held))
     };
     match opened.await {
@@ -50,13 +48,18 @@ where
     }
 }
 
+/// A builder's owner can have as many of these as it likes.
+static REFUSED: LogLimit = LogLimit::new();
+
 impl Gateway {
     async fn open_grpc(
         &self,
         caller: &Caller,
     ) -> Result<(TokioIo<Upgraded>, super::Activity), Problem> {
         let refused = |why: String| {
-            tracing::warn!(why, "builder did not open a buildkit stream");
+            if let Some(left_out) = REFUSED.admit(tokio::time::Instant::now()) {
+                tracing::warn!(why, left_out, "builder did not open a buildkit stream");
+            }
             Problem::new(
                 Code::Unavailable,
                 "the builder did not open a BuildKit stream",

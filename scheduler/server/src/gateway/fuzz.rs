@@ -2,6 +2,7 @@
 
 use super::endpoints::{Decision, NormalPath, RegistryHeaders, decide};
 use super::{headers, push};
+use crate::connection::Connection;
 use crate::http::{Body, empty};
 use crate::listener::serve_http;
 use base64::Engine as _;
@@ -10,6 +11,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
+use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -94,17 +96,20 @@ async fn exchange(bytes: &[u8]) -> Vec<u8> {
         let _ = client.read_to_end(&mut answered).await;
         answered
     };
-    let served = serve_http(server, CancellationToken::new(), look);
+    let connection = Connection::alone();
+    // As far as HTTP goes, it may send more than one request.
+    assert!(connection.authenticated(None).is_ok());
+    let served = serve_http(server, Arc::new(connection), CancellationToken::new(), look);
     tokio::join!(sent, served).0
 }
 
 async fn look(request: Request<Incoming>) -> Response<Body> {
     let mut response = Response::new(empty());
-    let (parts, body) = request.into_parts();
-    if headers::check_framing(&parts.headers).is_err() {
+    if headers::check_head(&request).is_err() {
         *response.status_mut() = StatusCode::BAD_REQUEST;
         return response;
     }
+    let (parts, body) = request.into_parts();
     let protocol = headers::upgrade(&parts.headers);
     for needs in [
         RegistryHeaders::None,

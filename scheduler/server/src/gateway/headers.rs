@@ -6,6 +6,7 @@ use super::endpoints::RegistryHeaders;
 use super::{ARCH_HEADER, ORG_HEADER, REGION_HEADER};
 use crate::problem::{Code, Problem};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Version};
 
 pub(super) const REGISTRY_AUTH: HeaderName = HeaderName::from_static("x-registry-auth");
 const REGISTRY_CONFIG: HeaderName = HeaderName::from_static("x-registry-config");
@@ -40,12 +41,20 @@ pub(super) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
         .flatten()
 }
 
-/// A body comes in chunks or with a length. One that has a further encoding would reach the builder without the field
-/// that says so.
+/// What a head must say so that everybody reads the request in the same way. It names its host once (RFC 9112, section 3.2). A body comes in
+/// chunks or with a length; one that has a further encoding would reach the builder without the field that says so.
 ///
 /// # Errors
 /// [`Code::Invalid`].
-pub(super) fn check_framing(headers: &HeaderMap) -> Result<(), Problem> {
+pub(crate) fn check_head<B>(request: &Request<B>) -> Result<(), Problem> {
+    let headers = request.headers();
+    let hosts = headers.get_all(header::HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && request.version() >= Version::HTTP_11) {
+        return Err(Problem::new(
+            Code::Invalid,
+            "a request names its host, once",
+        ));
+    }
     let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let known = match (encodings.next(), encodings.next()) {
         (None, _) => true,

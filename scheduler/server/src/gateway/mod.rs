@@ -17,6 +17,7 @@ mod relay;
 mod tests;
 
 pub(crate) use buildkit::serve as serve_buildkit;
+pub(crate) use headers::check_head;
 
 use crate::auth::{
     AuthOutcome, Authenticator, Credential, CredentialError, Denial, Entered, Principal,
@@ -26,6 +27,7 @@ use crate::credentials::Credentials;
 use crate::farm::{BuilderKey, Farm};
 use crate::http::{Body, closing, docker_problem, docker_refusal};
 use crate::machine_stream::MachineStream;
+use crate::origin::check_same_site;
 use crate::problem::{Code, Problem};
 use crate::settings::is_label;
 use async_trait::async_trait;
@@ -121,6 +123,20 @@ struct Caller {
     key: BuilderKey,
 }
 
+impl Caller {
+    /// Does this as long as the caller's token is good.
+    async fn while_good<T>(
+        &self,
+        work: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, Problem> {
+        tokio::select! {
+            biased;
+            () = self.principal.ended().cancelled() => Err(ended()),
+            done = work => done,
+        }
+    }
+}
+
 impl Gateway {
     pub(crate) fn new(
         authenticator: Authenticator,
@@ -149,7 +165,7 @@ impl Gateway {
             // Who is refused here, by role, org or number of connections, does not keep the connection.
             Err(problem) => return closing(docker_problem(&problem)),
         };
-        if let Err(problem) = headers::check_framing(request.headers()) {
+        if let Err(problem) = check_head(&request) {
             return docker_problem(&problem);
         }
         let method = request.method().clone();
@@ -161,7 +177,8 @@ impl Gateway {
         let done = match decision {
             Decision::Allow(endpoint) => self.proxy(connection, &caller, &endpoint, request).await,
             Decision::ServedByGuestPush { image } => {
-                self.push(&caller, &image, &request.into_parts().0).await
+                let parts = request.into_parts().0;
+                caller.while_good(self.push(&caller, &image, &parts)).await
             }
             Decision::Refuse(refusal) => return refused(refusal),
         };
@@ -174,6 +191,7 @@ impl Gateway {
         connection: &Connection,
         headers: &HeaderMap,
     ) -> Result<Caller, Problem> {
+        check_same_site(headers, None)?;
         let credential = Credential::of(headers, connection.certificate());
         let principal = authenticate(&self.0.authenticator, credential, connection.peer()).await?;
         connection.authenticated(principal.org())?;
@@ -216,10 +234,7 @@ pub(crate) async fn authenticate(
     })?;
     match authenticator.authenticate(&credential, peer).await {
         AuthOutcome::Allowed(principal) => Ok(principal),
-        AuthOutcome::Denied(denial) => {
-            tracing::info!(%peer, ?denial, "credential refused");
-            Err(denial.problem())
-        }
+        AuthOutcome::Denied(denial) => Err(denial.problem()),
         AuthOutcome::Unavailable => Err(Problem::new(
             Code::Unavailable,
             "credentials cannot be checked at the moment",

@@ -5,12 +5,13 @@
 use super::endpoints::Endpoint;
 use super::pump::pump;
 use super::relay::{Return, relay};
-use super::{Activity, Caller, Gateway, ended, headers};
+use super::{Activity, Caller, Gateway, headers};
 use crate::bounds::UPGRADE_WAIT_MAX;
 use crate::connection::Connection;
 use crate::farm::{BuilderKey, chain};
 use crate::http::{Body, empty};
 use crate::problem::{Code, Problem};
+use crate::rate::LogLimit;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
@@ -47,12 +48,8 @@ impl Gateway {
         *outgoing.uri_mut() = target(&endpoint.path, parts.uri.query())?;
         *outgoing.headers_mut() = headers::to_builder(parts.headers, endpoint.credentials);
 
-        let principal = &caller.principal;
-        let answered = tokio::select! {
-            biased;
-            () = principal.ended().cancelled() => return Err(ended()),
-            answered = self.ask(&caller.key, outgoing) => answered?,
-        };
+        let asked = self.ask(&caller.key, outgoing);
+        let answered = caller.while_good(asked).await?;
         if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let client = client.ok_or_else(|| broken("it changed the protocol unasked"))?;
             return Ok(self.hijack(connection, caller, client, answered));
@@ -73,7 +70,7 @@ impl Gateway {
                 sender,
             });
         let (parts, body) = response.into_parts();
-        let mut response = Response::new(relay(body, activity, back, principal.ended()));
+        let mut response = Response::new(relay(body, activity, back, caller.principal.ended()));
         *response.status_mut() = parts.status;
         *response.headers_mut() = headers::to_client(parts.headers);
         Ok(response)
@@ -205,8 +202,13 @@ fn not_answered(error: &hyper::Error) -> Problem {
     broken(&chain(error))
 }
 
+/// A builder's owner can have as many of these as it likes.
+static BROKEN: LogLimit = LogLimit::new();
+
 fn broken(why: &str) -> Problem {
-    tracing::warn!(why, "builder did not answer a request");
+    if let Some(left_out) = BROKEN.admit(tokio::time::Instant::now()) {
+        tracing::warn!(why, left_out, "builder did not answer a request");
+    }
     Problem::new(
         Code::Unavailable,
         "the builder's connection broke before it answered",

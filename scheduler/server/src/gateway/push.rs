@@ -5,12 +5,13 @@
 
 use super::relay::relay;
 use super::{Caller, Gateway, headers};
-use crate::bounds::{IMAGE_LIST_BYTES_MAX, REGISTRY_AUTH_BYTES_MAX};
+use crate::bounds::{IMAGE_LIST_BYTES_MAX, IMAGE_LIST_WAIT_MAX, REGISTRY_AUTH_BYTES_MAX};
 use crate::credentials::registry_of;
 use crate::farm::{FarmError, chain};
 use crate::guest_client::{GuestClient, GuestError};
 use crate::http::{Body, empty};
 use crate::problem::{Code, Problem};
+use crate::rate::LogLimit;
 use base64::Engine;
 use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -23,6 +24,7 @@ use slipway_core::build::RegistryCredential;
 use slipway_core::guest_api::StartPush;
 use slipway_core::host_api::EndpointPort;
 use slipway_store::TokenRole;
+use tokio::time::timeout;
 
 /// Docker's clients pad or do not.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -40,6 +42,9 @@ struct AuthConfig {
     identitytoken: String,
     registrytoken: String,
 }
+
+/// A builder's owner can have as many of these as it likes.
+static UNREAD: LogLimit = LogLimit::new();
 
 impl Gateway {
     /// Pushes one tag, or all tags of the image if the request names none, as dockerd does.
@@ -86,7 +91,7 @@ impl Gateway {
         let others: Vec<StartPush> = targets.map(start).collect();
         let others = stream::iter(others).then(move |start| {
             let (gateway, caller) = (gateway.clone(), caller.clone());
-            async move { gateway.push_one(&caller, start).await }
+            async move { caller.while_good(gateway.push_one(&caller, start)).await }
         });
         let frames = stream::once(async { Ok(first) })
             .chain(others)
@@ -139,7 +144,9 @@ impl Gateway {
             repo_tags: Option<Vec<String>>,
         }
         let unread = |why: &str| {
-            tracing::warn!(why, "list of images not read");
+            if let Some(left_out) = UNREAD.admit(tokio::time::Instant::now()) {
+                tracing::warn!(why, left_out, "list of images not read");
+            }
             Problem::new(Code::Unavailable, "the builder's images cannot be listed")
         };
         let mut request = Request::new(empty());
@@ -148,9 +155,9 @@ impl Gateway {
             headers::to_builder(HeaderMap::new(), super::endpoints::RegistryHeaders::None);
         let answered = self.ask(&caller.key, request).await?;
         let body = Limited::new(answered.response.into_body(), IMAGE_LIST_BYTES_MAX);
-        let bytes = body
-            .collect()
+        let bytes = timeout(IMAGE_LIST_WAIT_MAX, body.collect())
             .await
+            .map_err(|late| unread(&late.to_string()))?
             .map_err(|error| unread(&chain(&*error)))?
             .to_bytes();
         let images: Vec<Image> =

@@ -28,7 +28,6 @@ mod volumes;
 pub(crate) use execute::{Executor, Outcome, problem_json};
 
 use crate::problem::Problem;
-use async_graphql::http::GraphiQLSource;
 use async_graphql::{ErrorExtensions, MergedObject, Schema, SchemaBuilder};
 use limits::{GRAPHQL_COMPLEXITY_MAX, GRAPHQL_DEPTH_MAX};
 use mutation::CoreMutation;
@@ -61,14 +60,6 @@ pub fn sdl() -> String {
         .sorted_fields()
         .sorted_enum_items();
     schema.sdl_with_options(options)
-}
-
-/// A page to try queries on.
-pub(crate) fn page() -> String {
-    GraphiQLSource::build()
-        .endpoint("/graphql")
-        .title("Slipway")
-        .finish()
 }
 
 /// A problem on its way into an answer. (Not `Display`: async-graphql would take the text and drop the rest.)

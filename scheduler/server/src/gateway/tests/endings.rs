@@ -122,6 +122,34 @@ async fn all_end(bench: &Bench, mut ends: JoinSet<()>) {
     eventually("no activity", || bench.builder.active() == 0).await;
 }
 
+/// A push first asks dockerd for the tags, or the guest to push: neither has to answer.
+#[tokio::test]
+async fn a_push_that_waits_for_its_builder_ends_with_its_token() {
+    let mut bench = Bench::start().await;
+    bench.org("acme", "DEPLOY").await;
+    let silent = ["docker.sock", "guest.sock"].map(|socket| listen(&bench.path(socket)));
+    let revoke = "mutation($id: ID!) { revokeToken(id: $id) { id } }";
+    for path in ["/images/r/a/push", "/images/r/a/push?tag=v1"] {
+        let (who, id) = bench.token("acme", json!({ "role": "DEPLOY" })).await;
+        let before = bench.builder.connections();
+        let pushed = bench.docker(&who, "POST", path);
+        let revoked = async {
+            eventually("it waits for the builder", || {
+                bench.builder.connections() > before
+            })
+            .await;
+            let id = json!({ "id": id });
+            bench.query(&bench.admin(), revoke, id).await;
+        };
+        let both = Box::pin(async { tokio::join!(pushed, revoked) });
+        let (answer, ()) = soon("an answer", both).await;
+        assert_eq!(answer.status, 401, "{path}");
+        eventually("no activity", || bench.builder.active() == 0).await;
+    }
+    drop(silent);
+    bench.end().await;
+}
+
 #[tokio::test]
 async fn what_runs_for_a_token_ends_when_it_expires() {
     let mut bench = Bench::start().await;
