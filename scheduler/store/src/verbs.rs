@@ -255,6 +255,8 @@ pub trait SystemStore: Send + Sync + std::fmt::Debug {
     async fn token_by_hash(&self, hash: &SecretHash) -> Result<Option<Token>>;
     /// One token by its id, if there is one; revoked and expired ones too.
     async fn token(&self, token: &TokenId) -> Result<Option<Token>>;
+    /// Those of these tokens that there are, in any order; revoked and expired ones too.
+    async fn tokens_by_id(&self, tokens: &[TokenId]) -> Result<Vec<Token>>;
     /// Notes that a token was used. Absent is fine.
     async fn touch_token(&self, token: &TokenId, at: Timestamp) -> Result<()>;
     /// Records a host by its name, or changes the one of that name, which keeps its id. Gives the host.

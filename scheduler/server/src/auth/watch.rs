@@ -10,6 +10,7 @@ use crate::bounds::TOKEN_LOOK_EVERY;
 use crate::farm::{chain, now};
 use slipway_core::id::TokenId;
 use slipway_core::time::Timestamp;
+use std::collections::HashSet;
 use tokio_util::sync::CancellationToken;
 
 impl Authenticator {
@@ -22,28 +23,37 @@ impl Authenticator {
                 () = cancel.cancelled() => return,
                 _ = every.tick() => {}
             }
-            for (token, expires_at) in self.0.cache.live() {
-                if self.0.has_ended(&token, expires_at).await {
-                    tracing::info!(%token, "token is good no longer; what runs for it ends");
-                    self.0.cache.end(&token);
-                }
+            for token in self.0.ended().await {
+                tracing::info!(%token, "token is good no longer; what runs for it ends");
+                self.0.cache.end(&token);
             }
         }
     }
 }
 
 impl Inner {
-    /// A store that does not answer ends nothing but what has expired.
-    async fn has_ended(&self, token: &TokenId, expires_at: Option<Timestamp>) -> bool {
-        if expires_at.is_some_and(|end| end <= now()) {
-            return true;
-        }
-        match self.store.token(token).await {
-            Ok(found) => found.is_none_or(|token| check(&token).is_err()),
-            Err(error) => {
-                tracing::debug!(%token, why = chain(&error), "token not looked at");
-                false
+    /// Which of the tokens that something runs for are good no longer. A store that does not answer ends nothing but what has expired.
+    async fn ended(&self) -> Vec<TokenId> {
+        let live = self.cache.live();
+        let at = now();
+        let expired = |expires_at: Option<Timestamp>| expires_at.is_some_and(|end| end <= at);
+        let (mut ended, running): (Vec<_>, Vec<_>) = live
+            .into_iter()
+            .partition(|(_, expires_at)| expired(*expires_at));
+        if !running.is_empty() {
+            let ids: Vec<TokenId> = running.iter().map(|(token, _)| token.clone()).collect();
+            match self.store.tokens_by_id(&ids).await {
+                Ok(found) => {
+                    let good = found.iter().filter(|token| check(token).is_ok());
+                    let good: HashSet<&TokenId> = good.map(|token| &token.id).collect();
+                    let gone = running
+                        .into_iter()
+                        .filter(|(token, _)| !good.contains(token));
+                    ended.extend(gone);
+                }
+                Err(error) => tracing::warn!(why = chain(&error), "tokens not looked at"),
             }
         }
+        ended.into_iter().map(|(token, _)| token).collect()
     }
 }

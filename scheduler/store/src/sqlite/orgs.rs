@@ -292,6 +292,16 @@ impl SqliteStore {
         row.as_ref().map(token_of).transpose()
     }
 
+    pub(super) async fn select_tokens_by_id(&self, tokens: &[TokenId]) -> Result<Vec<Token>> {
+        let ids: Vec<&str> = tokens.iter().map(TokenId::as_str).collect();
+        let rows = sqlx::query("SELECT * FROM tokens WHERE id IN (SELECT value FROM json_each(?))")
+            .bind(serde_json::Value::from(ids).to_string())
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable("look tokens up"))?;
+        rows.iter().map(token_of).collect()
+    }
+
     pub(super) async fn mark_token_revoked(
         &self,
         org: Option<&OrgId>,

@@ -345,6 +345,10 @@ impl SystemStore for SqliteStore {
         self.select_token(token).await
     }
 
+    async fn tokens_by_id(&self, tokens: &[TokenId]) -> Result<Vec<Token>> {
+        self.select_tokens_by_id(tokens).await
+    }
+
     async fn touch_token(&self, token: &TokenId, at: Timestamp) -> Result<()> {
         self.mark_token_used(token, at).await
     }

@@ -6,6 +6,7 @@ use crate::common::*;
 async fn tokens_are_found_by_id_whoever_has_them() {
     let it = fresh().await;
     let acme = org(&it.store, "acme").await;
+    let mut all = Vec::new();
     for (n, owner) in [(1, Some(acme.id.clone())), (2, None)] {
         let mut token = Token {
             id: TokenId::from_entropy(entropy()),
@@ -32,8 +33,17 @@ async fn tokens_are_found_by_id_whoever_has_them() {
             .await
             .expect("revoked");
         token.revoked_at = Some(Timestamp(3));
-        assert_eq!(it.store.token(&token.id).await.expect("read"), Some(token));
+        let read = it.store.token(&token.id).await.expect("read");
+        assert_eq!(read, Some(token.clone()));
+        all.push(token);
     }
+    // Many are asked for at once, some of which are not there.
+    let mut ids: Vec<TokenId> = all.iter().map(|token| token.id.clone()).collect();
+    ids.extend((0..2000).map(|_| TokenId::from_entropy(entropy())));
+    let mut found = it.store.tokens_by_id(&ids).await.expect("read");
+    found.sort_by_key(|token| token.org.is_none());
+    assert_eq!(found, all);
+    assert_eq!(it.store.tokens_by_id(&[]).await.expect("read"), []);
 }
 
 #[tokio::test]
