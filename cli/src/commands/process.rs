@@ -9,6 +9,7 @@ use crate::printer::Printer;
 use crate::settings::read_small;
 use serde::de::DeserializeOwned;
 use slipway_host::{HostRunError, HostSettings};
+use slipway_scheduler::serve::DataDirError;
 use slipway_scheduler::{ServeError, ServeSettings};
 use std::path::Path;
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,7 +46,10 @@ fn explain_serve(error: &ServeError) -> Failure {
         }
         ServeError::Listen { .. } => Failure::user_caused(ACTION, error)
             .hint("is it running already? the listen_ settings choose other addresses"),
-        ServeError::DataDir { .. } => Failure::user_caused(ACTION, error)
+        ServeError::DataDir(DataDirError::InUse { .. }) => {
+            Failure::user_caused(ACTION, error).hint("end that one first, or set another data_dir")
+        }
+        ServeError::DataDir(DataDirError::Io { .. }) => Failure::user_caused(ACTION, error)
             .hint("data_dir must be a directory that this user can write"),
         ServeError::MasterKey(_) => Failure::user_caused(ACTION, error)
             .hint("a master key is 32 bytes in a file of mode 0600; see [keys] in the settings"),

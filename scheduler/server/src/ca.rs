@@ -105,20 +105,17 @@ impl CertificateAuthority {
             data_dir.join(CA_KEY_FILE),
             data_dir.join(CA_CERTIFICATE_FILE),
         );
-        let key = match secret_file::read(&key_path) {
-            Ok(pem) => String::from_utf8(pem)
-                .ok()
-                .and_then(|pem| KeyPair::from_pem(&pem).ok())
-                .ok_or(CaError::Damaged)?,
-            Err(SecretFileError::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound && !pem_path.exists() =>
-            {
-                let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-                secret_file::write_new(&key_path, key.serialize_pem().as_bytes())?;
-                key
-            }
-            Err(error) => return Err(error.into()),
+        // Beside a certificate no key is made: it would not be that one's.
+        let key = if pem_path.exists() {
+            secret_file::read(&key_path)?
+        } else {
+            let fresh = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+            secret_file::read_or_make(&key_path, || Ok(fresh.serialize_pem().into_bytes()))?
         };
+        let key = String::from_utf8(key)
+            .ok()
+            .and_then(|pem| KeyPair::from_pem(&pem).ok())
+            .ok_or(CaError::Damaged)?;
         if !pem_path.exists() {
             let pem = authority_params(now)?.self_signed(&key)?.pem();
             secret_file::write_public(&pem_path, pem.as_bytes())?;

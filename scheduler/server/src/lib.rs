@@ -12,6 +12,7 @@ pub mod builds;
 pub mod ca;
 mod connection;
 mod credentials;
+mod data_dir;
 pub mod farm;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]

@@ -2,10 +2,11 @@
 //!
 //! Must not know: what is in them.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use tempfile::{NamedTempFile, PersistError};
 
 /// Largest secret file that is read.
 const BYTES_MAX: u64 = 64 << 10;
@@ -32,7 +33,8 @@ pub enum SecretFileError {
     Entropy(#[from] getrandom::Error),
 }
 
-/// Reads the secret at `path`; if there is none, keeps there what `make` gives (0600).
+/// Reads the secret at `path`; if there is none, keeps there what `make` gives (0600). Of several that do so at once, one keeps its own and
+/// the others get that.
 ///
 /// # Errors
 /// [`SecretFileError`].
@@ -45,8 +47,17 @@ pub(crate) fn read_or_make(
         done => return done,
     }
     let secret = make()?;
-    write_new(path, &secret)?;
-    Ok(secret)
+    match write(path, &secret, 0o600, |file, path| {
+        file.persist_noclobber(path)
+    }) {
+        Ok(()) => Ok(secret),
+        Err(SecretFileError::Io { source, .. })
+            if source.kind() == io::ErrorKind::AlreadyExists =>
+        {
+            read(path)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads a secret, and refuses one that group or others can read.
@@ -70,53 +81,47 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, SecretFileError> {
     Ok(secret)
 }
 
-/// Writes a secret under a name that does not exist yet: whole or not at all.
-///
-/// # Errors
-/// [`SecretFileError`].
-pub(crate) fn write_new(path: &Path, secret: &[u8]) -> Result<(), SecretFileError> {
-    write_as(path, secret, 0o600)
-}
-
 /// Replaces a file that everybody may read: whole or not at all.
 ///
 /// # Errors
 /// [`SecretFileError`].
 pub(crate) fn write_public(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
-    write_as(path, content, 0o644)
+    write(path, content, 0o644, |file, path| file.persist(path))
 }
 
-fn write_as(path: &Path, content: &[u8], mode: u32) -> Result<(), SecretFileError> {
+/// Writes a file beside `path`, and has `place` put it there: whole or not at all, also after a power cut.
+fn write(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    place: impl FnOnce(NamedTempFile, &Path) -> Result<File, PersistError>,
+) -> Result<(), SecretFileError> {
     let failed = |source| SecretFileError::Io {
         action: "write",
         path: path.to_owned(),
         source,
     };
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let fresh = path.with_file_name(name);
-    match std::fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&fresh)
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        Some(_) | None => Path::new("."),
+    };
+    let mut file = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(mode))
+        .suffix(".new")
+        .tempfile_in(dir)
         .map_err(failed)?;
     file.write_all(content)
-        .and_then(|()| file.sync_all())
+        .and_then(|()| file.as_file().sync_all())
         .map_err(failed)?;
-    std::fs::rename(&fresh, path).map_err(failed)?;
-    let dir = path.parent().map_or_else(|| File::open("."), File::open);
-    dir.and_then(|dir| dir.sync_all()).map_err(failed)
+    place(file, path).map_err(|error| failed(error.error))?;
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_secret_is_made_once_and_must_stay_private() {
@@ -126,5 +131,33 @@ mod tests {
         assert_eq!(read_or_make(&path, || Ok(vec![2])).unwrap(), [1]);
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(read(&path), Err(SecretFileError::Open(_))));
+    }
+
+    #[test]
+    fn of_many_that_make_a_secret_at_once_all_get_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let together = std::sync::Barrier::new(8);
+        let made: Vec<Vec<u8>> = std::thread::scope(|scope| {
+            let make = |n: u8| {
+                let (together, path) = (&together, &path);
+                scope.spawn(move || {
+                    let make = || {
+                        // Everybody has seen that there is none.
+                        together.wait();
+                        Ok(vec![n; 32])
+                    };
+                    read_or_make(path, make).unwrap()
+                })
+            };
+            let threads: Vec<_> = (0..8).map(make).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join().unwrap();
+            threads.into_iter().map(join).collect()
+        });
+        let kept = read(&path).unwrap();
+        assert!(made.iter().all(|one| *one == kept), "{made:?}");
+        let mode = std::fs::metadata(&path).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

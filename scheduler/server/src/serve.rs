@@ -8,6 +8,8 @@ use crate::bounds::DRAIN_WAIT_MAX;
 use crate::builds::{BuildError, BuildService};
 use crate::ca::{CaError, CertificateAuthority};
 use crate::credentials::Credentials;
+pub use crate::data_dir::DataDirError;
+use crate::data_dir::{self, DataDirLock};
 use crate::farm::{Farm, FarmError, FarmSettings, FarmTasks, entropy, now};
 use crate::gateway::{self, Builders, Gateway};
 use crate::keys::{
@@ -23,8 +25,7 @@ use slipway_store::{SqliteStore, Store, StoreError, Token, TokenRole};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,15 +42,9 @@ pub enum ServeError {
     /// The settings are not good.
     #[error("settings")]
     Settings(#[from] InvalidSettings),
-    /// The data directory cannot be made.
-    #[error("make the data directory {path}")]
-    DataDir {
-        /// Which.
-        path: PathBuf,
-        /// What the file system said.
-        #[source]
-        source: io::Error,
-    },
+    /// The data directory cannot be used.
+    #[error("open the data directory")]
+    DataDir(#[from] DataDirError),
     /// The master key of the volumes' keys.
     #[error("open the key store")]
     MasterKey(#[from] MasterKeyError),
@@ -133,6 +128,7 @@ pub(crate) struct Running {
     tasks: TaskTracker,
     farm_tasks: FarmTasks,
     store: Arc<SqliteStore>,
+    _lock: DataDirLock,
 }
 
 /// Opens everything and begins to serve. `way` chooses the way to builders; it is the farm, but for tests of odd builders.
@@ -144,6 +140,8 @@ pub(crate) async fn start(
     way: impl FnOnce(&Farm) -> Arc<dyn Builders>,
 ) -> Result<Running, ServeError> {
     settings.check()?;
+    // Before anything in it is read or made: a second control plane would drive the same machines, and make keys of its own.
+    let lock = data_dir::take(&settings.data_dir)?;
     let opened = open(&settings.data_dir).await?;
     let cancel = CancellationToken::new();
     let identity = Arc::new(ServerIdentity::new(
@@ -192,6 +190,7 @@ pub(crate) async fn start(
         tasks,
         farm_tasks,
         store,
+        _lock: lock,
     })
 }
 
@@ -238,14 +237,6 @@ async fn key_broker(
 }
 
 async fn open(data_dir: &Path) -> Result<Opened, ServeError> {
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(data_dir);
-    made.map_err(|source| ServeError::DataDir {
-        path: data_dir.to_owned(),
-        source,
-    })?;
     let authority = Arc::new(CertificateAuthority::open(data_dir, now())?);
     let sealer = Sealer::open(data_dir)?;
     let store = Arc::new(SqliteStore::open(&data_dir.join(DATABASE_FILE)).await?);
@@ -405,5 +396,30 @@ impl Listeners {
                 }
             },
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Bench, Who, request};
+
+    #[tokio::test]
+    async fn a_second_control_plane_on_the_same_data_is_refused_and_changes_nothing() {
+        let mut bench = Bench::start().await;
+        let addresses = bench.file(ADDRESSES_FILE);
+        let second = start(bench.settings(), |farm| Arc::new(farm.clone())).await;
+        let Err(ServeError::DataDir(refused)) = second else {
+            panic!("it started");
+        };
+        let own = format!("process {}", std::process::id());
+        assert!(refused.to_string().contains(&own), "{refused}");
+        assert_eq!(bench.file(ADDRESSES_FILE), addresses);
+        let health = request("GET", "/healthz", crate::http::empty());
+        let answer = bench.ask("api", &Who::default(), health).await;
+        assert_eq!(answer.status, 200);
+        bench.end().await;
+        bench.resume().await;
+        bench.end().await;
     }
 }

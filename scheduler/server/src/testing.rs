@@ -186,10 +186,9 @@ impl Bench {
         bench
     }
 
-    /// Starts (again) on the same data.
-    pub(crate) async fn resume(&mut self) {
+    pub(crate) fn settings(&self) -> ServeSettings {
         let host = |socket| json!({ "name": "test", "region": "local", "socket": socket });
-        let settings: ServeSettings = serde_json::from_value(json!({
+        serde_json::from_value(json!({
             "data_dir": self.dir.path().join("data"),
             "listen_api": "127.0.0.1:0",
             "listen_docker": "127.0.0.1:0",
@@ -197,13 +196,17 @@ impl Bench {
             "hosts": self.host.iter().map(host).collect::<Vec<_>>(),
             "builder": { "arch": "amd64", "volume_bytes": 1 << 30, "memory_bytes": 1 << 30 },
         }))
-        .expect("good settings");
+        .expect("good settings")
+    }
+
+    /// Starts (again) on the same data.
+    pub(crate) async fn resume(&mut self) {
         let builder = self.host.is_none().then(|| Arc::clone(&self.builder));
         let way = |farm: &crate::farm::Farm| match builder {
             Some(builder) => builder as Arc<dyn Builders>,
             None => Arc::new(farm.clone()),
         };
-        self.running = Some(start(settings, way).await.expect("it starts"));
+        self.running = Some(start(self.settings(), way).await.expect("it starts"));
     }
 
     pub(crate) async fn end(&mut self) {

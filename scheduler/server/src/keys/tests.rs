@@ -506,6 +506,7 @@ async fn fake_vault(dir: &Path) -> (Arc<FakeVault>, VaultSettings) {
     let settings = VaultSettings {
         address,
         ca_file: None,
+        allow_insecure: false,
         namespace: Some("team".to_owned()),
         mount: "kv".to_owned(),
         prefix: "farm".to_owned(),
@@ -569,12 +570,34 @@ async fn vault_keeps_keys_and_its_tokens_are_renewed() {
         silent,
         Err(KeyStoreError::Denied(_) | KeyStoreError::Unavailable(_))
     ));
-    let unchecked = VaultSettings {
-        address: "https://127.0.0.1:1".to_owned(),
-        ..settings
-    };
-    assert!(
-        VaultKeys::new(unchecked).is_err(),
-        "https without certificates"
-    );
+}
+
+#[tokio::test]
+async fn keys_go_in_clear_to_this_computer_alone_unless_the_operator_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_fake, settings) = fake_vault(dir.path()).await;
+    for (address, allow_insecure, good) in [
+        ("http://localhost:8200", false, true),
+        ("HTTP://127.9.9.9:8200", false, true),
+        ("http://[::1]:8200", false, true),
+        ("http://[::ffff:127.0.0.1]:8200", false, true),
+        ("http://vault.example:8200", false, false),
+        ("http://localhost.example:8200", false, false),
+        ("http://127.0.0.1.example:8200", false, false),
+        ("http://127.0.0.1@vault.example:8200", false, false),
+        ("HTTP://10.0.0.1:8200", false, false),
+        ("http://vault.example:8200", true, true),
+        // There is nothing that its certificate could be checked against.
+        ("https://127.0.0.1:1", true, false),
+        ("HTTPS://127.0.0.1:1", false, false),
+        ("ftp://127.0.0.1", true, false),
+        ("vault.example:8200", true, false),
+    ] {
+        let asked = VaultSettings {
+            address: address.to_owned(),
+            allow_insecure,
+            ..settings.clone()
+        };
+        assert_eq!(VaultKeys::new(asked).is_ok(), good, "{address}");
+    }
 }

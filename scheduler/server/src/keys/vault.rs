@@ -10,11 +10,12 @@ use super::{KeyStore, KeyStoreError, draw};
 use crate::limits::{VAULT_ANSWER_BYTES_MAX, VAULT_WAIT_MAX};
 use crate::secret_file;
 use async_trait::async_trait;
-use reqwest::{Client, Method, RequestBuilder, StatusCode};
+use reqwest::{Client, Method, RequestBuilder, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use slipway_core::id::VolumeId;
 use slipway_core::key::VolumeKey;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
@@ -28,6 +29,9 @@ pub struct VaultSettings {
     /// The certificates (PEM) that its own is checked against. Needed for `https`.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
+    /// Allows `http` to an address that is not this computer's own: everybody on the way can then read keys and secrets.
+    #[serde(default)]
+    pub allow_insecure: bool,
     /// Namespace (Vault Enterprise, OpenBao 2.3 and later).
     #[serde(default)]
     pub namespace: Option<String>,
@@ -107,11 +111,7 @@ impl VaultKeys {
     /// [`KeyStoreError::Denied`] if a file cannot be read, or the address needs one that is not given.
     pub fn new(settings: VaultSettings) -> Result<Self, KeyStoreError> {
         let denied = |why: String| KeyStoreError::Denied(why);
-        if settings.ca_file.is_none() && settings.address.starts_with("https") {
-            return Err(denied(
-                "its address is https, so it needs ca_file".to_owned(),
-            ));
-        }
+        check_address(&settings).map_err(|why| denied(why.to_owned()))?;
         let builder = Client::builder()
             .timeout(VAULT_WAIT_MAX)
             .redirect(reqwest::redirect::Policy::none())
@@ -293,6 +293,31 @@ impl KeyStore for VaultKeys {
             Err(refusal(status, &body))
         }
     }
+}
+
+/// Keys and the secret to get them go to no address in clear, unless it is this computer's own or the operator says so.
+fn check_address(settings: &VaultSettings) -> Result<(), &'static str> {
+    let url = Url::parse(&settings.address).map_err(|_| "its address is no URL")?;
+    match url.scheme() {
+        "https" if settings.ca_file.is_some() => Ok(()),
+        "https" => Err("its address is https, so it needs ca_file"),
+        "http" if settings.allow_insecure || is_loopback(&url) => Ok(()),
+        "http" => Err(
+            "its address is http, so that keys would go in clear: it must be https (or set allow_insecure)",
+        ),
+        _ => Err("its address is neither https nor http"),
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let Some(host) = url.host_str() else {
+        return false;
+    };
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || address
+            .parse()
+            .is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
 }
 
 async fn answer(
