@@ -18,6 +18,7 @@ use crate::progress::{self, GivenUp, Progress};
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -35,6 +36,8 @@ pub(crate) const STEPS_DIR: &str = "/var/lib/docker/buildkit/executor";
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const CONTAINERD_DIR: &str = "/run/containerd";
 const CONFIG_DIR: &str = "/run/slipway";
+/// Programs that the daemons find before the image's own.
+const PROGRAMS_DIR: &str = "/run/slipway/bin";
 const IMAGE_CONFIG: &str = "/etc/docker/daemon.json";
 const GUEST_CONFIG: &str = "/etc/slipway/guest.json";
 /// What a machine that was not ended cleanly may have left, and what would keep a daemon from starting or would be
@@ -46,6 +49,10 @@ const STALE: [&str; 5] = [
     CONTAINERD_DIR,
     STEPS_DIR,
 ];
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// By how much a build's step is more likely than the daemons to be ended when memory runs out (proc_pid_oom_score_adj(5)).
+const STEP_OOM_SCORE: u32 = 300;
 
 /// The daemons.
 #[derive(Debug)]
@@ -78,9 +85,12 @@ impl Engine {
             remove(Path::new(path)).with_context(|| format!("remove stale {path}"))?;
         }
         write_configs(host)?;
+        write_runtime().context("write the runtime of steps")?;
+        let path = search_path();
         let mut containerd = children
             .start(
                 Command::new("containerd")
+                    .env("PATH", &path)
                     .args(["--config", &format!("{CONFIG_DIR}/containerd.toml")])
                     // It tells of every plugin otherwise, and nothing else that anybody would look for.
                     .args(["--log-level", "warn"])
@@ -95,7 +105,7 @@ impl Engine {
             return Err(error);
         }
         inherit(&descriptors.engine, Inherited::Yes)?;
-        let dockerd = children.start(&mut dockerd_command());
+        let dockerd = children.start(dockerd_command().env("PATH", &path));
         inherit(&descriptors.engine, Inherited::No)?;
         let mut dockerd = dockerd.context("start dockerd")?;
         Ok(Engine {
@@ -157,6 +167,24 @@ async fn listens(containerd: &mut Child, output: &Output, progress: &mut Progres
         }
         exit = containerd.wait() => bail!("containerd ended by itself: {exit:?}"),
     }
+}
+
+/// Where the daemons look for programs.
+fn search_path() -> String {
+    let path = std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned());
+    format!("{PROGRAMS_DIR}:{path}")
+}
+
+/// What the daemons run as `runc`. When the machine's memory runs out, the kernel then ends a step and not what all of them
+/// need: BuildKit has no setting for that.
+fn write_runtime() -> io::Result<()> {
+    std::fs::create_dir_all(PROGRAMS_DIR)?;
+    let runtime = Path::new(PROGRAMS_DIR).join("runc");
+    let script = format!(
+        "#!/bin/sh\necho {STEP_OOM_SCORE} > /proc/self/oom_score_adj\nPATH=${{PATH#{PROGRAMS_DIR}:}}\nexport PATH\nexec runc \"$@\"\n"
+    );
+    std::fs::write(&runtime, script)?;
+    std::fs::set_permissions(&runtime, PermissionsExt::from_mode(0o755))
 }
 
 fn dockerd_command() -> Command {

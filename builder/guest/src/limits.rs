@@ -8,6 +8,8 @@ use slipway_core::limits::{
 use slipway_core::planner::END_WAIT_MAX;
 use std::time::Duration;
 
+/// Files that a program in a virtual machine may have open unless it asks for more, which it may up to what the kernel allows.
+pub(crate) const OPEN_FILES_SOFT: u64 = 65_536;
 /// Time between two attempts to connect while dockerd or containerd starts.
 pub(crate) const START_RETRY_PERIOD: Duration = Duration::from_millis(2);
 /// How long containerd and dockerd may make no progress while they start. Then the machine ends as crashed.

@@ -32,6 +32,30 @@ fn log_text(events: &[Value]) -> String {
 }
 
 #[test]
+fn when_memory_runs_out_a_step_ends_before_the_engine() {
+    let Some(volume) = volume(VOLUME_BYTES) else {
+        return;
+    };
+    let runtime = Runtime::new().expect("runtime");
+    let machine = volume.start();
+    let dockerfile = shell("/bin/busybox cat /proc/self/oom_score_adj");
+    let build = Build::start(&runtime, &machine, &ask(&dockerfile));
+    let outcome = build.outcome();
+    assert_eq!(outcome["outcome"], "succeeded", "{outcome}");
+    let score = |text: String| text.trim().parse::<i32>().expect("a number");
+    let step = score(log_text(&build.events(0)));
+    for pid in [
+        machine.pid(),
+        machine.daemon("dockerd"),
+        machine.daemon("containerd"),
+    ] {
+        let path = format!("/proc/{pid}/oom_score_adj");
+        let daemon = score(std::fs::read_to_string(path).expect("it runs"));
+        assert!(step >= daemon + 300, "a step has {step}, a daemon {daemon}");
+    }
+}
+
+#[test]
 fn a_build_is_solved_pushed_and_told() {
     let Some(volume) = volume(VOLUME_BYTES) else {
         return;
