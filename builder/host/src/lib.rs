@@ -36,6 +36,7 @@ mod server;
 pub mod settings;
 #[cfg(test)]
 mod snapshot;
+mod subids;
 mod sys;
 mod undo;
 mod vm;
@@ -329,6 +330,7 @@ fn prepare(
     settings: &HostSettings,
 ) -> Result<(Flock<File>, server::Service, Arc<Network>), HostRunError> {
     let allowed_uids = server::allowed_uids(settings)?;
+    subids::warn_of_shared(&settings.machine_ids());
     let (mut names, mut vm_accelerator) = (Vec::new(), None);
     let held = take_over(settings, |network| {
         let (drivers, accelerator) = make_drivers(settings, network)?;

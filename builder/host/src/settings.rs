@@ -235,6 +235,12 @@ pub enum InvalidSettings {
 }
 
 impl HostSettings {
+    /// The host's ids that machines have.
+    pub(crate) fn machine_ids(&self) -> std::ops::Range<u64> {
+        let first = u64::from(self.id_base);
+        first..first + u64::from(self.machines_max) * u64::from(MACHINE_IDS)
+    }
+
     /// Refuses what cannot work.
     ///
     /// # Errors
@@ -268,8 +274,9 @@ impl HostSettings {
                 machines: self.machines_max,
             });
         }
-        let last = u64::from(self.id_base) + u64::from(self.machines_max) * u64::from(MACHINE_IDS);
-        if self.id_base < MACHINE_IDS || last > u64::from(i32::MAX.cast_unsigned()) {
+        if self.id_base < MACHINE_IDS
+            || self.machine_ids().end > u64::from(i32::MAX.cast_unsigned())
+        {
             return Err(InvalidSettings::IdBase(self.id_base));
         }
         Ok(())
