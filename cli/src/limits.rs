@@ -60,6 +60,8 @@ pub(crate) const OUTPUT_LINE_BYTES_MAX: usize = 8 << 10;
 pub(crate) const TREE_LINES_MAX: usize = 24;
 /// Output lines shown under a running step.
 pub(crate) const TREE_LOG_LINES_MAX: usize = 6;
+/// How often a deploy that waits for its builder asks what that waits for.
+pub(crate) const WAIT_REASON_PERIOD: Duration = Duration::from_secs(2);
 /// How often the live tree is drawn anew.
 pub(crate) const TREE_PERIOD: Duration = Duration::from_millis(100);
 

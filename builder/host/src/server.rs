@@ -14,6 +14,7 @@ use crate::settings::{HostSettings, InvalidSettings};
 use crate::wire::{self, FrameError};
 use slipway_core::host_api::{
     HOST_API_VERSION, HostError, HostErrorCode, HostInfo, HostReply, HostRequest, HostRequestFrame,
+    MachineSpec,
 };
 use slipway_core::key::KeyLease;
 use slipway_core::limits::HOST_API_WATCH_WAIT_MAX;
@@ -297,7 +298,10 @@ async fn answer(
             service.keys.lend(lease, std::time::Instant::now())?;
             HostReply::Done.into()
         }
-        HostRequest::EnsureMachine(spec) => HostReply::Machine(machines.ensure(spec).await?).into(),
+        HostRequest::EnsureMachine(spec) => {
+            let spec = within(spec, service.cpu_millis, service.memory);
+            HostReply::Machine(machines.ensure(spec).await?).into()
+        }
         HostRequest::StopMachine {
             machine,
             generation,
@@ -333,6 +337,15 @@ async fn answer(
             }
         }
     })
+}
+
+/// A machine gets no more than there is: a limit above that would be none.
+fn within(spec: MachineSpec, cpu_millis: u32, memory: ByteSize) -> MachineSpec {
+    MachineSpec {
+        cpu_millis: spec.cpu_millis.min(cpu_millis),
+        memory_bytes: spec.memory_bytes.min(memory.0),
+        ..spec
+    }
 }
 
 /// Runs work on a blocking thread.
@@ -436,4 +449,29 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slipway_core::generation::Generation;
+    use slipway_core::id::{MachineId, VolumeId};
+    use slipway_core::isolation::Isolation;
+
+    #[test]
+    fn a_machine_is_limited_to_what_the_host_has() {
+        let asked = |cpu_millis, memory_bytes| MachineSpec {
+            machine: MachineId::from_entropy([1; 10]),
+            generation: Generation(1),
+            volume: VolumeId::from_entropy([2; 10]),
+            cpu_millis,
+            memory_bytes,
+            pids_max: 3,
+            isolation: Isolation::Auto,
+        };
+        let cut = |cpu, memory| within(asked(cpu, memory), 4000, ByteSize::gib(8));
+        assert_eq!(cut(4_000_000_000, 1 << 50), asked(4000, 8 << 30));
+        assert_eq!(cut(4000, 8 << 30), asked(4000, 8 << 30));
+        assert_eq!(cut(100, 1 << 30), asked(100, 1 << 30));
+    }
 }

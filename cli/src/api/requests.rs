@@ -24,7 +24,7 @@ macro_rules! app {
 }
 macro_rules! builder {
     () => {
-        "id region arch state cpuMillis memoryBytes volumeBytes connections lastError notice"
+        "id region arch state cpuMillis memoryBytes volumeBytes nextCpuMillis nextMemoryBytes connections waitingFor lastError notice"
     };
 }
 macro_rules! build {

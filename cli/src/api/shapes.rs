@@ -87,6 +87,12 @@ pub(crate) struct Builder {
     pub(crate) cpu_millis: u32,
     /// Memory.
     pub(crate) memory_bytes: u64,
+    /// Processors from its next start on, when that is another number.
+    #[serde(default)]
+    pub(crate) next_cpu_millis: Option<u32>,
+    /// Memory from its next start on, when that is another size.
+    #[serde(default)]
+    pub(crate) next_memory_bytes: Option<u64>,
     /// Size of its cache volume.
     pub(crate) volume_bytes: u64,
     /// Connections through the gateways now.
@@ -97,6 +103,9 @@ pub(crate) struct Builder {
     /// For how long nothing was in flight inside, where it was asked for and the builder runs.
     #[serde(default)]
     pub(crate) idle_ms: Option<u64>,
+    /// What it waits for while somebody wants it and it is not up.
+    #[serde(default)]
+    pub(crate) waiting_for: Option<String>,
     /// Why it last failed.
     pub(crate) last_error: Option<String>,
     /// What its owner should know, such as a cache that was replaced.

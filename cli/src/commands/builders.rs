@@ -32,7 +32,7 @@ pub(crate) async fn run(verb: BuildersVerb, caller: &Caller, printer: Printer) -
                         builder.id.clone(),
                         builder.region.clone(),
                         builder.arch.clone(),
-                        builder.state.to_lowercase(),
+                        state(builder),
                         cache(builder),
                     ]
                 },
@@ -94,6 +94,27 @@ fn pick(builders: Vec<Builder>, choice: &BuilderChoice, org: &str) -> Outcome<Bu
     }
 }
 
+/// What it does, and what is in the way if something is.
+fn state(builder: &Builder) -> String {
+    let state = builder.state.to_lowercase();
+    match &builder.waiting_for {
+        Some(why) => format!("{state}: {why}"),
+        None => state,
+    }
+}
+
+fn memory(bytes: u64) -> String {
+    ByteSize(bytes).to_string()
+}
+
+/// What it has, and what it gets at its next start if that is something else.
+fn now_and_next(now: String, next: Option<String>) -> String {
+    match next {
+        Some(next) => format!("{now} ({next} from its next start on)"),
+        None => now,
+    }
+}
+
 fn cache(builder: &Builder) -> String {
     let size = ByteSize(builder.volume_bytes);
     match builder.volume_used_bytes {
@@ -107,9 +128,18 @@ fn show(builder: &Builder, printer: Printer) {
         ("builder", builder.id.clone()),
         ("region", builder.region.clone()),
         ("arch", builder.arch.clone()),
-        ("state", builder.state.to_lowercase()),
-        ("cpus", cpus(builder.cpu_millis)),
-        ("memory", ByteSize(builder.memory_bytes).to_string()),
+        ("state", state(builder)),
+        (
+            "cpus",
+            now_and_next(cpus(builder.cpu_millis), builder.next_cpu_millis.map(cpus)),
+        ),
+        (
+            "memory",
+            now_and_next(
+                memory(builder.memory_bytes),
+                builder.next_memory_bytes.map(memory),
+            ),
+        ),
         ("cache", cache(builder)),
         ("connections", builder.connections.to_string()),
     ];

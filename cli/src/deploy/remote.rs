@@ -15,7 +15,7 @@ use crate::api::shapes::{Build, NewBuild};
 use crate::docker_logins::{DockerLogins, registry_of};
 use crate::exit::{Failure, Outcome};
 use crate::interrupt::{Interrupts, exit_now};
-use crate::limits::{CANCEL_WAIT_MAX, CONTEXT_WARN_BYTES, TREE_PERIOD};
+use crate::limits::{CANCEL_WAIT_MAX, CONTEXT_WARN_BYTES, TREE_PERIOD, WAIT_REASON_PERIOD};
 use slipway_core::build::{BuildOutcome, RegistryCredential};
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub(super) async fn run(
         mut session,
         org,
         notice,
-    } = watched(view, &mut interrupts, opening).await??;
+    } = waited_for(plan, client, view, &mut interrupts, opening).await??;
     if let Some(notice) = notice {
         view.note(&format!("warning: {notice}"));
     }
@@ -113,6 +113,46 @@ async fn open(plan: &Plan, client: &ApiClient, factory: &Arc<SessionFactory>) ->
         org: place.org,
         notice: builder.notice,
     })
+}
+
+/// As [`watched`], and shows what the org's builder waits for.
+async fn waited_for<T>(
+    plan: &Plan,
+    client: &ApiClient,
+    view: &mut View,
+    interrupts: &mut Interrupts,
+    future: impl Future<Output = T>,
+) -> Outcome<T> {
+    tokio::pin!(future);
+    loop {
+        let look = async {
+            tokio::time::sleep(WAIT_REASON_PERIOD).await;
+            reason(plan, client).await
+        };
+        tokio::pin!(look);
+        let either = async {
+            tokio::select! {
+                done = &mut future => Ok(done),
+                why = &mut look => Err(why),
+            }
+        };
+        match watched(view, interrupts, either).await? {
+            Ok(done) => return Ok(done),
+            Err(Some(why)) => view.status(&format!("waiting for the builder: {why}")),
+            Err(None) => {}
+        }
+    }
+}
+
+/// What the builder waits for, if there is something to say. Whoever waits for the builder itself hears of other errors.
+async fn reason(plan: &Plan, client: &ApiClient) -> Option<String> {
+    let place = queries::locate(client, plan.org.as_deref()).await.ok()?;
+    let builders = queries::builders(client, &place.org).await.ok()?;
+    let fits = |wanted: &Option<String>, has: &str| wanted.as_ref().is_none_or(|it| it == has);
+    builders
+        .into_iter()
+        .filter(|it| fits(&plan.region, &it.region) && fits(&plan.arch, &it.arch))
+        .find_map(|builder| builder.waiting_for)
 }
 
 /// Runs `future` while the view lives; Ctrl-C ends it.

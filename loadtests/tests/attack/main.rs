@@ -3,4 +3,5 @@
 //!
 //! Attacks are bounded in time and size, and reach nothing but the farm that the test made.
 
+mod quotas;
 mod tenants;

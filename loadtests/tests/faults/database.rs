@@ -205,6 +205,8 @@ async fn recorded_and_cut_off(disk: &Disk) -> Result<()> {
         volume_replaced: false,
         last_error: None,
         notice: None,
+        cpu_millis: 1000,
+        memory: GIB,
         at: Timestamp(5),
     };
     store.record_machine(&org(), &machine, &started).await?;

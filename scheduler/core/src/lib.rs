@@ -6,6 +6,7 @@
 //! Must not know: tokio, SQL, HTTP, or how anything is executed.
 
 pub mod build;
+pub mod ceilings;
 pub mod compression;
 pub mod end_record;
 pub mod generation;

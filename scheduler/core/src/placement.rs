@@ -1,8 +1,9 @@
 //! Chooses the host of a new builder. Pure: same input, same choice.
 //!
 //! A cache is worth more than balance, so a builder that has a volume goes where that volume is. Otherwise: hosts of
-//! the region and the architecture, that answer, that wall machines off as demanded, and whose pool can promise the
-//! volume, the least loaded first.
+//! the region and the architecture, that answer, that isolate machines as demanded, that have the memory and have not
+//! promised too much of it ([`MEMORY_OVERCOMMIT`]), and whose pool can promise the volume, the least loaded first.
+//! Processors are shared in time, so however many are asked for, a host gives what it has.
 //!
 //! Must not know: how load is measured, or how a choice is recorded.
 
@@ -13,6 +14,10 @@ pub use volumes::{VolumeRequest, place_volume};
 use crate::id::HostId;
 use crate::isolation::Isolation;
 use crate::units::ByteSize;
+
+/// Builders that shall run on a host may together be promised this many times its memory: it is a limit and not a
+/// reservation, few builders use all of theirs at once, and a host gives none more than it has itself.
+pub const MEMORY_OVERCOMMIT: u64 = 4;
 
 /// A host as placement sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +42,17 @@ pub struct HostLoad {
     pub encrypts: bool,
 }
 
+impl HostLoad {
+    fn has_memory_for(&self, more: ByteSize) -> bool {
+        let promised = self.memory_promised.0.saturating_add(more.0);
+        promised <= self.may_promise().0
+    }
+
+    fn may_promise(&self) -> ByteSize {
+        ByteSize(self.memory.0.saturating_mul(MEMORY_OVERCOMMIT))
+    }
+}
+
 /// What is to be placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacementRequest {
@@ -46,6 +62,8 @@ pub struct PlacementRequest {
     pub arch: String,
     /// Size of the volume it will need.
     pub volume: ByteSize,
+    /// Memory it may use.
+    pub memory: ByteSize,
     /// Where its volume is, if it has one.
     pub volume_host: Option<HostId>,
     /// How it must be walled off.
@@ -101,6 +119,26 @@ pub enum PlacementError {
         /// Region asked for.
         region: String,
     },
+    /// The caller's demand: no host of that place may promise so much memory.
+    #[error(
+        "no host in region '{region}' can give a builder {memory} of memory (the largest has {largest})"
+    )]
+    NoSuchMemory {
+        /// Region asked for.
+        region: String,
+        /// Memory asked for.
+        memory: ByteSize,
+        /// What the largest host has.
+        largest: ByteSize,
+    },
+    /// Ours: the memory of that place is promised out.
+    #[error(
+        "the builders in region '{region}' have its memory promised {MEMORY_OVERCOMMIT} times over"
+    )]
+    NoMemory {
+        /// Region asked for.
+        region: String,
+    },
     /// Ours: the pools of that place are promised out.
     #[error("no host in region '{region}' has {volume} of its pool left")]
     NoSpace {
@@ -140,6 +178,20 @@ pub fn place(request: &PlacementRequest, hosts: &[HostLoad]) -> Result<HostId, P
     if there.is_empty() {
         let isolation = request.isolation;
         return Err(PlacementError::NoIsolation { region, isolation });
+    }
+    let largest = there.iter().map(|h| h.memory).max().unwrap_or(ByteSize(0));
+    there.retain(|h| h.may_promise() >= request.memory);
+    if there.is_empty() {
+        let memory = request.memory;
+        return Err(PlacementError::NoSuchMemory {
+            region,
+            memory,
+            largest,
+        });
+    }
+    there.retain(|h| h.has_memory_for(request.memory));
+    if there.is_empty() {
+        return Err(PlacementError::NoMemory { region });
     }
     there.retain(|h| h.pool_free >= request.volume);
     there
@@ -224,6 +276,7 @@ pub(crate) mod tests {
             region: "fra".into(),
             arch: "amd64".into(),
             volume: ByteSize::gib(50),
+            memory: ByteSize::gib(4),
             volume_host: volume_host.map(id),
         };
         let got = place(&request, &hosts(farm)).map_err(|e| e.to_string());
@@ -296,6 +349,24 @@ pub(crate) mod tests {
         for less in [Isolation::Auto, Isolation::Sandbox] {
             check_isolated("1 fra amd64 up 99 64 0 vm", less, None, Ok(1));
         }
+    }
+
+    #[test]
+    fn refuses_what_no_host_can_hold() {
+        // The second could not promise four gibibytes even if it had promised none; the third has promised all it may.
+        let farm = "1 fra amd64 up 99 64 99\n2 fra amd64 up 99 0 0\n3 fra amd64 up 99 8 32";
+        check(farm, None, Ok(1));
+        check(
+            "2 fra amd64 up 99 0 0",
+            None,
+            Err("no host in region 'fra' can give a builder 4 GiB of memory (the largest has 0 B)"),
+        );
+        check(
+            "2 fra amd64 up 99 0 0\n3 fra amd64 up 99 8 29",
+            None,
+            Err("the builders in region 'fra' have its memory promised 4 times over"),
+        );
+        check("3 fra amd64 up 99 8 28", None, Ok(3));
     }
 
     #[test]

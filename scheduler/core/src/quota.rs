@@ -2,7 +2,7 @@
 //!
 //! Must not know: what is there to give (that is placement), or how it is counted.
 
-use crate::limits::BUILDER_IDLE_MIN;
+use crate::limits::{BUILDER_IDLE_MIN, BUILDS_RUNNING_MAX, BUILDS_WAITING_MAX};
 use crate::units::ByteSize;
 use std::time::Duration;
 
@@ -54,6 +54,44 @@ pub const AUTO_EXTEND_PERCENT_MAX: u32 = 99;
 /// Least by which a volume grows at once by itself.
 pub const AUTO_EXTEND_STEP_MIN: ByteSize = ByteSize::mib(256);
 
+/// Processor thousandths of one builder that any org may ask for, unless the operator says otherwise.
+pub const ORG_BUILDER_CPU_MILLIS_DEFAULT: u32 = 32_000;
+/// Memory of one builder that any org may ask for, unless the operator says otherwise.
+pub const ORG_BUILDER_MEMORY_DEFAULT: ByteSize = ByteSize::gib(128);
+/// Cache volume of one builder that any org may ask for, unless the operator says otherwise.
+pub const ORG_BUILDER_VOLUME_DEFAULT: ByteSize = ByteSize::gib(500);
+/// Ended builds that any org may keep, unless the operator says otherwise.
+pub const ORG_BUILDS_KEPT_CEILING_DEFAULT: u32 = 10_000;
+/// How long any org may keep ended builds, unless the operator says otherwise: a year.
+pub const ORG_BUILDS_AGE_CEILING_DEFAULT: Duration = Duration::from_secs(366 * 24 * 3600);
+/// Bytes of the events of all of an org's builds, unless the operator says otherwise. The oldest ended builds are deleted
+/// beyond it, and when that is not enough a new build is refused.
+pub const ORG_BUILD_EVENTS_DEFAULT: ByteSize = ByteSize::gib(1);
+/// What one org may be promised of all pools together (volumes, snapshots, copies of moves), unless the operator says otherwise.
+pub const ORG_POOL_DEFAULT: ByteSize = ByteSize::gib(4096);
+/// What one org may be promised of any one host's pool, in percent, unless the operator says otherwise. A builder's cache of
+/// the usual size is promised in any case.
+pub const ORG_POOL_PERCENT_DEFAULT: u32 = 75;
+/// Apps one org may have. One more is refused.
+pub const ORG_APPS_MAX: u32 = 1_000;
+/// Good tokens one org may have. One more is refused.
+pub const ORG_TOKENS_MAX: u32 = 200;
+/// Revoked and expired tokens of an org that are kept to be shown. The oldest go when a new token is made.
+pub const ORG_TOKENS_ENDED_KEPT: u32 = 200;
+/// Registry credentials one org may have. One more is refused.
+pub const ORG_CREDENTIALS_MAX: u32 = 100;
+/// Builds of one org that have not ended, over all its builders. One more is refused.
+pub const ORG_BUILDS_UNDER_WAY_MAX: u32 = 256;
+/// Builds of one builder that have not ended: those that it lets run and wait. One more is refused.
+pub const BUILDER_BUILDS_UNDER_WAY_MAX: u32 = 72;
+
+const _: () = assert!(ORG_BUILDS_KEPT_DEFAULT <= ORG_BUILDS_KEPT_CEILING_DEFAULT);
+const _: () = assert!(ORG_BUILDS_KEPT_CEILING_DEFAULT <= ORG_BUILDS_KEPT_MAX);
+const _: () = assert!(ORG_BUILDS_AGE_CEILING_DEFAULT.as_secs() <= ORG_BUILDS_AGE_MAX.as_secs());
+const _: () = assert!(ORG_BUILDER_VOLUME_DEFAULT.0 <= BUILDER_VOLUME_MAX.0);
+const _: () = assert!(ORG_POOL_PERCENT_DEFAULT <= 100);
+const _: () =
+    assert!(BUILDER_BUILDS_UNDER_WAY_MAX as usize == BUILDS_RUNNING_MAX + BUILDS_WAITING_MAX);
 const _: () = assert!(VOLUME_SIZE_MIN.0 < VOLUME_SIZE_MAX.0);
 const _: () = assert!(SNAPSHOT_RETENTION_DAYS_MAX < VOLUME_SNAPSHOTS_MAX);
 const _: () = assert!(ORG_BUILDS_KEPT_DEFAULT <= ORG_BUILDS_KEPT_MAX);
@@ -145,9 +183,168 @@ pub enum QuotaError {
         "a threshold of {0}% is not between {AUTO_EXTEND_PERCENT_MIN}% and {AUTO_EXTEND_PERCENT_MAX}%"
     )]
     AutoExtendThreshold(u32),
+    /// A cache volume above what the operator allows.
+    #[error(
+        "a builder's volume of {asked} is more than the {most} that the operator of this farm allows"
+    )]
+    VolumeCeiling {
+        /// What was asked for.
+        asked: ByteSize,
+        /// The most.
+        most: ByteSize,
+    },
+    /// Memory above what the operator allows.
+    #[error(
+        "a builder's memory of {asked} is more than the {most} that the operator of this farm allows"
+    )]
+    MemoryCeiling {
+        /// What was asked for.
+        asked: ByteSize,
+        /// The most.
+        most: ByteSize,
+    },
+    /// Processor above what the operator allows.
+    #[error(
+        "{asked} thousandths of a processor are more than the {most} that the operator of this farm allows"
+    )]
+    CpuCeiling {
+        /// What was asked for.
+        asked: u32,
+        /// The most.
+        most: u32,
+    },
+    /// More builds kept, or longer, than the operator allows.
+    #[error("the operator of this farm allows {count} builds to be kept, for {} days", age.as_secs() / 86_400)]
+    RetentionCeiling {
+        /// How many at most.
+        count: u32,
+        /// How long at most.
+        age: Duration,
+    },
+    /// More of all pools than the org may have.
+    #[error(
+        "the org has {have} of volumes and snapshots and may have {most}: {asked} more are too much"
+    )]
+    PoolBytes {
+        /// What was asked for.
+        asked: ByteSize,
+        /// What it has.
+        have: ByteSize,
+        /// The most.
+        most: ByteSize,
+    },
+    /// More of one pool than the org may have.
+    #[error(
+        "the org has {have} of its host's pool and may have {percent}% of it: {asked} more are too much"
+    )]
+    PoolPercent {
+        /// What was asked for.
+        asked: ByteSize,
+        /// What it has of that pool.
+        have: ByteSize,
+        /// The most, in percent of the pool.
+        percent: u32,
+    },
+    /// Too many apps.
+    #[error("the org has {have} apps, and may have {ORG_APPS_MAX}")]
+    Apps {
+        /// How many it has.
+        have: u32,
+    },
+    /// Too many tokens that are good.
+    #[error("the org has {have} tokens that are good, and may have {ORG_TOKENS_MAX}")]
+    Tokens {
+        /// How many it has.
+        have: u32,
+    },
+    /// Too many registry credentials.
+    #[error("the org has {have} registry credentials, and may have {ORG_CREDENTIALS_MAX}")]
+    Credentials {
+        /// How many it has.
+        have: u32,
+    },
+    /// Too many builds under way.
+    #[error("{have} builds of the org have not ended, and {ORG_BUILDS_UNDER_WAY_MAX} may")]
+    BuildsUnderWay {
+        /// How many there are.
+        have: u32,
+    },
+    /// Too many builds under way on one builder.
+    #[error("{have} builds of the builder have not ended, and {BUILDER_BUILDS_UNDER_WAY_MAX} may")]
+    BuilderBuilds {
+        /// How many there are.
+        have: u32,
+    },
+    /// Too much is kept of builds, and none that has ended is left to delete.
+    #[error("the events of the org's builds take {have}, and may take {most}")]
+    BuildEvents {
+        /// What they take.
+        have: ByteSize,
+        /// The most.
+        most: ByteSize,
+    },
     /// The steps in which a volume grows are out of bounds.
     #[error("an increment of {0} is not between {AUTO_EXTEND_STEP_MIN} and {VOLUME_SIZE_MAX}")]
     AutoExtendIncrement(ByteSize),
+}
+
+impl QuotaError {
+    /// What the caller may do about it, if there is something.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Volumes { .. } | Self::PoolBytes { .. } | Self::PoolPercent { .. } => Some(
+                "destroy volumes and snapshots that are not needed: `slipway volumes destroy ID --now`",
+            ),
+            Self::Snapshots { .. } => {
+                Some("delete one that is not needed: `slipway volumes snapshots delete ID`")
+            }
+            Self::VolumeSize(_)
+            | Self::SnapshotRetention(_)
+            | Self::AutoExtendThreshold(_)
+            | Self::AutoExtendIncrement(_) => Some("choose one within these bounds"),
+            Self::VolumeCeiling { .. } | Self::MemoryCeiling { .. } | Self::CpuCeiling { .. } => {
+                Some("ask for less, or have the operator raise `limits` in the server's settings")
+            }
+            Self::RetentionCeiling { .. } => {
+                Some("keep less, or have the operator raise `limits` in the server's settings")
+            }
+            Self::Apps { .. } => Some("use an app that there is: `slipway apps list`"),
+            Self::Tokens { .. } => {
+                Some("revoke one that is not needed: `slipway tokens revoke ID`")
+            }
+            Self::Credentials { .. } => {
+                Some("remove one that is not needed: `slipway registry logout REGISTRY`")
+            }
+            Self::BuildsUnderWay { .. } | Self::BuilderBuilds { .. } | Self::BuildEvents { .. } => {
+                Some(
+                    "wait until some builds have ended, or cancel them: `slipway builds cancel ID`",
+                )
+            }
+            Self::Builders { .. }
+            | Self::Volume(_)
+            | Self::Memory(_)
+            | Self::Cpu(_)
+            | Self::Idle(_)
+            | Self::BuildsKept(_)
+            | Self::BuildsAge(_) => None,
+        }
+    }
+}
+
+/// May an org that has `have` of something of which it may have `most` get one more?
+///
+/// # Errors
+/// What `refusal` makes of `have`.
+pub fn check_one_more(
+    have: u32,
+    most: u32,
+    refusal: impl FnOnce(u32) -> QuotaError,
+) -> Result<(), QuotaError> {
+    if have < most {
+        Ok(())
+    } else {
+        Err(refusal(have))
+    }
 }
 
 /// May an org that has `have` builders get one more?

@@ -19,6 +19,7 @@ use slipway_core::build::{BuildOutcome, BuildSpec, Fault, NumberedEvent, Registr
 use slipway_core::guest_api::StartBuild;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{AppId, BuildId, OrgId};
+use slipway_core::quota::QuotaError;
 use slipway_core::time::Timestamp;
 use slipway_store::{Build, BuildState, ErrorKind, NewBuild, Store, StoreError};
 use std::collections::{HashMap, VecDeque};
@@ -58,7 +59,7 @@ impl BuildError {
         match self {
             Self::Farm(error) => error.fault(),
             Self::Store(error) => match error.kind() {
-                ErrorKind::NotFound | ErrorKind::Conflict => Fault::User,
+                ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::Limit => Fault::User,
                 ErrorKind::NoSpace | ErrorKind::Unavailable | ErrorKind::Internal => Fault::System,
             },
             Self::Refused { status, .. } if status.is_client_error() => Fault::User,
@@ -75,6 +76,7 @@ impl BuildError {
                 Some("wait until some of the builds have ended")
             }
             Self::Ended => Some("deploy again with a token that is good"),
+            Self::Store(StoreError::Quota(error)) => error.hint(),
             Self::Store(_) | Self::Refused { .. } | Self::Guest(_) => None,
         }
     }
@@ -154,6 +156,7 @@ impl BuildService {
         let shared = farm.shared();
         shared.tasks.spawn(retention::keep_deleting(
             Arc::clone(&shared.store),
+            shared.ceilings,
             shared.cancel.clone(),
         ));
         for build in unfinished {
@@ -208,6 +211,7 @@ impl BuildService {
         request: BuildRequest,
     ) -> Result<Build, BuildError> {
         let inner = &self.0;
+        inner.check_room(&key.org).await?;
         let builder = inner.farm.ensure_builder(key).await?;
         if request.until.is_cancelled() {
             return Err(BuildError::Ended);
@@ -300,7 +304,8 @@ impl BuildService {
     /// # Errors
     /// The store's; what was deleted before it stays deleted.
     pub async fn delete_old(&self, at: Timestamp) -> Result<u64, BuildError> {
-        Ok(retention::sweep(&*self.0.store, at).await?)
+        let most = &self.0.farm.shared().ceilings;
+        Ok(retention::sweep(&*self.0.store, most, at).await?)
     }
 
     /// The events of a build after number `after`, in order and each once: those recorded, then live ones until its end.
@@ -334,6 +339,17 @@ impl BuildService {
 impl Inner {
     fn live(&self) -> MutexGuard<'_, HashMap<BuildId, Arc<Live>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes room for the events of one more build.
+    async fn check_room(&self, org: &OrgId) -> Result<(), BuildError> {
+        let most = &self.farm.shared().ceilings;
+        let (_, have) = retention::make_room(&*self.store, most, org).await?;
+        if have > most.build_events {
+            let most = most.build_events;
+            return Err(StoreError::Quota(QuotaError::BuildEvents { have, most }).into());
+        }
+        Ok(())
     }
 
     fn make_live(self: &Arc<Self>, id: &BuildId) -> LiveEntry {

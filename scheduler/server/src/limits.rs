@@ -54,6 +54,9 @@ pub const BUILD_SILENCE_MAX: Duration = Duration::from_secs(600);
 pub const PLACEMENT_TRIES_MAX: usize = 3;
 /// A connection gives up when it has seen so many generations crash.
 pub const CRASHES_SEEN_MAX: u32 = 5;
+/// Builders that start on one host at once; further ones wait in order, and are told how many come first. As many as a host
+/// starts at once, so that a wake of many leaves its API to the builders that run.
+pub const HOST_STARTS_MAX: usize = 8;
 /// When a damaged cache could not be replaced, room for another one is looked for again after this.
 pub const REPLACE_RETRY: Duration = Duration::from_secs(30);
 /// A build whose builder does not run is given up after this: long enough for a host to tell of it after a restart.

@@ -164,6 +164,16 @@ impl From<StoreError> for Problem {
                 }
             }
             ErrorKind::Conflict => Self::new(Code::Conflict, error.to_string()),
+            ErrorKind::Limit => {
+                let problem = Self::new(Code::Limit, error.to_string());
+                let StoreError::Quota(quota) = &error else {
+                    return problem;
+                };
+                match quota.hint() {
+                    Some(hint) => problem.hint(hint),
+                    None => problem,
+                }
+            }
             ErrorKind::NoSpace => Self::new(Code::NoSpace, error.to_string()).hint(
                 "ask for less, destroy volumes and snapshots that you do not need, or have the operator add space",
             ),
@@ -192,6 +202,7 @@ impl From<FarmError> for Problem {
                 | PlacementError::NoIsolation { .. }
                 | PlacementError::NoSuchRegion { .. }
                 | PlacementError::NoEncryption { .. }
+                | PlacementError::NoSuchMemory { .. }
                 | PlacementError::NotUnique { .. },
             ) => Self::new(Code::Invalid, error.to_string()),
             FarmError::Place(PlacementError::NoSpace { .. }) => {
@@ -203,14 +214,16 @@ impl From<FarmError> for Problem {
                 Self::new(Code::Conflict, error.to_string())
             }
             FarmError::TooManyConnections { .. } => Self::new(Code::Limit, error.to_string()),
-            FarmError::Place(PlacementError::NoneReachable { .. })
+            FarmError::Place(
+                PlacementError::NoneReachable { .. } | PlacementError::NoMemory { .. },
+            )
             | FarmError::TimedOut { .. }
             | FarmError::TakesNone { .. }
             | FarmError::HostAway
             | FarmError::Closed => Self::new(Code::Unavailable, error.to_string()),
             FarmError::WontStart(_) => {
                 tracing::warn!(why = chain(&error), "builder does not start");
-                Self::new(Code::Unavailable, "the builder does not start")
+                Self::new(Code::Unavailable, error.to_string())
             }
             FarmError::Host(_) | FarmError::Guest(_) => {
                 tracing::warn!(why = chain(&error), "builder cannot be reached");

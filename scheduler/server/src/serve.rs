@@ -20,6 +20,7 @@ use crate::seal::{SealError, Sealer};
 use crate::secret_file::{self, SecretFileError};
 use crate::settings::{InvalidSettings, KeySettings, ServeSettings};
 use crate::tls::{ClientCertificates, ServerIdentity, TlsError};
+use slipway_core::ceilings::PoolShare;
 use slipway_core::id::TokenId;
 use slipway_store::{SqliteStore, Store, StoreError, Token, TokenRole};
 use std::future::Future;
@@ -142,7 +143,8 @@ pub(crate) async fn start(
     settings.check()?;
     // Before anything in it is read or made: a second control plane would drive the same machines, and make keys of its own.
     let lock = data_dir::take(&settings.data_dir)?;
-    let opened = open(&settings.data_dir).await?;
+    let ceilings = settings.ceilings();
+    let opened = open(&settings.data_dir, ceilings.pool).await?;
     let cancel = CancellationToken::new();
     let identity = Arc::new(ServerIdentity::new(
         Arc::clone(&opened.authority),
@@ -152,7 +154,15 @@ pub(crate) async fn start(
     let store: Arc<dyn Store> = Arc::clone(&opened.store) as Arc<dyn Store>;
     let hosts = settings.host_settings();
     let keys = Some(key_broker(&settings, &store).await?);
-    let (farm, farm_tasks) = Farm::start(Arc::clone(&store), FarmSettings { hosts, keys }).await?;
+    let (farm, farm_tasks) = Farm::start(
+        Arc::clone(&store),
+        FarmSettings {
+            hosts,
+            keys,
+            ceilings,
+        },
+    )
+    .await?;
     let builds = BuildService::start(&farm).await?;
 
     let tasks = TaskTracker::new();
@@ -236,10 +246,11 @@ async fn key_broker(
     Ok(Arc::new(KeyBroker::new(Arc::clone(store), keys)))
 }
 
-async fn open(data_dir: &Path) -> Result<Opened, ServeError> {
+async fn open(data_dir: &Path, share: PoolShare) -> Result<Opened, ServeError> {
     let authority = Arc::new(CertificateAuthority::open(data_dir, now())?);
     let sealer = Sealer::open(data_dir)?;
-    let store = Arc::new(SqliteStore::open(&data_dir.join(DATABASE_FILE)).await?);
+    let store = SqliteStore::open(&data_dir.join(DATABASE_FILE)).await?;
+    let store = Arc::new(store.sharing_pools(share));
     admin_token(data_dir, &*store).await?;
     Ok(Opened {
         store,

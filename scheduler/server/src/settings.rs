@@ -5,8 +5,9 @@
 use crate::farm::HostSettings;
 use crate::keys::VaultSettings;
 use serde::Deserialize;
+use slipway_core::ceilings::{Ceilings, PoolShare};
 use slipway_core::limits::BUILDER_IDLE_DEFAULT;
-use slipway_core::quota::{BuilderSize, check_builder_size, check_idle};
+use slipway_core::quota::{BuildRetention, BuilderSize, check_idle};
 use slipway_core::units::ByteSize;
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -38,6 +39,9 @@ pub struct ServeSettings {
     /// What an org gets unless it asks for something else.
     #[serde(default)]
     pub builder: BuilderDefaults,
+    /// The most that any org may have, whatever it asks for.
+    #[serde(default)]
+    pub limits: LimitSettings,
     /// Where the keys of encrypted volumes are kept.
     #[serde(default)]
     pub keys: KeySettings,
@@ -113,6 +117,44 @@ impl Default for BuilderDefaults {
     }
 }
 
+/// The most that any org may have.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitSettings {
+    /// Processor limit of one builder, in thousandths.
+    pub builder_cpu_millis: u32,
+    /// Memory limit of one builder.
+    pub builder_memory_bytes: u64,
+    /// Size of one builder's cache volume.
+    pub builder_volume_bytes: u64,
+    /// Volumes and snapshots of one org together, over all hosts.
+    pub org_pool_bytes: u64,
+    /// What one org may have of any one host's pool, in percent. A builder's cache of the usual size is had in any case.
+    pub org_pool_percent: u32,
+    /// Ended builds that one org may keep.
+    pub org_builds_kept: u32,
+    /// Seconds for which one org may keep them.
+    pub org_builds_kept_seconds: u64,
+    /// Bytes of the events of one org's builds.
+    pub org_build_events_bytes: u64,
+}
+
+impl Default for LimitSettings {
+    fn default() -> Self {
+        let most = Ceilings::default();
+        Self {
+            builder_cpu_millis: most.builder.cpu_millis,
+            builder_memory_bytes: most.builder.memory.0,
+            builder_volume_bytes: most.builder.volume.0,
+            org_pool_bytes: most.pool.bytes.0,
+            org_pool_percent: most.pool.percent,
+            org_builds_kept: most.retention.count,
+            org_builds_kept_seconds: most.retention.age.as_secs(),
+            org_build_events_bytes: most.build_events.0,
+        }
+    }
+}
+
 /// Why settings are not good.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSettings {
@@ -122,6 +164,9 @@ pub enum InvalidSettings {
     /// Two hosts have one name.
     #[error("two hosts are called '{0}'")]
     HostTwice(String),
+    /// Not a share.
+    #[error("limits.org_pool_percent: {0} is not between 1 and 100")]
+    Percent(u32),
     /// An empty or unusable word.
     #[error("{field}: '{value}' will not do (lower-case letters, digits and hyphens)")]
     Word {
@@ -150,7 +195,10 @@ impl ServeSettings {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(&self) -> Result<(), InvalidSettings> {
-        check_builder_size(&self.builder.size())?;
+        if !(1..=100).contains(&self.limits.org_pool_percent) {
+            return Err(InvalidSettings::Percent(self.limits.org_pool_percent));
+        }
+        self.ceilings().check_builder_size(&self.builder.size())?;
         check_idle(self.builder.idle())?;
         let mut names = HashSet::new();
         for host in &self.hosts {
@@ -179,6 +227,28 @@ impl ServeSettings {
             }
         }
         Ok(())
+    }
+
+    /// The most that any org may have, as the quotas know it.
+    pub fn ceilings(&self) -> Ceilings {
+        let limits = &self.limits;
+        Ceilings {
+            builder: BuilderSize {
+                cpu_millis: limits.builder_cpu_millis,
+                memory: ByteSize(limits.builder_memory_bytes),
+                volume: ByteSize(limits.builder_volume_bytes),
+            },
+            retention: BuildRetention {
+                count: limits.org_builds_kept,
+                age: Duration::from_secs(limits.org_builds_kept_seconds),
+            },
+            build_events: ByteSize(limits.org_build_events_bytes),
+            pool: PoolShare {
+                bytes: ByteSize(limits.org_pool_bytes),
+                percent: limits.org_pool_percent,
+                cache: self.builder.size().volume,
+            },
+        }
     }
 
     /// Region of a new org's builders.

@@ -5,12 +5,15 @@ mod common;
 use common::{Bed, eventually};
 use futures_util::StreamExt;
 use slipway_core::build::{BuildEvent, BuildOutcome, BuildSpec, Fault, NumberedEvent};
+use slipway_core::ceilings::Ceilings;
 use slipway_core::id::{AppId, BuildId};
+use slipway_core::limits::{BUILD_EVENTS_BYTES_MAX, BUILD_LOG_CHUNK_BYTES_MAX};
 use slipway_core::quota::BuildRetention;
 use slipway_core::time::Timestamp;
+use slipway_core::units::ByteSize;
 use slipway_scheduler::builds::{BuildError, BuildRequest, BuildService};
 use slipway_scheduler::farm::{BuilderKey, FarmEvent, NextEvent};
-use slipway_store::{Build, BuildState, ErrorKind, OrgChange, Store};
+use slipway_store::{Build, BuildState, ErrorKind, OrgChange, Store, StoreError};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -252,5 +255,79 @@ async fn old_builds_are_deleted_as_their_org_says() {
     let age = u64::try_from(retention.age.as_millis()).expect("a number");
     let at = Timestamp(last.0 + age + 1);
     assert_eq!(builds.delete_old(at).await.expect("deleted"), 25);
+    bed.end().await;
+}
+
+/// A hostile guest costs what is kept of a build, and no more than twice that to read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_does_not_stop_telling_is_given_up() {
+    let bed = Bed::start().await;
+    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let key = bed.org(SHORT).await;
+    let build = begin(&bed, &builds, &key).await;
+    let guest = bed.world.guest().expect("a guest");
+    let line = BuildEvent::Warning {
+        message: "x".repeat(BUILD_LOG_CHUNK_BYTES_MAX),
+    };
+    let kept = BUILD_EVENTS_BYTES_MAX + BUILD_LOG_CHUNK_BYTES_MAX;
+    for _ in 0..kept * 2 / BUILD_LOG_CHUNK_BYTES_MAX + 2 {
+        guest.tell(&build.id, line.clone());
+    }
+    let build = ended(&bed, &build).await;
+    match build.outcome {
+        Some(BuildOutcome::Failed {
+            fault: Fault::User, ..
+        }) => {}
+        other => panic!("{other:?}"),
+    }
+    let most = u64::try_from(kept).expect("a number") + 1024;
+    assert!(build.event_bytes <= most, "{}", build.event_bytes);
+    eventually("its guest hears of it", || async {
+        guest.is_cancelled(&build.id).then_some(())
+    })
+    .await;
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_of_an_orgs_builds_is_bounded_in_bytes() {
+    let bed = Bed::start_within(Ceilings {
+        build_events: ByteSize(10_000),
+        ..Ceilings::default()
+    })
+    .await;
+    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let key = bed.org(SHORT).await;
+    let tell = async || {
+        let build = begin(&bed, &builds, &key).await;
+        let guest = bed.world.guest().expect("a guest");
+        let message = "x".repeat(6_000);
+        guest.tell(&build.id, BuildEvent::Warning { message });
+        eventually("it is recorded", || async {
+            let build = bed.store.build(&key.org, &build.id).await.expect("there");
+            (build.last_seq > 0).then_some(())
+        })
+        .await;
+        (build, guest)
+    };
+    let (first, guest) = tell().await;
+    guest.tell(&first.id, BuildEvent::Ended(done()));
+    ended(&bed, &first).await;
+    let (second, _) = tell().await;
+    // The oldest one that has ended makes room; what runs does not.
+    let (third, guest) = tell().await;
+    assert!(bed.store.build(&key.org, &first.id).await.is_err());
+    let app = bed.farm.builder(&key).expect("there").app;
+    match builds.start_build(&key, &app, request()).await {
+        Err(error @ BuildError::Store(StoreError::Quota(_))) => {
+            assert_eq!(error.fault(), Fault::User);
+        }
+        other => panic!("{other:?}"),
+    }
+    for build in [second, third] {
+        guest.tell(&build.id, BuildEvent::Ended(done()));
+        ended(&bed, &build).await;
+    }
+    begin(&bed, &builds, &key).await;
     bed.end().await;
 }

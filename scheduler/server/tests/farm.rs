@@ -3,13 +3,17 @@
 mod common;
 
 use common::{Bed, eventually, recorded};
+use slipway_core::ceilings::Ceilings;
 use slipway_core::host_api::{EndpointPort, HostErrorCode};
 use slipway_core::machine::MachineState;
+use slipway_core::quota::BuilderSize;
+use slipway_core::units::ByteSize;
 use slipway_scheduler::farm::{
     ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent, NextEvent, VolumeError,
 };
+use slipway_scheduler::limits::HOST_STARTS_MAX;
 use slipway_scheduler::machine_stream::MachineStream;
-use slipway_store::{Intent, VolumeState};
+use slipway_store::{Intent, OrgChange, VolumeState};
 use slipway_store::{Store, SystemStore};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -319,6 +323,49 @@ async fn a_builder_that_will_not_start_gets_an_empty_cache_once() {
     bed.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_size_that_an_org_asks_for_reaches_its_builder_at_the_next_start() {
+    let most = Ceilings::default();
+    let bed = Bed::start_within(most).await;
+    let key = bed.org(HOUR).await;
+    bed.farm.ensure_builder(&key).await.expect("ensured");
+    in_state(&bed.farm, &key, "running").await;
+    let first = bed.farm.builder(&key).expect("there").size;
+    let asked = BuilderSize {
+        cpu_millis: 3000,
+        // More than the installation allows by now: what it may have.
+        memory: ByteSize(most.builder.memory.0 * 2),
+        ..first
+    };
+    let change = OrgChange {
+        builder_size: Some(asked),
+        ..OrgChange::default()
+    };
+    let org = bed.store.update_org(&key.org, &change).await.expect("set");
+    bed.farm.org_changed(&org);
+    let got = BuilderSize {
+        memory: most.builder.memory,
+        ..asked
+    };
+    let view = bed.farm.builder(&key).expect("there");
+    assert_eq!((view.size, view.next_size), (first, got));
+    bed.farm.stop_builder(&key).await.expect("stopped");
+    bed.farm.ensure_builder(&key).await.expect("ensured");
+    in_state(&bed.farm, &key, "running").await;
+    let view = bed.farm.builder(&key).expect("there");
+    assert_eq!((view.size, view.next_size), (got, got));
+    let spec = bed.world.lock().specs[&view.machine].clone();
+    assert_eq!(
+        (spec.cpu_millis, spec.memory_bytes),
+        (got.cpu_millis, got.memory.0)
+    );
+    eventually("it is recorded", || async {
+        (recorded(&bed).await[0].size == got).then_some(())
+    })
+    .await;
+    bed.end().await;
+}
+
 /// Whatever a host cannot do, it says nothing about the cache: a slow disk, a full table, a network that cannot be made.
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_starts_never_cost_a_cache_and_callers_are_told() {
@@ -332,7 +379,10 @@ async fn failed_starts_never_cost_a_cache_and_callers_are_told() {
         .refuse_starts
         .extend([HostErrorCode::Failed; 100]);
     match bed.farm.connect(&key, EndpointPort::Docker).await {
-        Err(FarmError::WontStart(why)) => assert!(why.contains("Failed"), "{why}"),
+        Err(FarmError::WontStart(why)) => {
+            assert!(why.contains("its host could not start it"), "{why}");
+            assert!(!why.contains("test:"), "the host's own words: {why}");
+        }
         other => panic!("{other:?}"),
     }
     let view = bed.farm.builder(&key).expect("there");
@@ -369,6 +419,88 @@ async fn a_start_that_the_host_still_works_on_is_waited_for() {
     bed.end().await;
 }
 
+/// Whoever waits learns at once what for, and what is over soon is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_delays_a_start_is_told_while_it_lasts() {
+    let mut bed = Bed::start().await;
+    let key = bed.org(HOUR).await;
+    bed.farm.ensure_builder(&key).await.expect("ensured");
+    in_state(&bed.farm, &key, "running").await;
+    bed.farm.stop_builder(&key).await.expect("stopped");
+    in_state(&bed.farm, &key, "stopped").await;
+    let waits_for = async |farm: &Farm, words: &str| {
+        eventually(words, || async {
+            let why = farm.builder(&key).expect("there").waiting_for?;
+            why.contains(words).then_some(())
+        })
+        .await;
+    };
+    assert_eq!(bed.farm.builder(&key).expect("there").waiting_for, None);
+    // More refusals than a caller would stand if they were failures.
+    bed.world
+        .lock()
+        .refuse_starts
+        .extend([HostErrorCode::Busy; 6]);
+    let (farm, other) = (bed.farm.clone(), key.clone());
+    let waiting = tokio::spawn(async move {
+        let (mut stream, _guard) = connect(&farm, &other).await;
+        ping(&mut stream).await.expect("an answer")
+    });
+    waits_for(&bed.farm, "still holds its cache").await;
+    waiting.await.expect("no panic");
+    in_state(&bed.farm, &key, "running").await;
+    assert_eq!(bed.farm.builder(&key).expect("there").waiting_for, None);
+
+    bed.farm.stop_builder(&key).await.expect("stopped");
+    bed.kill_daemon().await;
+    let farm = bed.farm.clone();
+    let (farm_too, other) = (farm.clone(), key.clone());
+    let waiting = tokio::spawn(async move { connect(&farm_too, &other).await });
+    waits_for(&farm, "its host does not answer").await;
+    bed.start_daemon();
+    drop(waiting.await.expect("no panic"));
+    bed.end().await;
+}
+
+/// A wake of many on one host: a few start at once, the others know that they wait, and what runs stays reachable.
+#[tokio::test(flavor = "multi_thread")]
+async fn builders_that_wake_at_once_take_turns() {
+    let bed = Bed::start().await;
+    let running = bed.org(HOUR).await;
+    let (mut stream, _open) = connect(&bed.farm, &running).await;
+    ping(&mut stream).await.expect("an answer");
+    bed.world.lock().hold_starts = true;
+    let mut waiting = tokio::task::JoinSet::new();
+    let mut keys = Vec::new();
+    for _ in 0..HOST_STARTS_MAX * 3 {
+        let (farm, key) = (bed.farm.clone(), bed.org(HOUR).await);
+        keys.push(key.clone());
+        waiting.spawn(async move {
+            let (mut stream, _guard) = connect(&farm, &key).await;
+            ping(&mut stream).await.expect("an answer");
+        });
+    }
+    let told = || {
+        let views = keys.iter().filter_map(|key| bed.farm.builder(key).ok());
+        let why = views.filter_map(|view| view.waiting_for);
+        why.filter(|why| why.contains("its turn to start")).count()
+    };
+    eventually("those who wait know it", || async {
+        (told() == HOST_STARTS_MAX * 2).then_some(())
+    })
+    .await;
+    // None of them holds back who has a builder that runs.
+    let (mut stream, _second) = connect(&bed.farm, &running).await;
+    ping(&mut stream).await.expect("an answer");
+    bed.world.lock().hold_starts = false;
+    while let Some(done) = waiting.join_next().await {
+        done.expect("no panic");
+    }
+    let most = bed.world.lock().starting_most;
+    assert!(most <= HOST_STARTS_MAX, "{most} starts at once");
+    bed.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_that_the_guest_found_damaged_is_replaced() {
     let bed = Bed::start().await;
@@ -399,7 +531,7 @@ async fn a_damaged_cache_that_there_is_no_room_to_replace_stays() {
     let host = bed.store.hosts().await.expect("hosts").remove(0).host;
     bed.store
         .put_host(&slipway_store::Host {
-            pool_capacity: slipway_core::units::ByteSize::gib(1),
+            pool_capacity: ByteSize::gib(1),
             ..host
         })
         .await

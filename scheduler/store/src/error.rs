@@ -1,5 +1,6 @@
 //! How a verb of the store can fail.
 
+use slipway_core::quota::QuotaError;
 use std::fmt;
 
 /// Why a verb was not done. Nothing of it was recorded.
@@ -22,6 +23,9 @@ pub enum StoreError {
         /// What was asked for.
         wanted_bytes: u64,
     },
+    /// The org may not have that much; the caller's fault.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
     /// The row cannot go, because others refer to it.
     #[error("the {0} is still in use")]
     InUse(What),
@@ -57,6 +61,8 @@ pub enum ErrorKind {
     NotFound,
     /// The caller's view or wish is at odds with what is recorded.
     Conflict,
+    /// The org has all that it may have.
+    Limit,
     /// There is no room.
     NoSpace,
     /// Try again later; nobody asked for anything wrong.
@@ -95,6 +101,7 @@ impl StoreError {
             Self::NotFound(_) => ErrorKind::NotFound,
             Self::Exists(_) | Self::Changed(_) | Self::InUse(_) => ErrorKind::Conflict,
             Self::PoolFull { .. } => ErrorKind::NoSpace,
+            Self::Quota(_) => ErrorKind::Limit,
             Self::Unavailable { .. } => ErrorKind::Unavailable,
             Self::Migrate(_) | Self::Corrupt { .. } | Self::OutOfRange(_) => ErrorKind::Internal,
         }

@@ -257,6 +257,10 @@ pub struct MachineRecord {
     pub last_error: Option<String>,
     /// Something its owner should know.
     pub notice: Option<String>,
+    /// Processor limit of this generation, in thousandths.
+    pub cpu_millis: u32,
+    /// Memory limit of this generation.
+    pub memory: ByteSize,
     /// Now.
     pub at: Timestamp,
 }

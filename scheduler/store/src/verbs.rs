@@ -34,7 +34,7 @@ pub trait Store: SystemStore {
     async fn update_org(&self, org: &OrgId, change: &OrgChange) -> Result<Org>;
 
     /// Records an app. Fails with [`StoreError::Exists`] if the org has one of that name (or, for the role builder, one
-    /// of that role).
+    /// of that role), with [`StoreError::Quota`] if it has too many.
     async fn create_app(&self, app: &App) -> Result<()>;
     /// One app.
     async fn app(&self, org: &OrgId, app: &AppId) -> Result<App>;
@@ -45,7 +45,8 @@ pub trait Store: SystemStore {
     /// Removes an app that has no builds and no machines; [`StoreError::InUse`] otherwise.
     async fn delete_app(&self, org: &OrgId, app: &AppId) -> Result<()>;
 
-    /// Records a token and the hash of its secret.
+    /// Records a token and the hash of its secret. [`StoreError::Quota`] if the org has too many that are good; of those that
+    /// are not, the oldest are forgotten.
     async fn create_token(&self, token: &Token, hash: &SecretHash) -> Result<()>;
     /// The tokens of one org (`None`: of the administrator), newest first, revoked ones included.
     async fn tokens(&self, org: Option<&OrgId>) -> Result<Vec<Token>>;
@@ -56,7 +57,8 @@ pub trait Store: SystemStore {
     /// The builder of this region and architecture; makes it with its volume, its app and the pool's accounting in one
     /// transaction if there is none. Its intent is `Wanted` afterwards, in either case.
     ///
-    /// Fails with [`StoreError::PoolFull`] if the host's pool cannot promise the volume.
+    /// Fails with [`StoreError::PoolFull`] if the host's pool cannot promise the volume. For this and every other verb that
+    /// promises a volume or a snapshot: [`StoreError::Quota`] if the org may not have so much of the pool.
     async fn ensure_builder(&self, org: &OrgId, new: &NewBuilder) -> Result<Ensured>;
     /// One builder, if the org has it.
     async fn builder(&self, org: &OrgId, region: &str, arch: &str) -> Result<Option<Machine>>;
@@ -201,6 +203,7 @@ pub trait Store: SystemStore {
     async fn forget_volume(&self, org: &OrgId, volume: &VolumeId) -> Result<()>;
 
     /// Records a build. App and machine must be of the same org: [`StoreError::NotFound`] otherwise.
+    /// [`StoreError::Quota`] if too many of the org's or the machine's have not ended.
     async fn create_build(&self, org: &OrgId, build: &NewBuild) -> Result<Build>;
     /// One build.
     async fn build(&self, org: &OrgId, build: &BuildId) -> Result<Build>;
@@ -234,7 +237,8 @@ pub trait Store: SystemStore {
         at: Timestamp,
     ) -> Result<Build>;
 
-    /// Records a registry credential; replaces the org's one for the same registry.
+    /// Records a registry credential; replaces the org's one for the same registry. [`StoreError::Quota`] if the org has too
+    /// many.
     async fn put_credential(&self, credential: &SealedCredential) -> Result<()>;
     /// The org's credentials, by registry.
     async fn credentials(&self, org: &OrgId) -> Result<Vec<SealedCredential>>;
@@ -279,6 +283,8 @@ pub trait SystemStore: Send + Sync + std::fmt::Debug {
         before: Timestamp,
         max: u32,
     ) -> Result<u32>;
+    /// What the events of all builds of an org take.
+    async fn build_event_bytes(&self, org: &OrgId) -> Result<ByteSize>;
     /// All builds that have not ended, oldest first.
     async fn unfinished_builds(&self) -> Result<Vec<Build>>;
     /// A value of the installation's own (certificate authority, sealing key's check).

@@ -16,6 +16,15 @@ use slipway_store::{Build, ErrorKind};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// What the guest has told of a build in the end.
+#[derive(Debug)]
+enum Told {
+    /// How it ended.
+    End(BuildOutcome),
+    /// More than twice what is kept, without an end.
+    TooMuch,
+}
+
 /// Why one try to follow a build ended without its end.
 #[derive(Debug)]
 enum Lost {
@@ -33,6 +42,7 @@ impl Inner {
         let mut reader = Follower {
             last_seq: build.last_seq,
             bytes: build.event_bytes,
+            told: build.event_bytes,
             heard: Instant::now(),
             missing_since: None,
         };
@@ -40,7 +50,8 @@ impl Inner {
         loop {
             let before = reader.last_seq;
             let lost = match self.follow_once(&build, key, live, &mut reader).await {
-                Ok(outcome) => return self.finish(&build, outcome).await,
+                Ok(Told::End(outcome)) => return self.finish(&build, outcome).await,
+                Ok(Told::TooMuch) => return self.cut_off(&build, key).await,
                 Err(lost) => lost,
             };
             if let Some(why) = reader.judge(lost, now().since(build.created_at)) {
@@ -67,7 +78,7 @@ impl Inner {
         key: &BuilderKey,
         live: &Live,
         reader: &mut Follower,
-    ) -> Result<BuildOutcome, Lost> {
+    ) -> Result<Told, Lost> {
         let guest = match self.farm.guest_if_running(key).await {
             Ok(guest) => guest,
             Err(FarmError::NotRunning) => {
@@ -113,8 +124,12 @@ impl Inner {
             });
             reader.bound(&mut events);
             self.record(build, live, reader, &events).await?;
+            if reader.told > BYTES_MAX * 2 && outcome.is_none() {
+                // Nothing that it tells from here on would be kept, so it is not read either.
+                return Ok(Told::TooMuch);
+            }
             if let Some(outcome) = outcome {
-                return Ok(outcome);
+                return Ok(Told::End(outcome));
             }
             if let Some(lost) = broken {
                 return Err(lost);
@@ -124,6 +139,21 @@ impl Inner {
         Err(Lost::Contact(
             "the builder stopped telling of the build".to_owned(),
         ))
+    }
+
+    /// Ends a build whose guest does not stop telling of it.
+    async fn cut_off(&self, build: &Build, key: &BuilderKey) {
+        tracing::warn!(org = %build.org, build = %build.id, "a guest tells too much of a build");
+        if let Ok(mut guest) = self.farm.guest_if_running(key).await {
+            // It is given up in any case.
+            let _ = guest.cancel_build(&build.id).await;
+        }
+        let outcome = BuildOutcome::Failed {
+            fault: Fault::User,
+            message: "the builder told more of the build than twice what is kept".to_owned(),
+            hint: Some("have the build print less".to_owned()),
+        };
+        self.give_up(build, outcome).await;
     }
 
     async fn record(
@@ -204,10 +234,15 @@ impl Inner {
     }
 }
 
+/// What is kept of one build's events: one chunk above the guest's own bound is room for its word that the log was cut.
+const BYTES_MAX: u64 = (BUILD_EVENTS_BYTES_MAX + BUILD_LOG_CHUNK_BYTES_MAX) as u64;
+
 /// How far a build was followed.
 struct Follower {
     last_seq: u64,
     bytes: u64,
+    /// Bytes that the guest told, those that were dropped included.
+    told: u64,
     /// When the guest was heard last.
     heard: Instant,
     /// Since when there is no machine to ask.
@@ -215,14 +250,13 @@ struct Follower {
 }
 
 impl Follower {
-    /// Drops what goes over the bound, except the end. The guest keeps the same bound, so this is for one that does not;
-    /// one chunk above it is room for the guest's own word that the log was cut.
+    /// Drops what goes over the bound, except the end. The guest keeps the same bound, so this is for one that does not.
     fn bound(&mut self, events: &mut Vec<NumberedEvent>) {
-        const BYTES_MAX: u64 = (BUILD_EVENTS_BYTES_MAX + BUILD_LOG_CHUNK_BYTES_MAX) as u64;
         events.retain(|event| {
             let size = serde_json::to_vec(event).map_or(0, |json| json.len() as u64);
             let kept =
                 self.bytes + size <= BYTES_MAX || matches!(event.event, BuildEvent::Ended(_));
+            self.told += size;
             if kept {
                 self.bytes += size;
             }

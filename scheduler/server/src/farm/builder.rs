@@ -7,6 +7,7 @@ use super::error::FarmError;
 use super::host::HostLink;
 use super::view::{BuilderKey, BuilderView, Events, FarmEvent, key_of};
 use crate::limits::BUILDER_CONNECTIONS_MAX;
+use slipway_core::ceilings::Ceilings;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{HostId, VolumeId};
@@ -14,6 +15,7 @@ use slipway_core::idle::{self, Idle};
 use slipway_core::isolation::Isolation;
 use slipway_core::machine::{IllegalTransition, MachineEvent, MachineState};
 use slipway_core::planner::{MachineView, Observed};
+use slipway_core::quota::BuilderSize;
 use slipway_core::time::Timestamp;
 use slipway_store::{Intent, Machine, MachineRecord, Org};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -60,6 +62,10 @@ pub(super) struct Inner {
     /// The host still works on the start of this generation.
     pub(super) in_progress: Option<Generation>,
     pub(super) hold_until: Timestamp,
+    /// Its last start did not fail by itself, but waits for something that may be over soon.
+    pub(super) delayed: bool,
+    /// It waits for its turn to start on its host, with this ticket.
+    pub(super) queued: Option<u64>,
     /// A side effect on the host is under way; lists of the host are not believed meanwhile.
     pub(super) acting: bool,
     /// This volume of it is on its way to another host: it does not start.
@@ -75,16 +81,19 @@ pub(super) struct Inner {
 pub(super) struct Wishes {
     /// They end themselves after this long without work.
     pub(super) idle: Duration,
-    /// How they must be walled off, from their next start on.
+    /// How they must be isolated, from their next start on.
     pub(super) isolation: Isolation,
+    /// The processor and memory that they get at their next start; absent: what they have.
+    pub(super) size: Option<BuilderSize>,
 }
 
 impl Wishes {
-    /// As the org's record has them.
-    pub(super) fn of(org: &Org) -> Self {
+    /// As the org's record has them, within what the installation lets any org have.
+    pub(super) fn of(org: &Org, ceilings: &Ceilings) -> Self {
         Self {
             idle: org.idle,
             isolation: org.isolation,
+            size: Some(ceilings.cut_size(org.builder_size)),
         }
     }
 }
@@ -136,6 +145,8 @@ impl Builder {
             replace_not_before: Timestamp(0),
             in_progress: None,
             hold_until: Timestamp(0),
+            delayed: false,
+            queued: None,
             acting: false,
             moving: None,
             recorded: None,
@@ -195,7 +206,8 @@ impl Builder {
     }
 
     pub(super) fn view(&self) -> BuilderView {
-        self.lock().view()
+        let host = self.host();
+        self.lock().view(&host)
     }
 
     /// A receiver that has seen everything so far.
@@ -205,13 +217,15 @@ impl Builder {
 
     /// Changes something, then tells the driver and all who wait or listen.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        let host = self.host();
         let mut inner = self.lock();
         let result = change(&mut inner);
         inner.machine.updated_at = now();
         // Published under the lock, so that changes are seen in their order.
         self.changes.send_modify(|n| *n += 1);
-        self.events
-            .publish(&self.key.org, || FarmEvent::Builder(Box::new(inner.view())));
+        self.events.publish(&self.key.org, || {
+            FarmEvent::Builder(Box::new(inner.view(&host)))
+        });
         drop(inner);
         self.wake.notify_one();
         result
@@ -302,8 +316,28 @@ impl Builder {
 }
 
 impl Inner {
-    pub(super) fn view(&self) -> BuilderView {
-        BuilderView::new(&self.machine, self.in_flight)
+    pub(super) fn view(&self, host: &HostLink) -> BuilderView {
+        BuilderView {
+            next_size: self.next_size(),
+            waiting_for: self.waiting_for(host, now()),
+            ..BuilderView::new(&self.machine, self.in_flight)
+        }
+    }
+
+    /// It shall run, and nothing that is done to its cache is in the way.
+    pub(super) fn may_start(&self) -> bool {
+        let wanted = self.machine.intent == Intent::Wanted;
+        wanted && self.moving.is_none() && self.reset.is_none()
+    }
+
+    /// What it gets at its next start. Its volume keeps the size that it has.
+    pub(super) fn next_size(&self) -> BuilderSize {
+        let now = self.machine.size;
+        let asked = self.wishes.size.unwrap_or(now);
+        BuilderSize {
+            volume: now.volume,
+            ..asked
+        }
     }
 
     pub(super) fn last_error(&self) -> String {
@@ -325,7 +359,7 @@ impl Inner {
             machine: self.machine.id.clone(),
             volume: self.machine.volume.clone(),
             generation: self.machine.generation,
-            wanted: self.machine.intent == Intent::Wanted && self.moving.is_none(),
+            wanted: self.may_start(),
             state: self.machine.state,
             observed: self.observed,
             in_flight: self.in_flight,
@@ -354,6 +388,8 @@ impl Inner {
             volume_replaced: self.machine.volume_replaced,
             last_error: self.machine.last_error.clone(),
             notice: self.machine.notice.clone(),
+            cpu_millis: self.machine.size.cpu_millis,
+            memory: self.machine.size.memory,
             at: self.machine.updated_at,
         }
     }
@@ -366,6 +402,9 @@ impl Inner {
     pub(super) fn learn(&mut self, event: MachineEvent) -> Result<MachineState, IllegalTransition> {
         let before = self.machine.state;
         let state = before.on(event)?;
+        if matches!(event, MachineEvent::Ended { .. }) {
+            self.delayed = false;
+        }
         self.machine.state = state;
         if !matches!(state, MachineState::Starting { .. }) {
             self.in_progress = None;

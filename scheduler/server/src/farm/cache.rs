@@ -4,7 +4,7 @@
 
 use super::Shared;
 use super::builder::{Builder, now};
-use super::drive::{Held, held, is_in_progress, not_lent, start_failed};
+use super::drive::{Held, held, is_in_progress, not_lent, start_failed, turn};
 use super::error::FarmError;
 use super::keys::{LendError, LendFor, lend};
 use super::volumes::bring;
@@ -22,6 +22,8 @@ pub(super) async fn ensure_volume(
     builder: &Builder,
     step: &Step,
 ) -> Result<(), Held> {
+    let host = builder.host();
+    let _turn = turn(builder, &host).await?;
     let _held = shared.volume_locks.hold(&step.volume).await;
     let org = &builder.key.org;
     let volume = match shared.store.volume(org, &step.volume).await {
@@ -38,7 +40,7 @@ pub(super) async fn ensure_volume(
             | LendError::Host(_) => held(builder, &error),
         });
     }
-    let (report, size) = match bring(&builder.host(), &volume).await {
+    let (report, size) = match bring(&host, &volume).await {
         Ok(made) => made,
         Err(error) if is_in_progress(&error) => return Err(held(builder, &error)),
         Err(error) => return Err(start_failed(builder, step.generation, &error)),

@@ -8,10 +8,12 @@
 use super::Shared;
 use super::builder::{Builder, now};
 use super::cache::{ensure_volume, replace_volume, reset};
-use super::host::chain;
+use super::host::{HostLink, chain};
 use super::keys::{LendError, LendFor, code, lend, revoke};
 use super::ready::await_ready;
 use super::reap::ask_to_end;
+use super::reason::Told;
+use super::starts::Turn;
 use crate::host_client::HostClientError;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{HostErrorCode, MachineRunState, MachineSpec};
@@ -100,11 +102,15 @@ async fn act(shared: &Shared, builder: &Builder, plan: &Plan) -> bool {
 
 async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), Held> {
     match step.action {
-        Action::Learn(event) => builder.learn(event).map(drop).map_err(|illegal| {
+        Action::Learn(event) => {
+            let Err(illegal) = builder.learn(event) else {
+                return Ok(());
+            };
             tracing::error!(machine = %step.machine, %illegal, "the planner erred");
-            hold(builder, None);
-            Held
-        }),
+            // It would plan the same at once, whatever is held.
+            tokio::time::sleep(RETRY_WAIT).await;
+            Err(Held)
+        }
         Action::EnsureVolume => ensure_volume(shared, builder, step).await,
         Action::Start => start(shared, builder, step).await,
         Action::Stop { grace } => stop(builder, step, grace).await,
@@ -135,20 +141,40 @@ async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), 
 }
 
 /// Nothing more is tried on the host for a while.
-pub(super) fn hold(builder: &Builder, error: Option<String>) {
+fn hold(builder: &Builder, told: String) {
     builder.change(|inner| {
         inner.hold_until = now().after(RETRY_WAIT);
-        if error.is_some() {
-            inner.machine.last_error = error;
-        }
+        inner.machine.last_error = Some(told);
     });
 }
 
-pub(super) fn held(builder: &Builder, error: &dyn std::error::Error) -> Held {
+pub(super) fn held(builder: &Builder, error: &(impl Told + 'static)) -> Held {
     let why = chain(error);
     tracing::warn!(org = %builder.key.org, why, "step not done; tried again later");
-    hold(builder, Some(why));
+    hold(builder, error.told());
     Held
+}
+
+/// The builder's turn to start on its host; nothing if it is not to start any more when that comes.
+pub(super) async fn turn<'h>(builder: &Builder, host: &'h HostLink) -> Result<Turn<'h>, Held> {
+    if let Some(turn) = host.starts.now() {
+        return Ok(turn);
+    }
+    let mut changes = builder.changes();
+    let ticket = host.starts.queue();
+    builder.change(|inner| inner.queued = Some(ticket.number()));
+    let turn = ticket.turn();
+    tokio::pin!(turn);
+    let turn = loop {
+        tokio::select! {
+            turn = &mut turn => break Ok(turn),
+            _ = changes.changed() => if !builder.lock().may_start() {
+                break Err(Held);
+            },
+        }
+    };
+    builder.change(|inner| inner.queued = None);
+    turn
 }
 
 /// After a side effect: learns what the host has now, and believes its lists again.
@@ -170,9 +196,11 @@ async fn settle(builder: &Builder) {
 
 async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), Held> {
     let generation = step.generation;
+    let host = builder.host();
+    let _turn = turn(builder, &host).await?;
     let begun = builder.change(|inner| {
-        // Its volume may have begun to leave since this was planned.
-        if inner.moving.is_some() {
+        // Its volume may have begun to leave since this was planned, or nobody wants it any more.
+        if !inner.may_start() {
             return None;
         }
         inner.acting = true;
@@ -180,6 +208,7 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
             Ok(inner.machine.state)
         } else {
             inner.machine.generation = generation;
+            inner.machine.size = inner.next_size();
             inner.learn(MachineEvent::StartAsked {
                 generation,
                 at: now(),
@@ -213,7 +242,7 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
         settle(builder).await;
         return Err(failed);
     }
-    let result = builder.host().client.ensure_machine(spec).await;
+    let result = host.client.ensure_machine(spec).await;
     match result {
         Ok(report) => {
             if report.generation == generation && report.state == MachineRunState::Running {
@@ -255,31 +284,30 @@ pub(super) fn start_failed(
     generation: Generation,
     error: &HostClientError,
 ) -> Held {
-    let why = match error {
-        HostClientError::Refused(refusal) => refusal.message.clone(),
-        HostClientError::Unreachable { .. }
-        | HostClientError::TimedOut(_)
-        | HostClientError::Protocol(_) => chain(error),
-    };
-    start_failed_by(builder, generation, why, error.code())
+    start_failed_by(builder, generation, error, error.code())
 }
 
 /// The same for a key that cannot be had.
 pub(super) fn not_lent(builder: &Builder, generation: Generation, error: &LendError) -> Held {
-    start_failed_by(builder, generation, chain(error), code(error))
+    start_failed_by(builder, generation, error, code(error))
 }
 
 /// The same for whatever was in the way; `code` if it was the host.
 fn start_failed_by(
     builder: &Builder,
     generation: Generation,
-    why: String,
+    error: &(impl Told + 'static),
     code: Option<HostErrorCode>,
 ) -> Held {
     let (org, machine_generation) = (&builder.key.org, generation);
+    let why = chain(error);
     tracing::warn!(%org, generation = %machine_generation, why, "builder did not start");
     builder.change(|inner| {
         let failed = inner.machine.failed_starts;
+        inner.delayed = !matches!(
+            code,
+            Some(HostErrorCode::VolumeDamaged | HostErrorCode::Failed)
+        );
         let failures_before = match code {
             Some(HostErrorCode::VolumeDamaged) => {
                 inner.volume_damaged = true;
@@ -310,7 +338,7 @@ fn start_failed_by(
             at,
             failures_before,
         });
-        inner.machine.last_error = Some(why);
+        inner.machine.last_error = Some(error.told());
     });
     Held
 }
@@ -401,4 +429,6 @@ fn same(a: &MachineRecord, b: &MachineRecord) -> bool {
         && a.volume_replaced == b.volume_replaced
         && a.last_error == b.last_error
         && a.notice == b.notice
+        && a.cpu_millis == b.cpu_millis
+        && a.memory == b.memory
 }

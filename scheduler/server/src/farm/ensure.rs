@@ -7,7 +7,7 @@ use super::{BuilderKey, FarmError, Shared, entropy};
 use crate::limits::PLACEMENT_TRIES_MAX;
 use slipway_core::id::{AppId, MachineId, VolumeId};
 use slipway_core::placement::{HostLoad, PlacementRequest, place};
-use slipway_core::quota::{check_builder_size, check_one_more_builder};
+use slipway_core::quota::check_one_more_builder;
 use slipway_core::units::ByteSize;
 use slipway_store::{Ensured, Intent, NewBuilder, Org, StoreError};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ impl Shared {
             return Ok(builder);
         }
         let org = self.store.org(&key.org).await?;
-        check_builder_size(&org.builder_size)?;
+        self.ceilings.check_builder_size(&org.builder_size)?;
         let have = self.store.builders(&key.org).await?.len();
         check_one_more_builder(u32::try_from(have).unwrap_or(u32::MAX))?;
         let mut full = None;
@@ -66,6 +66,7 @@ impl Shared {
             region: key.region.clone(),
             arch: key.arch.clone(),
             volume: org.builder_size.volume,
+            memory: org.builder_size.memory,
             volume_host: None,
             isolation: org.isolation,
         };
@@ -82,7 +83,7 @@ impl Shared {
         let (Ensured::Created(machine) | Ensured::Existing(machine)) =
             self.store.ensure_builder(&key.org, &new).await?;
         tracing::info!(org = %key.org, machine = %machine.id, host = %machine.host, "builder placed");
-        self.drive(machine, Wishes::of(org)).await
+        self.drive(machine, Wishes::of(org, &self.ceilings)).await
     }
 
     pub(super) async fn loads(&self) -> Result<Vec<HostLoad>, FarmError> {

@@ -33,16 +33,18 @@ pub enum FarmError {
     /// It is not running, and the caller did not want it woken.
     #[error("the builder is not running")]
     NotRunning,
-    /// It does not start, not even with an empty cache.
+    /// It does not start; why, for its owner.
     #[error("the builder does not start: {0}")]
     WontStart(String),
     /// It did not come up in time.
-    #[error("the builder was not up after {waited:?} ({state})")]
+    #[error("the builder was not {wanted} after {waited:?}: {why}")]
     TimedOut {
+        /// What the caller waited for: `up` or `stopped`.
+        wanted: &'static str,
         /// How long the caller waited.
         waited: Duration,
-        /// What it was doing then.
-        state: &'static str,
+        /// What it was waiting for then, or what it did; for its owner.
+        why: String,
     },
     /// It is up, and takes no connections.
     #[error("the builder took no connection within {waited:?}")]
@@ -94,6 +96,7 @@ impl FarmError {
                 PlacementError::NoIsolation { .. }
                 | PlacementError::NoSuchRegion { .. }
                 | PlacementError::NoEncryption { .. }
+                | PlacementError::NoSuchMemory { .. }
                 | PlacementError::NotUnique { .. },
             )
             | Self::Quota(_)
@@ -103,10 +106,14 @@ impl FarmError {
             | Self::InUse { .. } => Fault::User,
             Self::Volume(error) => error.code().fault(),
             Self::Store(error) => match error.kind() {
-                ErrorKind::NotFound | ErrorKind::Conflict => Fault::User,
+                ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::Limit => Fault::User,
                 ErrorKind::NoSpace | ErrorKind::Unavailable | ErrorKind::Internal => Fault::System,
             },
-            Self::Place(PlacementError::NoneReachable { .. } | PlacementError::NoSpace { .. })
+            Self::Place(
+                PlacementError::NoneReachable { .. }
+                | PlacementError::NoMemory { .. }
+                | PlacementError::NoSpace { .. },
+            )
             | Self::WontStart(_)
             | Self::TimedOut { .. }
             | Self::TakesNone { .. }
@@ -155,20 +162,14 @@ impl FarmError {
             | Self::HostAway
             | Self::TimedOut { .. }
             | Self::Closed => Some("try again in a minute, and tell the operator if it stays so"),
-            Self::Quota(QuotaError::Volumes { .. }) => {
-                Some("destroy one that is not needed: `slipway volumes destroy ID --now`")
+            Self::Quota(error) | Self::Store(StoreError::Quota(error)) => error.hint(),
+            Self::Place(PlacementError::NoSuchMemory { .. }) => {
+                Some("ask for less: `slipway orgs update --memory SIZE`")
             }
-            Self::Quota(QuotaError::Snapshots { .. }) => {
-                Some("delete one that is not needed: `slipway volumes snapshots delete ID`")
+            Self::Place(PlacementError::NoMemory { .. }) => {
+                Some("try again when other builders have ended, or have the operator add a host")
             }
-            Self::Quota(
-                QuotaError::VolumeSize(_)
-                | QuotaError::SnapshotRetention(_)
-                | QuotaError::AutoExtendThreshold(_)
-                | QuotaError::AutoExtendIncrement(_),
-            ) => Some("choose one within these bounds"),
-            Self::Quota(_)
-            | Self::Store(_)
+            Self::Store(_)
             | Self::NoBuilder { .. }
             | Self::NotRunning
             | Self::Guest(_)

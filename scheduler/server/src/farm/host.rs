@@ -7,6 +7,7 @@
 //! Must not know: what is wanted of any machine.
 
 use super::Shared;
+use super::starts::Starts;
 use crate::host_client::{HostClient, HostClientError, MachineList};
 use crate::limits::{HOST_RETRY_MAX, HOST_RETRY_MIN, HOST_WATCH_WAIT};
 use slipway_core::host_api::{HostInfo, MachineReport};
@@ -46,6 +47,8 @@ pub(crate) struct HostLink {
     encrypts: AtomicBool,
     /// It answers.
     pub(super) reachable: watch::Sender<bool>,
+    /// Turns of the builders that start there.
+    pub(super) starts: Starts,
     /// There is something to do about its volumes.
     pub(super) volumes: Notify,
 }
@@ -72,6 +75,7 @@ impl HostLink {
             heard: Mutex::default(),
             encrypts: AtomicBool::new(false),
             reachable: watch::Sender::new(false),
+            starts: Starts::default(),
             volumes: Notify::new(),
         }
     }

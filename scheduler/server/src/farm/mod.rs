@@ -15,6 +15,8 @@ mod host;
 mod keys;
 mod ready;
 mod reap;
+mod reason;
+mod starts;
 mod view;
 mod volumes;
 mod wake;
@@ -37,6 +39,7 @@ use crate::limits::{HOST_FIRST_WORD_WAIT, MOVES_MAX, SHUTDOWN_WAIT_MAX, STOP_WAI
 use crate::machine_stream::MachineStream;
 use builder::{Builder, Wishes};
 use host::HostLink;
+use slipway_core::ceilings::Ceilings;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{HostId, ID_ENTROPY_BYTES, OrgId, VolumeId};
 use slipway_core::time::Timestamp;
@@ -58,6 +61,8 @@ pub struct FarmSettings {
     pub hosts: Vec<HostSettings>,
     /// Lends the keys of encrypted volumes; absent: hosts that encrypt cannot be used.
     pub keys: Option<Arc<KeyBroker>>,
+    /// The most that any org may have.
+    pub ceilings: Ceilings,
 }
 
 /// A handle to the farm; clones are the same farm.
@@ -73,6 +78,7 @@ pub struct FarmTasks(Arc<Shared>);
 pub(crate) struct Shared {
     pub(super) store: Arc<dyn Store>,
     pub(super) keys: Option<Arc<KeyBroker>>,
+    pub(crate) ceilings: Ceilings,
     builders: RwLock<HashMap<BuilderKey, Arc<Builder>>>,
     hosts: RwLock<HashMap<HostId, Arc<HostLink>>>,
     /// Held while a builder is made: ensure is single-flight.
@@ -120,6 +126,7 @@ impl Farm {
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
             keys: settings.keys,
+            ceilings: settings.ceilings,
             store,
         });
         let links = shared.adopt(settings.hosts).await?;
@@ -269,7 +276,7 @@ impl Farm {
             Ok(Err(_)) => return Err(FarmError::Closed),
             Err(_) => {
                 builder.change(|inner| inner.reset = None);
-                return Err(timed_out(&builder, STOP_WAIT_MAX));
+                return Err(timed_out(&builder, "stopped", STOP_WAIT_MAX));
             }
         }
         self.0.persist(&builder).await?;
@@ -285,7 +292,7 @@ impl Farm {
             .unwrap_or_else(PoisonError::into_inner);
         for builder in builders.values().filter(|b| b.key.org == org.id) {
             builder.change(|inner| {
-                inner.wishes = Wishes::of(org);
+                inner.wishes = Wishes::of(org, &self.0.ceilings);
                 inner.ask_not_before = slipway_core::time::Timestamp(0);
             });
         }
@@ -316,10 +323,14 @@ fn begin(builder: &Arc<Builder>) -> Result<ActivityGuard, FarmError> {
         .map_err(|max| FarmError::TooManyConnections { max })
 }
 
-fn timed_out(builder: &Builder, waited: Duration) -> FarmError {
+fn timed_out(builder: &Builder, wanted: &'static str, waited: Duration) -> FarmError {
+    let host = builder.host();
+    let inner = builder.lock();
+    let why = inner.waiting_for(&host, now());
     FarmError::TimedOut {
+        wanted,
         waited,
-        state: builder.lock().machine.state.name(),
+        why: why.unwrap_or_else(|| inner.machine.state.name().to_owned()),
     }
 }
 
@@ -332,7 +343,7 @@ async fn stop_and_wait(builder: &Builder) -> Result<(), FarmError> {
     let deadline = Instant::now() + STOP_WAIT_MAX;
     while live.is_some() {
         if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
-            return Err(timed_out(builder, STOP_WAIT_MAX));
+            return Err(timed_out(builder, "stopped", STOP_WAIT_MAX));
         }
         // Somebody may have woken it anew, which is another generation.
         live = live.filter(|g| builder.lock().machine.state.live_generation() == Some(*g));
@@ -430,7 +441,7 @@ impl Shared {
             .all_orgs()
             .await?
             .into_iter()
-            .map(|org| (org.id.clone(), Wishes::of(&org)))
+            .map(|org| (org.id.clone(), Wishes::of(&org, &self.ceilings)))
             .collect();
         for machine in machines {
             let wishes = wishes.get(&machine.org).copied().unwrap_or_default();

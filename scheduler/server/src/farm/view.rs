@@ -34,14 +34,18 @@ pub struct BuilderView {
     pub volume: VolumeId,
     /// Where it is placed.
     pub host: HostId,
-    /// What it has.
+    /// What it has, or had when it ran last.
     pub size: BuilderSize,
+    /// What it gets at its next start.
+    pub next_size: BuilderSize,
     /// Whether it shall run.
     pub intent: Intent,
     /// What it does.
     pub state: MachineState,
     /// Connections through the gateway now.
     pub in_flight: u32,
+    /// What it waits for, while somebody wants it and it is not up.
+    pub waiting_for: Option<String>,
     /// Why it last failed.
     pub last_error: Option<String>,
     /// Something its owner should know.
@@ -61,9 +65,11 @@ impl BuilderView {
             volume: machine.volume.clone(),
             host: machine.host.clone(),
             size: machine.size,
+            next_size: machine.size,
             intent: machine.intent,
             state: machine.state,
             in_flight,
+            waiting_for: None,
             last_error: machine.last_error.clone(),
             notice: machine.notice.clone(),
             created_at: machine.created_at,

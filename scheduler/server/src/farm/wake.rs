@@ -55,7 +55,7 @@ impl Shared {
                     return Err(if waiting.busy {
                         FarmError::TakesNone { waited: WAKE_WAIT_MAX }
                     } else {
-                        timed_out(builder, WAKE_WAIT_MAX)
+                        timed_out(builder, "up", WAKE_WAIT_MAX)
                     });
                 }
             }
@@ -113,9 +113,11 @@ impl Waiting {
         }
         let inner = builder.lock();
         let state = inner.machine.state;
-        if matches!(state, MachineState::Crashed { .. }) && self.crashed != Some(state) {
+        let crashed = matches!(state, MachineState::Crashed { .. });
+        if crashed && self.crashed != Some(state) {
             self.crashed = Some(state);
-            self.crashes += 1;
+            // What is delayed is waited for, up to the deadline.
+            self.crashes += u32::from(!inner.delayed);
         }
         if self.crashes < CRASHES_SEEN_MAX {
             Ok(())

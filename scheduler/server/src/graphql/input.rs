@@ -11,9 +11,8 @@ use crate::settings::is_label;
 use crate::text::misleads;
 use async_graphql::{ID, InputObject};
 use slipway_core::build::{BuildSpec, RegistryCredential};
-use slipway_core::quota::{
-    BuildRetention, BuilderSize, check_build_retention, check_builder_size, check_idle,
-};
+use slipway_core::ceilings::Ceilings;
+use slipway_core::quota::{BuildRetention, BuilderSize, QuotaError, check_idle};
 use slipway_core::units::ByteSize;
 use slipway_store::OrgChange;
 use std::collections::BTreeMap;
@@ -75,9 +74,15 @@ impl OrgLimits {
         name: Option<String>,
         now: BuilderSize,
         kept: BuildRetention,
+        most: &Ceilings,
     ) -> Result<OrgChange> {
-        let invalid =
-            |error: slipway_core::quota::QuotaError| Problem::new(Code::Invalid, error.to_string());
+        let invalid = |error: QuotaError| {
+            let problem = Problem::new(Code::Invalid, error.to_string());
+            match error.hint() {
+                Some(hint) => problem.hint(hint),
+                None => problem,
+            }
+        };
         let idle = self
             .idle_ms
             .map(|Long(millis)| Duration::from_millis(millis));
@@ -90,14 +95,18 @@ impl OrgLimits {
                 .builds_age_ms
                 .map_or(kept.age, |Long(millis)| Duration::from_millis(millis)),
         };
-        check_build_retention(&retention).map_err(invalid)?;
+        if retention != kept {
+            most.check_build_retention(&retention).map_err(invalid)?;
+        }
         let bytes = |Long(bytes): Long| ByteSize(bytes);
         let size = BuilderSize {
             cpu_millis: self.cpu_millis.unwrap_or(now.cpu_millis),
             memory: self.memory_bytes.map_or(now.memory, bytes),
             volume: self.volume_bytes.map_or(now.volume, bytes),
         };
-        check_builder_size(&size).map_err(invalid)?;
+        if size != now {
+            most.check_builder_size(&size).map_err(invalid)?;
+        }
         let label = |text: Option<String>, what| text.map(|text| label(text, what)).transpose();
         Ok(OrgChange {
             name: name.map(display_name).transpose()?,

@@ -44,8 +44,9 @@ impl CoreMutation {
         let settings = &access.parts.settings;
         let slug = label(input.slug, "slug")?;
         let size = settings.builder.size();
-        let retention = BuildRetention::default();
-        let change = input.limits.change(input.name, size, retention)?;
+        let most = settings.ceilings();
+        let retention = most.cut_retention(BuildRetention::default());
+        let change = input.limits.change(input.name, size, retention, &most)?;
         let org = store::Org {
             id: OrgId::from_entropy(entropy()?),
             name: change.name.unwrap_or_else(|| slug.clone()),
@@ -74,9 +75,10 @@ impl CoreMutation {
             .enter_whole(input.org.as_deref(), TokenRole::Admin)
             .await?;
         let now = &entered.org;
+        let most = access.parts.settings.ceilings();
         let change = input
             .limits
-            .change(input.name, now.builder_size, now.retention)?;
+            .change(input.name, now.builder_size, now.retention, &most)?;
         let org = access.store().update_org(&entered.org.id, &change).await?;
         access.parts.farm.org_changed(&org);
         Ok(org.into())

@@ -146,7 +146,7 @@ impl Running {
         let read = self.read();
         let hosts = read.hosts.get_or_try_init(|| async {
             let hosts = store.hosts().await?.into_iter().map(|used| used.host);
-            Ok(hosts.map(|host| (host.id.clone(), host)).collect())
+            Ok::<_, StoreError>(hosts.map(|host| (host.id.clone(), host)).collect())
         });
         Ok(hosts.await?.get(id).cloned())
     }

@@ -354,6 +354,11 @@ async fn bad_requests_get_a_code_and_a_bound() {
         ("idleMs", json!(1)),
         ("memoryBytes", json!(1)),
         ("cpuMillis", json!(0)),
+        // More than the operator lets any org have.
+        ("memoryBytes", json!(1u64 << 50)),
+        ("cpuMillis", json!(4_000_000_000u32)),
+        ("volumeBytes", json!(1u64 << 41)),
+        ("buildsKept", json!(100_000)),
     ] {
         let update = "mutation($input: UpdateOrgInput!) { updateOrg(input: $input) { id } }";
         let mut input = json!({});

@@ -218,6 +218,8 @@ impl Placed {
             volume_replaced: false,
             last_error: None,
             notice: None,
+            cpu_millis: 3000,
+            memory: ByteSize::gib(6),
             at: Timestamp(2),
         };
         self.store

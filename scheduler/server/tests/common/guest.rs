@@ -75,6 +75,12 @@ impl TestGuest {
             .collect()
     }
 
+    /// It was asked to cancel the build.
+    pub fn is_cancelled(&self, id: &BuildId) -> bool {
+        let builds = self.builds.lock().expect("no panic");
+        ended(&builds[id]) == Some(BuildOutcome::Cancelled)
+    }
+
     /// A build goes on.
     pub fn tell(&self, id: &BuildId, event: BuildEvent) {
         let mut builds = self.builds.lock().expect("no panic");

@@ -21,6 +21,7 @@ pub use streams::{HEAD, stream_of};
 pub use world::World;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use slipway_core::ceilings::Ceilings;
 use slipway_core::host_api::{HostReply, HostRequest, HostRequestFrame};
 use slipway_core::id::OrgId;
 use slipway_core::quota::BuilderSize;
@@ -52,6 +53,7 @@ pub struct Bed {
     pub other: Option<Arc<World>>,
     /// Cuts the key store off.
     pub outage: Arc<Outage>,
+    ceilings: Ceilings,
     daemon: Option<JoinHandle<()>>,
     other_daemon: Option<JoinHandle<()>>,
     pub farm: Farm,
@@ -60,7 +62,12 @@ pub struct Bed {
 
 impl Bed {
     pub async fn start() -> Self {
-        Self::start_on(World::default(), None).await
+        Self::start_on(World::default(), None, Ceilings::default()).await
+    }
+
+    /// On an installation that lets no org have more than this.
+    pub async fn start_within(ceilings: Ceilings) -> Self {
+        Self::start_on(World::default(), None, ceilings).await
     }
 
     /// On two hosts, `test` and `other`, which both encrypt volumes or both do not.
@@ -68,17 +75,17 @@ impl Bed {
         let (world, other) = (World::default(), World::default());
         world.lock().encrypts = encrypts;
         other.lock().encrypts = encrypts;
-        Self::start_on(world, Some(Arc::new(other))).await
+        Self::start_on(world, Some(Arc::new(other)), Ceilings::default()).await
     }
 
     /// On a host that encrypts volumes.
     pub async fn start_encrypting() -> Self {
         let world = World::default();
         world.lock().encrypts = true;
-        Self::start_on(world, None).await
+        Self::start_on(world, None, Ceilings::default()).await
     }
 
-    async fn start_on(world: World, other: Option<Arc<World>>) -> Self {
+    async fn start_on(world: World, other: Option<Arc<World>>, ceilings: Ceilings) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let store = SqliteStore::open(&dir.path().join("store.db"))
             .await
@@ -89,13 +96,14 @@ impl Bed {
         let beside = other.as_ref().map(Arc::clone);
         let other_daemon = beside.map(|other| daemon_of(&dir, "other.sock", other));
         let outage = Arc::new(Outage::default());
-        let (farm, tasks) = start_farm(&dir, &store, &outage, other.is_some()).await;
+        let (farm, tasks) = start_farm(&dir, &store, &outage, (other.is_some(), ceilings)).await;
         Self {
             dir,
             store,
             world,
             other,
             outage,
+            ceilings,
             daemon,
             other_daemon,
             farm,
@@ -134,7 +142,8 @@ impl Bed {
     pub async fn restart_farm(&mut self) {
         self.stop_farm().await;
         let two = self.other.is_some();
-        let (farm, tasks) = start_farm(&self.dir, &self.store, &self.outage, two).await;
+        let (farm, tasks) =
+            start_farm(&self.dir, &self.store, &self.outage, (two, self.ceilings)).await;
         (self.farm, self.tasks) = (farm, Some(tasks));
     }
 
@@ -199,7 +208,7 @@ async fn start_farm(
     dir: &tempfile::TempDir,
     store: &Arc<SqliteStore>,
     outage: &Arc<Outage>,
-    two: bool,
+    (two, ceilings): (bool, Ceilings),
 ) -> (Farm, FarmTasks) {
     let keys = outage::Keys {
         kept: keys(dir, store),
@@ -219,6 +228,7 @@ async fn start_farm(
             .map(host)
             .collect(),
         keys: Some(Arc::new(broker.lending_for(LEASE))),
+        ceilings,
     };
     let store: Arc<dyn Store> = store.clone();
     Farm::start(store, settings).await.expect("a farm")
@@ -313,10 +323,7 @@ async fn answer(
         HostRequest::EnsureMachine(spec) => {
             let pause = world.start_pause();
             tokio::time::sleep(pause).await;
-            while world.lock().hold_starts {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            (world.ensure_machine(&spec), None)
+            (world.ensure_machine(&spec).await, None)
         }
         disks @ (HostRequest::EnsureVolume { .. }
         | HostRequest::ExtendVolume { .. }

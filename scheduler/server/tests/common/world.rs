@@ -56,12 +56,17 @@ pub struct Inner {
     pub hold_ready: bool,
     /// Starts are not answered while this is set.
     pub hold_starts: bool,
+    /// Starts under way, and the most there were at once.
+    pub starting: usize,
+    pub starting_most: usize,
     /// How long a start takes.
     pub start_pause: Duration,
     /// Starts that were asked for.
     pub starts_asked: usize,
     /// Newest generation seen of each machine.
     seen: BTreeMap<MachineId, Generation>,
+    /// What each machine was started as, last.
+    pub specs: BTreeMap<MachineId, MachineSpec>,
     /// Every generation that was started.
     pub started: Vec<(MachineId, Generation)>,
     pub(super) violations: Vec<String>,
@@ -219,8 +224,17 @@ impl World {
         Ok(machine.guest.open(port))
     }
 
-    pub(super) fn ensure_machine(self: &Arc<Self>, spec: &MachineSpec) -> HostReply {
+    pub(super) async fn ensure_machine(self: &Arc<Self>, spec: &MachineSpec) -> HostReply {
+        {
+            let mut inner = self.lock();
+            inner.starting += 1;
+            inner.starting_most = inner.starting_most.max(inner.starting);
+        }
+        while self.lock().hold_starts {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let reply = self.start_machine(spec);
+        self.lock().starting -= 1;
         self.changed();
         reply.map_or_else(HostReply::Error, HostReply::Machine)
     }
@@ -248,6 +262,7 @@ impl World {
             return Err(refuse(HostErrorCode::Busy));
         }
         inner.started.push((spec.machine.clone(), spec.generation));
+        inner.specs.insert(spec.machine.clone(), spec.clone());
         let guest = TestGuest::new(
             Arc::clone(self),
             spec.machine.clone(),

@@ -8,7 +8,11 @@ use crate::model::{Build, BuildFilter, BuildState, NewBuild};
 use futures_util::TryStreamExt;
 use slipway_core::build::{BuildOutcome, NumberedEvent};
 use slipway_core::id::{AppId, BuildId, OrgId};
+use slipway_core::quota::{
+    BUILDER_BUILDS_UNDER_WAY_MAX, ORG_BUILDS_UNDER_WAY_MAX, QuotaError, check_one_more,
+};
 use slipway_core::time::Timestamp;
+use slipway_core::units::ByteSize;
 use sqlx::sqlite::SqliteRow;
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -40,6 +44,22 @@ fn ended_state(outcome: &BuildOutcome) -> BuildState {
 
 impl SqliteStore {
     pub(super) async fn insert_build(&self, org: &OrgId, new: &NewBuild) -> Result<Build> {
+        let mut tx = self.write().await?;
+        let (of_org, of_builder): (u32, u32) = sqlx::query_as(
+            "SELECT count(*), coalesce(sum(machine_id = ?2), 0) \
+             FROM builds INDEXED BY builds_unfinished WHERE org_id = ?1 AND state IN ('pending', 'running')",
+        )
+        .bind(org.as_str())
+        .bind(new.machine.as_str())
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(unavailable("count builds"))?;
+        check_one_more(of_org, ORG_BUILDS_UNDER_WAY_MAX, |have| {
+            QuotaError::BuildsUnderWay { have }
+        })?;
+        check_one_more(of_builder, BUILDER_BUILDS_UNDER_WAY_MAX, |have| {
+            QuotaError::BuilderBuilds { have }
+        })?;
         let row = sqlx::query(
             "INSERT INTO builds (id, org_id, app_id, machine_id, state, spec, created_at, \
              last_seq, event_bytes) VALUES (?, ?, ?, ?, 'pending', ?, ?, 0, 0) RETURNING *",
@@ -50,9 +70,10 @@ impl SqliteStore {
         .bind(new.machine.as_str())
         .bind(to_json("spec", &new.spec)?)
         .bind(time(new.at)?)
-        .fetch_one(&self.writer)
+        .fetch_one(&mut *tx)
         .await
         .map_err(on_insert(What::Build, What::App, "record a build"))?;
+        tx.commit().await.map_err(unavailable("commit"))?;
         build_of(&row)
     }
 
@@ -96,6 +117,16 @@ impl SqliteStore {
         .await
         .map_err(unavailable("list unfinished builds"))?;
         rows.iter().map(build_of).collect()
+    }
+
+    pub(super) async fn sum_event_bytes(&self, org: &OrgId) -> Result<ByteSize> {
+        let bytes: i64 =
+            sqlx::query_scalar("SELECT coalesce(sum(event_bytes), 0) FROM builds WHERE org_id = ?")
+                .bind(org.as_str())
+                .fetch_one(&self.readers)
+                .await
+                .map_err(unavailable("count the events of builds"))?;
+        Ok(ByteSize(u64::try_from(bytes).unwrap_or(0)))
     }
 
     pub(super) async fn delete_old_build_rows(

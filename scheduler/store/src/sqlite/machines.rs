@@ -1,7 +1,7 @@
 //! Hosts and machines.
 
 use super::codec::{Reader, int, on_insert, time, to_json};
-use super::pool::{promise, promised};
+use super::pool::{Asks, check_share, promise, promised};
 use super::volume_rows::{record_volume, volume_of};
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
@@ -214,6 +214,8 @@ impl SqliteStore {
             created_at: new.at,
         };
         promise(&mut tx, &volume.host, volume.size).await?;
+        let asks = (Asks::Cache, volume.size);
+        check_share(&mut tx, self.share.as_ref(), org, &volume.host, asks).await?;
         record_volume(&mut tx, &volume).await?;
         sqlx::query(
             "INSERT INTO machines (id, org_id, app_id, region, arch, host_id, volume_id, \
@@ -303,7 +305,8 @@ impl SqliteStore {
         let revision = int("revision", record.revision)?;
         let done = sqlx::query(
             "UPDATE machines SET revision = ?, generation = ?, intent = coalesce(?, intent), state = ?, \
-             failed_starts = ?, volume_replaced = ?, last_error = ?, notice = ?, updated_at = ? \
+             failed_starts = ?, volume_replaced = ?, last_error = ?, notice = ?, cpu_millis = ?, \
+             memory = ?, updated_at = ? \
              WHERE org_id = ? AND id = ? AND generation <= ? AND revision < ?",
         )
         .bind(revision)
@@ -314,6 +317,8 @@ impl SqliteStore {
         .bind(record.volume_replaced)
         .bind(record.last_error.as_deref())
         .bind(record.notice.as_deref())
+        .bind(i64::from(record.cpu_millis))
+        .bind(int("memory", record.memory.0)?)
         .bind(time(record.at)?)
         .bind(org.as_str())
         .bind(id.as_str())
@@ -366,6 +371,8 @@ impl SqliteStore {
             ..attached
         };
         promise(&mut tx, &volume.host, volume.size).await?;
+        let asks = (Asks::Cache, volume.size);
+        check_share(&mut tx, self.share.as_ref(), org, &volume.host, asks).await?;
         record_volume(&mut tx, &volume).await?;
         for (statement, first, second) in [
             (

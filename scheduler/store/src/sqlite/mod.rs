@@ -23,6 +23,7 @@ pub use codec::UnknownWordError;
 
 use crate::error::StoreError;
 use crate::limits::{BUSY_WAIT_MAX, CONNECTION_WAIT_MAX, READERS_MAX};
+use slipway_core::ceilings::PoolShare;
 use sqlx::migrate::{Migration, MigrationSource, MigrationType, Migrator};
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
@@ -40,6 +41,8 @@ pub struct SqliteStore {
     writer: SqlitePool,
     /// One connection, which leaves syncing to the log's checkpoints and to [`Self::writer`]. Used through [`Self::unsynced`] alone.
     unsynced: SqlitePool,
+    /// What one org may be promised of pools; all there is if absent.
+    share: Option<PoolShare>,
 }
 
 impl SqliteStore {
@@ -85,7 +88,17 @@ impl SqliteStore {
             readers,
             writer,
             unsynced,
+            share: None,
         })
+    }
+
+    /// The same, and no org is promised more of the pools than this.
+    #[must_use]
+    pub fn sharing_pools(self, share: PoolShare) -> Self {
+        Self {
+            share: Some(share),
+            ..self
+        }
     }
 
     /// Waits for what is under way and closes the file. Verbs fail from then on.

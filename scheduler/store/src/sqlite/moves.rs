@@ -1,12 +1,12 @@
 //! Volumes that move to another host: which copy counts, and what the other one takes of its pool.
 
 use super::codec::int;
-use super::pool::promise;
+use super::pool::{Asks, check_share, promise};
 use super::volume_rows::volume_of;
 use super::volumes::{is_attached, volume_in};
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
-use crate::volume::{Move, NewMove, Volume, VolumeState};
+use crate::volume::{Move, NewMove, Volume, VolumePurpose, VolumeState};
 use slipway_core::id::{HostId, OrgId, SnapshotId, VolumeId};
 use slipway_core::units::ByteSize;
 use sqlx::{Sqlite, Transaction};
@@ -35,6 +35,12 @@ impl SqliteStore {
             return Err(StoreError::Changed(What::Volume));
         }
         promise(&mut tx, &new.to, volume.size).await?;
+        let asks = match volume.purpose {
+            VolumePurpose::Cache => Asks::Cache,
+            VolumePurpose::Data => Asks::More,
+        };
+        let asks = (asks, volume.size);
+        check_share(&mut tx, self.share.as_ref(), org, &new.to, asks).await?;
         promise(&mut tx, &volume.host, new.reserve).await?;
         let row = sqlx::query(
             "UPDATE volumes SET copy_host = ?, copy_step = 'sending', copy_snapshot = ?, \

@@ -6,7 +6,10 @@ use crate::error::{StoreError, What};
 use crate::limits::LIST_ROWS_MAX;
 use crate::model::{App, Org, OrgChange, SealedCredential, SecretHash, Token};
 use slipway_core::id::{AppId, CredentialId, OrgId, TokenId};
-use slipway_core::quota::{BuildRetention, BuilderSize};
+use slipway_core::quota::{
+    BuildRetention, BuilderSize, ORG_APPS_MAX, ORG_CREDENTIALS_MAX, ORG_TOKENS_ENDED_KEPT,
+    ORG_TOKENS_MAX, QuotaError, check_one_more,
+};
 use slipway_core::time::Timestamp;
 use sqlx::sqlite::SqliteRow;
 use std::time::Duration;
@@ -171,6 +174,13 @@ impl SqliteStore {
     }
 
     pub(super) async fn insert_app(&self, app: &App) -> Result<()> {
+        let mut tx = self.write().await?;
+        let have: u32 = sqlx::query_scalar("SELECT count(*) FROM apps WHERE org_id = ?")
+            .bind(app.org.as_str())
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(unavailable("count apps"))?;
+        check_one_more(have, ORG_APPS_MAX, |have| QuotaError::Apps { have })?;
         sqlx::query(
             "INSERT INTO apps (id, org_id, name, role, billable, created_at) \
              VALUES (?, ?, ?, ?, ?, ?)",
@@ -181,10 +191,10 @@ impl SqliteStore {
         .bind(app.role.as_str())
         .bind(app.billable)
         .bind(time(app.created_at)?)
-        .execute(&self.writer)
+        .execute(&mut *tx)
         .await
         .map_err(on_insert(What::App, What::Org, "record an app"))?;
-        Ok(())
+        tx.commit().await.map_err(unavailable("commit"))
     }
 
     pub(super) async fn select_app(&self, org: &OrgId, app: &AppId) -> Result<App> {
@@ -242,6 +252,32 @@ impl SqliteStore {
     }
 
     pub(super) async fn insert_token(&self, token: &Token, hash: &SecretHash) -> Result<()> {
+        let mut tx = self.write().await?;
+        if let Some(org) = &token.org {
+            let at = time(token.created_at)?;
+            // Those that ended are kept to be shown, and not without end.
+            sqlx::query(
+                "DELETE FROM tokens WHERE id IN (SELECT id FROM tokens WHERE org_id = ?1 \
+                 AND (revoked_at IS NOT NULL OR expires_at <= ?2) \
+                 ORDER BY created_at DESC, id LIMIT -1 OFFSET ?3)",
+            )
+            .bind(org.as_str())
+            .bind(at)
+            .bind(i64::from(ORG_TOKENS_ENDED_KEPT))
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("forget tokens"))?;
+            let have: u32 = sqlx::query_scalar(
+                "SELECT count(*) FROM tokens WHERE org_id = ? AND revoked_at IS NULL \
+                 AND (expires_at IS NULL OR expires_at > ?)",
+            )
+            .bind(org.as_str())
+            .bind(at)
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(unavailable("count tokens"))?;
+            check_one_more(have, ORG_TOKENS_MAX, |have| QuotaError::Tokens { have })?;
+        }
         sqlx::query(
             "INSERT INTO tokens (id, org_id, app_id, name, role, secret_hash, created_at, \
              expires_at, revoked_at, last_used_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -256,10 +292,10 @@ impl SqliteStore {
         .bind(token.expires_at.map(time).transpose()?)
         .bind(token.revoked_at.map(time).transpose()?)
         .bind(token.last_used_at.map(time).transpose()?)
-        .execute(&self.writer)
+        .execute(&mut *tx)
         .await
         .map_err(on_insert(What::Token, What::App, "record a token"))?;
-        Ok(())
+        tx.commit().await.map_err(unavailable("commit"))
     }
 
     pub(super) async fn select_tokens(&self, org: Option<&OrgId>) -> Result<Vec<Token>> {
@@ -336,6 +372,18 @@ impl SqliteStore {
     }
 
     pub(super) async fn upsert_credential(&self, credential: &SealedCredential) -> Result<()> {
+        let mut tx = self.write().await?;
+        let others: u32 = sqlx::query_scalar(
+            "SELECT count(*) FROM registry_credentials WHERE org_id = ? AND registry <> ?",
+        )
+        .bind(credential.org.as_str())
+        .bind(&credential.registry)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(unavailable("count registry credentials"))?;
+        check_one_more(others, ORG_CREDENTIALS_MAX, |have| {
+            QuotaError::Credentials { have }
+        })?;
         sqlx::query(
             "INSERT INTO registry_credentials (id, org_id, registry, username, sealed, created_at) \
              VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (org_id, registry) DO UPDATE SET \
@@ -348,14 +396,14 @@ impl SqliteStore {
         .bind(&credential.username)
         .bind(&credential.sealed)
         .bind(time(credential.created_at)?)
-        .execute(&self.writer)
+        .execute(&mut *tx)
         .await
         .map_err(on_insert(
             What::Credential,
             What::Org,
             "record a registry credential",
         ))?;
-        Ok(())
+        tx.commit().await.map_err(unavailable("commit"))
     }
 
     pub(super) async fn select_credentials(&self, org: &OrgId) -> Result<Vec<SealedCredential>> {

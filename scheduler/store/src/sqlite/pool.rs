@@ -6,7 +6,8 @@
 use super::codec::Reader;
 use super::unavailable;
 use crate::error::{StoreError, What};
-use slipway_core::id::HostId;
+use slipway_core::ceilings::{PoolShare, PoolUse};
+use slipway_core::id::{HostId, OrgId};
 use slipway_core::units::ByteSize;
 use sqlx::{Sqlite, Transaction};
 
@@ -53,6 +54,58 @@ pub(super) async fn promise(
             free_bytes,
             wanted_bytes: more.0,
         });
+    }
+    Ok(())
+}
+
+/// What an org asks of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asks {
+    /// The cache of a builder.
+    Cache,
+    /// Anything else.
+    More,
+}
+
+/// Refuses to promise an org more than its share of a host's pool, and of all pools. The row that takes it is written by the
+/// same transaction.
+pub(super) async fn check_share(
+    tx: &mut Transaction<'_, Sqlite>,
+    share: Option<&PoolShare>,
+    org: &OrgId,
+    host: &HostId,
+    (asks, more): (Asks, ByteSize),
+) -> Result<(), StoreError> {
+    let Some(share) = share else {
+        return Ok(());
+    };
+    let row = sqlx::query(
+        "SELECT h.pool_capacity, \
+         (SELECT coalesce(sum(size), 0) FROM volumes WHERE org_id = ?1 AND host_id = ?2) \
+         + (SELECT coalesce(sum(size), 0) FROM volumes WHERE org_id = ?1 AND copy_host = ?2) \
+         + (SELECT coalesce(sum(stored), 0) FROM snapshots WHERE org_id = ?1 AND host_id = ?2) \
+         AS of_pool, \
+         (SELECT coalesce(sum(size), 0) FROM volumes WHERE org_id = ?1) \
+         + (SELECT coalesce(sum(size), 0) FROM volumes WHERE org_id = ?1 AND copy_host IS NOT NULL) \
+         + (SELECT coalesce(sum(stored), 0) FROM snapshots WHERE org_id = ?1) \
+         AS of_all \
+         FROM hosts h WHERE h.id = ?2",
+    )
+    .bind(org.as_str())
+    .bind(host.as_str())
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(unavailable("read what an org has of a pool"))?
+    .ok_or(StoreError::NotFound(What::Host))?;
+    let row = Reader(&row);
+    let used = PoolUse {
+        capacity: row.size("pool_capacity")?,
+        of_pool: row.size("of_pool")?,
+        of_all: row.size("of_all")?,
+    };
+    match asks {
+        Asks::Cache => share.check_cache(&used, more)?,
+        Asks::More => share.check(&used, more)?,
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Snapshots of volumes.
 
 use super::codec::{Reader, int, on_insert, time};
-use super::pool::promise;
+use super::pool::{Asks, check_share, promise};
 use super::volumes::volume_in;
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
@@ -70,6 +70,8 @@ impl SqliteStore {
             expires_at: new.expires_at,
         };
         promise(&mut tx, &snapshot.host, snapshot.stored).await?;
+        let asks = (Asks::More, snapshot.stored);
+        check_share(&mut tx, self.share.as_ref(), org, &snapshot.host, asks).await?;
         sqlx::query(
             "INSERT INTO snapshots (id, org_id, host_id, volume_id, volume_name, size, stored, \
              state, scheduled, encrypted, created_at, expires_at) \

@@ -383,6 +383,10 @@ impl SystemStore for SqliteStore {
         self.delete_old_build_rows(org, keep, before, max).await
     }
 
+    async fn build_event_bytes(&self, org: &OrgId) -> Result<ByteSize> {
+        self.sum_event_bytes(org).await
+    }
+
     async fn unfinished_builds(&self) -> Result<Vec<Build>> {
         self.select_unfinished_builds().await
     }

@@ -1,7 +1,7 @@
 //! Volumes: what is wanted of each, and what its host has said.
 
 use super::codec::{int, time};
-use super::pool::promise;
+use super::pool::{Asks, check_share, promise};
 use super::volume_rows::{extension, record_volume, volume_of};
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
@@ -88,6 +88,8 @@ impl SqliteStore {
             created_at: new.at,
         };
         promise(&mut tx, &volume.host, volume.size).await?;
+        let asks = (Asks::More, volume.size);
+        check_share(&mut tx, self.share.as_ref(), org, &volume.host, asks).await?;
         record_volume(&mut tx, &volume).await?;
         tx.commit().await.map_err(unavailable("commit"))?;
         Ok(volume)
@@ -136,6 +138,8 @@ impl SqliteStore {
         }
         let more = ByteSize(size.0 - volume.size.0);
         promise(&mut tx, &volume.host, more).await?;
+        let asks = (Asks::More, more);
+        check_share(&mut tx, self.share.as_ref(), org, &volume.host, asks).await?;
         sqlx::query("UPDATE volumes SET size = ? WHERE org_id = ? AND id = ?")
             .bind(int("volume size", size.0)?)
             .bind(org.as_str())

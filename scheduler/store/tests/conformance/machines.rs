@@ -135,6 +135,8 @@ async fn records_of_machines_are_fenced() {
         volume_replaced: true,
         last_error: Some("no".into()),
         notice: Some("look".into()),
+        cpu_millis: 3000,
+        memory: ByteSize::gib(6),
         at: Timestamp(50),
     };
     it.store
@@ -163,6 +165,11 @@ async fn records_of_machines_are_fenced() {
         volume_replaced: true,
         last_error: Some("no".into()),
         notice: Some("look".into()),
+        size: BuilderSize {
+            cpu_millis: 3000,
+            memory: ByteSize::gib(6),
+            ..made.size
+        },
         updated_at: Timestamp(50),
         ..made
     };
@@ -188,6 +195,8 @@ async fn a_record_that_comes_late_does_not_replace_a_later_one() {
         volume_replaced: false,
         last_error: None,
         notice: None,
+        cpu_millis: 1000,
+        memory: ByteSize::gib(1),
         at: Timestamp(50),
     };
     let running = MachineState::Running {

@@ -8,6 +8,7 @@ mod machines;
 mod meta;
 mod moves;
 mod orgs;
+mod quotas;
 mod snapshots;
 mod tenants;
 mod tokens;

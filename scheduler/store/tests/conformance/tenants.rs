@@ -79,6 +79,8 @@ async fn steal_machines(s: &SqliteStore, t: &OrgId, machine: &Machine) {
         volume_replaced: false,
         last_error: None,
         notice: None,
+        cpu_millis: 3000,
+        memory: ByteSize::gib(6),
         at,
     };
     is_missing(

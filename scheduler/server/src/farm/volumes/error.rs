@@ -280,7 +280,9 @@ impl VolumeError {
 pub(super) fn told(error: &FarmError) -> String {
     match error {
         FarmError::Volume(error) => error.to_string(),
-        FarmError::Quota(error) => error.to_string(),
+        FarmError::Quota(error) | FarmError::Store(slipway_store::StoreError::Quota(error)) => {
+            error.to_string()
+        }
         FarmError::Host(HostClientError::Refused(refusal))
             if refusal.code == HostErrorCode::Busy =>
         {

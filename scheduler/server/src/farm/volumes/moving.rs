@@ -121,12 +121,17 @@ fn place_cache(
     }
     let encrypted = volume.encrypted.unwrap_or_default();
     loads.retain(|load| load.host != volume.host && load.encrypts == encrypted);
+    let (memory, isolation) = {
+        let inner = builder.lock();
+        (inner.next_size().memory, inner.wishes.isolation)
+    };
     let request = PlacementRequest {
         region: key.region.clone(),
         arch: key.arch.clone(),
         volume: volume.size,
+        memory,
         volume_host: None,
-        isolation: builder.lock().wishes.isolation,
+        isolation,
     };
     Ok(place(&request, &loads)?)
 }

@@ -133,6 +133,18 @@ impl Builder {
         ID(self.view.volume.to_string())
     }
 
+    /// Processor limit in thousandths at its next start, when that is another one.
+    async fn next_cpu_millis(&self) -> Option<u32> {
+        let next = self.view.next_size.cpu_millis;
+        (next != self.view.size.cpu_millis).then_some(next)
+    }
+
+    /// Memory limit at its next start, when that is another one.
+    async fn next_memory_bytes(&self) -> Option<Long> {
+        let next = self.view.next_size.memory;
+        (next != self.view.size.memory).then_some(Long(next.0))
+    }
+
     /// Processor limit in thousandths.
     async fn cpu_millis(&self) -> u32 {
         self.view.size.cpu_millis
@@ -178,6 +190,11 @@ impl Builder {
     /// Connections through the gateways now.
     async fn connections(&self) -> u32 {
         self.view.in_flight
+    }
+
+    /// What it waits for, in words, while somebody wants it and it is not up; absent for a start that takes its usual course.
+    async fn waiting_for(&self) -> Option<&str> {
+        self.view.waiting_for.as_deref()
     }
 
     /// Why it last failed.
