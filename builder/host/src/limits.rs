@@ -120,9 +120,27 @@ pub const TRANSFER_IDLE_MAX: Duration = Duration::from_secs(60);
 /// which reads long stretches of zeros without a word.
 pub const IMPORT_IDLE_MAX: Duration = Duration::from_secs(3600);
 
-/// How often the firewall table is looked after. For so long at most, a reload of the host's own firewall that flushes
-/// every table leaves machines without theirs.
+/// How often it is looked whether the host's resolvers or addresses, the link to the router or the host's firewall table have
+/// changed. For so long at most, machines have no way out after a reload of the host's firewall that flushes every table.
 pub const NETWORK_CHECK_EVERY: Duration = Duration::from_secs(3);
+/// Neighbours (ARP) that host and machines know together; where the kernel's bound is lower, it is raised to this. Above half
+/// of it, entries that are not used make room.
+pub const NEIGHBOURS_MAX: u32 = 65_536;
+/// Connections of one machine that are tracked at once. The next is refused until one has ended or was forgotten.
+pub const MACHINE_FLOWS_MAX: u32 = 4096;
+/// Connections that one machine may begin in a second, once it has used up [`MACHINE_NEW_FLOWS_BURST`]. The packets that
+/// would begin more are dropped, so that programs send them again a little later.
+pub const MACHINE_NEW_FLOWS_PER_S: u32 = 500;
+/// See [`MACHINE_NEW_FLOWS_PER_S`].
+pub const MACHINE_NEW_FLOWS_BURST: u32 = 2000;
+/// How long an established TCP connection of a machine may be silent before it is forgotten (RFC 5382 wants no less).
+pub const FLOW_ESTABLISHED_KEPT: Duration = Duration::from_secs(7440);
+/// How long a connection of a machine is remembered that one side has closed. Then it counts no more.
+pub const FLOW_CLOSING_KEPT: Duration = Duration::from_secs(60);
+/// How long one is remembered that both sides have closed.
+pub const FLOW_TIME_WAIT_KEPT: Duration = Duration::from_secs(30);
+/// How long a silent exchange of UDP is remembered.
+pub const FLOW_UDP_KEPT: Duration = Duration::from_secs(120);
 
 const _: () = assert!(
     STILLNESS_WAIT_MAX.as_secs() + MEMORY_SAVE_WAIT_MAX.as_secs()

@@ -3,11 +3,9 @@
 //! Must not know: how machines or volumes are ended; it asks for it as the host API's callers do.
 
 use crate::machines::Machines;
-use crate::program::run as run_program;
 use crate::settings::HostSettings;
 use crate::{HostRunError, at, clearing_drivers, files, mounts, take_over};
 use slipway_core::host_api::MachineRunState;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,6 +60,7 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
             .destroy(&volume.volume)
             .map_err(HostRunError::Pool)?;
     }
+    held.network.remove()?;
     drop(held);
     remove_traces(&settings)?;
     Ok(Purged {
@@ -103,15 +102,6 @@ async fn end_machines(all: &Arc<Machines>) -> Result<usize, HostRunError> {
 fn remove_traces(settings: &HostSettings) -> Result<(), HostRunError> {
     for below in [&settings.run_dir, &settings.pool_dir] {
         mounts::unmount_below(below)?;
-    }
-    let mut table = Command::new("nft");
-    table.args(["delete", "table", "inet", &settings.nft_table]);
-    let mut link = Command::new("ip");
-    link.args(["link", "delete", &settings.interface]);
-    for mut command in [table, link] {
-        if let Err(error) = run_program(&mut command, "") {
-            tracing::info!(%error, "was gone already");
-        }
     }
     for dir in [&settings.run_dir, &settings.pool_dir, &settings.state_dir] {
         files::remove_all(dir).map_err(at("remove", dir))?;

@@ -13,10 +13,14 @@ use std::path::PathBuf;
 /// unknown name is an error.
 ///
 /// What the administrator must know besides:
-/// - `net.ipv4.ip_forward` is switched on, and `kernel.pid_max` raised to what the kernel can have.
-/// - The only firewall table that is touched is [`nft_table`](Self::nft_table). If another table's forward chain
-///   drops by default (Docker's `DOCKER-USER`/`FORWARD`, firewalld, ufw), machines have no network until that
-///   table lets `<veth_prefix>*` through; the daemon warns of it at its start.
+/// - `kernel.pid_max` is raised to what the kernel can have.
+/// - Machines are behind a network namespace of their own, the router, which the file `router` in
+///   [`run_dir`](Self::run_dir) keeps. Its firewall is the daemon's alone.
+/// - `net.ipv4.ip_forward` is left alone. Where it is 0, only the interfaces by which machines reach the world forward,
+///   and the host's table drops what is not a machine's. A host that routes for others has it at 1.
+/// - The only firewall table of the host that is touched is [`nft_table`](Self::nft_table). If another table's forward
+///   chain drops by default (Docker's `DOCKER-USER`/`FORWARD`, firewalld, ufw), machines have no network until that
+///   table lets [`interface`](Self::interface) through; the daemon warns of it at its start.
 /// - On cgroup v2 the machines' cgroups are made below [`cgroup_parent`](Self::cgroup_parent), from the root.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -67,13 +71,14 @@ pub struct HostSettings {
     pub id_base: u32,
     /// How many machines may run at once, at most 1024. `1024`.
     pub machines_max: u16,
-    /// Addresses of machines. The first is the gateway. `10.209.0.0/16`.
+    /// Addresses of machines. The first is the gateway, the last the router's own. `10.209.0.0/16`.
     pub machine_cidr: Ipv4Net,
-    /// Name of the interface that has the gateway address. `slipway0`.
+    /// Name of the host's link to the router, which has the gateway address. `slipway0`.
     pub interface: String,
-    /// What the host side of each machine's link is named, before a number. At most 10 characters. `slw`.
+    /// What the router's end of each machine's link is named, before a number. At most 10 characters; `interface` must
+    /// not begin with it. `slw`.
     pub veth_prefix: String,
-    /// Name of the firewall table (family `inet`). `slipway`.
+    /// Name of the firewall tables (family `inet`), one in the router and one on the host. `slipway`.
     pub nft_table: String,
     /// Cgroup below which each machine has its own. `slipway`.
     pub cgroup_parent: String,
@@ -82,6 +87,8 @@ pub struct HostSettings {
     pub allow: Vec<Allowed>,
     /// Further ranges machines may not reach, as `198.51.100.0/24`. Empty.
     pub deny: Vec<Ipv4Net>,
+    /// TCP ports that machines reach at allowed destinations only. `[25]`: nobody's builds send mail.
+    pub closed_ports: Vec<u16>,
     /// Resolvers for machines. Absent: the host's own.
     pub resolvers: Option<Vec<Ipv4Addr>>,
     /// Mirrors of Docker Hub, as URLs. Empty.
@@ -182,6 +189,7 @@ impl Default for HostSettings {
             cgroup_parent: "slipway".into(),
             allow: Vec::new(),
             deny: Vec::new(),
+            closed_ports: vec![25],
             resolvers: None,
             registry_mirrors: Vec::new(),
             insecure_registries: Vec::new(),
@@ -206,6 +214,14 @@ pub enum InvalidSettings {
         value: String,
         /// How long it may be.
         max: usize,
+    },
+    /// The link to the router would count as a machine's.
+    #[error("interface '{interface}' must not begin with veth_prefix '{veth_prefix}'")]
+    LikeAMachines {
+        /// The one.
+        interface: String,
+        /// The other.
+        veth_prefix: String,
     },
     /// A number is out of its range.
     #[error("machines_max must be between 1 and {MACHINES_MAX}")]
@@ -254,6 +270,12 @@ impl HostSettings {
         ] {
             check_name(setting, value, max)?;
         }
+        if self.interface.starts_with(&self.veth_prefix) {
+            return Err(InvalidSettings::LikeAMachines {
+                interface: self.interface.clone(),
+                veth_prefix: self.veth_prefix.clone(),
+            });
+        }
         for (setting, path) in [
             ("state_dir", &self.state_dir),
             ("run_dir", &self.run_dir),
@@ -267,7 +289,7 @@ impl HostSettings {
         if !(1..=MACHINES_MAX).contains(&self.machines_max) {
             return Err(InvalidSettings::MachinesMax);
         }
-        // The network's own address, the gateway and the broadcast address are not a machine's.
+        // The network's own address, the gateway and the router's are not a machine's.
         if self.machine_cidr.size() < u64::from(self.machines_max) + 3 {
             return Err(InvalidSettings::CidrTooSmall {
                 cidr: self.machine_cidr,
@@ -351,6 +373,10 @@ mod tests {
         assert!(with(|s| s.interface = "a name that is long".into()));
         assert!(with(|s| s.nft_table = "x; flush ruleset".into()));
         assert!(with(|s| s.cgroup_parent = "../up".into()));
+        assert!(with(|s| {
+            s.interface = "atk0".into();
+            s.veth_prefix = "atk".into();
+        }));
         assert!(with(|s| s.machines_max = 0));
         assert!(with(|s| s.id_base = 1000));
         assert!(with(|s| s.id_base = u32::MAX - 5));

@@ -54,6 +54,11 @@ impl Ipv4Net {
         address.to_bits() & mask(self.prefix) == self.address.to_bits()
     }
 
+    /// Whether all of `other` lies in it.
+    pub fn holds(self, other: Self) -> bool {
+        self.prefix <= other.prefix && self.contains(other.address)
+    }
+
     /// Whether any address lies in both.
     pub fn overlaps(self, other: Self) -> bool {
         self.contains(other.address) || other.contains(self.address)
@@ -154,12 +159,12 @@ impl TryFrom<String> for Allowed {
 /// What a slot's link looks like.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Link {
-    /// Host side's name.
+    /// Name of the router's end.
     pub(crate) name: String,
     /// The machine's address.
     pub(crate) address: Ipv4Addr,
-    /// Host side's MAC. Fixed, so that the machine needs no ARP to find its gateway.
-    pub(crate) host_mac: String,
+    /// MAC of the router's end. Fixed, so that the machine needs no ARP to find its gateway.
+    pub(crate) router_mac: String,
     /// The machine's MAC.
     pub(crate) machine_mac: String,
 }
@@ -169,6 +174,17 @@ pub(crate) fn gateway(cidr: Ipv4Net) -> Ipv4Addr {
     cidr.nth(1)
 }
 
+/// The router's own address in a range: the last one.
+pub(crate) fn router(cidr: Ipv4Net) -> Ipv4Addr {
+    cidr.nth(u32::try_from(cidr.size() - 1).unwrap_or(u32::MAX))
+}
+
+/// MACs of the host's and the router's end of the link between them. They never leave it.
+pub(crate) const UPLINK_MACS: [&str; 2] = ["02:53:4c:00:00:01", "02:53:4c:00:00:02"];
+
+/// The group of interfaces (`ip link set group`) that the host's end of that link is in, whichever farm's it is.
+pub(crate) const UPLINK_GROUP: u32 = 0x534c;
+
 /// The link of `slot`.
 pub(crate) fn link(cidr: Ipv4Net, veth_prefix: &str, slot: u16) -> Link {
     let [high, low] = slot.to_be_bytes();
@@ -176,7 +192,7 @@ pub(crate) fn link(cidr: Ipv4Net, veth_prefix: &str, slot: u16) -> Link {
         name: format!("{veth_prefix}{slot}"),
         address: cidr.nth(u32::from(slot) + 2),
         // Locally administered ("02"); they never leave the link between the two ends.
-        host_mac: format!("02:53:4c:01:{high:02x}:{low:02x}"),
+        router_mac: format!("02:53:4c:01:{high:02x}:{low:02x}"),
         machine_mac: format!("02:53:4c:02:{high:02x}:{low:02x}"),
     }
 }
@@ -253,9 +269,10 @@ mod tests {
         let (first, last) = (link(cidr, "slw", 0), link(cidr, "slw", 1023));
         assert_eq!(first.address, Ipv4Addr::new(10, 209, 0, 2));
         assert_eq!(last.address, Ipv4Addr::new(10, 209, 4, 1));
+        assert_eq!(router(cidr), Ipv4Addr::new(10, 209, 255, 255));
         assert_eq!(last.name, "slw1023");
-        assert_eq!(last.host_mac, "02:53:4c:01:03:ff");
-        assert_ne!(first.machine_mac, first.host_mac);
+        assert_eq!(last.router_mac, "02:53:4c:01:03:ff");
+        assert_ne!(first.machine_mac, first.router_mac);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Must not know: how the machine was started.
 
 use crate::limits::{CHANNEL_ATTEMPT_MAX, CHANNEL_ATTEMPT_MIN, CHANNEL_KEEPALIVE};
+use crate::network::Router;
 use slipway_core::vm::{Answer, CHANNEL_PORT, SECRET_BYTES, Wanted};
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, Read, Write};
@@ -21,6 +22,8 @@ const KEEPALIVE_PROBES: u32 = 4;
 pub(super) struct Door {
     /// The machine's address.
     pub(super) address: Ipv4Addr,
+    /// Where it is opened from, which no other user of the host can.
+    pub(super) router: Router,
     /// Its secret.
     pub(super) secret: [u8; SECRET_BYTES],
 }
@@ -94,10 +97,16 @@ impl Door {
         }
     }
 
+    fn knock(&self, wait: Duration) -> io::Result<TcpStream> {
+        let address = SocketAddr::from((self.address, CHANNEL_PORT));
+        let socket = self.router.tcp_socket()?;
+        socket.connect_timeout(&address.into(), wait)?;
+        Ok(socket.into())
+    }
+
     fn say(&self, wanted: Wanted, more: &[u8], wait: Duration) -> io::Result<Answer> {
         let wait = wait.max(PAUSE);
-        let address = SocketAddr::from((self.address, CHANNEL_PORT));
-        let mut stream = TcpStream::connect_timeout(&address, wait)?;
+        let mut stream = self.knock(wait)?;
         stream.set_read_timeout(Some(wait))?;
         let mut greeting = self.secret.to_vec();
         greeting.push(wanted.byte());
@@ -109,8 +118,7 @@ impl Door {
     }
 
     fn try_open(&self, wanted: Wanted, connect: Duration, answer: Duration) -> io::Result<Knock> {
-        let address = SocketAddr::from((self.address, CHANNEL_PORT));
-        let mut stream = TcpStream::connect_timeout(&address, connect)?;
+        let mut stream = self.knock(connect)?;
         stream.set_nodelay(true)?;
         let keepalive = TcpKeepalive::new()
             .with_time(CHANNEL_KEEPALIVE)

@@ -4,6 +4,7 @@
 
 use super::channel::{self, Door};
 use crate::files::{Outlives, write_whole};
+use crate::network::Router;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use slipway_core::vm::{Boot, BootNetwork, SECRET_BYTES};
@@ -59,10 +60,11 @@ impl DoorFile {
         write_whole(path, &serde_json::to_vec(self)?, Outlives::Crash)
     }
 
-    /// The door it is of.
-    pub(super) fn door(&self) -> Door {
+    /// The door it is of, opened from the router.
+    pub(super) fn door(&self, router: &Router) -> Door {
         Door {
             address: self.address,
+            router: router.clone(),
             secret: self.secret,
         }
     }

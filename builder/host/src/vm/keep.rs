@@ -38,7 +38,7 @@ impl VirtualMachines {
         let Some(note) = self.memories.note(machine) else {
             return Ok(());
         };
-        let door = self.door_file(machine)?.door();
+        let door = self.door_file(machine)?.door(self.network.router());
         if !self.memories.make_room(note.memory_bytes)? {
             tracing::info!(%machine, "no room for its memory (hint: kept_memory in the host's settings, or the disk)");
             door.open(Wanted::End, Instant::now() + ASK_TO_END_WAIT_MAX, || true)?;
@@ -96,9 +96,11 @@ impl VirtualMachines {
         // Before it runs: what was kept is the past then. The sign stays until it does.
         self.memories.throw_away(machine)?;
         migrate::undo(&mut monitor)?;
-        self.door_file(machine)?
-            .door()
-            .tell(Wanted::Woken, now(), RESUME_TELL_WAIT_MAX)?;
+        self.door_file(machine)?.door(self.network.router()).tell(
+            Wanted::Woken,
+            now(),
+            RESUME_TELL_WAIT_MAX,
+        )?;
         self.memories.discard(machine)
     }
 
@@ -117,7 +119,7 @@ impl VirtualMachines {
             .map_err(failed("QEMU does not run it"))?;
         kept.manifest
             .door
-            .door()
+            .door(self.network.router())
             .tell(Wanted::Resumed, now(), RESUME_TELL_WAIT_MAX)
             .map_err(failed("the guest does not answer"))
     }

@@ -269,7 +269,7 @@ impl MachineDriver for VirtualMachines {
             return Ok(Asked::Yes);
         }
         self.wake(machine)?;
-        let door = self.door_file(machine)?.door();
+        let door = self.door_file(machine)?.door(self.network.router());
         let deadline = Instant::now() + ASK_TO_END_WAIT_MAX;
         let lives = || process.has_ended().is_ok_and(|ended| !ended);
         match door.open(Wanted::End, deadline, lives) {
@@ -318,7 +318,7 @@ impl MachineDriver for VirtualMachines {
         let deadline = Instant::now() + ENDPOINT_CONNECT_WAIT_MAX;
         // The tap is there for as long as QEMU is.
         let lives = || self.network.has_link(door.slot);
-        door.door()
+        door.door(self.network.router())
             .open(Wanted::Endpoint(port), deadline, lives)
             .map_err(failed)
     }

@@ -77,7 +77,7 @@ impl VirtualMachines {
         if *rest == Rest::Paused || (self.pause_after.is_none() && !self.memories.are_kept()) {
             return Ok(());
         }
-        let door = self.door_file(machine)?.door();
+        let door = self.door_file(machine)?.door(self.network.router());
         let answer = door.ask(Wanted::Rest, REST_ASK_WAIT_MAX);
         if matches!(answer, Ok(Answer::Leaving)) {
             return self.keep_memory(machine, process);
@@ -106,7 +106,7 @@ impl VirtualMachines {
         if *rest == Rest::Paused {
             let began = Instant::now();
             Monitor::connect(&self.monitor(machine))?.execute("cont", &json!({}))?;
-            let door = self.door_file(machine)?.door();
+            let door = self.door_file(machine)?.door(self.network.router());
             // A clock that is late is no reason to leave it unused.
             if let Err(error) = door.tell(Wanted::Woken, now(), CHANNEL_ATTEMPT_MAX) {
                 tracing::warn!(%machine, %error, "the guest was not told the time");

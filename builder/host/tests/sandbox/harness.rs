@@ -214,7 +214,12 @@ impl Host {
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .process_group(0);
-        self.daemon = Some(command.spawn().unwrap());
+        let apart = namespace(self.place, "host");
+        self.daemon = Some(if apart.exists() {
+            in_namespace(&apart, || command.spawn().unwrap())
+        } else {
+            command.spawn().unwrap()
+        });
         let socket = self.dir.join("host.sock");
         wait_for("the daemon's socket", || {
             let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
@@ -337,8 +342,9 @@ impl Host {
         let secret: Vec<u8> = serde_json::from_value(door["secret"].clone()).unwrap();
         let address: std::net::IpAddr = serde_json::from_value(door["address"].clone()).unwrap();
         let wait = Duration::from_secs(1);
-        let mut stream =
-            std::net::TcpStream::connect_timeout(&(address, CHANNEL_PORT).into(), wait).ok()?;
+        let connect =
+            || std::net::TcpStream::connect_timeout(&(address, CHANNEL_PORT).into(), wait);
+        let mut stream = in_namespace(&self.router(), connect).ok()?;
         stream.set_read_timeout(Some(WAIT)).unwrap();
         let greeting = [secret.as_slice(), &[wanted.byte()]].concat();
         std::io::Write::write_all(&mut stream, &greeting).ok()?;
@@ -347,14 +353,27 @@ impl Host {
         (Answer::from_byte(answer[0]) == Some(Answer::Taken)).then_some(())
     }
 
+    /// The network namespace between machines and host.
+    pub(crate) fn router(&self) -> PathBuf {
+        self.dir.join("run/router")
+    }
+
+    pub(crate) fn slot(&self, machine: &MachineId) -> u64 {
+        self.record(machine)["phase"]["slot"].as_u64().unwrap()
+    }
+
     pub(crate) fn pid(&self, machine: &MachineId) -> i32 {
+        let record = self.record(machine);
+        i32::try_from(record["phase"]["process"]["pid"].as_i64().unwrap()).unwrap()
+    }
+
+    fn record(&self, machine: &MachineId) -> serde_json::Value {
         let path = self
             .dir
             .join("state/machines")
             .join(machine.as_str())
             .join("record.json");
-        let record: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-        i32::try_from(record["phase"]["process"]["pid"].as_i64().unwrap()).unwrap()
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
     }
 
     /// What there is of machines outside the records; empty when all is cleared away.
@@ -383,6 +402,23 @@ impl Drop for Host {
         }
         clear(&self.dir, self.place);
     }
+}
+
+/// Where a namespace of a place lies that a test made with `ip netns`. A daemon runs in the one named `host`, if there is one.
+pub(crate) fn namespace(place: u8, name: &str) -> PathBuf {
+    PathBuf::from(format!("/run/netns/slt{place}-{name}"))
+}
+
+/// Does `work` on a thread in a network namespace.
+pub(crate) fn in_namespace<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> T {
+    let file = File::open(namespace).unwrap();
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        thread.join().unwrap()
+    })
 }
 
 /// A place that no other test, of this process or another, has.

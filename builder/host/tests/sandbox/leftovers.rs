@@ -1,6 +1,6 @@
 //! What a place has of machines, and how it is cleared.
 
-use crate::harness::{lock_place, place_dir, wait_for};
+use crate::harness::{in_namespace, lock_place, place_dir, wait_for};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -36,6 +36,7 @@ pub(crate) fn clear_dead_run(dir: &Path, place: u8) {
 
 /// Removes what is left once nothing runs any more.
 pub(crate) fn clear(dir: &Path, place: u8) {
+    remove_namespaces(place);
     let table = format!("slipway-test-{place}");
     let _ = Command::new("nft")
         .args(["delete", "table", "inet", &table])
@@ -66,6 +67,15 @@ pub(crate) fn clear(dir: &Path, place: u8) {
     let _ = fs::remove_dir_all(dir);
 }
 
+/// Removes the network that a test made for its daemon alone.
+pub(crate) fn remove_namespaces(place: u8) {
+    for name in ["host", "world", "managed"] {
+        let _ = Command::new("ip")
+            .args(["netns", "delete", &format!("slt{place}-{name}")])
+            .output();
+    }
+}
+
 /// As [`Host::leftovers`], of any place.
 pub(crate) fn leftovers(dir: &Path, place: u8) -> Vec<String> {
     let mut found = Vec::new();
@@ -90,12 +100,19 @@ pub(crate) fn leftovers(dir: &Path, place: u8) -> Vec<String> {
     };
     found.extend(list(&run));
     found.extend(list(&dir.join("run/runc")));
-    let veth = format!("/sys/class/net/slt{place}-");
-    found.extend(
-        list(Path::new("/sys/class/net"))
-            .into_iter()
-            .filter(|path| path.starts_with(&veth)),
-    );
+    let router = dir.join("run/router");
+    if router.exists() {
+        found.extend(in_namespace(&router, || {
+            let links = nix::net::if_::if_nameindex().unwrap();
+            let names = links
+                .iter()
+                .map(|link| link.name().to_string_lossy().into_owned());
+            let ours = format!("slt{place}-");
+            names
+                .filter(|name| name.starts_with(&ours))
+                .collect::<Vec<_>>()
+        }));
+    }
     for top in list(Path::new("/sys/fs/cgroup")) {
         let parent = Path::new(&top).join(format!("slipway-test-{place}"));
         found.extend(
