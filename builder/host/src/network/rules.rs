@@ -103,7 +103,9 @@ table inet {table} {{
     type filter hook forward priority filter; policy drop;
     iifname "{veth}*" goto from_machine
     oifname "{veth}*" ct state established,related accept
-{picked_up}  }}
+{picked_up}    # A process of the host's that tries hears at once that it may not.
+    reject with icmpx admin-prohibited
+  }}
   chain from_machine {{
     ct state invalid drop
     oifname != "{uplink}" reject with icmpx admin-prohibited
