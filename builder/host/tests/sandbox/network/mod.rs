@@ -5,6 +5,7 @@ mod upgrade;
 mod world;
 
 use crate::harness::{Guest, Host, in_namespace, wait_for};
+use slipway_core::id::MachineId;
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 use world::{HOST, HOST_MANAGED, MANAGER, WORLD, World, reaches};
@@ -72,12 +73,7 @@ fn machines_reach_the_world_and_nothing_private_with_the_hosts_firewall_flushed_
     world.greet("host", &format!("{gateway}:{ALLOWED_PORT}"));
     world.greet("world", &format!("{allowed_beyond}:{ALLOWED_PORT}"));
     // Another machine: it listens, so only the firewall stands between.
-    let hello = "perl -MIO::Socket::INET -e '$s=IO::Socket::INET->new(Listen=>5,LocalPort=>7777,ReuseAddr=>1) or die; while($c=$s->accept){print $c \"hello\\n\";close $c}'";
-    let listening = host.inside(&two, &format!("({hello}) >/dev/null 2>&1 </dev/null &"));
-    assert!(listening.status.success());
-    wait_for("the other machine to listen", || {
-        reaches(&host, &two, &host.address(1), 7777).then_some(())
-    });
+    greet_inside(&host, &two, &host.address(1));
 
     let walls_stand = |host: &Host, when: &str| {
         // At once: refusals by ICMP come slower the more of them there are.
@@ -114,6 +110,16 @@ fn machines_reach_the_world_and_nothing_private_with_the_hosts_firewall_flushed_
     walls_stand(&host, "again");
 }
 
+/// Has a machine, which has that address, listen on port 7777 and greet whoever comes.
+fn greet_inside(host: &Host, machine: &MachineId, address: &str) {
+    let hello = "perl -MIO::Socket::INET -e '$s=IO::Socket::INET->new(Listen=>5,LocalPort=>7777,ReuseAddr=>1) or die; while($c=$s->accept){print $c \"hello\\n\";close $c}'";
+    let script = format!("({hello}) >/dev/null 2>&1 </dev/null &");
+    assert!(host.inside(machine, &script).status.success());
+    wait_for("a machine to listen", || {
+        reaches(host, machine, address, 7777).then_some(())
+    });
+}
+
 #[test]
 fn a_host_that_forwards_for_machines_is_no_router_for_others() {
     let Some((world, host)) = World::host(|_, _| {}, |_| Vec::new()) else {
@@ -133,12 +139,7 @@ fn a_host_that_forwards_for_machines_is_no_router_for_others() {
         "world",
         &format!("ip route add {}/32 via {HOST}", host.address(0)),
     );
-    let listening = host.inside(&machine, "perl -MIO::Socket::INET -e '$s=IO::Socket::INET->new(Listen=>5,LocalPort=>7777) or die; if(!fork){while($c=$s->accept){print $c \"hello\\n\";close $c}}' >/dev/null 2>&1 </dev/null");
-    assert!(listening.status.success());
-    assert!(
-        reaches(&host, &machine, &host.address(0), 7777),
-        "the test itself: it greets"
-    );
+    greet_inside(&host, &machine, &host.address(0));
     for from in ["world", "host"] {
         assert!(!world.greeted(from, &host.address(0), 7777), "from {from}");
     }
