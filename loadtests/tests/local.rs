@@ -8,10 +8,13 @@ use std::process::Command;
 use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(60);
-/// A number that no other process of this computer sleeps for.
-const SLEEP: &str = "sleep 86329";
 /// Nobody listens there.
 const NOBODY: &str = "127.0.0.1:1";
+
+/// What a step of this run runs, and no other process of the computer: a suite of another checkout may run beside it.
+fn sleep() -> String {
+    format!("sleep {}", 86_400 + std::process::id())
+}
 
 /// `slipway deploy` with a Docker at `socket`, by somebody who is logged in.
 fn deploy(bed: &Testbed, socket: &Path, dir: &Path, image: &str, more: &[&str]) -> Command {
@@ -106,12 +109,13 @@ fn a_local_build_fails_like_a_remote_one() -> Result<()> {
     let wrong = format!("{registry}/web/UPPER:1");
     bed.refused(&mut local(&good, &wrong), 1, &["lower case"])?;
 
-    let long = case("long", &format!("RUN --network=none {SLEEP}"))?;
+    let sleep = sleep();
+    let long = case("long", &format!("RUN --network=none {sleep}"))?;
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let deploy = bed.start_deploy(&mut local(&long, &image))?;
         // What the step is called is told before it starts; a cancellation at that very instant is lost in BuildKit.
         wait_for("the step's process", WAIT, || {
-            ensure!(running(SLEEP) > 0, "no such process");
+            ensure!(running(&sleep) > 0, "no such process");
             Ok(())
         })?;
         deploy.signal(signal)?;
@@ -119,7 +123,7 @@ fn a_local_build_fails_like_a_remote_one() -> Result<()> {
         ensure!(code == Some(130), "{code:?}: {said}");
         ensure!(said.contains("the build was cancelled"), "{said}");
         wait_for("the step's end", WAIT, || {
-            ensure!(running(SLEEP) == 0, "{SLEEP} still runs");
+            ensure!(running(&sleep) == 0, "{sleep} still runs");
             Ok(())
         })?;
     }

@@ -5,20 +5,23 @@ use nix::sys::signal::Signal;
 use slipway_loadtests::testbed::{Testbed, running, wait_for};
 use std::time::Duration;
 
-/// A number that no other process of this computer sleeps for.
-const SLEEP: &str = "sleep 86327";
+/// What a step of this run runs, and no other process of the computer: a suite of another checkout may run beside it.
+fn sleep() -> String {
+    format!("sleep {}", 86_400 + std::process::id())
+}
 
 #[test]
 fn ctrl_c_cancels_the_build_on_the_builder() -> Result<()> {
     let bed = Testbed::start()?;
     bed.registry.seed(&["busybox"])?;
-    let dockerfile = format!("FROM busybox\nRUN echo it sleeps && {SLEEP}\n");
+    let sleep = sleep();
+    let dockerfile = format!("FROM busybox\nRUN echo it sleeps && {sleep}\n");
     let dir = bed.project("long", &[("Dockerfile", &dockerfile)])?;
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let mut deploy = bed.start_deploy(&mut bed.deploy(&dir, "long:1"))?;
         deploy.wait_for("it sleeps", Duration::from_secs(60))?;
         wait_for("the step's process", Duration::from_secs(20), || {
-            ensure!(running(SLEEP) > 0, "no such process");
+            ensure!(running(&sleep) > 0, "no such process");
             Ok(())
         })?;
         deploy.signal(signal)?;
@@ -26,7 +29,7 @@ fn ctrl_c_cancels_the_build_on_the_builder() -> Result<()> {
         ensure!(code == Some(130), "{code:?}: {said}");
         ensure!(said.contains("the build was cancelled"), "{said}");
         wait_for("the step's end", Duration::from_secs(20), || {
-            ensure!(running(SLEEP) == 0, "{SLEEP} still runs");
+            ensure!(running(&sleep) == 0, "{sleep} still runs");
             Ok(())
         })?;
     }

@@ -4,10 +4,12 @@
 
 use super::*;
 use crate::image::{BootImage, Images};
+use nix::fcntl::{Flock, FlockArg};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::MachineSpec;
 use slipway_core::id::VolumeId;
 use slipway_volumes::{Encryption, NewVolume, VolumeDriver, open_file_pool};
+use std::fs::File;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 const STEPS: [StartStep; 9] = [
@@ -33,6 +35,13 @@ struct World {
     image: BootImage,
     volumes: Arc<dyn VolumeDriver>,
     spec: MachineSpec,
+    _turn: Option<Flock<File>>,
+}
+
+/// Its names are fixed: a suite of another checkout that runs beside this one waits.
+fn take_turn(name: &str) -> Flock<File> {
+    let file = File::create(format!("/var/tmp/slipway-{name}.lock")).unwrap();
+    Flock::lock(file, FlockArg::LockExclusive).unwrap()
 }
 
 impl World {
@@ -46,6 +55,8 @@ impl World {
             println!("skipped: not root, or {IMAGE} is not built");
             return None;
         }
+        // The copy that dies works in the world of the test that started it.
+        let turn = std::env::var_os(DIE).is_none().then(|| take_turn(name));
         let dir = PathBuf::from(format!("/var/tmp/slipway-{name}"));
         let guest = dir.join("guest");
         make_dir(&dir, 0o711).unwrap();
@@ -88,6 +99,7 @@ impl World {
             image,
             volumes,
             spec,
+            _turn: turn,
         })
     }
 
