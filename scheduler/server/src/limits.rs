@@ -72,6 +72,8 @@ pub const RETENTION_PAUSE: Duration = Duration::from_millis(50);
 /// How long the key of a volume is lent to a host. It is renewed after a third of it, and if that fails tried
 /// again after a twentieth; what the host has opened stays open.
 pub const KEY_LEASE_TTL: Duration = Duration::from_secs(600);
+/// Leases of one host that are renewed at once.
+pub const RENEWALS_AT_ONCE_MAX: usize = 8;
 /// Longest wait for an answer of Vault. Then the key store counts as not answering, and the start is tried again later.
 pub const VAULT_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Largest answer taken from Vault, in bytes. Beyond it the key store counts as not answering.
@@ -80,6 +82,8 @@ pub const VAULT_ANSWER_BYTES_MAX: usize = 64 << 10;
 pub const VOLUME_DESTROY_GRACE: Duration = Duration::from_secs(24 * 3600);
 /// Volumes and snapshots of a host are looked at every so often, and when something is to be done about them.
 pub const VOLUMES_LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Volumes, and as many snapshots, of one host that something is done about at once.
+pub const UPKEEP_AT_ONCE_MAX: usize = 4;
 /// What a volume's owner has asked to be done by itself (scheduled snapshots, growth), and which failed, is tried again after
 /// this.
 pub const VOLUME_UPKEEP_RETRY: Duration = Duration::from_secs(600);

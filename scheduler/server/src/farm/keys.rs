@@ -7,6 +7,9 @@ use super::builder::Builder;
 use super::host::chain;
 use crate::host_client::HostClientError;
 use crate::keys::{Claim, KeyStoreError, LeaseError};
+use crate::limits::RENEWALS_AT_ONCE_MAX;
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, stream};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{HostErrorCode, VolumeSource};
 use slipway_core::id::{HostId, OrgId, VolumeId};
@@ -210,9 +213,9 @@ pub(super) async fn revoke(
     }
 }
 
-/// Renews the leases of all machines that live, until the control plane ends. What could not be renewed is tried again well before
-/// it is over.
-pub(super) async fn keep_lent(shared: Arc<Shared>) {
+/// Renews the leases of all machines of a host that live, until the control plane ends. What could not be renewed is tried again well
+/// before it is over. Each host has a loop of its own, so that one that hangs holds up no other.
+pub(super) async fn keep_lent(shared: Arc<Shared>, link: Arc<super::HostLink>) {
     let Some(lasts) = shared.keys.as_ref().map(|keys| keys.lasts()) else {
         return;
     };
@@ -222,34 +225,42 @@ pub(super) async fn keep_lent(shared: Arc<Shared>) {
             () = shared.cancel.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
         }
-        pause = if renew_all(&shared).await {
-            lasts / 3
-        } else {
-            lasts / 20
+        let renewed = tokio::select! {
+            () = shared.cancel.cancelled() => return,
+            renewed = renew_all(&shared, &link) => renewed,
         };
+        pause = if renewed { lasts / 3 } else { lasts / 20 };
     }
 }
 
-/// Whether every lease was renewed.
-async fn renew_all(shared: &Shared) -> bool {
-    let builders: Vec<Arc<Builder>> = shared
+/// Whether every lease of a host was renewed.
+async fn renew_all(shared: &Shared, link: &Arc<super::HostLink>) -> bool {
+    let mut builders: Vec<Arc<Builder>> = shared
         .builders
         .read()
         .unwrap_or_else(PoisonError::into_inner)
         .values()
         .cloned()
         .collect();
-    let mut all = true;
-    for builder in builders {
-        let live = builder.lock().machine.state.live_generation();
-        let Some(generation) = live else { continue };
-        if let Err(error) = lend(shared, &builder, generation, LendFor::Start).await {
-            // What is open stays so.
-            tracing::warn!(org = %builder.key.org, why = chain(&error), "lease of a key not renewed");
-            all = false;
-        }
+    builders.retain(|builder| Arc::ptr_eq(&builder.host(), link));
+    let mut renewals: Vec<BoxFuture<'_, bool>> = Vec::new();
+    for builder in &builders {
+        renewals.push(Box::pin(renew(shared, builder)));
     }
-    all
+    let renewals = stream::iter(renewals).buffer_unordered(RENEWALS_AT_ONCE_MAX);
+    let renewed: Vec<bool> = renewals.collect().await;
+    renewed.into_iter().all(|renewed| renewed)
+}
+
+async fn renew(shared: &Shared, builder: &Builder) -> bool {
+    let live = builder.lock().machine.state.live_generation();
+    let Some(generation) = live else { return true };
+    if let Err(error) = lend(shared, builder, generation, LendFor::Start).await {
+        // What is open stays so.
+        tracing::warn!(org = %builder.key.org, why = chain(&error), "lease of a key not renewed");
+        return false;
+    }
+    true
 }
 
 impl Shared {

@@ -137,8 +137,10 @@ impl Farm {
             shared
                 .tasks
                 .spawn(volumes::keep(Arc::clone(&shared), Arc::clone(link)));
+            shared
+                .tasks
+                .spawn(keys::keep_lent(Arc::clone(&shared), Arc::clone(link)));
         }
-        shared.tasks.spawn(keys::keep_lent(Arc::clone(&shared)));
         let first_words = async {
             for link in links.iter().filter(|link| link.placeable) {
                 // The sender lives as long as the link.

@@ -187,3 +187,34 @@ async fn a_lost_key_is_never_made_anew_for_what_there_is() {
     }
     bed.end().await;
 }
+
+/// A host that hangs costs only its own machines their leases.
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_are_renewed_while_another_host_hangs() {
+    let bed = Bed::start_two(true).await;
+    // Placement takes turns by what is promised.
+    for _ in 0..2 {
+        let key = bed.org(HOUR).await;
+        bed.farm.ensure_builder(&key).await.expect("a builder");
+        eventually("it runs", || async {
+            let state = bed.farm.builder(&key).expect("there").state;
+            (state.name() == "running").then_some(())
+        })
+        .await;
+    }
+    let other = moves::other(&bed);
+    assert!(
+        bed.world.starts() == 1 && other.starts() == 1,
+        "one on each"
+    );
+    other.lock().hold_leases = true;
+    // More than one at the pace of a host's time-out.
+    for _ in 0..10 {
+        let lends = bed.world.lock().lends;
+        eventually("the lease is renewed", || async {
+            (bed.world.lock().lends > lends).then_some(())
+        })
+        .await;
+    }
+    bed.end().await;
+}

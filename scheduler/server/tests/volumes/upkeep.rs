@@ -131,3 +131,83 @@ async fn a_volume_grows_by_itself_and_its_owner_hears_when_it_cannot() {
     assert_eq!(there.size, ByteSize::gib(12));
     bed.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verb_that_hangs_holds_up_no_other_volume() {
+    let mut bed = Bed::start().await;
+    let org = bed.org(HOUR).await.org;
+    bed.stop_farm().await;
+    let host = bed.store.hosts().await.expect("hosts")[0].host.id.clone();
+    let mut planned = Vec::new();
+    for n in 1..=2 {
+        let new = NewVolume {
+            id: VolumeId::from_entropy([n; 10]),
+            host: host.clone(),
+            name: "data".into(),
+            size: ByteSize::gib(1),
+            source: None,
+            import: None,
+            policy: asked(1).policy,
+            at: Timestamp(u64::from(n)),
+        };
+        bed.store.create_volume(&org, &new).await.expect("planned");
+        planned.push(new.id);
+    }
+    bed.world.lock().hangs = Some(planned[0].clone());
+    bed.restart_farm().await;
+    settled(&bed, &org, &planned[1], "the other one is made").await;
+    let waits = bed.store.volume(&org, &planned[0]).await.expect("there");
+    assert_eq!(waits.state, VolumeState::Planned);
+    bed.end().await;
+}
+
+/// A notice says what it says until that is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_by_itself_clears_no_notice_of_something_else() {
+    let mut bed = Bed::start().await;
+    let org = bed.org(HOUR).await.org;
+    bed.stop_farm().await;
+    let host = bed.store.hosts().await.expect("hosts")[0].host.id.clone();
+    let mut made = Vec::new();
+    for (n, notice) in [(1, "move: no room"), (2, "scheduled snapshot: no room")] {
+        let new = NewVolume {
+            id: VolumeId::from_entropy([n; 10]),
+            host: host.clone(),
+            name: "data".into(),
+            size: ByteSize::gib(1),
+            source: None,
+            import: None,
+            policy: VolumePolicy::default(),
+            at: Timestamp(1),
+        };
+        bed.store.create_volume(&org, &new).await.expect("planned");
+        let recorded = bed
+            .store
+            .record_volume_made(&org, &new.id, new.size, Some(false));
+        recorded.await.expect("recorded");
+        let told = bed.store.set_volume_notice(&org, &new.id, Some(notice));
+        told.await.expect("recorded");
+        let disk = Disk {
+            size: GIB,
+            used: 5,
+            source: None,
+            encrypted: false,
+        };
+        bed.world.lock().volumes.insert(new.id.clone(), disk);
+        made.push(new.id);
+    }
+    bed.restart_farm().await;
+    eventually("the notice of the snapshot is over", || async {
+        let now = bed.store.volume(&org, &made[1]).await.expect("there");
+        now.notice.is_none().then_some(())
+    })
+    .await;
+    eventually("both are kept", || async {
+        (bed.world.lock().snapshots.len() == 2).then_some(())
+    })
+    .await;
+    bed.stop_farm().await;
+    let now = bed.store.volume(&org, &made[0]).await.expect("there");
+    assert_eq!(now.notice.as_deref(), Some("move: no room"));
+    bed.end().await;
+}

@@ -9,27 +9,49 @@ use super::error::told;
 use crate::farm::builder::now;
 use crate::farm::host::{HostLink, chain};
 use crate::farm::{FarmError, Shared};
-use crate::limits::{VOLUME_UPKEEP_RETRY, VOLUMES_LOOK_EVERY};
+use crate::limits::{UPKEEP_AT_ONCE_MAX, VOLUME_UPKEEP_RETRY, VOLUMES_LOOK_EVERY};
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, stream};
 use slipway_core::host_api::VolumeReport;
 use slipway_core::id::VolumeId;
 use slipway_core::time::Timestamp;
 use slipway_core::volume::{Use, auto_extended, snapshot_due, snapshot_todo, todo};
 use slipway_store::{Snapshot, StoreError, Volume, VolumeState};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Volumes whose upkeep failed, and when it is tried again.
-type Holds = HashMap<VolumeId, Timestamp>;
+#[derive(Debug, Default)]
+struct Holds(Mutex<HashMap<VolumeId, Timestamp>>);
+
+impl Holds {
+    fn lock(&self) -> MutexGuard<'_, HashMap<VolumeId, Timestamp>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget_over(&self) {
+        self.lock().retain(|_, until| *until > now());
+    }
+
+    fn has(&self, volume: &VolumeId) -> bool {
+        self.lock().contains_key(volume)
+    }
+
+    fn add(&self, volume: &VolumeId) {
+        let until = now().after(VOLUME_UPKEEP_RETRY);
+        self.lock().insert(volume.clone(), until);
+    }
+}
 
 /// Keeps the volumes of a host until the control plane ends.
 pub(in crate::farm) async fn keep(shared: Arc<Shared>, link: Arc<HostLink>) {
-    let mut holds = Holds::new();
+    let holds = Holds::default();
     let mut reachable = link.reachable.subscribe();
     loop {
         let looked = async {
             // The sender lives as long as the link.
             let _ = reachable.wait_for(|there| *there).await;
-            if let Err(error) = look(&shared, &link, &mut holds).await {
+            if let Err(error) = look(&shared, &link, &holds).await {
                 tracing::warn!(why = chain(&error), "volumes not looked at; later again");
             }
         };
@@ -46,69 +68,116 @@ pub(in crate::farm) async fn keep(shared: Arc<Shared>, link: Arc<HostLink>) {
     }
 }
 
-async fn look(
-    shared: &Arc<Shared>,
-    link: &Arc<HostLink>,
-    holds: &mut Holds,
-) -> Result<(), StoreError> {
+async fn look(shared: &Arc<Shared>, link: &Arc<HostLink>, holds: &Holds) -> Result<(), StoreError> {
     let Some(host) = shared.id_of(link) else {
         return Ok(());
     };
     let snapshots = shared.store.snapshots_on(&host).await?;
-    for snapshot in &snapshots {
-        if snapshot_todo(now(), snapshot.stage(), snapshot.expires_at).is_none() {
-            continue;
-        }
-        if let Err(error) = shared.settle_snapshot(link, snapshot).await {
-            tracing::warn!(snapshot = %snapshot.id, why = chain(&error), "snapshot not settled");
-        }
-    }
-    for volume in shared.store.volumes_on(&host).await? {
-        let held = shared.is_held(&volume);
-        if todo(now(), &volume.now(held)).is_none() {
-            continue;
-        }
-        if let Err(error) = shared.settle_volume(link, &volume.org, &volume.id).await {
-            tracing::warn!(volume = %volume.id, why = chain(&error), "volume not settled");
-        }
-    }
     let volumes = shared.store.volumes_on(&host).await?;
     let kept: Vec<&Volume> = volumes
         .iter()
         .filter(|volume| volume.state == VolumeState::Ready && volume.destroy_at.is_none())
         .collect();
-    holds.retain(|_, until| *until > now());
-    for volume in kept.iter().filter(|v| v.policy.scheduled_snapshots) {
-        let last = last_scheduled(volume, &snapshots);
-        if holds.contains_key(&volume.id) || !snapshot_due(now(), &volume.policy, last) {
+    holds.forget_over();
+    tokio::join!(
+        settle_snapshots(shared, link, &snapshots),
+        settle_volumes(shared, link, &volumes),
+        keep_scheduled(shared, holds, &kept, &snapshots),
+        extend_full(shared, link, holds, &kept),
+    );
+    Ok(())
+}
+
+async fn settle_snapshots(shared: &Shared, link: &Arc<HostLink>, snapshots: &[Snapshot]) {
+    let mut work = Work::new();
+    for snapshot in snapshots {
+        if snapshot_todo(now(), snapshot.stage(), snapshot.expires_at).is_none() {
             continue;
         }
-        let made = shared.keep_now(&volume.org, &volume.id, true).await;
-        took_care(shared, holds, volume, "scheduled snapshot", made.map(drop)).await;
+        work.push(Box::pin(async move {
+            if let Err(error) = shared.settle_snapshot(link, snapshot).await {
+                tracing::warn!(snapshot = %snapshot.id, why = chain(&error), "snapshot not settled");
+            }
+        }));
     }
-    if kept
+    at_once(work).await;
+}
+
+async fn settle_volumes(shared: &Arc<Shared>, link: &Arc<HostLink>, volumes: &[Volume]) {
+    let mut work = Work::new();
+    for volume in volumes {
+        let held = shared.is_held(volume);
+        if todo(now(), &volume.now(held)).is_none() {
+            continue;
+        }
+        work.push(Box::pin(async move {
+            let (org, id) = (&volume.org, &volume.id);
+            if let Err(error) = shared.settle_volume(link, org, id).await {
+                tracing::warn!(volume = %id, why = chain(&error), "volume not settled");
+            }
+        }));
+    }
+    at_once(work).await;
+}
+
+async fn keep_scheduled(
+    shared: &Shared,
+    holds: &Holds,
+    volumes: &[&Volume],
+    snapshots: &[Snapshot],
+) {
+    let mut work = Work::new();
+    for &volume in volumes {
+        let policy = &volume.policy;
+        let last = last_scheduled(volume, snapshots);
+        if holds.has(&volume.id) || !snapshot_due(now(), policy, last) {
+            continue;
+        }
+        work.push(Box::pin(async move {
+            let made = shared.keep_now(&volume.org, &volume.id, true).await;
+            took_care(shared, holds, volume, "scheduled snapshot", made.map(drop)).await;
+        }));
+    }
+    at_once(work).await;
+}
+
+async fn extend_full(shared: &Arc<Shared>, link: &HostLink, holds: &Holds, volumes: &[&Volume]) {
+    if volumes
         .iter()
         .all(|volume| volume.policy.auto_extend.is_none())
     {
-        return Ok(());
+        return;
     }
     let Ok(reports) = link.client.volumes().await else {
-        return Ok(());
+        return;
     };
-    for volume in kept.iter().filter(|v| v.policy.auto_extend.is_some()) {
-        if holds.contains_key(&volume.id) {
+    let reports = &reports;
+    let mut work = Work::new();
+    for &volume in volumes {
+        if volume.policy.auto_extend.is_none() || holds.has(&volume.id) {
             continue;
         }
-        let reported = reported_use(shared, volume, &reports).await;
-        let Some(size) = reported.and_then(|it| auto_extended(&volume.policy, volume.size, it))
-        else {
-            continue;
-        };
-        tracing::info!(org = %volume.org, volume = %volume.id, %size, "volume grows by itself");
-        let grown = shared.extend(&volume.org, &volume.id, size).await;
-        took_care(shared, holds, volume, "extension", grown.map(drop)).await;
+        work.push(Box::pin(async move {
+            let reported = reported_use(shared, volume, reports).await;
+            let Some(size) = reported.and_then(|it| auto_extended(&volume.policy, volume.size, it))
+            else {
+                return;
+            };
+            tracing::info!(org = %volume.org, volume = %volume.id, %size, "volume grows by itself");
+            let grown = shared.extend(&volume.org, &volume.id, size).await;
+            took_care(shared, holds, volume, "extension", grown.map(drop)).await;
+        }));
     }
-    Ok(())
+    at_once(work).await;
+}
+
+/// What is to be done about some volumes.
+type Work<'a> = Vec<BoxFuture<'a, ()>>;
+
+/// Has a few of these done at once: one that hangs holds up no other.
+async fn at_once(work: Work<'_>) {
+    let work = stream::iter(work).buffer_unordered(UPKEEP_AT_ONCE_MAX);
+    work.collect::<()>().await;
 }
 
 /// When the last scheduled snapshot of a volume was made; if there is none, the volume itself.
@@ -141,18 +210,26 @@ async fn reported_use(shared: &Shared, volume: &Volume, reports: &[VolumeReport]
 /// Tells a volume's owner when something that is done by itself was not done, and leaves it alone for a while.
 async fn took_care(
     shared: &Shared,
-    holds: &mut Holds,
+    holds: &Holds,
     volume: &Volume,
     what: &str,
     done: Result<(), FarmError>,
 ) {
     let (org, id) = (&volume.org, &volume.id);
     match done {
-        Ok(()) if volume.notice.is_some() => shared.tell(org, id, None).await,
+        // What it was told of something else stays.
+        Ok(())
+            if volume
+                .notice
+                .as_ref()
+                .is_some_and(|told| told.starts_with(what)) =>
+        {
+            shared.tell(org, id, None).await;
+        }
         Ok(()) => {}
         Err(error) => {
             tracing::warn!(%org, volume = %id, what, why = chain(&error), "upkeep failed");
-            holds.insert(id.clone(), now().after(VOLUME_UPKEEP_RETRY));
+            holds.add(id);
             let notice = format!("{what}: {}", told(&error));
             shared.tell(org, id, Some(&notice)).await;
         }
