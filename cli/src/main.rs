@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli, printer: Printer) -> Outcome<()> {
     let caller = Caller::new(&cli.global);
     match cli.command {
-        Command::Serve(args) => commands::process::serve(&args),
+        Command::Serve(args) => commands::process::serve(&args, printer),
         Command::Host(args) => commands::process::host(&args, printer),
         Command::Completions { shell } => commands::completions::run(shell, printer),
         Command::Version => {

@@ -10,7 +10,7 @@ pub(crate) use deploy::{DeployArgs, ProgressMode};
 pub(crate) use verbs::{
     AppsVerb, BuilderChoice, BuildersVerb, BuildsVerb, BuildxArgs, DockerContextArgs,
     DockerContextVerb, HostArgs, HostVerb, InitArgs, LogFormat, LoginArgs, OrgSettings, OrgsVerb,
-    ProcessArgs, RegistryVerb, Role, TokensVerb,
+    ProcessArgs, RegistryVerb, Role, ServeArgs, ServeVerb, TokensVerb,
 };
 pub(crate) use volumes::{
     CreateVolumeArgs, ExportArgs, ForkArgs, Growth, ImportArgs, MoveArgs, SnapshotsVerb,
@@ -121,9 +121,9 @@ pub(crate) enum Command {
     /// Serves GraphQL, the Docker gateway and the BuildKit gateway. Needs no privilege.
     /// SIGTERM and SIGINT end it cleanly; builds that run go on and are adopted by the next start.
     #[command(
-        after_long_help = "Examples:\n  slipway serve --config /etc/slipway/serve.toml --log json"
+        after_long_help = "Examples:\n  slipway serve --config /etc/slipway/serve.toml --log json\n  slipway serve --config /etc/slipway/serve.toml backup DIR"
     )]
-    Serve(ProcessArgs),
+    Serve(ServeArgs),
     /// Run the host daemon (root): volumes, networks and machines of this computer
     ///
     /// Machines outlive it: its next start adopts them.

@@ -93,6 +93,15 @@ fn processors_are_parsed_exactly() {
 }
 
 #[test]
+fn serve_takes_backup_after_its_flags() {
+    let cli = ["slipway", "serve", "--config", "x.toml", "backup", "to"];
+    let Command::Serve(args) = Cli::try_parse_from(cli).unwrap().command else {
+        panic!("not serve")
+    };
+    assert!(matches!(args.verb, Some(ServeVerb::Backup { dir }) if dir == PathBuf::from("to")));
+}
+
+#[test]
 fn host_takes_purge_after_its_flags() {
     let cli = Cli::try_parse_from(["slipway", "host", "--config", "x.toml", "purge"]).unwrap();
     let Command::Host(args) = cli.command else {

@@ -341,6 +341,26 @@ pub(crate) struct ProcessArgs {
     pub(crate) log_filter: String,
 }
 
+/// Flags of `slipway serve`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+    /// What to do instead of running
+    #[command(subcommand)]
+    pub(crate) verb: Option<ServeVerb>,
+}
+
+/// What else can be done with a control plane.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ServeVerb {
+    /// Write a backup of the database and the secrets, while the control plane runs
+    Backup {
+        /// Directory that does not exist yet
+        dir: PathBuf,
+    },
+}
+
 /// Flags of `slipway host`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct HostArgs {

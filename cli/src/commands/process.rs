@@ -3,14 +3,14 @@
 //!
 //! Must not know what a setting means: that is the business of the crates that run.
 
-use crate::args::{HostArgs, HostVerb, LogFormat, ProcessArgs};
+use crate::args::{HostArgs, HostVerb, LogFormat, ProcessArgs, ServeArgs, ServeVerb};
 use crate::exit::{Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::read_small;
 use serde::de::DeserializeOwned;
 use slipway_host::{HostRunError, HostSettings};
 use slipway_scheduler::serve::DataDirError;
-use slipway_scheduler::{ServeError, ServeSettings};
+use slipway_scheduler::{BackupError, ServeError, ServeSettings};
 use std::path::Path;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -24,18 +24,46 @@ const SERVE_PREFIX: &str = "SLIPWAY_SERVE_";
 /// Environment variables `SLIPWAY_HOST_<SETTING>` go before the file of `slipway host`.
 const HOST_PREFIX: &str = "SLIPWAY_HOST_";
 
-/// Runs the control plane until a signal ends it.
+/// Runs the control plane until a signal ends it, or writes a backup of it.
 ///
 /// # Errors
 /// The caller's fault: settings. Ours: it did not start, or broke.
-pub(crate) fn serve(args: &ProcessArgs) -> Outcome<()> {
-    let settings: ServeSettings = load(args, SERVE_PREFIX)?;
-    init_log(args)?;
+pub(crate) fn serve(args: &ServeArgs, printer: Printer) -> Outcome<()> {
+    let settings: ServeSettings = load(&args.process, SERVE_PREFIX)?;
+    init_log(&args.process)?;
+    if let Some(ServeVerb::Backup { dir }) = &args.verb {
+        let elsewhere = block_on(async {
+            slipway_scheduler::backup(&settings, dir)
+                .await
+                .map_err(|error| explain_backup(&error))
+        })?;
+        for part in elsewhere {
+            printer.warn(&format!("not in the backup: {part}"));
+        }
+        printer.note(&format!(
+            "{} holds the database and the secrets: keep the two apart",
+            dir.display()
+        ));
+        return Ok(());
+    }
     block_on(async {
         slipway_scheduler::run(settings, shutdown_on_signal()?.cancelled_owned())
             .await
             .map_err(|error| explain_serve(&error))
     })
+}
+
+fn explain_backup(error: &BackupError) -> Failure {
+    const ACTION: &str = "no backup was made";
+    match error {
+        BackupError::Directory { .. } => Failure::user_caused(ACTION, error)
+            .hint("name a directory that does not exist yet, where this user can write"),
+        BackupError::Secret(_) => Failure::user_caused(ACTION, error).hint(
+            "run it as the user of the control plane, with the settings of the control plane",
+        ),
+        BackupError::Store(_) => Failure::system_caused(ACTION, error)
+            .hint("is data_dir the directory of a control plane that has been started?"),
+    }
 }
 
 fn explain_serve(error: &ServeError) -> Failure {

@@ -7,6 +7,7 @@ extern crate self as slipway_scheduler;
 
 mod api;
 pub mod auth;
+mod backup;
 pub mod bounds;
 pub mod builds;
 pub mod ca;
@@ -40,6 +41,7 @@ mod text;
 mod tls;
 mod transfers;
 
+pub use backup::{BackupError, backup};
 pub use graphql::sdl;
 pub use serve::{ServeError, run};
 pub use settings::ServeSettings;

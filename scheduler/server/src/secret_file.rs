@@ -89,6 +89,27 @@ pub(crate) fn write_public(path: &Path, content: &[u8]) -> Result<(), SecretFile
     write(path, content, 0o644, |file, path| file.persist(path))
 }
 
+/// Copies a file of this directory's kind to a name that does not exist yet, for as many to read as before.
+///
+/// # Errors
+/// [`SecretFileError`].
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<(), SecretFileError> {
+    let failed = |source| SecretFileError::Io {
+        action: "read",
+        path: from.to_owned(),
+        source,
+    };
+    let file = File::open(from).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.mode() & 0o777;
+    let mut content = Vec::new();
+    file.take(BYTES_MAX)
+        .read_to_end(&mut content)
+        .map_err(failed)?;
+    write(to, &content, mode, |file, path| {
+        file.persist_noclobber(path)
+    })
+}
+
 /// Writes a file beside `path`, and has `place` put it there: whole or not at all, also after a power cut.
 fn write(
     path: &Path,

@@ -35,7 +35,7 @@ use tokio_util::task::TaskTracker;
 pub const ADMIN_TOKEN_FILE: &str = "admin.token";
 /// Where the listeners are, in the data directory: written when all of them take connections.
 pub const ADDRESSES_FILE: &str = "addresses.json";
-const DATABASE_FILE: &str = "slipway.db";
+pub(crate) const DATABASE_FILE: &str = "slipway.db";
 
 /// Why the control plane did not start.
 #[derive(Debug, thiserror::Error)]

@@ -171,19 +171,29 @@ impl Bench {
     }
 
     async fn on(host: Option<PathBuf>) -> Self {
+        let mut bench = Self::unstarted(host);
+        bench.resume().await;
+        bench
+    }
+
+    /// With an empty data directory, in which nothing has been started.
+    pub(crate) fn unstarted(host: Option<PathBuf>) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let builder = TestBuilder {
             dir: dir.path().to_owned(),
             ..TestBuilder::default()
         };
-        let mut bench = Self {
+        Self {
             dir,
             builder: Arc::new(builder),
             running: None,
             host,
-        };
-        bench.resume().await;
-        bench
+        }
+    }
+
+    /// Starts (again) on the same data.
+    pub(crate) async fn resume(&mut self) {
+        self.try_resume().await.expect("it starts");
     }
 
     pub(crate) fn settings(&self) -> ServeSettings {
@@ -199,14 +209,18 @@ impl Bench {
         .expect("good settings")
     }
 
-    /// Starts (again) on the same data.
-    pub(crate) async fn resume(&mut self) {
+    /// The same, where it may not start.
+    ///
+    /// # Errors
+    /// Those of the start.
+    pub(crate) async fn try_resume(&mut self) -> Result<(), crate::ServeError> {
         let builder = self.host.is_none().then(|| Arc::clone(&self.builder));
         let way = |farm: &crate::farm::Farm| match builder {
             Some(builder) => builder as Arc<dyn Builders>,
             None => Arc::new(farm.clone()),
         };
-        self.running = Some(start(self.settings(), way).await.expect("it starts"));
+        self.running = Some(start(self.settings(), way).await?);
+        Ok(())
     }
 
     pub(crate) async fn end(&mut self) {

@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// Name of the file in the data directory.
-const FILE: &str = "volume-keys.master";
+/// The master key of the volumes' keys, in the data directory, unless the settings name another place.
+pub const MASTER_KEYS_FILE: &str = "volume-keys.master";
 const CREDENTIAL: &str = "slipway-master-key";
 const VARIABLE: &str = "SLIPWAY_MASTER_KEY";
 const NONCE_BYTES: usize = 24;
@@ -95,7 +95,7 @@ impl MasterKeys {
         if let Ok(text) = std::env::var(VARIABLE) {
             return Ok((text.into_bytes(), VARIABLE.to_owned()));
         }
-        let path = data_dir.join(FILE);
+        let path = data_dir.join(MASTER_KEYS_FILE);
         let key = secret_file::read_or_make(&path, || {
             let mut key = vec![0; 32];
             getrandom::fill(&mut key).map(|()| key)

@@ -15,7 +15,7 @@ mod vault;
 
 pub use broker::{Claim, KeyBroker, LeaseError};
 pub use embedded::EmbeddedKeys;
-pub use master::{MasterKeyError, MasterKeys};
+pub use master::{MASTER_KEYS_FILE, MasterKeyError, MasterKeys};
 pub use vault::{VaultKeys, VaultSettings};
 
 use async_trait::async_trait;

@@ -5,7 +5,7 @@ use super::guest::TestGuest;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{
     Cloning, EndpointPort, HostError, HostErrorCode, HostInfo, HostReply, HostRequest,
-    MachineReport, MachineRunState, MachineSpec,
+    HostRequestFrame, MachineReport, MachineRunState, MachineSpec,
 };
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::key::KeyLease;
@@ -38,10 +38,16 @@ pub struct Inner {
     pub damaged: BTreeSet<VolumeId>,
     /// What the next starts answer.
     pub refuse_starts: VecDeque<HostErrorCode>,
+    /// Verbs on this volume are not answered.
+    pub hangs: Option<VolumeId>,
+    /// Leases are not answered.
+    pub hold_leases: bool,
     /// New volumes are encrypted, and need a lease of their key.
     pub encrypts: bool,
     /// The volumes whose keys are lent to this host.
     pub leases: BTreeSet<VolumeId>,
+    /// The key of each volume that was lent last.
+    pub keys: BTreeMap<VolumeId, Vec<u8>>,
     /// How often a key was lent.
     pub lends: u32,
     /// Newest generation that the key of each volume was lent for.
@@ -125,6 +131,8 @@ impl World {
             return HostReply::Error(refuse(HostErrorCode::StaleGeneration));
         }
         *newest = lease.generation;
+        let key = lease.key.expose().to_vec();
+        inner.keys.insert(lease.volume.clone(), key);
         inner.leases.insert(lease.volume);
         inner.lends += 1;
         HostReply::Done
@@ -139,6 +147,15 @@ impl World {
     }
 
     /// A start is asked for; gives how long it takes.
+    /// Whether the making of a volume, or a lease, is not to be answered.
+    pub(super) fn hangs(&self, frame: &HostRequestFrame) -> bool {
+        let inner = self.lock();
+        match &frame.request {
+            HostRequest::EnsureVolume { volume, .. } => inner.hangs.as_ref() == Some(volume),
+            _ => inner.hold_leases && frame.lease.is_some(),
+        }
+    }
+
     pub(super) fn start_pause(&self) -> Duration {
         let mut inner = self.lock();
         inner.starts_asked += 1;

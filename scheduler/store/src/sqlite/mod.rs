@@ -22,14 +22,14 @@ mod volumes;
 pub use codec::UnknownWordError;
 
 use crate::error::StoreError;
-use crate::limits::{BUSY_WAIT_MAX, CONNECTION_WAIT_MAX, READERS_MAX};
+use crate::limits::{BUSY_WAIT_MAX, CONNECTION_WAIT_MAX, READERS_MAX, RESTORED_AHEAD};
 use slipway_core::ceilings::PoolShare;
 use sqlx::migrate::{Migration, MigrationSource, MigrationType, Migrator};
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Sqlite, Transaction};
+use sqlx::{ConnectOptions, Connection, Sqlite, Transaction};
 use std::borrow::Cow;
 use std::path::Path;
 
@@ -99,6 +99,39 @@ impl SqliteStore {
             share: Some(share),
             ..self
         }
+    }
+
+    /// Copies the database at `from`, which may be in use, as it is at one moment to a new file `to`, synced. In the copy each
+    /// machine's newest generation is [`RESTORED_AHEAD`] higher, so that hosts take the starts of whoever is restored from it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; then `to` may be there in part.
+    pub async fn back_up(from: &Path, to: &Path) -> Result<(), StoreError> {
+        let name = to
+            .to_str()
+            .ok_or(StoreError::OutOfRange("path of a backup"))?;
+        let options = SqliteConnectOptions::new().busy_timeout(BUSY_WAIT_MAX);
+        let source = options.clone().filename(from).read_only(true);
+        let mut source = source.connect().await.map_err(unavailable("open"))?;
+        sqlx::query("VACUUM INTO ?")
+            .bind(name)
+            .execute(&mut source)
+            .await
+            .map_err(unavailable("copy itself"))?;
+        source.close().await.map_err(unavailable("close"))?;
+        let copy = options
+            .filename(to)
+            .journal_mode(SqliteJournalMode::Delete)
+            .synchronous(SqliteSynchronous::Extra);
+        let mut copy = copy.connect().await.map_err(unavailable("open"))?;
+        sqlx::query("UPDATE machines SET generation = generation + ?")
+            .bind(RESTORED_AHEAD)
+            .execute(&mut copy)
+            .await
+            .map_err(unavailable("set generations ahead"))?;
+        copy.close().await.map_err(unavailable("close"))?;
+        let synced = std::fs::File::open(to).and_then(|file| file.sync_all());
+        synced.map_err(|error| unavailable("sync")(sqlx::Error::Io(error)))
     }
 
     /// Waits for what is under way and closes the file. Verbs fail from then on.
