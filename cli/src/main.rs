@@ -13,6 +13,7 @@ mod docker_logins;
 mod exit;
 mod interrupt;
 mod limits;
+mod moments;
 mod printer;
 mod settings;
 

@@ -88,6 +88,23 @@ fn stderr(output: &Output) -> String {
 }
 
 #[test]
+fn help_is_there_in_every_way_it_is_asked_for() {
+    let home = Home::new();
+    for arguments in [
+        &["help"][..],
+        &["--help"],
+        &["help", "volumes", "create"],
+        &["volumes", "create", "--help"],
+    ] {
+        let output = home.run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("Usage: slipway"), "{arguments:?}: {text}");
+    }
+    home.refused(&["help", "nosuch"], 1, &["nosuch"]);
+}
+
+#[test]
 fn help_and_version_are_data() {
     let home = Home::new();
     for (arguments, says) in [

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-/// What each is asked to complete, and must offer: `slipway dep`, then `slipway deploy --remote`.
+/// What each is asked to complete, and must offer: "slipway dep", then "slipway deploy --remote".
 const OFFERED: [&str; 2] = ["deploy", "--remote-only"];
 
 const BASH: &str = r#"

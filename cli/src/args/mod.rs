@@ -30,7 +30,6 @@ use std::path::PathBuf;
     version,
     propagate_version = false,
     max_term_width = 100,
-    disable_help_subcommand = true,
     arg_required_else_help = true,
     after_long_help = "Examples:
   slipway login --server https://builds.example:7443 --ca ca.pem

@@ -4,6 +4,7 @@ use super::context::Caller;
 use crate::api::queries;
 use crate::args::AppsVerb;
 use crate::exit::Outcome;
+use crate::moments::ago;
 use crate::printer::Printer;
 
 /// Does what the verb says.
@@ -33,7 +34,7 @@ pub(crate) async fn run(verb: AppsVerb, caller: &Caller, printer: Printer) -> Ou
                     app.name.clone(),
                     app.role.to_lowercase(),
                     if app.billable { "yes" } else { "no" }.to_owned(),
-                    app.created_at.clone(),
+                    ago(&app.created_at),
                 ]
             });
         }

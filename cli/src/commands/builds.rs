@@ -6,6 +6,7 @@ use crate::api::shapes::Build;
 use crate::args::BuildsVerb;
 use crate::deploy::{attach, seconds, show_log};
 use crate::exit::Outcome;
+use crate::moments::{ago, exact, took};
 use crate::printer::Printer;
 use slipway_core::units::ByteSize;
 
@@ -20,15 +21,23 @@ pub(crate) async fn run(verb: BuildsVerb, caller: &Caller, printer: Printer) -> 
             let org = queries::org_or_own(&client, org.org.as_deref()).await?;
             let builds = queries::builds(&client, &org, app.as_deref(), limit).await?;
             printer.list(
-                ["BUILD", "APP", "STATE", "CREATED", "IMAGE"],
+                [
+                    "BUILD", "APP", "STATE", "CREATED", "TOOK", "IMAGE", "DIGEST",
+                ],
                 &builds,
                 |build| {
                     [
                         build.id.clone(),
                         build.app.clone(),
                         build.state.to_lowercase(),
-                        build.created_at.clone(),
+                        ago(&build.created_at),
+                        took(&build.created_at, build.ended_at.as_deref()),
                         build.image.clone(),
+                        build
+                            .digest
+                            .as_deref()
+                            .map(short_digest)
+                            .unwrap_or_default(),
                     ]
                 },
             );
@@ -48,16 +57,25 @@ pub(crate) async fn run(verb: BuildsVerb, caller: &Caller, printer: Printer) -> 
     Ok(())
 }
 
+/// Enough of a digest to tell it from others; the whole one is in `builds show` and `--json`.
+fn short_digest(digest: &str) -> String {
+    digest.chars().take("sha256:".len() + 12).collect()
+}
+
 fn show(build: &Build, printer: Printer) {
     let mut fields = vec![
         ("build", build.id.clone()),
         ("app", build.app.clone()),
         ("image", build.image.clone()),
         ("state", build.state.to_lowercase()),
-        ("created", build.created_at.clone()),
+        ("created", exact(&build.created_at)),
     ];
     let mut more = |name, value: Option<String>| fields.extend(value.map(|value| (name, value)));
-    more("ended", build.ended_at.clone());
+    more("ended", build.ended_at.as_deref().map(exact));
+    more(
+        "took",
+        Some(took(&build.created_at, build.ended_at.as_deref())),
+    );
     more("digest", build.digest.clone());
     more(
         "size",

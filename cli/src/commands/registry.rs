@@ -5,6 +5,7 @@ use super::login::read_secret_stdin;
 use crate::api::queries;
 use crate::args::RegistryVerb;
 use crate::exit::{Failure, Outcome};
+use crate::moments::ago;
 use crate::printer::{Printer, stdin_is_terminal};
 use slipway_core::build::RegistryCredential;
 
@@ -48,7 +49,7 @@ pub(crate) async fn run(verb: RegistryVerb, caller: &Caller, printer: Printer) -
                 [
                     credential.registry.clone(),
                     credential.username.clone(),
-                    credential.created_at.clone(),
+                    ago(&credential.created_at),
                 ]
             });
         }

@@ -4,6 +4,7 @@ use super::context::Caller;
 use crate::api::queries;
 use crate::args::TokensVerb;
 use crate::exit::Outcome;
+use crate::moments::{ago, until};
 use crate::printer::{Format, Printer};
 
 /// Does what the verb says. A new token's secret is the only thing on standard output.
@@ -43,14 +44,14 @@ pub(crate) async fn run(verb: TokensVerb, caller: &Caller, printer: Printer) -> 
                         token.id.clone(),
                         token.name.clone(),
                         token.role.to_lowercase(),
-                        token.created_at.clone(),
+                        ago(&token.created_at),
                         token
                             .last_used_at
-                            .clone()
-                            .unwrap_or_else(|| "never".to_owned()),
+                            .as_deref()
+                            .map_or_else(|| "never".to_owned(), ago),
                         match (&token.revoked_at, &token.expires_at) {
-                            (Some(at), _) => format!("revoked {at}"),
-                            (None, Some(at)) => format!("until {at}"),
+                            (Some(at), _) => format!("revoked {}", ago(at)),
+                            (None, Some(at)) => format!("expires {}", until(at)),
                             (None, None) => "good".to_owned(),
                         },
                     ]

@@ -17,6 +17,7 @@ use crate::api::volumes::{Fork, NewVolume, Volume, VolumeChange};
 use crate::api::{ApiClient, queries};
 use crate::args::{CreateVolumeArgs, ForkArgs, Growth, UpdateVolumeArgs, VolumesVerb};
 use crate::exit::{Failure, Outcome};
+use crate::moments::exact;
 use crate::printer::{Format, Printer, stdin_is_terminal};
 use slipway_core::units::ByteSize;
 
@@ -142,7 +143,8 @@ async fn destroy(
         if printer.format() == Format::Human {
             match &volume.destroy_at {
                 Some(at) if !now => printer.data(&format!(
-                    "{id} is destroyed at {at}; `slipway volumes restore {id}` keeps it"
+                    "{id} is destroyed at {}; `slipway volumes restore {id}` keeps it",
+                    exact(at)
                 )),
                 Some(_) | None => printer.data(&format!("{id} is destroyed")),
             }

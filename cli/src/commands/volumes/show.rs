@@ -2,6 +2,7 @@
 
 use super::size;
 use crate::api::volumes::Volume;
+use crate::moments::{ago, exact};
 use crate::printer::Printer;
 use slipway_core::units::ByteSize;
 
@@ -18,7 +19,7 @@ pub(super) fn list(volumes: &[Volume], printer: Printer) {
             "ZONE",
             "ENCRYPTED",
             "ATTACHED TO",
-            "CREATED AT",
+            "CREATED",
         ],
         volumes,
         |volume| {
@@ -32,7 +33,7 @@ pub(super) fn list(volumes: &[Volume], printer: Printer) {
                 volume.zone.clone().unwrap_or_default(),
                 encrypted(volume).to_owned(),
                 volume.attached_to.clone().unwrap_or_default(),
-                volume.created_at.clone(),
+                ago(&volume.created_at),
             ]
         },
     );
@@ -56,7 +57,7 @@ pub(super) fn one(volume: &Volume, printer: Printer) {
     let moves = volume.moving_to.clone();
     fields.extend(moves.map(|zone| ("moves to", zone)));
     let waits = volume.import_until.clone();
-    fields.extend(waits.map(|until| ("waits for contents", format!("until {until}"))));
+    fields.extend(waits.map(|until| ("waits for contents until", exact(&until))));
     let scheduled = if volume.scheduled_snapshots {
         "one a day"
     } else {
@@ -74,9 +75,9 @@ pub(super) fn one(volume: &Volume, printer: Printer) {
         fields.push(("grows", grows));
     }
     let destroyed = volume.destroy_at.clone();
-    fields.extend(destroyed.map(|at| ("destroyed at", at)));
+    fields.extend(destroyed.map(|at| ("destroyed at", exact(&at))));
     fields.extend(volume.notice.clone().map(|notice| ("notice", notice)));
-    fields.push(("created at", volume.created_at.clone()));
+    fields.push(("created at", exact(&volume.created_at)));
     printer.record(volume, &fields);
 }
 

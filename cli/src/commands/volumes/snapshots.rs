@@ -6,6 +6,7 @@ use crate::api::volumes::Snapshot;
 use crate::args::SnapshotsVerb;
 use crate::commands::confirm::confirm;
 use crate::exit::Outcome;
+use crate::moments::{ago, exact, until};
 use crate::printer::Printer;
 use slipway_core::units::ByteSize;
 
@@ -21,8 +22,8 @@ pub(super) async fn run(verb: SnapshotsVerb, client: &ApiClient, printer: Printe
                     "STORED",
                     "VOLUME SIZE",
                     "SCHEDULED",
-                    "CREATED AT",
-                    "EXPIRES AT",
+                    "CREATED",
+                    "EXPIRES",
                 ],
                 &snapshots,
                 |snapshot| {
@@ -32,8 +33,8 @@ pub(super) async fn run(verb: SnapshotsVerb, client: &ApiClient, printer: Printe
                         ByteSize(snapshot.stored_bytes).to_string(),
                         ByteSize(snapshot.volume_size_bytes).to_string(),
                         snapshot.scheduled.to_string(),
-                        snapshot.created_at.clone(),
-                        snapshot.expires_at.clone(),
+                        ago(&snapshot.created_at),
+                        until(&snapshot.expires_at),
                     ]
                 },
             );
@@ -76,8 +77,8 @@ fn show(snapshot: &Snapshot, printer: Printer) {
                 "volume size",
                 ByteSize(snapshot.volume_size_bytes).to_string(),
             ),
-            ("created at", snapshot.created_at.clone()),
-            ("expires at", snapshot.expires_at.clone()),
+            ("created at", exact(&snapshot.created_at)),
+            ("expires at", exact(&snapshot.expires_at)),
         ],
     );
 }
