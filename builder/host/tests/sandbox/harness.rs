@@ -206,7 +206,16 @@ impl Host {
             .append(true)
             .open(self.dir.join("daemon.log"))
             .unwrap();
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        let program = std::env::current_exe().unwrap();
+        let apart = namespace(self.place, "host");
+        // It becomes the program in place: the daemon's parent is the test's thread, which must live as long (see `daemon_main`).
+        let mut command = if apart.exists() {
+            let mut enter = Command::new("nsenter");
+            enter.arg(format!("--net={}", apart.display())).arg(program);
+            enter
+        } else {
+            Command::new(program)
+        };
         command
             .args(["--exact", "daemon_of_a_test", "--nocapture"])
             .env(SETTINGS, path);
@@ -214,12 +223,7 @@ impl Host {
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .process_group(0);
-        let apart = namespace(self.place, "host");
-        self.daemon = Some(if apart.exists() {
-            in_namespace(&apart, || command.spawn().unwrap())
-        } else {
-            command.spawn().unwrap()
-        });
+        self.daemon = Some(command.spawn().unwrap());
         let socket = self.dir.join("host.sock");
         wait_for("the daemon's socket", || {
             let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
