@@ -12,6 +12,7 @@ mod retention;
 
 use crate::farm::{ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent, chain, entropy, now};
 use crate::guest_client::{GuestClient, GuestError};
+use crate::problem::Problem;
 use futures_util::Stream;
 use http::StatusCode;
 use reader::EventReader;
@@ -22,6 +23,7 @@ use slipway_core::id::{AppId, BuildId, OrgId};
 use slipway_core::quota::QuotaError;
 use slipway_core::time::Timestamp;
 use slipway_store::{Build, BuildState, ErrorKind, NewBuild, Store, StoreError};
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -165,8 +167,7 @@ impl BuildService {
         Ok(service)
     }
 
-    /// Follows a build of an earlier life. One whose builder is not there any more has failed; that keeps nobody else's from being
-    /// followed.
+    /// Follows a build of an earlier life. One that cannot be followed has failed; that keeps nobody else's from being followed.
     async fn adopt(&self, build: Build) -> Result<(), BuildError> {
         let inner = &self.0;
         let machine = inner.store.machine(&build.org, &build.machine).await;
@@ -187,10 +188,10 @@ impl BuildService {
                 inner.spawn_follower(build, key, live, guard, accepted);
             }
             Err(error) => {
-                tracing::error!(build = %build.id, why = chain(&error), "build without a builder");
+                tracing::error!(build = %build.id, why = chain(&error), "build cannot be followed");
                 let outcome = BuildOutcome::Failed {
                     fault: Fault::System,
-                    message: "the builder of the build is not there any more".to_owned(),
+                    message: Problem::from(&error).message.into_owned(),
                     hint: Some("deploy again".to_owned()),
                 };
                 inner.give_up(&build, outcome).await;
@@ -246,18 +247,15 @@ impl BuildService {
                 if let BuildError::Guest(_) = &error {
                     inner.cancel_unheard(key, &id);
                 }
-                let (fault, message) = (error.fault(), chain(&error));
-                let hint = error.hint().map(str::to_owned);
-                inner
-                    .give_up(
-                        &build,
-                        BuildOutcome::Failed {
-                            fault,
-                            message,
-                            hint,
-                        },
-                    )
-                    .await;
+                tracing::warn!(build = %id, why = chain(&error), "build not handed over");
+                // What its owner may read; the log has the rest.
+                let told = Problem::from(&error);
+                let outcome = BuildOutcome::Failed {
+                    fault: told.code.fault(),
+                    message: told.message.into_owned(),
+                    hint: told.hint.map(Cow::into_owned),
+                };
+                inner.give_up(&build, outcome).await;
                 Err(error)
             }
         }

@@ -150,6 +150,12 @@ fn where_to_look(error: &StoreError) -> Option<&'static str> {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&StoreError> for Problem {
+    fn from(error: &StoreError) -> Self {
         match error.kind() {
             ErrorKind::NotFound => {
                 let code = if matches!(error, StoreError::NotFound(What::App)) {
@@ -158,7 +164,7 @@ impl From<StoreError> for Problem {
                     Code::NotFound
                 };
                 let problem = Self::new(code, error.to_string());
-                match where_to_look(&error) {
+                match where_to_look(error) {
                     Some(hint) => problem.hint(hint),
                     None => problem,
                 }
@@ -166,7 +172,7 @@ impl From<StoreError> for Problem {
             ErrorKind::Conflict => Self::new(Code::Conflict, error.to_string()),
             ErrorKind::Limit => {
                 let problem = Self::new(Code::Limit, error.to_string());
-                let StoreError::Quota(quota) = &error else {
+                let StoreError::Quota(quota) = error else {
                     return problem;
                 };
                 match quota.hint() {
@@ -174,11 +180,12 @@ impl From<StoreError> for Problem {
                     None => problem,
                 }
             }
-            ErrorKind::NoSpace => Self::new(Code::NoSpace, error.to_string()).hint(
+            // How much the pool of everybody has left is the operator's.
+            ErrorKind::NoSpace => Self::new(Code::NoSpace, "the host's pool has no room for that").hint(
                 "ask for less, destroy volumes and snapshots that you do not need, or have the operator add space",
             ),
             ErrorKind::Unavailable => {
-                tracing::error!(why = chain(&error), "store unavailable");
+                tracing::error!(why = chain(error), "store unavailable");
                 Self::new(Code::Unavailable, "the server's database does not answer")
                     .hint("try again in a minute")
             }
@@ -186,17 +193,23 @@ impl From<StoreError> for Problem {
             ErrorKind::Internal if matches!(error, StoreError::OutOfRange(_)) => {
                 Self::new(Code::Invalid, error.to_string()).hint("choose a smaller number")
             }
-            ErrorKind::Internal => Self::internal(&error),
+            ErrorKind::Internal => Self::internal(error),
         }
     }
 }
 
 impl From<FarmError> for Problem {
     fn from(error: FarmError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&FarmError> for Problem {
+    fn from(error: &FarmError) -> Self {
         let hint = error.hint();
         let problem = match error {
             FarmError::Store(store) => return store.into(),
-            FarmError::Volume(ref volume) => Self::new(volume.code(), error.to_string()),
+            FarmError::Volume(volume) => Self::new(volume.code(), error.to_string()),
             FarmError::Place(
                 PlacementError::NoSuchPlace { .. }
                 | PlacementError::NoIsolation { .. }
@@ -222,18 +235,18 @@ impl From<FarmError> for Problem {
             | FarmError::HostAway
             | FarmError::Closed => Self::new(Code::Unavailable, error.to_string()),
             FarmError::WontStart(_) => {
-                tracing::warn!(why = chain(&error), "builder does not start");
+                tracing::warn!(why = chain(error), "builder does not start");
                 Self::new(Code::Unavailable, error.to_string())
             }
             FarmError::Host(_) | FarmError::Guest(_) => {
-                tracing::warn!(why = chain(&error), "builder cannot be reached");
+                tracing::warn!(why = chain(error), "builder cannot be reached");
                 Self::new(Code::Unavailable, "the builder cannot be reached")
             }
             FarmError::Key(_) => {
-                tracing::warn!(why = chain(&error), "key of a volume");
+                tracing::warn!(why = chain(error), "key of a volume");
                 Self::new(Code::Unavailable, "the key of the volume cannot be had")
             }
-            FarmError::Entropy(_) => return Self::internal(&error),
+            FarmError::Entropy(_) => return Self::internal(error),
         };
         match hint {
             Some(hint) => problem.hint(hint),
@@ -244,15 +257,20 @@ impl From<FarmError> for Problem {
 
 impl From<BuildError> for Problem {
     fn from(error: BuildError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&BuildError> for Problem {
+    fn from(error: &BuildError) -> Self {
         let hint = error.hint();
         let problem = match error {
             BuildError::Farm(farm) => return farm.into(),
             BuildError::Store(store) => return store.into(),
             BuildError::Refused {
-                status,
-                ref message,
+                status, message, ..
             } => {
-                let code = match status {
+                let code = match *status {
                     StatusCode::TOO_MANY_REQUESTS => Code::Limit,
                     StatusCode::CONFLICT => Code::Conflict,
                     other if other.is_client_error() => Code::Invalid,
@@ -262,7 +280,7 @@ impl From<BuildError> for Problem {
             }
             BuildError::Ended => Self::new(Code::Unauthenticated, error.to_string()),
             BuildError::Guest(_) => {
-                tracing::warn!(why = chain(&error), "build not handed over");
+                tracing::warn!(why = chain(error), "build not handed over");
                 Self::new(Code::Unavailable, "the builder does not answer")
             }
         };
@@ -270,5 +288,53 @@ impl From<BuildError> for Problem {
             Some(hint) => problem.hint(hint),
             None => problem,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::farm::VolumeError;
+    use crate::guest_client::GuestError;
+    use crate::host_client::HostClientError;
+    use slipway_core::host_api::{HostError, HostErrorCode};
+
+    /// What a host, the database or the key store says is for the operator. A caller gets words of ours.
+    #[test]
+    fn nothing_that_is_for_the_operator_reaches_a_caller() {
+        let secret = "/var/lib/slipway/pool/vol_7 of vault.internal:8200";
+        let refused = |code| {
+            HostClientError::Refused(HostError {
+                code,
+                message: secret.to_owned(),
+            })
+        };
+        let database = || StoreError::Corrupt {
+            column: "state",
+            detail: secret.to_owned(),
+        };
+        let full = || StoreError::PoolFull {
+            free_bytes: 777,
+            wanted_bytes: 1,
+        };
+        let errors = [
+            BuildError::Farm(FarmError::Host(refused(HostErrorCode::Failed))),
+            BuildError::Farm(FarmError::Host(refused(HostErrorCode::Busy))),
+            BuildError::Farm(FarmError::Store(database())),
+            BuildError::Farm(FarmError::Store(full())),
+            BuildError::Farm(FarmError::Guest(GuestError::Protocol("x"))),
+            BuildError::Store(database()),
+            BuildError::Store(full()),
+            BuildError::Guest(GuestError::TimedOut(std::time::Duration::from_secs(1))),
+        ];
+        for error in &errors {
+            let told = Problem::from(error).line();
+            for part in ["/var", "vault", "777", "state"] {
+                assert!(!told.contains(part), "{error:?} is told as: {told}");
+            }
+        }
+        let volume = VolumeError::of_host(refused(HostErrorCode::Unsupported)).unwrap();
+        let told = Problem::from(FarmError::Volume(volume)).line();
+        assert!(!told.contains("/var"), "{told}");
     }
 }

@@ -191,6 +191,31 @@ async fn a_build_keeps_its_builder_and_its_builder_takes_it_along() {
     bed.end().await;
 }
 
+/// One build that cannot be followed keeps neither the server from starting nor the builds of others from being followed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_cannot_be_followed_has_failed_and_the_server_starts() {
+    let mut bed = Bed::start().await;
+    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let key = bed.org(SHORT).await;
+    let build = begin(&bed, &builds, &key).await;
+    bed.stop_farm().await;
+    bed.restart_farm().await;
+    let mut all_of_them = Vec::new();
+    while let Ok(guard) = bed.farm.activity(&key) {
+        all_of_them.push(guard);
+    }
+    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let build = ended(&bed, &build).await;
+    assert_eq!(build.state, BuildState::Failed);
+    let events = all(&builds, &build, 0).await;
+    assert!(matches!(
+        events.last().map(|e| &e.event),
+        Some(BuildEvent::Ended(BuildOutcome::Failed { .. }))
+    ));
+    drop(all_of_them);
+    bed.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn cancels_and_refuses_strangers() {
     let bed = Bed::start().await;
@@ -233,7 +258,7 @@ async fn old_builds_are_deleted_as_their_org_says() {
         ..BuildRetention::default()
     };
     let change = OrgChange {
-        retention: Some(retention),
+        builds_kept: Some(retention.count),
         ..OrgChange::default()
     };
     let org = bed.store.update_org(&key.org, &change).await.expect("set");

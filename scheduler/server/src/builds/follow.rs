@@ -8,11 +8,13 @@ use crate::guest_client::GuestError;
 use crate::limits::{
     BUILD_GONE_WAIT, BUILD_SILENCE_MAX, CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, EVENT_BATCH_MAX,
 };
+use crate::problem::Problem;
 use futures_util::StreamExt;
 use http::StatusCode;
 use slipway_core::build::{BuildEvent, BuildOutcome, Fault, NumberedEvent};
 use slipway_core::limits::{BUILD_DURATION_MAX, BUILD_EVENTS_BYTES_MAX, BUILD_LOG_CHUNK_BYTES_MAX};
 use slipway_store::{Build, ErrorKind};
+use std::borrow::Cow;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -25,15 +27,38 @@ enum Told {
     TooMuch,
 }
 
-/// Why one try to follow a build ended without its end.
+/// Why one try to follow a build ended without its end, in words for the build's owner.
 #[derive(Debug)]
 enum Lost {
     /// The guest does not know the build, or there is no guest: it will not come back.
-    Build(String),
+    Build(Words),
     /// There is no machine to ask; perhaps in a moment.
-    Machine(String),
+    Machine(Words),
     /// Nobody could be asked.
-    Contact(String),
+    Contact(Words),
+}
+
+type Words = Cow<'static, str>;
+
+/// What of an error the owner of a build may read. The log has the rest.
+fn told<'a, E>(build: &Build, error: &'a E) -> Words
+where
+    E: std::error::Error,
+    Problem: From<&'a E>,
+{
+    tracing::warn!(build = %build.id, why = chain(error), "build not followed");
+    Problem::from(error).message
+}
+
+/// The same of what the build's own builder says, or does not.
+fn guest_told(build: &Build, error: &GuestError) -> Words {
+    tracing::warn!(build = %build.id, why = chain(error), "build not followed");
+    match error {
+        GuestError::Refused { message, .. } => message.clone().into(),
+        GuestError::Transport(_) | GuestError::TimedOut(_) | GuestError::Protocol(_) => {
+            "the builder does not answer".into()
+        }
+    }
 }
 
 impl Inner {
@@ -57,7 +82,7 @@ impl Inner {
             if let Some(why) = reader.judge(lost, now().since(build.created_at)) {
                 let outcome = BuildOutcome::Failed {
                     fault: Fault::System,
-                    message: why,
+                    message: why.into_owned(),
                     hint: Some("deploy again; the cache has what was finished".to_owned()),
                 };
                 return self.give_up(&build, outcome).await;
@@ -82,11 +107,9 @@ impl Inner {
         let guest = match self.farm.guest_if_running(key).await {
             Ok(guest) => guest,
             Err(FarmError::NotRunning) => {
-                return Err(Lost::Machine(
-                    "the builder ended during the build".to_owned(),
-                ));
+                return Err(Lost::Machine("the builder ended during the build".into()));
             }
-            Err(error) => return Err(Lost::Contact(chain(&error))),
+            Err(error) => return Err(Lost::Contact(told(build, &error))),
         };
         let events = match guest.events(&build.id, reader.last_seq).await {
             Ok(events) => events,
@@ -95,10 +118,10 @@ impl Inner {
                 ..
             }) => {
                 return Err(Lost::Build(
-                    "the builder was started anew during the build".to_owned(),
+                    "the builder was started anew during the build".into(),
                 ));
             }
-            Err(error) => return Err(Lost::Contact(chain(&error))),
+            Err(error) => return Err(Lost::Contact(guest_told(build, &error))),
         };
         (reader.heard, reader.missing_since) = (Instant::now(), None);
         let mut batches = std::pin::pin!(events.ready_chunks(EVENT_BATCH_MAX));
@@ -108,7 +131,7 @@ impl Inner {
             for event in batch {
                 match event {
                     Ok(event) => events.push(event),
-                    Err(error) => broken = Some(Lost::Contact(chain(&error))),
+                    Err(error) => broken = Some(Lost::Contact(guest_told(build, &error))),
                 }
             }
             let outcome = events.iter().rev().find_map(|event| match &event.event {
@@ -137,7 +160,7 @@ impl Inner {
             reader.heard = Instant::now();
         }
         Err(Lost::Contact(
-            "the builder stopped telling of the build".to_owned(),
+            "the builder stopped telling of the build".into(),
         ))
     }
 
@@ -174,10 +197,9 @@ impl Inner {
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::Unavailable => {
-                tracing::error!(build = %build.id, why = chain(&error), "events not recorded");
-                Err(Lost::Contact(chain(&error)))
+                Err(Lost::Contact(told(build, &error)))
             }
-            Err(error) => Err(Lost::Build(chain(&error))),
+            Err(error) => Err(Lost::Build(told(build, &error))),
         }
     }
 
@@ -265,7 +287,7 @@ impl Follower {
     }
 
     /// Whether to give up, and why.
-    fn judge(&mut self, lost: Lost, age: Duration) -> Option<String> {
+    fn judge(&mut self, lost: Lost, age: Duration) -> Option<Words> {
         let over = age > BUILD_DURATION_MAX + BUILD_SILENCE_MAX;
         match lost {
             Lost::Build(why) => Some(why),
@@ -275,7 +297,7 @@ impl Follower {
             }
             Lost::Contact(why) => {
                 let silent = self.heard.elapsed() > BUILD_SILENCE_MAX;
-                (silent || over).then(|| format!("the builder cannot be reached: {why}"))
+                (silent || over).then(|| format!("the builder cannot be reached: {why}").into())
             }
         }
     }

@@ -155,13 +155,16 @@ pub enum VolumeError {
 
 impl VolumeError {
     /// A host's refusal that asking again does not change; anything else is given back.
-    pub(in crate::farm) fn of_host(error: HostClientError) -> Result<Self, HostClientError> {
+    pub(crate) fn of_host(error: HostClientError) -> Result<Self, HostClientError> {
         let HostClientError::Refused(HostError { code, message }) = &error else {
             return Err(error);
         };
         Ok(match code {
             HostErrorCode::NoSpace => Self::NoSpace,
-            HostErrorCode::Unsupported => Self::Unsupported(message.clone()),
+            HostErrorCode::Unsupported => {
+                tracing::warn!(message, "host cannot do that to a volume");
+                Self::Unsupported(for_owner(message))
+            }
             HostErrorCode::NotFound => Self::Missing,
             HostErrorCode::VolumeDamaged => Self::Damaged,
             HostErrorCode::BadRequest => {
@@ -273,6 +276,15 @@ impl VolumeError {
             }
             Self::NotTaken => "tell the operator; the server's log says more",
         }
+    }
+}
+
+/// A host's words about a volume, if they name nothing of the host: no path, no volume group.
+fn for_owner(message: &str) -> String {
+    if message.contains('/') {
+        "its host cannot do that to the volume as it is now".to_owned()
+    } else {
+        message.to_owned()
     }
 }
 

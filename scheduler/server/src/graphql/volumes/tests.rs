@@ -281,7 +281,7 @@ async fn bad_input_is_told_with_a_hint() {
         ),
         (update("snapshotRetentionDays: 0"), "INVALID", "0 days"),
         (extend("1073741824"), "INVALID", "never gets smaller"),
-        (extend("500000000000"), "NO_SPACE", "left to promise"),
+        (extend("500000000000"), "NO_SPACE", "no room"),
     ] {
         let query = query.replace("$id", &volume["id"].to_string());
         let answer = bench.try_query(&who, &query, json!({})).await;
