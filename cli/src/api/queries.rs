@@ -123,7 +123,17 @@ pub(crate) async fn ensure_app(client: &ApiClient, org: &str, name: &str) -> Out
 
 /// Tokens of an org.
 pub(crate) async fn tokens(client: &ApiClient, org: &str) -> Outcome<Vec<TokenInfo>> {
-    Ok(client.call(ask::TOKENS, json!({ "org": org })).await?)
+    let mut tokens: Vec<TokenInfo> = Vec::new();
+    loop {
+        let before = tokens.last().map(|token| token.id.as_str());
+        let page = client
+            .call::<Vec<TokenInfo>>(ask::TOKENS, json!({ "org": org, "before": before }))
+            .await?;
+        if page.is_empty() {
+            return Ok(tokens);
+        }
+        tokens.extend(page);
+    }
 }
 
 /// Makes a token.

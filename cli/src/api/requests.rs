@@ -60,7 +60,7 @@ queries! {
     UPDATE_ORG = "updateOrg": concat!("mutation($input: UpdateOrgInput!) { updateOrg(input: $input) { ", org!(), " } }");
     APPS = "apps": concat!("query($org: String) { apps(org: $org) { ", app!(), " } }");
     CREATE_APP = "createApp": concat!("mutation($input: CreateAppInput!) { createApp(input: $input) { ", app!(), " } }");
-    TOKENS = "tokens": concat!("query($org: String) { tokens(org: $org) { ", token!(), " } }");
+    TOKENS = "tokens": concat!("query($org: String, $before: ID) { tokens(org: $org, before: $before) { ", token!(), " } }");
     CREATE_TOKEN = "createToken": concat!("mutation($input: CreateTokenInput!) { createToken(input: $input) { secret token { ", token!(), " } } }");
     REVOKE_TOKEN = "revokeToken": concat!("mutation($id: ID!) { revokeToken(id: $id) { ", token!(), " } }");
     BUILDERS = "builders": concat!("query($org: String) { builders(org: $org) { ", builder!(), " volumeUsedBytes idleMs } }");

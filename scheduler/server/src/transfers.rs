@@ -96,17 +96,15 @@ impl Transfer {
             Self::Export(id) => {
                 let offset = offset(request.uri().query())?;
                 let found = access.snapshot(&parse(id)?, TokenRole::Admin).await;
-                let (entered, found) = found.map_err(Refused::into_problem)?;
-                let exported = parts
-                    .farm
-                    .export_snapshot(&entered.org.id, &found.id, offset);
+                let (org, found) = found.map_err(Refused::into_problem)?;
+                let exported = parts.farm.export_snapshot(&org.id, &found.id, offset);
                 let download = exported.await?;
                 Ok(streamed(download, ends, connection))
             }
             Self::Import(id) => {
                 let found = access.volume(&parse(id)?, TokenRole::Admin).await;
-                let (entered, volume) = found.map_err(Refused::into_problem)?;
-                let (org, farm) = (&entered.org.id, &parts.farm);
+                let (org, volume) = found.map_err(Refused::into_problem)?;
+                let (org, farm) = (&org.id, &parts.farm);
                 if request.method() == Method::GET {
                     let so_far = match farm.imported_so_far(org, &volume.id).await? {
                         ImportedSoFar::At(offset) => json!({ "offset": offset }),

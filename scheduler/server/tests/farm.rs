@@ -338,7 +338,9 @@ async fn the_size_that_an_org_asks_for_reaches_its_builder_at_the_next_start() {
         ..first
     };
     let change = OrgChange {
-        builder_size: Some(asked),
+        cpu_millis: Some(asked.cpu_millis),
+        memory: Some(asked.memory),
+        volume: Some(asked.volume),
         ..OrgChange::default()
     };
     let org = bed.store.update_org(&key.org, &change).await.expect("set");

@@ -2,7 +2,9 @@
 
 use slipway_core::build::{BuildOutcome, BuildSpec};
 use slipway_core::generation::Generation;
-use slipway_core::id::{AppId, BuildId, CredentialId, HostId, MachineId, OrgId, TokenId, VolumeId};
+use slipway_core::id::{
+    AppId, BuildId, CredentialId, HostId, MachineId, OrgId, SnapshotId, TokenId, VolumeId,
+};
 use slipway_core::isolation::Isolation;
 use slipway_core::machine::MachineState;
 use slipway_core::quota::{BuildRetention, BuilderSize};
@@ -36,23 +38,29 @@ pub struct Org {
     pub created_at: Timestamp,
 }
 
-/// What may be changed of an org; `None` leaves it.
+/// What may be changed of an org; `None` leaves it, so that two changes of different things both take effect.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OrgChange {
     /// New name for people.
     pub name: Option<String>,
     /// New idle time.
     pub idle: Option<Duration>,
-    /// New way to keep ended builds.
-    pub retention: Option<BuildRetention>,
+    /// So many ended builds are kept.
+    pub builds_kept: Option<u32>,
+    /// An ended build is kept for so long.
+    pub builds_age: Option<Duration>,
     /// New default region.
     pub default_region: Option<String>,
     /// New default architecture.
     pub default_arch: Option<String>,
     /// New demand on the wall around builders.
     pub isolation: Option<Isolation>,
-    /// New size; builders that exist keep theirs.
-    pub builder_size: Option<BuilderSize>,
+    /// New processor limit of builders.
+    pub cpu_millis: Option<u32>,
+    /// New memory limit of builders.
+    pub memory: Option<ByteSize>,
+    /// New size of caches; builders that exist keep theirs.
+    pub volume: Option<ByteSize>,
 }
 
 /// What an app is for.
@@ -331,6 +339,30 @@ pub struct BuildFilter {
     pub before: Option<BuildId>,
     /// At most so many; at most [`crate::limits::LIST_ROWS_MAX`].
     pub limit: u32,
+}
+
+/// Which tokens to list, newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenPage {
+    /// Only those made before this one (paging).
+    pub before: Option<TokenId>,
+    /// At most so many; at most [`crate::limits::LIST_ROWS_MAX`].
+    pub limit: u32,
+}
+
+/// Something whose owner is looked for by its id, or name, alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owned<'a> {
+    /// A build.
+    Build(&'a BuildId),
+    /// A volume.
+    Volume(&'a VolumeId),
+    /// A snapshot.
+    Snapshot(&'a SnapshotId),
+    /// The snapshots of a volume, which may be gone.
+    SnapshotsOf(&'a VolumeId),
+    /// An app, by its name; of several orgs that have one, the first by slug.
+    App(&'a str),
 }
 
 /// A registry credential, sealed. Who has the key is none of the store's business.

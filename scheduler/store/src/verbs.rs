@@ -7,7 +7,7 @@
 use crate::error::StoreError;
 use crate::model::{
     App, Build, BuildFilter, Ensured, Host, HostUse, Machine, MachineRecord, NewBuild, NewBuilder,
-    Org, OrgChange, SealedCredential, SecretHash, Token,
+    Org, OrgChange, Owned, SealedCredential, SecretHash, Token, TokenPage,
 };
 use crate::volume::{NewMove, NewSnapshot, NewVolume, Snapshot, Volume, VolumeState};
 use async_trait::async_trait;
@@ -48,8 +48,8 @@ pub trait Store: SystemStore {
     /// Records a token and the hash of its secret. [`StoreError::Quota`] if the org has too many that are good; of those that
     /// are not, the oldest are forgotten.
     async fn create_token(&self, token: &Token, hash: &SecretHash) -> Result<()>;
-    /// The tokens of one org (`None`: of the administrator), newest first, revoked ones included.
-    async fn tokens(&self, org: Option<&OrgId>) -> Result<Vec<Token>>;
+    /// Tokens of one org (`None`: of the administrator), newest first, revoked ones included.
+    async fn tokens(&self, org: Option<&OrgId>, page: &TokenPage) -> Result<Vec<Token>>;
     /// Revokes a token of this org (`None`: of the administrator); revoked already is fine.
     async fn revoke_token(&self, org: Option<&OrgId>, token: &TokenId, at: Timestamp)
     -> Result<()>;
@@ -112,11 +112,13 @@ pub trait Store: SystemStore {
     /// Takes a promise back that the host refused: the volume is as large as it was made. Without effect if it is not to
     /// grow to `size` any more.
     async fn undo_extension(&self, org: &OrgId, volume: &VolumeId, size: ByteSize) -> Result<()>;
-    /// Records what its owner wants of a volume; gives the volume as it is then.
+    /// Records what its owner wants of a volume instead of `was`; gives the volume as it is then. [`StoreError::Changed`] if
+    /// something else was wanted meanwhile.
     async fn set_volume_policy(
         &self,
         org: &OrgId,
         volume: &VolumeId,
+        was: &VolumePolicy,
         policy: &VolumePolicy,
     ) -> Result<Volume>;
     /// Begins to move a volume that is made and not to go: promises its size on the other host and the snapshot's reserve on its
@@ -255,6 +257,8 @@ pub trait Store: SystemStore {
 pub trait SystemStore: Send + Sync + std::fmt::Debug {
     /// All orgs, by slug.
     async fn all_orgs(&self) -> Result<Vec<Org>>;
+    /// Whose something is; `None` if there is no such thing.
+    async fn owner(&self, of: Owned<'_>) -> Result<Option<OrgId>>;
     /// The token with this secret, if there is one; revoked and expired ones too.
     async fn token_by_hash(&self, hash: &SecretHash) -> Result<Option<Token>>;
     /// One token by its id, if there is one; revoked and expired ones too.

@@ -8,8 +8,8 @@ use crate::api::Parts;
 use crate::auth::{Entered, Principal};
 use crate::problem::{Code, Problem};
 use async_graphql::Context;
-use slipway_core::id::{BuildId, OrgId, SnapshotId, VolumeId};
-use slipway_store::{App, Build, ErrorKind, Snapshot, Store, StoreError, TokenRole, Volume, What};
+use slipway_core::id::{AppId, BuildId, OrgId, SnapshotId, VolumeId};
+use slipway_store::{App, Build, Org, Owned, Snapshot, Store, StoreError, TokenRole, Volume, What};
 use std::sync::Arc;
 
 /// Who asks, and with what it can be answered.
@@ -44,32 +44,27 @@ impl<'a> Access<'a> {
     ///
     /// # Errors
     /// [`Code::Forbidden`], [`Code::NotFound`].
-    pub(super) async fn enter(&self, org: Option<&str>, role: TokenRole) -> Result<Entered> {
+    pub(super) async fn enter(&self, org: Option<&str>, role: TokenRole) -> Result<Scope> {
         self.principal.require(role)?;
-        Ok(self.parts.authenticator.enter(self.principal, org).await?)
+        let entered = self.parts.authenticator.enter(self.principal, org).await?;
+        Ok(Scope(entered))
     }
 
     /// The same for what concerns the whole org: a token of one app does not reach that far.
     ///
     /// # Errors
     /// [`Code::Forbidden`], [`Code::NotFound`].
-    pub(super) async fn enter_whole(&self, org: Option<&str>, role: TokenRole) -> Result<Entered> {
-        let entered = self.enter(org, role).await?;
-        match entered.app {
-            None => Ok(entered),
-            Some(_) => {
-                Err(Problem::new(Code::Forbidden, "the token is good for one app only").into())
-            }
-        }
+    pub(crate) async fn enter_whole(&self, org: Option<&str>, role: TokenRole) -> Result<Org> {
+        self.enter(org, role).await?.whole()
     }
 
     /// An app of an org, by name, if the token may touch it.
     ///
     /// # Errors
     /// [`Code::AppNotFound`], [`Code::Forbidden`].
-    pub(super) async fn app(&self, entered: &Entered, name: &str) -> Result<App> {
-        let app = self.store().app_by_name(&entered.org.id, name).await?;
-        entered.check_app(&app)?;
+    pub(super) async fn app(&self, scope: &Scope, name: &str) -> Result<App> {
+        let app = self.store().app_by_name(&scope.0.org.id, name).await?;
+        scope.0.check_app(&app)?;
         Ok(app)
     }
 
@@ -77,41 +72,28 @@ impl<'a> Access<'a> {
     ///
     /// # Errors
     /// [`Code::NotFound`], for those of others too.
-    pub(super) async fn build(&self, id: &BuildId, role: TokenRole) -> Result<(Entered, Build)> {
-        for org in self.reachable_orgs().await? {
-            match self.store().build(&org, id).await {
-                Ok(build) => {
-                    let entered = self.enter(Some(org.as_str()), role).await?;
-                    if entered.app.as_ref().is_some_and(|only| *only != build.app) {
-                        break;
-                    }
-                    return Ok((entered, build));
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
-            }
+    pub(super) async fn build(&self, id: &BuildId, role: TokenRole) -> Result<(OrgId, Build)> {
+        let missing = || StoreError::NotFound(What::Build);
+        let org = self.owner(Owned::Build(id)).await?.ok_or_else(missing)?;
+        let build = self.store().build(&org, id).await?;
+        match self.enter(Some(org.as_str()), role).await?.only() {
+            Some(only) if *only != build.app => Err(missing().into()),
+            Some(_) | None => Ok((org, build)),
         }
-        Err(StoreError::NotFound(What::Build).into())
     }
 
-    /// A volume by its id alone.
+    /// A volume by its id alone, and the org it was found in.
     ///
     /// # Errors
     /// [`Code::NotFound`], for those of others too.
-    pub(crate) async fn volume(&self, id: &VolumeId, role: TokenRole) -> Result<(Entered, Volume)> {
-        for org in self.reachable_orgs().await? {
-            match self.store().volume(&org, id).await {
-                Ok(volume) => {
-                    return Ok((self.enter_whole(Some(org.as_str()), role).await?, volume));
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(StoreError::NotFound(What::Volume).into())
+    pub(crate) async fn volume(&self, id: &VolumeId, role: TokenRole) -> Result<(Org, Volume)> {
+        let owner = self.owner(Owned::Volume(id)).await?;
+        let org = owner.ok_or(StoreError::NotFound(What::Volume))?;
+        let volume = self.store().volume(&org, id).await?;
+        Ok((self.enter_whole(Some(org.as_str()), role).await?, volume))
     }
 
-    /// A snapshot by its id alone.
+    /// A snapshot by its id alone, and the org it was found in.
     ///
     /// # Errors
     /// [`Code::NotFound`], for those of others too.
@@ -119,17 +101,11 @@ impl<'a> Access<'a> {
         &self,
         id: &SnapshotId,
         role: TokenRole,
-    ) -> Result<(Entered, Snapshot)> {
-        for org in self.reachable_orgs().await? {
-            match self.store().snapshot(&org, id).await {
-                Ok(snapshot) => {
-                    return Ok((self.enter_whole(Some(org.as_str()), role).await?, snapshot));
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(StoreError::NotFound(What::Snapshot).into())
+    ) -> Result<(Org, Snapshot)> {
+        let owner = self.owner(Owned::Snapshot(id)).await?;
+        let org = owner.ok_or(StoreError::NotFound(What::Snapshot))?;
+        let snapshot = self.store().snapshot(&org, id).await?;
+        Ok((self.enter_whole(Some(org.as_str()), role).await?, snapshot))
     }
 
     /// The snapshots of a volume, which may be gone, by its id alone.
@@ -137,7 +113,7 @@ impl<'a> Access<'a> {
     /// # Errors
     /// [`Code::NotFound`] if there is neither the volume nor a snapshot of it, for those of others too.
     pub(super) async fn snapshots(&self, volume: &VolumeId) -> Result<Vec<Snapshot>> {
-        for org in self.reachable_orgs().await? {
+        if let Some(org) = self.owner(Owned::SnapshotsOf(volume)).await? {
             let snapshots = self.store().snapshots(&org, volume).await?;
             if !snapshots.is_empty() {
                 self.enter_whole(Some(org.as_str()), TokenRole::Read)
@@ -149,17 +125,48 @@ impl<'a> Access<'a> {
         Ok(vec![])
     }
 
-    /// The credential's own org, or all of them for the administrator.
+    /// The org to look for something in: the credential's own, or for the administrator the one that has it.
     ///
     /// # Errors
     /// The store's.
-    pub(super) async fn reachable_orgs(&self) -> Result<Vec<OrgId>> {
+    pub(super) async fn owner(&self, of: Owned<'_>) -> Result<Option<OrgId>> {
         match self.principal.org() {
-            Some(own) => Ok(vec![own.clone()]),
-            None => {
-                let orgs = self.store().all_orgs().await?;
-                Ok(orgs.into_iter().map(|org| org.id).collect())
+            Some(own) => Ok(Some(own.clone())),
+            None => Ok(self.store().owner(of).await?),
+        }
+    }
+}
+
+/// An org that was entered with a token that may be good for one app of it only. Nothing of the org can be had before it is said
+/// whether that matters.
+pub(super) struct Scope(Entered);
+
+impl Scope {
+    /// For what belongs to no app: the org's own record, and its builders, which all tokens share.
+    pub(super) fn shared(&self) -> &Org {
+        &self.0.org
+    }
+
+    /// For what belongs to the org as a whole.
+    ///
+    /// # Errors
+    /// [`Code::Forbidden`] for a token of one app.
+    pub(super) fn whole(self) -> Result<Org> {
+        match self.0.app {
+            None => Ok(self.0.org),
+            Some(_) => {
+                Err(Problem::new(Code::Forbidden, "the token is good for one app only").into())
             }
         }
+    }
+
+    /// For lists of what belongs to apps: the org, and the one app whose things may be in it.
+    pub(super) fn filtered(self) -> (OrgId, Option<AppId>) {
+        (self.0.org.id, self.0.app)
+    }
+
+    /// The one app that the token is good for.
+    fn only(&self) -> Option<&AppId> {
+        self.0.app.as_ref()
     }
 }

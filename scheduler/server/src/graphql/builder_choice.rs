@@ -1,9 +1,8 @@
 //! Which builder is meant, and the wait until it answers.
 
 use super::Result;
-use super::access::Access;
+use super::access::{Access, Scope};
 use super::input::{BuilderInput, label};
-use crate::auth::Entered;
 use crate::farm::{BuilderKey, FarmError, NextEvent};
 use crate::guest_client::GuestClient;
 use crate::limits::{CONNECT_RETRY_MAX, READY_ASK_WAIT, WAKE_WAIT_MAX};
@@ -20,10 +19,10 @@ pub(super) async fn builder_key(
     access: &Access<'_>,
     input: BuilderInput,
     role: TokenRole,
-) -> Result<(Entered, BuilderKey)> {
-    let entered = access.enter(input.org.as_deref(), role).await?;
-    let key = key_in(&entered.org, input)?;
-    Ok((entered, key))
+) -> Result<(Scope, BuilderKey)> {
+    let scope = access.enter(input.org.as_deref(), role).await?;
+    let key = key_in(scope.shared(), input)?;
+    Ok((scope, key))
 }
 
 /// The same, for what ends everybody's work on it: with the role admin, and not with a token of one app.
@@ -34,10 +33,10 @@ pub(super) async fn whole_builder_key(
     access: &Access<'_>,
     input: BuilderInput,
 ) -> Result<BuilderKey> {
-    let entered = access
+    let org = access
         .enter_whole(input.org.as_deref(), TokenRole::Admin)
         .await?;
-    key_in(&entered.org, input)
+    key_in(&org, input)
 }
 
 fn key_in(org: &Org, input: BuilderInput) -> Result<BuilderKey> {

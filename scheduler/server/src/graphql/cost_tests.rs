@@ -322,3 +322,98 @@ async fn names_show_what_they_are_and_tokens_end_at_a_time_there_is() {
     }
     bench.end().await;
 }
+
+#[tokio::test]
+async fn every_token_can_be_listed_page_by_page_and_revoked() {
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "ADMIN").await;
+    let theirs = bench.org("rival", "ADMIN").await;
+    for _ in 0..11 {
+        bench.token("acme", json!({ "role": "READ" })).await;
+    }
+    let list = "query($before: ID) { tokens(before: $before, limit: 5) { id revokedAt } }";
+    let mut ids: Vec<Value> = Vec::new();
+    loop {
+        let page = bench
+            .query(&who, list, json!({ "before": ids.last() }))
+            .await;
+        let page = page["tokens"].as_array().unwrap().clone();
+        if page.is_empty() {
+            break;
+        }
+        ids.extend(page.iter().map(|token| token["id"].clone()));
+    }
+    assert_eq!(ids.len(), 12);
+    let revoke = "mutation($id: ID!) { revokeToken(id: $id) { revokedAt } }";
+    for id in &ids[..11] {
+        assert_eq!(
+            bench.refused(&theirs, revoke, json!({ "id": id })).await,
+            "NOT_FOUND"
+        );
+        let revoked = bench.query(&who, revoke, json!({ "id": id })).await;
+        assert!(revoked["revokeToken"]["revokedAt"].is_string());
+    }
+    // The administrator's own token is nobody else's to revoke.
+    let own = bench
+        .query(&bench.admin(), "{ viewer { token { id } } }", json!({}))
+        .await;
+    let id = json!({ "id": own["viewer"]["token"]["id"] });
+    assert_eq!(bench.refused(&theirs, revoke, id).await, "NOT_FOUND");
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_of_one_app_sees_what_is_its_apps_and_what_all_share() {
+    let mut bed = host::Bed::start().await;
+    bed.stop_farm().await;
+    let mut bench = Bench::start_on(&bed.dir.path().join("host.sock")).await;
+    let who = bench.org("acme", "ADMIN").await;
+    for name in ["shop", "blog"] {
+        let make = "mutation($name: String!) { createApp(input: { name: $name }) { id } }";
+        bench.query(&who, make, json!({ "name": name })).await;
+    }
+    let start = "mutation($app: String!) {
+        startBuild(input: { app: $app, image: \"i\", session: \"s\" }) { id } }";
+    let shop = bench.query(&who, start, json!({ "app": "shop" })).await["startBuild"]["id"].clone();
+    let blog = bench.query(&who, start, json!({ "app": "blog" })).await["startBuild"]["id"].clone();
+    let (scoped, _) = bench
+        .token("acme", json!({ "app": "shop", "role": "ADMIN" }))
+        .await;
+
+    let seen = "{ apps { name } builds { id } builders { state } org { slug } }";
+    let seen = bench.query(&scoped, seen, json!({})).await;
+    assert_eq!(seen["apps"], json!([{ "name": "shop" }]));
+    assert_eq!(seen["builds"], json!([{ "id": shop }]));
+    assert_eq!(seen["builders"].as_array().unwrap().len(), 1);
+    for query in [
+        "{ volumes { id } }",
+        "{ tokens { id } }",
+        "{ registryCredentials { id } }",
+        "{ builds(app: \"blog\") { id } }",
+        "mutation { updateOrg(input: { name: \"x\" }) { id } }",
+        "mutation { createApp(input: { name: \"x\" }) { id } }",
+        "mutation { createVolume(input: { name: \"x\" }) { id } }",
+    ] {
+        assert_eq!(
+            bench.refused(&scoped, query, json!({})).await,
+            "FORBIDDEN",
+            "{query}"
+        );
+    }
+    let build = "query($id: ID!) { build(id: $id) { app } }";
+    assert_eq!(
+        bench.refused(&scoped, build, json!({ "id": blog })).await,
+        "NOT_FOUND"
+    );
+    assert_eq!(
+        bench.query(&scoped, build, json!({ "id": shop })).await["build"]["app"],
+        "shop"
+    );
+    // The administrator finds each by its id alone.
+    let found = bench
+        .query(&bench.admin(), build, json!({ "id": blog }))
+        .await;
+    assert_eq!(found["build"]["app"], "blog");
+    bench.end().await;
+    bed.end().await;
+}

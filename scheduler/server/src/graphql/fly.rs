@@ -7,7 +7,7 @@ use super::access::Access;
 use super::builder_choice::{builder_key, wait_ready};
 use super::input::{BuilderInput, EnsureMachineRemoteBuilderInput};
 use async_graphql::{ID, SimpleObject};
-use slipway_store::{ErrorKind, StoreError, TokenRole, What};
+use slipway_store::{Owned, StoreError, TokenRole, What};
 use std::net::{IpAddr, SocketAddr};
 
 /// Answer to `ensureMachineRemoteBuilder`.
@@ -86,9 +86,9 @@ pub(super) async fn ensure(
         region: input.region,
         arch: None,
     };
-    let (entered, key) = builder_key(access, choice, TokenRole::Deploy).await?;
+    let (scope, key) = builder_key(access, choice, TokenRole::Deploy).await?;
     if let Some(name) = &input.app_name {
-        access.app(&entered, name).await?;
+        access.app(&scope, name).await?;
     }
     wait_ready(access, &key).await?;
     let view = access.parts.farm.builder(&key)?;
@@ -114,8 +114,8 @@ pub(super) async fn ensure(
         app: FlyApp {
             name: app.name,
             organization: FlyOrganization {
-                id: ID(entered.org.id.into()),
-                slug: entered.org.slug,
+                id: ID(scope.shared().id.to_string()),
+                slug: scope.shared().slug.clone(),
             },
         },
     })
@@ -123,12 +123,8 @@ pub(super) async fn ensure(
 
 /// The org that has an app of this name. The administrator may look into all.
 async fn org_of(access: &Access<'_>, app: &str) -> Result<String> {
-    for org in access.reachable_orgs().await? {
-        match access.store().app_by_name(&org, app).await {
-            Ok(_) => return Ok(org.to_string()),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(StoreError::NotFound(What::App).into())
+    let owner = access.owner(Owned::App(app)).await?;
+    let org = owner.ok_or(StoreError::NotFound(What::App))?;
+    access.store().app_by_name(&org, app).await?;
+    Ok(org.to_string())
 }

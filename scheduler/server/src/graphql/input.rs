@@ -111,11 +111,14 @@ impl OrgLimits {
         Ok(OrgChange {
             name: name.map(display_name).transpose()?,
             idle,
-            retention: (retention != kept).then_some(retention),
+            builds_kept: self.builds_kept,
+            builds_age: self.builds_age_ms.map(|_| retention.age),
             default_region: label(self.default_region, "region")?,
             default_arch: label(self.default_arch, "architecture")?,
             isolation: self.isolation.map(Into::into),
-            builder_size: (size != now).then_some(size),
+            cpu_millis: self.cpu_millis,
+            memory: self.memory_bytes.map(bytes),
+            volume: self.volume_bytes.map(bytes),
         })
     }
 }

@@ -25,10 +25,10 @@ use crate::problem::{Code, Problem};
 use async_graphql::{Context, ID, Object};
 use slipway_core::build::RegistryCredential as ClearCredential;
 use slipway_core::id::{AppId, OrgId, TokenId};
-use slipway_core::quota::BuildRetention;
+use slipway_core::quota::{BuildRetention, BuilderSize};
 use slipway_core::time::Timestamp;
 use slipway_store as store;
-use slipway_store::{AppRole, ErrorKind, StoreError, TokenRole, What};
+use slipway_store::{AppRole, StoreError, TokenRole, What};
 use std::time::Duration;
 
 #[derive(Default)]
@@ -52,7 +52,10 @@ impl CoreMutation {
             name: change.name.unwrap_or_else(|| slug.clone()),
             slug,
             idle: change.idle.unwrap_or_else(|| settings.builder.idle()),
-            retention: change.retention.unwrap_or(retention),
+            retention: BuildRetention {
+                count: change.builds_kept.unwrap_or(retention.count),
+                age: change.builds_age.unwrap_or(retention.age),
+            },
             default_region: change
                 .default_region
                 .unwrap_or_else(|| settings.default_region()),
@@ -60,7 +63,11 @@ impl CoreMutation {
                 .default_arch
                 .unwrap_or_else(|| settings.default_arch()),
             isolation: change.isolation.unwrap_or_default(),
-            builder_size: change.builder_size.unwrap_or(size),
+            builder_size: BuilderSize {
+                cpu_millis: change.cpu_millis.unwrap_or(size.cpu_millis),
+                memory: change.memory.unwrap_or(size.memory),
+                volume: change.volume.unwrap_or(size.volume),
+            },
             created_at: now(),
         };
         access.store().create_org(&org).await?;
@@ -71,15 +78,14 @@ impl CoreMutation {
     /// Changes an org.
     async fn update_org(&self, context: &Context<'_>, input: UpdateOrgInput) -> Result<Org> {
         let access = Access::of(context)?;
-        let entered = access
+        let now = access
             .enter_whole(input.org.as_deref(), TokenRole::Admin)
             .await?;
-        let now = &entered.org;
         let most = access.parts.settings.ceilings();
         let change = input
             .limits
             .change(input.name, now.builder_size, now.retention, &most)?;
-        let org = access.store().update_org(&entered.org.id, &change).await?;
+        let org = access.store().update_org(&now.id, &change).await?;
         access.parts.farm.org_changed(&org);
         Ok(org.into())
     }
@@ -91,18 +97,18 @@ impl CoreMutation {
         input: CreateTokenInput,
     ) -> Result<NewToken> {
         let access = Access::of(context)?;
-        let entered = access
+        let org = access
             .enter_whole(input.org.as_deref(), TokenRole::Admin)
             .await?;
         let app = match input.app {
-            Some(name) => Some(access.app(&entered, &name).await?.id),
+            Some(name) => Some(access.store().app_by_name(&org.id, &name).await?.id),
             None => None,
         };
         let secret = Secret::draw().map_err(FarmError::Entropy)?;
         let at = now();
         let token = store::Token {
             id: TokenId::from_entropy(entropy()?),
-            org: Some(entered.org.id),
+            org: Some(org.id),
             app,
             name: display_name(input.name)?,
             role: input.role.into(),
@@ -126,51 +132,39 @@ impl CoreMutation {
     async fn revoke_token(&self, context: &Context<'_>, id: ID) -> Result<Token> {
         let access = Access::of(context)?;
         let id: TokenId = parse_id(&id)?;
-        let mut owners: Vec<Option<OrgId>> = access
-            .reachable_orgs()
-            .await?
-            .into_iter()
-            .map(Some)
-            .collect();
-        if access.principal.org().is_none() {
-            owners.push(None);
-        }
-        for owner in owners {
-            match &owner {
-                Some(org) => drop(
-                    access
-                        .enter_whole(Some(org.as_str()), TokenRole::Admin)
-                        .await?,
-                ),
-                None => access.principal.require_administrator()?,
+        // Whether it is another org's is told to nobody, and to the administrator only what it is.
+        let found = access.store().token(&id).await?.ok_or_else(no_token)?;
+        match &found.org {
+            Some(org) if access.principal.org().is_none_or(|own| own == org) => {
+                access
+                    .enter_whole(Some(org.as_str()), TokenRole::Admin)
+                    .await?;
             }
-            match access
-                .store()
-                .revoke_token(owner.as_ref(), &id, now())
-                .await
-            {
-                Ok(()) => {
-                    access.parts.authenticator.revoked(&id);
-                    tracing::info!(token = %id, "token revoked");
-                    let token = access.store().token(&id).await?;
-                    return token.map(Token::from).ok_or_else(no_token);
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
+            None if access.principal.org().is_none() => access.principal.require_administrator()?,
+            Some(_) | None => {
+                access.enter_whole(None, TokenRole::Admin).await?;
+                return Err(no_token());
             }
         }
-        Err(no_token())
+        access
+            .store()
+            .revoke_token(found.org.as_ref(), &id, now())
+            .await?;
+        access.parts.authenticator.revoked(&id);
+        tracing::info!(token = %id, "token revoked");
+        let token = access.store().token(&id).await?;
+        token.map(Token::from).ok_or_else(no_token)
     }
 
     /// Makes an app.
     async fn create_app(&self, context: &Context<'_>, input: CreateAppInput) -> Result<App> {
         let access = Access::of(context)?;
-        let entered = access
+        let org = access
             .enter_whole(input.org.as_deref(), TokenRole::Deploy)
             .await?;
         let app = store::App {
             id: AppId::from_entropy(entropy()?),
-            org: entered.org.id,
+            org: org.id,
             name: label(input.name, "name of an app")?,
             role: AppRole::User,
             billable: true,
@@ -215,8 +209,8 @@ impl CoreMutation {
             region: input.region.clone(),
             arch: input.arch.clone(),
         };
-        let (entered, key) = builder_key(&access, choice, TokenRole::Deploy).await?;
-        let app = access.app(&entered, &input.app).await?;
+        let (scope, key) = builder_key(&access, choice, TokenRole::Deploy).await?;
+        let app = access.app(&scope, &input.app).await?;
         let AskedBuild {
             spec,
             session,
@@ -225,11 +219,7 @@ impl CoreMutation {
         let credential = match credential {
             None if spec.push => {
                 let registry = registry_of(&spec.image);
-                access
-                    .parts
-                    .credentials
-                    .get(&entered.org.id, registry)
-                    .await?
+                access.parts.credentials.get(&key.org, registry).await?
             }
             given => given,
         };
@@ -244,22 +234,16 @@ impl CoreMutation {
             .builds
             .start_build(&key, &app.id, request)
             .await?;
-        tracing::info!(org = %entered.org.id, build = %build.id, app = app.name, "build started");
+        tracing::info!(org = %key.org, build = %build.id, app = app.name, "build started");
         Ok(Build(build))
     }
 
     /// Cancels a build. One that has ended stays as it is.
     async fn cancel_build(&self, context: &Context<'_>, id: ID) -> Result<Build> {
         let access = Access::of(context)?;
-        let (entered, build) = access.build(&parse_id(&id)?, TokenRole::Deploy).await?;
-        access
-            .parts
-            .builds
-            .cancel(&entered.org.id, &build.id)
-            .await?;
-        Ok(Build(
-            access.store().build(&entered.org.id, &build.id).await?,
-        ))
+        let (org, build) = access.build(&parse_id(&id)?, TokenRole::Deploy).await?;
+        access.parts.builds.cancel(&org, &build.id).await?;
+        Ok(Build(access.store().build(&org, &build.id).await?))
     }
 
     /// Stores a registry credential, sealed; replaces the one for the same registry.
@@ -269,7 +253,7 @@ impl CoreMutation {
         input: SetRegistryCredentialInput,
     ) -> Result<RegistryCredential> {
         let access = Access::of(context)?;
-        let entered = access
+        let org = access
             .enter_whole(input.org.as_deref(), TokenRole::Admin)
             .await?;
         let SetRegistryCredentialInput {
@@ -283,12 +267,7 @@ impl CoreMutation {
             username,
             password,
         };
-        Ok(access
-            .parts
-            .credentials
-            .put(&entered.org.id, clear)
-            .await?
-            .into())
+        Ok(access.parts.credentials.put(&org.id, clear).await?.into())
     }
 
     /// Removes a registry credential. Gives whether there was one.
@@ -299,12 +278,8 @@ impl CoreMutation {
         registry: String,
     ) -> Result<bool> {
         let access = Access::of(context)?;
-        let entered = access.enter_whole(org.as_deref(), TokenRole::Admin).await?;
-        Ok(access
-            .parts
-            .credentials
-            .remove(&entered.org.id, &registry)
-            .await?)
+        let org = access.enter_whole(org.as_deref(), TokenRole::Admin).await?;
+        Ok(access.parts.credentials.remove(&org.id, &registry).await?)
     }
 
     /// Issues a client certificate for the gateways, which speaks for the token of this request in this org, and ends
@@ -315,7 +290,7 @@ impl CoreMutation {
         input: IssueClientCertificateInput,
     ) -> Result<ClientCertificate> {
         let access = Access::of(context)?;
-        let entered = access
+        let scope = access
             .enter(input.org.as_deref(), TokenRole::Deploy)
             .await?;
         let token = access.principal.token();
@@ -326,7 +301,7 @@ impl CoreMutation {
         let life = certificate_life(asked, token.expires_at.map(|end| end.since(at)))?;
         let identity = CertificateIdentity {
             token: token.id.clone(),
-            org: entered.org.id,
+            org: scope.shared().id.clone(),
         };
         let issued = access
             .parts

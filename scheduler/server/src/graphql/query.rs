@@ -8,7 +8,7 @@ use super::view::{App, Build, Builder, Org, RegistryCredential, Server, Token, V
 use crate::bounds::PAGE_MAX;
 use async_graphql::{Context, ID, Object};
 use slipway_core::quota::ORG_BUILDERS_MAX;
-use slipway_store::{BuildFilter, TokenRole};
+use slipway_store::{BuildFilter, TokenPage, TokenRole};
 
 #[derive(Default)]
 pub(super) struct CoreQuery;
@@ -20,7 +20,14 @@ impl CoreQuery {
     async fn viewer(&self, context: &Context<'_>) -> Result<Viewer> {
         let access = Access::of(context)?;
         let org = match access.principal.org() {
-            Some(_) => Some(access.enter(None, TokenRole::Read).await?.org.into()),
+            Some(_) => Some(
+                access
+                    .enter(None, TokenRole::Read)
+                    .await?
+                    .shared()
+                    .clone()
+                    .into(),
+            ),
             None => None,
         };
         Ok(Viewer {
@@ -35,7 +42,14 @@ impl CoreQuery {
     async fn orgs(&self, context: &Context<'_>) -> Result<Vec<Org>> {
         let access = Access::of(context)?;
         match access.principal.org() {
-            Some(_) => Ok(vec![access.enter(None, TokenRole::Read).await?.org.into()]),
+            Some(_) => Ok(vec![
+                access
+                    .enter(None, TokenRole::Read)
+                    .await?
+                    .shared()
+                    .clone()
+                    .into(),
+            ]),
             None => Ok(access
                 .store()
                 .all_orgs()
@@ -49,35 +63,42 @@ impl CoreQuery {
     /// One org.
     async fn org(&self, context: &Context<'_>, org: Option<String>) -> Result<Org> {
         let access = Access::of(context)?;
-        Ok(access
-            .enter(org.as_deref(), TokenRole::Read)
-            .await?
-            .org
-            .into())
+        let scope = access.enter(org.as_deref(), TokenRole::Read).await?;
+        Ok(scope.shared().clone().into())
     }
 
     /// Apps of an org, builders among them, by name.
     #[graphql(complexity = "GRAPHQL_LIST_WEIGHT * child_complexity")]
     async fn apps(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<App>> {
         let access = Access::of(context)?;
-        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
-        let apps = access.store().apps(&entered.org.id).await?;
-        let visible = apps
-            .into_iter()
-            .filter(|app| entered.check_app(app).is_ok());
+        let scope = access.enter(org.as_deref(), TokenRole::Read).await?;
+        let (org, only) = scope.filtered();
+        let apps = access.store().apps(&org).await?.into_iter();
+        let visible = apps.filter(|app| only.as_ref().is_none_or(|only| *only == app.id));
         Ok(visible.map(App::from).collect())
     }
 
-    /// Tokens of an org, newest first, without their secrets. Without `org`, the administrator sees the administrator's.
-    #[graphql(complexity = "GRAPHQL_LIST_WEIGHT * child_complexity")]
-    async fn tokens(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<Token>> {
+    /// Tokens of an org, newest first, revoked ones included, without their secrets; `before` is the last id of the page before.
+    /// Without `org`, the administrator sees the administrator's.
+    #[graphql(complexity = "1 + limit.min(PAGE_MAX) as usize * child_complexity")]
+    async fn tokens(
+        &self,
+        context: &Context<'_>,
+        org: Option<String>,
+        before: Option<ID>,
+        #[graphql(default = 200)] limit: u32,
+    ) -> Result<Vec<Token>> {
         let access = Access::of(context)?;
+        let page = TokenPage {
+            before: before.as_ref().map(parse_id).transpose()?,
+            limit: limit.min(PAGE_MAX),
+        };
         let tokens = if org.is_none() && access.principal.org().is_none() {
             access.principal.require_administrator()?;
-            access.store().tokens(None).await?
+            access.store().tokens(None, &page).await?
         } else {
-            let entered = access.enter_whole(org.as_deref(), TokenRole::Admin).await?;
-            access.store().tokens(Some(&entered.org.id)).await?
+            let org = access.enter_whole(org.as_deref(), TokenRole::Admin).await?;
+            access.store().tokens(Some(&org.id), &page).await?
         };
         Ok(tokens.into_iter().map(Token::from).collect())
     }
@@ -86,8 +107,8 @@ impl CoreQuery {
     #[graphql(complexity = "ORG_BUILDERS_MAX as usize * child_complexity")]
     async fn builders(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<Builder>> {
         let access = Access::of(context)?;
-        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
-        let views = access.parts.farm.builders(&entered.org.id);
+        let scope = access.enter(org.as_deref(), TokenRole::Read).await?;
+        let views = access.parts.farm.builders(&scope.shared().id);
         Ok(views.into_iter().map(Builder::from).collect())
     }
 
@@ -99,9 +120,9 @@ impl CoreQuery {
         id: ID,
     ) -> Result<Option<Builder>> {
         let access = Access::of(context)?;
-        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
+        let scope = access.enter(org.as_deref(), TokenRole::Read).await?;
         let id = super::view::machine_id(&id)?;
-        let views = access.parts.farm.builders(&entered.org.id);
+        let views = access.parts.farm.builders(&scope.shared().id);
         Ok(views
             .into_iter()
             .find(|view| view.machine == id)
@@ -119,18 +140,20 @@ impl CoreQuery {
         #[graphql(default = 50)] limit: u32,
     ) -> Result<Vec<Build>> {
         let access = Access::of(context)?;
-        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
-        let app = match app {
-            Some(name) => Some(access.app(&entered, &name).await?.id),
-            None => entered.app.clone(),
+        let scope = access.enter(org.as_deref(), TokenRole::Read).await?;
+        let named = match app {
+            Some(name) => Some(access.app(&scope, &name).await?.id),
+            None => None,
         };
+        let (org, only) = scope.filtered();
+        let app = named.or(only);
         let before = before.as_ref().map(parse_id).transpose()?;
         let filter = BuildFilter {
             app,
             before,
             limit: limit.min(PAGE_MAX),
         };
-        let builds = access.store().builds(&entered.org.id, &filter).await?;
+        let builds = access.store().builds(&org, &filter).await?;
         Ok(builds.into_iter().map(Build).collect())
     }
 
@@ -150,10 +173,10 @@ impl CoreQuery {
         org: Option<String>,
     ) -> Result<Vec<RegistryCredential>> {
         let access = Access::of(context)?;
-        let entered = access
+        let whole = access
             .enter_whole(org.as_deref(), TokenRole::Deploy)
             .await?;
-        let rows = access.store().credentials(&entered.org.id).await?;
+        let rows = access.store().credentials(&whole.id).await?;
         Ok(rows.into_iter().map(RegistryCredential::from).collect())
     }
 }

@@ -26,11 +26,11 @@ impl Subscription {
         #[graphql(default)] after: u32,
     ) -> Result<impl Stream<Item = Result<Json<NumberedEvent>>> + use<>> {
         let access = Access::of(context)?;
-        let (entered, build) = access.build(&parse_id(&id)?, TokenRole::Read).await?;
+        let (org, build) = access.build(&parse_id(&id)?, TokenRole::Read).await?;
         let events = access
             .parts
             .builds
-            .events(&entered.org.id, &build.id, u64::from(after))
+            .events(&org, &build.id, u64::from(after))
             .await?;
         Ok(events.map(|event| Ok(Json(event?))))
     }
@@ -42,15 +42,16 @@ impl Subscription {
         org: Option<String>,
     ) -> Result<impl Stream<Item = Builder> + use<>> {
         let access = Access::of(context)?;
-        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
+        let scope = access.enter(org.as_deref(), TokenRole::Read).await?;
         let farm = access.parts.farm.clone();
         // Listening begins before the state is read, so that no change falls between.
-        let changes = farm.subscribe(&entered.org.id);
-        let now: VecDeque<BuilderView> = farm.builders(&entered.org.id).into();
+        let org = scope.shared().id.clone();
+        let changes = farm.subscribe(&org);
+        let now: VecDeque<BuilderView> = farm.builders(&org).into();
         let state = Following {
             changes,
             farm,
-            org: entered.org.id,
+            org,
             now,
         };
         Ok(futures_util::stream::unfold(
@@ -69,9 +70,9 @@ impl Subscription {
         org: Option<String>,
     ) -> Result<impl Stream<Item = Build> + use<>> {
         let access = Access::of(context)?;
-        let entered = access.enter(org.as_deref(), TokenRole::Read).await?;
-        let changes = access.parts.farm.subscribe(&entered.org.id);
-        let state = (changes, entered.app);
+        let scope = access.enter(org.as_deref(), TokenRole::Read).await?;
+        let (org, only) = scope.filtered();
+        let state = (access.parts.farm.subscribe(&org), only);
         Ok(futures_util::stream::unfold(
             state,
             |(mut changes, only)| async move {

@@ -103,7 +103,7 @@ async fn a_volume_grows_by_itself_and_its_owner_hears_when_it_cannot() {
     fill(8 * GIB);
     let wanted = bed
         .farm
-        .set_volume_policy(&org, &volume.id, &policy(15))
+        .set_volume_policy::<FarmError>(&org, &volume.id, |_| Ok(policy(15)))
         .await;
     wanted.expect("recorded");
     eventually("it has grown", || async {
@@ -116,7 +116,7 @@ async fn a_volume_grows_by_itself_and_its_owner_hears_when_it_cannot() {
     fill(12 * GIB);
     let wanted = bed
         .farm
-        .set_volume_policy(&org, &volume.id, &policy(99))
+        .set_volume_policy::<FarmError>(&org, &volume.id, |_| Ok(policy(99)))
         .await;
     wanted.expect("recorded");
     eventually("its owner is told", || async {

@@ -4,7 +4,7 @@ use super::codec::{Reader, int, on_insert, time};
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
 use crate::limits::LIST_ROWS_MAX;
-use crate::model::{App, Org, OrgChange, SealedCredential, SecretHash, Token};
+use crate::model::{App, Org, OrgChange, Owned, SealedCredential, SecretHash, Token, TokenPage};
 use slipway_core::id::{AppId, CredentialId, OrgId, TokenId};
 use slipway_core::quota::{
     BuildRetention, BuilderSize, ORG_APPS_MAX, ORG_CREDENTIALS_MAX, ORG_TOKENS_ENDED_KEPT,
@@ -142,8 +142,43 @@ impl SqliteStore {
         rows.iter().map(org_of).collect()
     }
 
+    pub(super) async fn select_owner(&self, of: Owned<'_>) -> Result<Option<OrgId>> {
+        let (statement, key) = match of {
+            Owned::Build(id) => (
+                sqlx::query("SELECT org_id FROM builds WHERE id = ?"),
+                id.as_str(),
+            ),
+            Owned::Volume(id) => (
+                sqlx::query("SELECT org_id FROM volumes WHERE id = ?"),
+                id.as_str(),
+            ),
+            Owned::Snapshot(id) => (
+                sqlx::query("SELECT org_id FROM snapshots WHERE id = ?"),
+                id.as_str(),
+            ),
+            Owned::SnapshotsOf(volume) => (
+                sqlx::query("SELECT org_id FROM snapshots WHERE volume_id = ? LIMIT 1"),
+                volume.as_str(),
+            ),
+            Owned::App(name) => (
+                sqlx::query(
+                    "SELECT a.org_id FROM apps a JOIN orgs o ON o.id = a.org_id \
+                     WHERE a.name = ? ORDER BY o.slug LIMIT 1",
+                ),
+                name,
+            ),
+        };
+        let row = statement
+            .bind(key)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(unavailable("look an owner up"))?;
+        row.as_ref()
+            .map(|row| Reader(row).parse("org_id"))
+            .transpose()
+    }
+
     pub(super) async fn change_org(&self, org: &OrgId, change: &OrgChange) -> Result<Org> {
-        let size = change.builder_size;
         let row = sqlx::query(
             "UPDATE orgs SET name = coalesce(?, name), idle_ms = coalesce(?, idle_ms), \
              builds_kept = coalesce(?, builds_kept), \
@@ -156,14 +191,14 @@ impl SqliteStore {
         )
         .bind(change.name.as_deref())
         .bind(change.idle.map(idle_ms).transpose()?)
-        .bind(change.retention.map(|kept| i64::from(kept.count)))
-        .bind(change.retention.map(|kept| age_ms(kept.age)).transpose()?)
+        .bind(change.builds_kept.map(i64::from))
+        .bind(change.builds_age.map(age_ms).transpose()?)
         .bind(change.default_region.as_deref())
         .bind(change.default_arch.as_deref())
         .bind(change.isolation.map(|isolation| isolation.as_str()))
-        .bind(size.map(|s| i64::from(s.cpu_millis)))
-        .bind(size.map(|s| int("memory", s.memory.0)).transpose()?)
-        .bind(size.map(|s| int("volume size", s.volume.0)).transpose()?)
+        .bind(change.cpu_millis.map(i64::from))
+        .bind(change.memory.map(|m| int("memory", m.0)).transpose()?)
+        .bind(change.volume.map(|v| int("volume size", v.0)).transpose()?)
         .bind(org.as_str())
         .fetch_optional(&self.writer)
         .await
@@ -298,12 +333,19 @@ impl SqliteStore {
         tx.commit().await.map_err(unavailable("commit"))
     }
 
-    pub(super) async fn select_tokens(&self, org: Option<&OrgId>) -> Result<Vec<Token>> {
+    pub(super) async fn select_tokens(
+        &self,
+        org: Option<&OrgId>,
+        page: &TokenPage,
+    ) -> Result<Vec<Token>> {
         let rows = sqlx::query(
-            "SELECT * FROM tokens WHERE org_id IS ? ORDER BY created_at DESC, id LIMIT ?",
+            "SELECT * FROM tokens WHERE org_id IS ?1 AND (?2 IS NULL OR (created_at, id) < \
+             (SELECT created_at, id FROM tokens WHERE org_id IS ?1 AND id = ?2)) \
+             ORDER BY created_at DESC, id DESC LIMIT ?3",
         )
         .bind(org.map(OrgId::as_str))
-        .bind(i64::from(LIST_ROWS_MAX))
+        .bind(page.before.as_ref().map(TokenId::as_str))
+        .bind(i64::from(page.limit.min(LIST_ROWS_MAX)))
         .fetch_all(&self.readers)
         .await
         .map_err(unavailable("list tokens"))?;

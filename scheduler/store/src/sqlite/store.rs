@@ -4,7 +4,7 @@ use super::SqliteStore;
 use crate::error::StoreError;
 use crate::model::{
     App, Build, BuildFilter, Ensured, Host, HostUse, Machine, MachineRecord, NewBuild, NewBuilder,
-    Org, OrgChange, SealedCredential, SecretHash, Token,
+    Org, OrgChange, Owned, SealedCredential, SecretHash, Token, TokenPage,
 };
 use crate::verbs::{Store, SystemStore};
 use crate::volume::{NewMove, NewSnapshot, NewVolume, Snapshot, Volume, VolumeState};
@@ -61,8 +61,8 @@ impl Store for SqliteStore {
         self.insert_token(token, hash).await
     }
 
-    async fn tokens(&self, org: Option<&OrgId>) -> Result<Vec<Token>> {
-        self.select_tokens(org).await
+    async fn tokens(&self, org: Option<&OrgId>, page: &TokenPage) -> Result<Vec<Token>> {
+        self.select_tokens(org, page).await
     }
 
     async fn revoke_token(
@@ -207,9 +207,10 @@ impl Store for SqliteStore {
         &self,
         org: &OrgId,
         volume: &VolumeId,
+        was: &VolumePolicy,
         policy: &VolumePolicy,
     ) -> Result<Volume> {
-        self.update_volume_policy(org, volume, policy).await
+        self.update_volume_policy(org, volume, was, policy).await
     }
 
     async fn set_volume_notice(
@@ -335,6 +336,10 @@ impl Store for SqliteStore {
 impl SystemStore for SqliteStore {
     async fn all_orgs(&self) -> Result<Vec<Org>> {
         self.select_all_orgs().await
+    }
+
+    async fn owner(&self, of: Owned<'_>) -> Result<Option<OrgId>> {
+        self.select_owner(of).await
     }
 
     async fn token_by_hash(&self, hash: &SecretHash) -> Result<Option<Token>> {

@@ -174,13 +174,16 @@ impl SqliteStore {
         &self,
         org: &OrgId,
         id: &VolumeId,
+        was: &VolumePolicy,
         policy: &VolumePolicy,
     ) -> Result<Volume> {
         let (percent, by, limit) = extension(policy)?;
+        let (percent_was, by_was, limit_was) = extension(was)?;
         let row = sqlx::query(
             "UPDATE volumes SET snapshot_retention_days = ?, scheduled_snapshots = ?, \
              extend_percent = ?, extend_by = ?, extend_limit = ? \
-             WHERE org_id = ? AND id = ? RETURNING *",
+             WHERE org_id = ? AND id = ? AND snapshot_retention_days = ? AND scheduled_snapshots = ? \
+             AND extend_percent IS ? AND extend_by IS ? AND extend_limit IS ? RETURNING *",
         )
         .bind(i64::from(policy.snapshot_retention_days))
         .bind(policy.scheduled_snapshots)
@@ -189,12 +192,21 @@ impl SqliteStore {
         .bind(limit)
         .bind(org.as_str())
         .bind(id.as_str())
+        .bind(i64::from(was.snapshot_retention_days))
+        .bind(was.scheduled_snapshots)
+        .bind(percent_was)
+        .bind(by_was)
+        .bind(limit_was)
         .fetch_optional(&self.writer)
         .await
         .map_err(unavailable("change a volume"))?;
-        row.as_ref()
-            .map(volume_of)
-            .unwrap_or(Err(StoreError::NotFound(What::Volume)))
+        match row.as_ref() {
+            Some(row) => volume_of(row),
+            None => {
+                self.select_volume(org, id).await?;
+                Err(StoreError::Changed(What::Volume))
+            }
+        }
     }
 
     pub(super) async fn update_volume_notice(

@@ -15,8 +15,8 @@ pub(crate) use slipway_core::volume::{AutoExtend, MoveStep, VolumePolicy};
 pub(crate) use slipway_store::{
     App, AppRole, Build, BuildFilter, BuildState, Ensured, ErrorKind, Host, Import, Intent,
     Machine, MachineRecord, NewBuild, NewBuilder, NewMove, NewSnapshot, NewVolume, Org, OrgChange,
-    SealedCredential, SecretHash, Snapshot, SnapshotState, SqliteStore, Store, StoreError,
-    SystemStore, Token, TokenRole, Volume, VolumePurpose, VolumeState, What,
+    Owned, SealedCredential, SecretHash, Snapshot, SnapshotState, SqliteStore, Store, StoreError,
+    SystemStore, Token, TokenPage, TokenRole, Volume, VolumePurpose, VolumeState, What,
 };
 pub(crate) use std::collections::BTreeMap;
 pub(crate) use std::sync::Arc;

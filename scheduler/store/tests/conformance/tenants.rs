@@ -141,7 +141,10 @@ async fn steal_volumes(s: &SqliteStore, thief: &Org, h: &Host, victim: &Org) {
     is_missing(s.volume(t, &volume).await, missing);
     is_missing(s.extend_volume(t, &volume, size).await, missing);
     is_missing(s.record_volume_made(t, &volume, size, None).await, missing);
-    is_missing(s.set_volume_policy(t, &volume, &policy).await, missing);
+    is_missing(
+        s.set_volume_policy(t, &volume, &policy, &policy).await,
+        missing,
+    );
     is_missing(s.set_volume_notice(t, &volume, Some("x")).await, missing);
     is_missing(s.schedule_destruction(t, &volume, Some(at)).await, missing);
     is_missing(s.condemn_volume(t, &volume, at).await, missing);

@@ -85,12 +85,15 @@ async fn tokens_are_found_by_hash_and_listed_by_org() {
         None
     );
     assert_eq!(
-        it.store.tokens(Some(&acme.id)).await.expect("read"),
+        it.store.tokens(Some(&acme.id), &ALL).await.expect("read"),
         vec![ours.clone()]
     );
-    assert_eq!(it.store.tokens(None).await.expect("read"), vec![admin]);
     assert_eq!(
-        it.store.tokens(Some(&rival.id)).await.expect("read"),
+        it.store.tokens(None, &ALL).await.expect("read"),
+        vec![admin]
+    );
+    assert_eq!(
+        it.store.tokens(Some(&rival.id), &ALL).await.expect("read"),
         vec![]
     );
 
@@ -138,4 +141,53 @@ async fn tokens_are_found_by_hash_and_listed_by_org() {
         it.store.create_token(&crossed, &SecretHash([4; 32])).await,
         What::App,
     );
+}
+
+const ALL: TokenPage = TokenPage {
+    before: None,
+    limit: u32::MAX,
+};
+
+/// A token that cannot be listed cannot be revoked by whoever does not know its id.
+#[tokio::test]
+async fn every_token_is_on_one_page_and_on_no_other() {
+    let it = fresh().await;
+    let acme = org(&it.store, "acme").await;
+    let mut made = Vec::new();
+    for n in 0..23_u8 {
+        let token = Token {
+            id: TokenId::from_entropy(entropy()),
+            org: Some(acme.id.clone()),
+            app: None,
+            name: "many".to_owned(),
+            role: TokenRole::Read,
+            // Several of one moment.
+            created_at: Timestamp(u64::from(n / 5)),
+            expires_at: None,
+            revoked_at: None,
+            last_used_at: None,
+        };
+        let hash = SecretHash([n; 32]);
+        it.store
+            .create_token(&token, &hash)
+            .await
+            .expect("recorded");
+        made.push(token.id);
+    }
+    let mut seen = Vec::new();
+    loop {
+        let page = TokenPage {
+            before: seen.last().cloned(),
+            limit: 4,
+        };
+        let page = it.store.tokens(Some(&acme.id), &page).await.expect("read");
+        if page.is_empty() {
+            break;
+        }
+        assert!(page.len() <= 4);
+        seen.extend(page.into_iter().map(|token| token.id));
+    }
+    seen.sort();
+    made.sort();
+    assert_eq!(seen, made);
 }

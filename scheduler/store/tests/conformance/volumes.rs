@@ -281,8 +281,12 @@ async fn what_is_wanted_of_a_volume_is_kept() {
             scheduled_snapshots: auto_extend.is_some(),
             auto_extend,
         };
-        let changed = it.store.set_volume_policy(&acme.id, &id, &policy).await;
-        assert_eq!(changed.expect("changed").policy, policy);
+        let was = it.store.volume(&acme.id, &id).await.expect("there").policy;
+        let set = it.store.set_volume_policy(&acme.id, &id, &was, &policy);
+        assert_eq!(set.await.expect("changed").policy, policy);
+        // Whoever has read what it was before does not undo that.
+        let late = it.store.set_volume_policy(&acme.id, &id, &was, &was).await;
+        assert_eq!(late.expect_err("late").kind(), ErrorKind::Conflict);
         let read = it.store.volume(&acme.id, &id).await.expect("there");
         assert_eq!(read.policy, policy);
     }

@@ -28,7 +28,7 @@ pub(super) use under_way::Transfers;
 use super::builder::now;
 use super::host::{HostLink, chain};
 use super::{Farm, FarmError, Shared, entropy};
-use crate::limits::VOLUME_DESTROY_GRACE;
+use crate::limits::{POLICY_TRIES_MAX, VOLUME_DESTROY_GRACE};
 use error::is_for_later;
 use slipway_core::host_api::{VolumeReport, VolumeSource};
 use slipway_core::id::{OrgId, SnapshotId, VolumeId};
@@ -100,14 +100,28 @@ impl Farm {
     ///
     /// # Errors
     /// [`FarmError::Quota`], or the store's.
-    pub async fn set_volume_policy(
+    pub async fn set_volume_policy<E>(
         &self,
         org: &OrgId,
         id: &VolumeId,
-        policy: &VolumePolicy,
-    ) -> Result<Volume, FarmError> {
-        policy.check()?;
-        let volume = self.0.store.set_volume_policy(org, id, policy).await?;
+        change: impl Fn(&Volume) -> Result<VolumePolicy, E>,
+    ) -> Result<Volume, E>
+    where
+        E: From<FarmError>,
+    {
+        let store = &self.0.store;
+        let mut tries = 0;
+        let volume = loop {
+            let now = store.volume(org, id).await.map_err(FarmError::from)?;
+            let policy = change(&now)?;
+            policy.check().map_err(FarmError::from)?;
+            let set = store.set_volume_policy(org, id, &now.policy, &policy).await;
+            match set {
+                // Somebody else has changed something else of it meanwhile.
+                Err(StoreError::Changed(_)) if tries < POLICY_TRIES_MAX => tries += 1,
+                done => break done.map_err(FarmError::from)?,
+            }
+        };
         if let Some(link) = self.0.link(&volume.host) {
             link.volumes.notify_one();
         }

@@ -179,7 +179,7 @@ impl UpdateVolumeInput {
     ///
     /// # Errors
     /// [`Code::Invalid`].
-    pub(super) fn policy(self, volume: &Volume) -> Result<VolumePolicy> {
+    pub(super) fn policy(&self, volume: &Volume) -> Result<VolumePolicy> {
         let now = &volume.policy;
         let auto_extend = self.auto_extend(now.auto_extend)?;
         if let Some(auto) = &auto_extend

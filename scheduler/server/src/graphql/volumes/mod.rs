@@ -7,11 +7,11 @@ mod input;
 mod tests;
 mod view;
 
-use super::Result;
 use super::access::Access;
 use super::input::parse_id;
 use super::limits::GRAPHQL_LIST_WEIGHT;
 use super::scalar::Long;
+use super::{Refused, Result};
 use crate::farm::AskedVolume;
 use async_graphql::{Context, ID, Object};
 use input::{CreateVolumeInput, ForkVolumeInput, ImportVolumeInput, UpdateVolumeInput};
@@ -30,8 +30,8 @@ impl VolumeQuery {
     #[graphql(complexity = "GRAPHQL_LIST_WEIGHT * child_complexity")]
     async fn volumes(&self, context: &Context<'_>, org: Option<String>) -> Result<Vec<Volume>> {
         let access = Access::of(context)?;
-        let entered = access.enter_whole(org.as_deref(), TokenRole::Read).await?;
-        let volumes = access.store().volumes(&entered.org.id).await?;
+        let org = access.enter_whole(org.as_deref(), TokenRole::Read).await?;
+        let volumes = access.store().volumes(&org.id).await?;
         Ok(Volume::all(volumes))
     }
 
@@ -76,12 +76,12 @@ impl VolumeMutation {
     /// Makes a volume that holds what another one holds now; nothing done to either shows in the other.
     async fn fork_volume(&self, context: &Context<'_>, input: ForkVolumeInput) -> Result<Volume> {
         let access = Access::of(context)?;
-        let (entered, from) = access
+        let (org, from) = access
             .volume(&parse_id(&input.volume)?, TokenRole::Admin)
             .await?;
         let asked = input.asked(&from)?;
         let farm = &access.parts.farm;
-        Ok(farm.create_volume(&entered.org.id, asked).await?.into())
+        Ok(farm.create_volume(&org.id, asked).await?.into())
     }
 
     /// Makes a volume whose contents are sent afterwards, to its `importPath`. It counts for the pool from now on. If nothing is
@@ -102,12 +102,12 @@ impl VolumeMutation {
         input: UpdateVolumeInput,
     ) -> Result<Volume> {
         let access = Access::of(context)?;
-        let (entered, volume) = access
+        let (org, volume) = access
             .volume(&parse_id(&input.id)?, TokenRole::Admin)
             .await?;
-        let policy = input.policy(&volume)?;
         let farm = &access.parts.farm;
-        let changed = farm.set_volume_policy(&entered.org.id, &volume.id, &policy);
+        let change = |volume: &slipway_store::Volume| input.policy(volume);
+        let changed = farm.set_volume_policy::<Refused>(&org.id, &volume.id, change);
         Ok(changed.await?.into())
     }
 
@@ -119,10 +119,10 @@ impl VolumeMutation {
         size_bytes: Long,
     ) -> Result<Volume> {
         let access = Access::of(context)?;
-        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
+        let (org, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
         let size = input::whole(ByteSize(size_bytes.0));
         let farm = &access.parts.farm;
-        let extended = farm.extend_volume(&entered.org.id, &volume.id, size);
+        let extended = farm.extend_volume(&org.id, &volume.id, size);
         Ok(extended.await?.into())
     }
 
@@ -137,19 +137,19 @@ impl VolumeMutation {
         region: Option<String>,
     ) -> Result<Volume> {
         let access = Access::of(context)?;
-        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
+        let (org, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
         let asked = input::destination(zone, region)?;
         let farm = &access.parts.farm;
-        let moved = farm.move_volume(&entered.org.id, &volume.id, &asked);
+        let moved = farm.move_volume(&org.id, &volume.id, &asked);
         Ok(moved.await?.into())
     }
 
     /// Gives the move of a volume up: it stays where it is.
     async fn cancel_volume_move(&self, context: &Context<'_>, id: ID) -> Result<Volume> {
         let access = Access::of(context)?;
-        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
+        let (org, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
         let farm = &access.parts.farm;
-        let stays = farm.cancel_move(&entered.org.id, &volume.id);
+        let stays = farm.cancel_move(&org.id, &volume.id);
         Ok(stays.await?.into())
     }
 
@@ -164,12 +164,12 @@ impl VolumeMutation {
         #[graphql(default)] forget_other: bool,
     ) -> Result<Volume> {
         let access = Access::of(context)?;
-        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
+        let (owner, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
         if forget_other {
             access.principal.require_administrator()?;
         }
         let farm = &access.parts.farm;
-        let kept = farm.keep_copy(&entered.org.id, &volume.id, &zone, forget_other);
+        let kept = farm.keep_copy(&owner.id, &volume.id, &zone, forget_other);
         Ok(kept.await?.into())
     }
 
@@ -182,18 +182,18 @@ impl VolumeMutation {
         #[graphql(default)] now: bool,
     ) -> Result<Volume> {
         let access = Access::of(context)?;
-        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
+        let (org, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
         let farm = &access.parts.farm;
-        let destroyed = farm.destroy_volume(&entered.org.id, &volume.id, now);
+        let destroyed = farm.destroy_volume(&org.id, &volume.id, now);
         Ok(destroyed.await?.into())
     }
 
     /// Keeps a volume that was to be destroyed.
     async fn restore_volume(&self, context: &Context<'_>, id: ID) -> Result<Volume> {
         let access = Access::of(context)?;
-        let (entered, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
+        let (org, volume) = access.volume(&parse_id(&id)?, TokenRole::Admin).await?;
         let farm = &access.parts.farm;
-        let restored = farm.restore_volume(&entered.org.id, &volume.id);
+        let restored = farm.restore_volume(&org.id, &volume.id);
         Ok(restored.await?.into())
     }
 
@@ -204,18 +204,18 @@ impl VolumeMutation {
         volume: ID,
     ) -> Result<VolumeSnapshot> {
         let access = Access::of(context)?;
-        let (entered, volume) = access.volume(&parse_id(&volume)?, TokenRole::Admin).await?;
+        let (org, volume) = access.volume(&parse_id(&volume)?, TokenRole::Admin).await?;
         let farm = &access.parts.farm;
-        let made = farm.create_snapshot(&entered.org.id, &volume.id);
+        let made = farm.create_snapshot(&org.id, &volume.id);
         Ok(VolumeSnapshot(made.await?))
     }
 
     /// Deletes a snapshot, for good and at once. Volumes made from it stay.
     async fn delete_volume_snapshot(&self, context: &Context<'_>, id: ID) -> Result<bool> {
         let access = Access::of(context)?;
-        let (entered, snapshot) = access.snapshot(&parse_id(&id)?, TokenRole::Admin).await?;
+        let (org, snapshot) = access.snapshot(&parse_id(&id)?, TokenRole::Admin).await?;
         let farm = &access.parts.farm;
-        farm.delete_snapshot(&entered.org.id, &snapshot.id).await?;
+        farm.delete_snapshot(&org.id, &snapshot.id).await?;
         Ok(true)
     }
 }
@@ -227,8 +227,8 @@ async fn made(
     asked: impl FnOnce(&Org) -> Result<AskedVolume>,
 ) -> Result<Volume> {
     let access = Access::of(context)?;
-    let entered = access.enter_whole(org, TokenRole::Admin).await?;
-    let asked = asked(&entered.org)?;
+    let org = access.enter_whole(org, TokenRole::Admin).await?;
+    let asked = asked(&org)?;
     let farm = &access.parts.farm;
-    Ok(farm.create_volume(&entered.org.id, asked).await?.into())
+    Ok(farm.create_volume(&org.id, asked).await?.into())
 }
