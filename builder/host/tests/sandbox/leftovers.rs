@@ -57,6 +57,10 @@ pub(crate) fn clear(dir: &Path, place: u8) {
     {
         let _ = nix::mount::umount(target);
     }
+    // Those of a run that was killed are nobody's, also when their files are gone.
+    for (device, _) in loops(dir) {
+        let _ = Command::new("losetup").args(["-d", &device]).output();
+    }
     for top in fs::read_dir("/sys/fs/cgroup")
         .into_iter()
         .flatten()
@@ -65,6 +69,21 @@ pub(crate) fn clear(dir: &Path, place: u8) {
         let _ = fs::remove_dir(top.path().join(&table));
     }
     let _ = fs::remove_dir_all(dir);
+}
+
+/// Loop devices of the volumes below a directory: each with its file.
+fn loops(dir: &Path) -> Vec<(String, String)> {
+    let listed = Command::new("losetup")
+        .args(["-l", "-n", "--raw", "-O", "NAME,BACK-FILE"])
+        .output()
+        .unwrap();
+    let pool = dir.join("pool").display().to_string();
+    String::from_utf8_lossy(&listed.stdout)
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter(|(_, file)| file.starts_with(&pool))
+        .map(|(device, file)| (device.to_owned(), file.to_owned()))
+        .collect()
 }
 
 /// Removes the network that a test made for its daemon alone.
@@ -121,16 +140,6 @@ pub(crate) fn leftovers(dir: &Path, place: u8) -> Vec<String> {
                 .filter(|path| path.contains("mch_")),
         );
     }
-    let loops = Command::new("losetup")
-        .args(["-l", "-n", "-O", "BACK-FILE"])
-        .output()
-        .unwrap();
-    let pool = dir.join("pool").display().to_string();
-    found.extend(
-        String::from_utf8_lossy(&loops.stdout)
-            .lines()
-            .filter(|l| l.contains(&pool))
-            .map(str::to_owned),
-    );
+    found.extend(loops(dir).into_iter().map(|(_, file)| file));
     found
 }
