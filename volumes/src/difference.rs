@@ -38,7 +38,8 @@ impl Side<'_> {
     }
 }
 
-/// Writes what `now` has and `base` has not, so that whoever has `base` gets `now`. `sealed`: both are encrypted, as they are on disk.
+/// Writes what `now` has and `base` has not, so that whoever has `base` gets `now`. `sealed`: both are encrypted, as they are on disk;
+/// `foreign`: see [`Header::foreign`].
 ///
 /// # Errors
 /// What reading or writing said.
@@ -46,11 +47,13 @@ pub(crate) fn write(
     base: Side<'_>,
     now: Side<'_>,
     sealed: bool,
+    foreign: bool,
     to: &mut dyn Write,
 ) -> io::Result<()> {
     let header = Header {
         sealed,
         difference: true,
+        foreign,
         size: now.size,
         start: 0,
     };
@@ -144,7 +147,7 @@ mod tests {
         now.write_all_at(b"new", SIZE - 3).unwrap();
         let side = |file| Side { file, size: SIZE };
         let mut stream = Vec::new();
-        write(side(&was), side(&now), false, &mut stream).unwrap();
+        write(side(&was), side(&now), false, false, &mut stream).unwrap();
         assert!(stream.len() < 2_000, "{}", stream.len());
         let before = blocks(&copy);
         taken(&stream, &copy);
@@ -155,7 +158,7 @@ mod tests {
         assert_eq!(contents(&copy, SIZE), contents(&now, SIZE));
 
         let mut none = Vec::new();
-        write(side(&now), side(&now), false, &mut none).unwrap();
+        write(side(&now), side(&now), false, false, &mut none).unwrap();
         assert_eq!(none.len(), 25 + 48, "nothing has changed");
     }
 
@@ -191,7 +194,7 @@ mod tests {
             },
         );
         let mut stream = Vec::new();
-        write(old, new, false, &mut stream).unwrap();
+        write(old, new, false, false, &mut stream).unwrap();
         taken(&stream, &copy);
         assert_eq!(contents(&copy, 3_000_000), contents(&now, 3_000_000));
     }

@@ -112,6 +112,14 @@ pub enum VolumeError {
         /// The checker's last words.
         detail: String,
     },
+    /// Others than this host's kernel have written its blocks, so it is not mounted.
+    #[error(
+        "volume {volume} was written by a virtual machine or came from outside, so it is never mounted by a host (hint: a virtual machine can use it)"
+    )]
+    Foreign {
+        /// Which.
+        volume: VolumeId,
+    },
     /// Something else uses it and did not let go in time.
     #[error("volume {volume} is busy: {what} (waited {} s)", waited.as_secs())]
     Busy {

@@ -180,6 +180,7 @@ mod tests {
         let mut stream = Vec::new();
         let header = Header {
             difference: false,
+            foreign: false,
             sealed: false,
             size: SIZE,
             start,

@@ -66,9 +66,7 @@ pub(crate) fn check(id: &VolumeId, device: &Path) -> Result<(), VolumeError> {
 }
 
 fn run_check(device: &Path, mode: &[&str]) -> Result<tool::Ended, VolumeError> {
-    let mut args: Vec<&OsStr> = mode.iter().map(OsStr::new).collect();
-    args.push(device.as_os_str());
-    tool::run("e2fsck", &args, FSCK_DURATION_MAX)
+    tool::run_confined("e2fsck", mode, device, FSCK_DURATION_MAX)
 }
 
 /// Growth of less than this is left for later: less than a block group may be of no use to the file system.
@@ -120,7 +118,7 @@ pub(crate) fn grow_unmounted(device: &Path) -> Result<(), VolumeError> {
             detail: ended.output,
         });
     }
-    tool::run("resize2fs", &[device.as_os_str()], RESIZE_DURATION_MAX)?.success("resize2fs")
+    tool::run_confined("resize2fs", &[], device, RESIZE_DURATION_MAX)?.success("resize2fs")
 }
 
 /// Bytes that the file system on `device` says it has; absent if there is none.

@@ -110,6 +110,7 @@ fn stream_round(bytes: &[u8]) {
     }
     let header = Header {
         difference: false,
+        foreign: false,
         sealed: false,
         size: SIZE_MAX,
         start: u64::from(*start) * (SIZE_MAX >> 8),

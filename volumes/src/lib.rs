@@ -14,6 +14,7 @@
 //! All functions block; callers on an async runtime run them on its blocking threads.
 
 mod backing;
+mod confine;
 mod difference;
 mod driver;
 mod error;

@@ -26,6 +26,9 @@ pub const POLL_PAUSE: Duration = Duration::from_millis(5);
 pub const MKFS_DURATION_MAX: Duration = Duration::from_secs(120);
 /// Longest single run of `e2fsck`; then it is killed and `attach` fails with `Tool`.
 pub const FSCK_DURATION_MAX: Duration = Duration::from_secs(1800);
+/// Memory of a program that checks or grows a file system, in bytes; then it fails, and `attach` with `Tool`. A check of 2 TiB takes
+/// some 1 GiB.
+pub const CONFINED_MEMORY_BYTES_MAX: u64 = 4 << 30;
 /// Longest `resize2fs`; then it is killed, and the next attachment goes on with it.
 pub const RESIZE_DURATION_MAX: Duration = Duration::from_secs(600);
 /// Longest `modprobe`; then it is killed, and what needs the module says that it is missing.

@@ -87,6 +87,44 @@ impl Marker {
     }
 }
 
+/// A mark beside a volume or a snapshot: others than this host's kernel have written its blocks, as a virtual machine does that
+/// has the device. The kernel never mounts such a file system, for a crafted one is an attack on it. The mark goes with the
+/// volume.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    path: PathBuf,
+}
+
+impl Foreign {
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub(crate) fn is_set(&self) -> Result<bool, VolumeError> {
+        self.path
+            .try_exists()
+            .map_err(VolumeError::io("look for", &self.path))
+    }
+
+    /// Marks it, also through a power cut.
+    pub(crate) fn set(&self) -> Result<(), VolumeError> {
+        if self.is_set()? {
+            return Ok(());
+        }
+        std::fs::File::create(&self.path).map_err(VolumeError::io("make", &self.path))?;
+        sync_parent(&self.path)
+    }
+
+    /// Sets or removes it, for something that is not there yet.
+    pub(crate) fn put(&self, set: bool) -> Result<(), VolumeError> {
+        if set { self.set() } else { self.remove() }
+    }
+
+    pub(crate) fn remove(&self) -> Result<(), VolumeError> {
+        remove_if_there(&self.path)
+    }
+}
+
 fn temporary(path: &Path) -> PathBuf {
     path.with_extension("attached.tmp")
 }

@@ -239,7 +239,7 @@ impl<B: Backing> Pool<B> {
         for name in Layout::file_names(&self.layout.volumes_dir())? {
             let Some((
                 stem,
-                "attached.tmp" | "attached" | "import" | "import.tmp" | "used" | "lock",
+                "attached.tmp" | "attached" | "foreign" | "import" | "import.tmp" | "used" | "lock",
             )) = name.split_once('.')
             else {
                 continue;

@@ -1,7 +1,7 @@
 //! The format of an exported volume: a stream that leaves holes out, is compressed, and proves itself.
 //!
 //! ```text
-//! header   "slipvol1", flags u8 (1: encrypted as on disk, 2: a difference), size u64 of the contents, start u64
+//! header   "slipvol1", flags u8 (1: encrypted as on disk, 2: a difference, 4: no host's kernel may mount it), size u64 of the contents, start u64
 //! record   offset u64, length u32 of the contents, encoded u32, SHA-256 of the contents, that many bytes of zstd
 //! trailer  offset u64::MAX, length 0, encoded 0, SHA-256 over the heads of all records since the header
 //! ```
@@ -23,6 +23,7 @@ use std::os::unix::fs::FileExt;
 const MAGIC: &[u8; 8] = b"slipvol1";
 const FLAG_SEALED: u8 = 1;
 const FLAG_DIFFERENCE: u8 = 2;
+const FLAG_FOREIGN: u8 = 4;
 /// Bytes of what a stream says of itself.
 pub const HEADER_BYTES: usize = 25;
 /// Bytes before each record.
@@ -37,6 +38,9 @@ pub struct Header {
     pub sealed: bool,
     /// Only what differs from something that the taker has.
     pub difference: bool,
+    /// Others than a host's kernel have written the blocks. Whoever takes a stream from elsewhere than a host sets this, whatever it
+    /// says.
+    pub foreign: bool,
     /// Bytes of the contents.
     pub size: u64,
     /// Where the stream begins.
@@ -49,7 +53,9 @@ impl Header {
         let mut head = [0; HEADER_BYTES];
         head[..8].copy_from_slice(MAGIC);
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
-        head[8] = flag(self.sealed, FLAG_SEALED) | flag(self.difference, FLAG_DIFFERENCE);
+        head[8] = flag(self.sealed, FLAG_SEALED)
+            | flag(self.difference, FLAG_DIFFERENCE)
+            | flag(self.foreign, FLAG_FOREIGN);
         head[9..17].copy_from_slice(&self.size.to_be_bytes());
         head[17..].copy_from_slice(&self.start.to_be_bytes());
         head
@@ -197,12 +203,13 @@ pub enum ReadError {
 pub fn read_header(from: &mut dyn Read) -> Result<Header, ReadError> {
     let mut head = [0; HEADER_BYTES];
     from.read_exact(&mut head).map_err(ReadError::BrokenOff)?;
-    if head[..8] != MAGIC[..] || head[8] & !(FLAG_SEALED | FLAG_DIFFERENCE) != 0 {
+    if head[..8] != MAGIC[..] || head[8] & !(FLAG_SEALED | FLAG_DIFFERENCE | FLAG_FOREIGN) != 0 {
         return Err(ReadError::Malformed("its beginning is unknown"));
     }
     Ok(Header {
         sealed: head[8] & FLAG_SEALED != 0,
         difference: head[8] & FLAG_DIFFERENCE != 0,
+        foreign: head[8] & FLAG_FOREIGN != 0,
         size: u64_at(&head, 9),
         start: u64_at(&head, 17),
     })
@@ -339,6 +346,7 @@ mod tests {
         let header = Header {
             sealed: false,
             difference: false,
+            foreign: false,
             size: SIZE,
             start,
         };

@@ -2,6 +2,7 @@
 //!
 //! Must not know: what the programs do.
 
+use crate::confine;
 use crate::error::VolumeError;
 use crate::limits::{
     MODPROBE_DURATION_MAX, POLL_PAUSE, TOOL_OUTPUT_BYTES_MAX, TOOL_REPORT_BYTES_MAX,
@@ -56,14 +57,27 @@ pub(crate) fn run_with_input(
     input: Option<&[u8]>,
     duration_max: Duration,
 ) -> Result<Ended, VolumeError> {
-    start(program, args, input, None, duration_max)
+    start(program, args, (input, None), None, duration_max)
 }
 
-/// Both streams go to [`Ended::output`], but the standard output to `report` if there is one.
+/// Runs `program` on a block device that a tenant may have written, its last argument, with no right but to that device.
+pub(crate) fn run_confined(
+    program: &'static str,
+    args: &[&str],
+    device: &Path,
+    duration_max: Duration,
+) -> Result<Ended, VolumeError> {
+    let args = args.iter().chain([&confine::DISK]).map(OsStr::new);
+    let args: Vec<&OsStr> = args.collect();
+    start(program, &args, (None, Some(device)), None, duration_max)
+}
+
+/// Both streams go to [`Ended::output`], but the standard output to `report` if there is one. With a `disk` the program is
+/// confined to that.
 fn start(
     program: &'static str,
     args: &[&OsStr],
-    input: Option<&[u8]>,
+    (input, disk): (Option<&[u8]>, Option<&Path>),
     report: Option<io::PipeWriter>,
     duration_max: Duration,
 ) -> Result<Ended, VolumeError> {
@@ -79,6 +93,9 @@ fn start(
     if !Path::new("/run/udev/control").exists() {
         // Without a udev daemon device-mapper's programs make their nodes themselves, and wait for nobody.
         command.env("DM_DISABLE_UDEV", "1");
+    }
+    if let Some(disk) = disk {
+        confine::confine(&mut command, disk).map_err(|e| fail(e.to_string()))?;
     }
     let stdin = match input {
         None => Stdio::null(),
@@ -133,7 +150,7 @@ pub(crate) fn output(
         let most = TOOL_REPORT_BYTES_MAX as u64 + 1;
         reader.take(most).read_to_end(&mut text).map(|_| text)
     });
-    let ended = start(program, &args, None, Some(writer), duration_max);
+    let ended = start(program, &args, (None, None), Some(writer), duration_max);
     let text = report.join().map_err(|_| fail("not read".to_owned()))?;
     ended?.success(program)?;
     let text = text.map_err(|e| fail(e.to_string()))?;

@@ -2,7 +2,7 @@
 
 use super::{SIZE, Verbs, machine, report, snapshot, volume};
 use crate::VolumeError;
-use slipway_core::host_api::Cloning;
+use slipway_core::host_api::{Cloning, VolumeSource};
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 
@@ -51,13 +51,16 @@ pub(super) fn for_one_holder(open: super::Open<'_>) {
     drop(held);
     driver.release(1, 1);
     assert_eq!(report(&*driver, &volume(1)).attached_to, None);
-    driver.mount(1, 2).unwrap();
-    let as_device = driver.device(1, 2);
+    driver.ensure_empty(2, SIZE).unwrap();
+    driver.mount(2, 2).unwrap();
+    let (id, holder) = (volume(2), machine(2));
+    let key = driver.key(2);
+    let as_device = driver.attach(&id, &holder, crate::AttachAs::Device, key.as_ref());
     assert!(
         matches!(as_device, Err(VolumeError::Unsupported(_))),
         "{as_device:?}"
     );
-    driver.release(1, 2);
+    driver.release(2, 2);
 }
 
 pub(super) fn contents(open: super::Open<'_>) {
@@ -83,11 +86,33 @@ pub(super) fn contents(open: super::Open<'_>) {
     file.sync_all().unwrap();
     drop(file);
     driver.release(1, 1);
-    let dir = driver.mount(1, 2).unwrap();
+    let dir = driver.look_into(1, 2);
     assert_eq!(
         fs::read_to_string(dir.join("marked")).unwrap(),
         "FOUNDthis text on the device"
     );
     drop(dir);
     driver.release(1, 2);
+    // The host's kernel mounts neither it nor what was made of it, whoever opens the pool.
+    driver.snapshot(&volume(1), &snapshot(1)).unwrap();
+    let of_snapshot = VolumeSource::Snapshot {
+        snapshot: snapshot(1),
+    };
+    driver.ensure_from(2, SIZE, &of_snapshot, 1).unwrap();
+    let of_volume = VolumeSource::Volume { volume: volume(1) };
+    driver.ensure_from(3, SIZE, &of_volume, 1).unwrap();
+    for n in 1..=3 {
+        let refused = open().mount(n, n);
+        assert!(
+            matches!(refused, Err(VolumeError::Foreign { .. })),
+            "{n}: {refused:?}"
+        );
+        drop(driver.look_into(n, n));
+        driver.release(n, n);
+    }
+    // A new volume of the same name is another.
+    driver.destroy(&volume(1)).unwrap();
+    driver.ensure_empty(1, SIZE).unwrap();
+    driver.mount(1, 1).unwrap();
+    driver.release(1, 1);
 }

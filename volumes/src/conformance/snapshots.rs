@@ -169,7 +169,7 @@ pub(super) fn fork_under_writes(open: super::Open<'_>) {
     driver.snapshot(&volume(2), &snapshot(2)).unwrap();
     driver.release(2, 2);
     driver.ensure_from(3, SIZE, &of_snapshot(2), 2).unwrap();
-    let restored = driver.mount(3, 3).unwrap();
+    let restored = driver.look_into(3, 3);
     assert!(restored.join("mine").exists());
     drop(restored);
     driver.release(3, 3);

@@ -124,6 +124,9 @@ impl<B: Backing> Pool<B> {
             Some(progress) => progress,
             None => self.begin_import(id, &stored, seal, part)?,
         };
+        if header.foreign {
+            self.layout.foreign(id).set()?;
+        }
         let device = self.backing.making(id, Making::Import)?;
         let name = clear_name_in_making(id);
         let mut undo = Undo::new();
@@ -181,6 +184,7 @@ impl<B: Backing> Pool<B> {
         // It must not be taken for that of what is begun now.
         let stale = self.progress_path(id);
         remove_if_there(&stale)?;
+        self.layout.foreign(id).remove()?;
         sync_parent(&stale)?;
         self.backing.abandon(id, &[Making::Import])?;
         self.steps.enter(Step::Reserve)?;

@@ -95,6 +95,14 @@ impl<B: Backing> Pool<B> {
         if stored.sealed {
             needed(id, wanted.key)?;
         }
+        let foreign = self.layout.foreign(id);
+        match wanted.how {
+            AttachAs::Device => foreign.set()?,
+            AttachAs::Mount if foreign.is_set()? => {
+                return Err(VolumeError::Foreign { volume: id.clone() });
+            }
+            AttachAs::Mount => {}
+        }
         let marker = self.layout.marker(id);
         let mut undo = Undo::new();
         self.steps.enter(Step::WriteMarker)?;

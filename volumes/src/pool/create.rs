@@ -58,6 +58,14 @@ impl<B: Backing> Pool<B> {
             used: 0,
             sealed,
         };
+        let foreign = match new.source {
+            None => false,
+            Some(VolumeSource::Volume { volume }) => self.layout.foreign(volume).is_set()?,
+            Some(VolumeSource::Snapshot { snapshot }) => {
+                self.layout.foreign_snapshot(snapshot).is_set()?
+            }
+        };
+        self.layout.foreign(new.id).put(foreign)?;
         self.make(new, &stored, source.as_ref())?;
         tracing::info!(volume = %new.id, size, sealed, source = ?new.source, "volume made");
         self.report_now(new.id)?
@@ -251,6 +259,7 @@ impl<B: Backing> Pool<B> {
         self.steps.enter(Step::RemoveNames)?;
         let marker = self.layout.marker(id);
         remove_if_there(&marker)?;
+        self.layout.foreign(id).remove()?;
         let old = self.layout.old_mount_point(id);
         mounts::remove_mount_point(&old).map_err(VolumeError::io("remove", &old))?;
         // The lock's own file last: whoever waits for it sees that it is gone and makes a new one.

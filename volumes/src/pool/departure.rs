@@ -49,6 +49,7 @@ impl<B: Backing> Pool<B> {
         let header = Header {
             sealed,
             difference: false,
+            foreign: self.layout.foreign_snapshot(snapshot).is_set()?,
             size,
             start: offset.min(size),
         };
@@ -100,6 +101,7 @@ impl<B: Backing> Pool<B> {
                 side(&old, old_size),
                 side(&new, new_size),
                 now.stored.sealed,
+                self.layout.foreign_snapshot(snapshot).is_set()?,
                 to,
             )
         };

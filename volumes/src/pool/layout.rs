@@ -3,6 +3,7 @@
 //! ```text
 //! POOL/pool.lock              held while the sum of the promises may change
 //! POOL/volumes/ID.attached    who holds it (see `marker`)
+//! POOL/volumes/ID.foreign     its blocks are not of this host's kernel (see `marker`)
 //! POOL/volumes/ID.lock        held during any operation on the one volume
 //! POOL/mnt/ID                 where earlier versions mounted it
 //! ```
@@ -10,6 +11,7 @@
 //! Must not know: what volumes are made of.
 
 use crate::error::VolumeError;
+use crate::marker::Foreign;
 use slipway_core::id::{SnapshotId, VolumeId};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -52,6 +54,16 @@ impl Layout {
 
     pub(crate) fn marker(&self, id: &VolumeId) -> PathBuf {
         self.volumes_dir().join(format!("{id}.attached"))
+    }
+
+    /// See [`crate::marker::Foreign`].
+    pub(crate) fn foreign(&self, id: &VolumeId) -> Foreign {
+        Foreign::at(self.volumes_dir().join(format!("{id}.foreign")))
+    }
+
+    /// The same of a snapshot.
+    pub(crate) fn foreign_snapshot(&self, id: &SnapshotId) -> Foreign {
+        Foreign::at(self.volumes_dir().join(format!("{id}.foreign")))
     }
 
     pub(crate) fn lock(&self, id: &VolumeId) -> PathBuf {

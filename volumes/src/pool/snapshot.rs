@@ -33,12 +33,15 @@ impl<B: Backing> Pool<B> {
             };
         }
         let stored = self.found_now(id)?;
+        let foreign = self.layout.foreign_snapshot(snapshot);
         let mut undo = Undo::new();
         undo.push("remove the snapshot", || {
             self.backing
                 .abandon_snapshot(snapshot)
+                .and_then(|()| foreign.remove())
                 .map_err(io::Error::other)
         });
+        foreign.put(self.layout.foreign(id).is_set()?)?;
         self.steps.enter(Step::ReserveSnapshot)?;
         let pool = self.lock_pool()?;
         self.check_room(self.backing.snapshot_reserve(&stored))?;
@@ -109,6 +112,7 @@ impl<B: Backing> Pool<B> {
         let _snapshot = self.lock_snapshot(snapshot)?;
         self.backing.remove_snapshot(snapshot)?;
         self.backing.settle()?;
+        self.layout.foreign_snapshot(snapshot).remove()?;
         remove_if_there(&self.layout.snapshot_lock(snapshot))?;
         tracing::info!(%snapshot, "snapshot deleted");
         Ok(())

@@ -248,18 +248,20 @@ impl Service {
     }
 }
 
-/// The stream, if it is in clear or may be sealed.
+/// The stream, if it is in clear or may be sealed. Only a move, from another host, may be sealed: whatever else comes in, a tenant
+/// wrote, and this host's kernel never mounts it.
 fn checked(from: &mut dyn Read, sealed: bool) -> Result<impl Read, VolumeError> {
     let mut head = [0; stream::HEADER_BYTES];
     from.read_exact(&mut head)
         .map_err(|error| VolumeError::Stream(format!("it broke off: {error}")))?;
     let header = stream::read_header(&mut &head[..]);
-    let header = header.map_err(|error| VolumeError::Stream(error.to_string()))?;
+    let mut header = header.map_err(|error| VolumeError::Stream(error.to_string()))?;
     if header.sealed && !sealed {
         let why = "it is encrypted as on a disk, which only the host that made it can open";
         return Err(VolumeError::Stream(why.to_owned()));
     }
-    Ok(io::Cursor::new(head).chain(from))
+    header.foreign |= !sealed;
+    Ok(io::Cursor::new(header.to_bytes()).chain(from))
 }
 
 fn answer(theirs: UnixStream, offset_bytes: u64) -> Answer {
@@ -295,7 +297,8 @@ pub(super) fn code(error: &VolumeError) -> HostErrorCode {
         | VolumeError::InvalidSize { .. }
         | VolumeError::Shrink { .. }
         | VolumeError::Stream(_) => HostErrorCode::BadRequest,
-        VolumeError::Damaged { .. } => HostErrorCode::VolumeDamaged,
+        // Whoever has it as a cache is given an empty one, for either reason.
+        VolumeError::Damaged { .. } | VolumeError::Foreign { .. } => HostErrorCode::VolumeDamaged,
         VolumeError::KeyNeeded { .. } => HostErrorCode::KeyNeeded,
         VolumeError::Unsupported(_) => HostErrorCode::Unsupported,
         VolumeError::EncryptionUnavailable { .. }

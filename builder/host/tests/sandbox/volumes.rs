@@ -78,23 +78,12 @@ fn a_running_machine_s_volume_is_kept_forked_extended_and_moved() {
     let (_, mut from) = stream(&mut client, export);
     from.read_to_end(&mut exported).unwrap();
     check_sealed(&mut client, host.spec(4, 1).volume, &exported);
+    // From another host it is as it was; what a tenant sends, no kernel of a host mounts.
     let moved = host.spec(3, 1);
-    let import = HostRequest::ImportVolume {
-        volume: moved.volume.clone(),
-        size_bytes: 4 << 30,
-        sealed: false,
-        part: ImportPart::Whole,
-    };
-    let (offset, mut to) = stream(&mut client, import);
-    assert_eq!(offset, 0);
-    to.write_all(&exported).unwrap();
-    to.shutdown(Shutdown::Write).unwrap();
-    let mut told = Vec::new();
-    to.read_to_end(&mut told).unwrap();
-    match serde_json::from_slice(&told).unwrap() {
-        HostReply::Volume(report) => assert_eq!(report.volume, moved.volume),
-        other => panic!("{other:?}"),
-    }
+    let sent = host.spec(5, 1);
+    arrives(&mut client, &moved.volume, true, &exported);
+    arrives(&mut client, &sent.volume, false, &exported);
+    assert_eq!(client.ensure(&sent), Err(HostErrorCode::VolumeDamaged));
     for spec in [&restored, &moved] {
         client.ensure(spec).unwrap();
         let said = host.inside(&spec.machine, "cat /var/lib/docker/file");
@@ -107,6 +96,26 @@ fn a_running_machine_s_volume_is_kept_forked_extended_and_moved() {
     let delete = HostRequest::DeleteSnapshot { snapshot };
     for _ in 0..2 {
         assert_eq!(client.ask(delete.clone()).0, HostReply::Done);
+    }
+}
+
+/// `host`: it comes from another host.
+fn arrives(client: &mut Client, volume: &VolumeId, host: bool, exported: &[u8]) {
+    let import = HostRequest::ImportVolume {
+        volume: volume.clone(),
+        size_bytes: 4 << 30,
+        sealed: host,
+        part: ImportPart::Whole,
+    };
+    let (offset, mut to) = stream(client, import);
+    assert_eq!(offset, 0);
+    to.write_all(exported).unwrap();
+    to.shutdown(Shutdown::Write).unwrap();
+    let mut told = Vec::new();
+    to.read_to_end(&mut told).unwrap();
+    match serde_json::from_slice(&told).unwrap() {
+        HostReply::Volume(report) => assert_eq!(report.volume, *volume),
+        other => panic!("{other:?}"),
     }
 }
 

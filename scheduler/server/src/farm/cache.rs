@@ -103,7 +103,7 @@ pub(super) async fn replace_volume(
         inner.machine.volume_replaced = true;
         inner.machine.failed_starts = 0;
         inner.machine.notice = Some(format!(
-            "the cache was replaced by an empty one, because it was damaged; the old one is kept as {old}"
+            "the cache was replaced by an empty one, because it was damaged, or a virtual machine had written it; the old one is kept as {old}"
         ));
         inner.volume_ready = false;
         inner.volume_damaged = false;
