@@ -19,6 +19,7 @@ fn exported(word: &str, start: u64) -> Vec<u8> {
     }
     let header = Header {
         difference: false,
+        foreign: false,
         sealed: false,
         size: SIZE,
         start,

@@ -81,6 +81,8 @@ impl Sent {
             difference,
             size,
             start,
+            // Whatever it says, what is imported counts as written by others.
+            foreign: _,
         } = read_header(&mut &head[..]).map_err(|error| not_one(&error.to_string()))?;
         if sealed || difference || start != 0 {
             return Err(not_one("it is encrypted, or only a part"));
