@@ -75,7 +75,7 @@ async fn a_backup_restored_on_an_empty_computer_is_the_same_control_plane() {
     let mut less = Bench::unstarted(Some(socket.clone()));
     restore(&to, &less.path("data"));
     std::fs::remove_file(less.path("data").join(MASTER_KEYS_FILE)).unwrap();
-    let refused = less.try_resume().await.err().expect("refused");
+    let refused = less.try_resume().await.expect_err("refused");
     assert!(
         matches!(refused, crate::ServeError::KeyStore(_)),
         "{refused}"

@@ -146,16 +146,16 @@ impl World {
         self.revision.send_modify(|n| *n += 1);
     }
 
-    /// A start is asked for; gives how long it takes.
     /// Whether the making of a volume, or a lease, is not to be answered.
     pub(super) fn hangs(&self, frame: &HostRequestFrame) -> bool {
         let inner = self.lock();
-        match &frame.request {
-            HostRequest::EnsureVolume { volume, .. } => inner.hangs.as_ref() == Some(volume),
-            _ => inner.hold_leases && frame.lease.is_some(),
+        if let HostRequest::EnsureVolume { volume, .. } = &frame.request {
+            return inner.hangs.as_ref() == Some(volume);
         }
+        inner.hold_leases && frame.lease.is_some()
     }
 
+    /// A start is asked for; gives how long it takes.
     pub(super) fn start_pause(&self) -> Duration {
         let mut inner = self.lock();
         inner.starts_asked += 1;
