@@ -131,8 +131,10 @@ pub enum VolumeError {
         waited: Duration,
     },
     /// Another operation holds the pool for too long.
-    #[error("the pool is busy with another operation (waited {} s)", waited.as_secs())]
+    #[error("the pool is busy: {holder} (waited {} s)", waited.as_secs())]
     PoolBusy {
+        /// The operation that had the pool at the end of the wait.
+        holder: String,
         /// How long it was waited for.
         waited: Duration,
     },

@@ -10,8 +10,9 @@ pub const VOLUME_SIZE_MAX: ByteSize = ByteSize::gib(15 << 10);
 /// Share of the room found at `open` that may be promised when no capacity is set, in percent. The rest is kept for
 /// the file system's own structures and for what else lives there.
 pub const CAPACITY_DEFAULT_PERCENT: u64 = 90;
-/// Longest wait for the pool's lock. Creations hold it for some 50 ms each; then `PoolBusy`.
-pub const POOL_LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for the pool's lock, then `PoolBusy`, which names the holder. A verb holds it for a few LVM commands, which take
+/// seconds each where a host is busy, and many verbs may wait in turn.
+pub const POOL_LOCK_WAIT_MAX: Duration = Duration::from_secs(300);
 /// Longest wait for another operation on the same volume (a repair can take minutes); then `Busy`.
 pub const VOLUME_LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Longest wait in `detach` for the holder's mounts of the volume to go, and then for its device; then `Busy`, and it stays

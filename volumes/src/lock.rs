@@ -5,14 +5,14 @@
 use crate::limits::POLL_PAUSE;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A lock that is let go when this is dropped, or when the process ends.
 #[derive(Debug)]
 pub(crate) struct FileLock {
-    _held: File,
+    held: File,
 }
 
 /// How a try to lock ended.
@@ -38,7 +38,7 @@ impl FileLock {
                 .open(path)?;
             match file.try_lock() {
                 Ok(()) if is_still_at(&file, path)? => {
-                    return Ok(Locked::Held(Self { _held: file }));
+                    return Ok(Locked::Held(Self { held: file }));
                 }
                 Ok(()) => continue,
                 Err(TryLockError::WouldBlock) => {}
@@ -49,6 +49,12 @@ impl FileLock {
             }
             std::thread::sleep(POLL_PAUSE);
         }
+    }
+
+    /// Writes into the file what the lock is held for, for those who wait in vain.
+    pub(crate) fn note(&self, what: &str) -> io::Result<()> {
+        self.held.set_len(0)?;
+        self.held.write_all_at(what.as_bytes(), 0)
     }
 }
 

@@ -42,7 +42,7 @@ use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::key::VolumeKey;
 use slipway_core::units::ByteSize;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 use steps::Steps;
@@ -96,16 +96,9 @@ impl<B: Backing> Pool<B> {
         Ok(pool)
     }
 
-    fn lock_pool(&self) -> Result<FileLock, VolumeError> {
-        let path = self.layout.pool_lock();
-        match FileLock::acquire(&path, POOL_LOCK_WAIT_MAX)
-            .map_err(VolumeError::io("lock", &path))?
-        {
-            Locked::Held(lock) => Ok(lock),
-            Locked::TimedOut => Err(VolumeError::PoolBusy {
-                waited: POOL_LOCK_WAIT_MAX,
-            }),
-        }
+    /// For `what`, such as `the extension of vol_...`, which those who wait in vain read.
+    fn lock_pool(&self, what: &str) -> Result<FileLock, VolumeError> {
+        lock_pool(&self.layout.pool_lock(), POOL_LOCK_WAIT_MAX, what)
     }
 
     fn lock_volume(&self, id: &VolumeId) -> Result<FileLock, VolumeError> {
@@ -505,5 +498,24 @@ impl<B: Backing> VolumeDriver for Pool<B> {
             used: ByteSize(used),
             notices,
         })
+    }
+}
+
+/// Locks a pool's file for `what`.
+fn lock_pool(path: &Path, wait: Duration, what: &str) -> Result<FileLock, VolumeError> {
+    match FileLock::acquire(path, wait).map_err(VolumeError::io("lock", path))? {
+        Locked::Held(lock) => {
+            lock.note(what).map_err(VolumeError::io("write", path))?;
+            Ok(lock)
+        }
+        Locked::TimedOut => {
+            let holder = std::fs::read_to_string(path).unwrap_or_default();
+            Err(VolumeError::PoolBusy {
+                holder: Some(holder)
+                    .filter(|holder| !holder.is_empty())
+                    .unwrap_or_else(|| "another operation".to_owned()),
+                waited: wait,
+            })
+        }
     }
 }

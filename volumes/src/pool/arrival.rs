@@ -189,7 +189,7 @@ impl<B: Backing> Pool<B> {
         self.backing.abandon(id, &[Making::Import])?;
         self.steps.enter(Step::Reserve)?;
         {
-            let _pool = self.lock_pool()?;
+            let _pool = self.lock_pool(&format!("the import of {id}"))?;
             self.check_room(stored.size)?;
             self.backing.begin(id, stored, Making::Import, None)?;
         }

@@ -158,7 +158,7 @@ impl<B: Backing> Pool<B> {
                 .map_err(io::Error::other)
         });
         self.steps.enter(Step::Reserve)?;
-        let pool = self.lock_pool()?;
+        let pool = self.lock_pool(&format!("the making of {}", new.id))?;
         self.check_room(stored.size)?;
         let origin = source.map(|(origin, _)| origin);
         self.backing.begin(new.id, stored, Making::Short, origin)?;

@@ -40,7 +40,7 @@ impl<B: Backing> Pool<B> {
         }
         if want > stored.size {
             self.steps.enter(Step::Grow)?;
-            let _pool = self.lock_pool()?;
+            let _pool = self.lock_pool(&format!("the extension of {id}"))?;
             self.check_room(want - stored.size)?;
             self.backing.grow(id, want)?;
             self.backing.settle()?;

@@ -43,7 +43,7 @@ impl<B: Backing> Pool<B> {
         });
         foreign.put(self.layout.foreign(id).is_set()?)?;
         self.steps.enter(Step::ReserveSnapshot)?;
-        let pool = self.lock_pool()?;
+        let pool = self.lock_pool(&format!("the making of {snapshot}"))?;
         self.check_room(self.backing.snapshot_reserve(&stored))?;
         self.backing.begin_snapshot(id, &stored, snapshot)?;
         let pool = (self.backing.traits().cloning == Cloning::Thin).then_some(pool);

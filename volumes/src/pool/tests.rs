@@ -2,8 +2,8 @@
 
 mod arrival;
 
-use super::Pool;
 use super::steps::{Fault, Step};
+use super::{Pool, lock_pool};
 use crate::conformance::{CASES, Dir, POOL_CAPACITY, wait_for};
 use crate::driver::{AttachAs, Encryption, NewVolume, VolumeDriver};
 use crate::error::VolumeError;
@@ -18,6 +18,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 const SIZE: ByteSize = ByteSize::mib(64);
 /// Tells a process started by a test what to do: `POOL MACHINE STEP`.
@@ -758,4 +759,21 @@ fn the_default_capacity_is_what_can_be_kept() {
         "{capacity}"
     );
     assert!(ensure(&driver, ByteSize(capacity.0 + (1 << 20))).is_err());
+}
+
+#[test]
+fn whoever_waits_in_vain_for_the_pool_reads_who_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pool.lock");
+    let long = Duration::from_secs(60);
+    let first = lock_pool(&path, long, "the making of a large volume").unwrap();
+    drop(first);
+    let held = lock_pool(&path, long, "the import of vol_x").unwrap();
+    let refused = lock_pool(&path, Duration::ZERO, "the extension of vol_y").unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "the pool is busy: the import of vol_x (waited 0 s)"
+    );
+    drop(held);
+    lock_pool(&path, Duration::ZERO, "the extension of vol_y").unwrap();
 }
