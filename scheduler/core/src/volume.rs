@@ -192,9 +192,19 @@ pub struct Use {
     pub total: u64,
 }
 
-/// The size that a volume of `size` shall have by itself, if it shall be larger.
-pub fn auto_extended(policy: &VolumePolicy, size: ByteSize, reported: Use) -> Option<ByteSize> {
+/// The size that a volume of `size` shall have by itself, if it shall be larger. `seen` is the `total` that was reported when it
+/// last grew by itself, if that is known: as long as it is no larger, that growth has not arrived (a virtual machine sees it at
+/// its next start), and another one would not help.
+pub fn auto_extended(
+    policy: &VolumePolicy,
+    size: ByteSize,
+    reported: Use,
+    seen: Option<u64>,
+) -> Option<ByteSize> {
     let auto = policy.auto_extend.as_ref()?;
+    if seen.is_some_and(|seen| reported.total <= seen) {
+        return None;
+    }
     let percent = u128::from(reported.used) * 100;
     if reported.total == 0
         || percent < u128::from(auto.threshold_percent) * u128::from(reported.total)
@@ -348,7 +358,7 @@ mod tests {
         };
         let grown = |size, used, total| {
             let reported = Use { used, total };
-            auto_extended(&policy, ByteSize::gib(size), reported).map(|new| new.0 / GIB)
+            auto_extended(&policy, ByteSize::gib(size), reported, None).map(|new| new.0 / GIB)
         };
         assert_eq!(grown(10, 79, 100), None);
         assert_eq!(grown(10, 80, 100), Some(12));
@@ -359,7 +369,34 @@ mod tests {
         assert_eq!(grown(10, u64::MAX, u64::MAX), Some(12));
         let fixed = VolumePolicy::default();
         let full = Use { used: 1, total: 1 };
-        assert_eq!(auto_extended(&fixed, ByteSize::gib(1), full), None);
+        assert_eq!(auto_extended(&fixed, ByteSize::gib(1), full, None), None);
+    }
+
+    #[test]
+    fn a_volume_grows_once_for_each_growth_that_is_seen() {
+        let policy = VolumePolicy {
+            auto_extend: Some(AutoExtend {
+                threshold_percent: 80,
+                increment: ByteSize::gib(2),
+                limit: ByteSize::gib(500),
+            }),
+            ..VolumePolicy::default()
+        };
+        let (mut size, mut seen) = (ByteSize::gib(10), None);
+        let mut look = |total: u64| {
+            let reported = Use { used: total, total };
+            let larger = auto_extended(&policy, size, reported, seen);
+            if let Some(larger) = larger {
+                (size, seen) = (larger, Some(total));
+            }
+            larger.map(|larger| larger.0 / GIB)
+        };
+        assert_eq!(look(10 * GIB), Some(12));
+        for _ in 0..100 {
+            assert_eq!(look(10 * GIB), None, "its machine does not see it yet");
+        }
+        assert_eq!(look(12 * GIB), Some(14));
+        assert_eq!(look(12 * GIB), None);
     }
 
     #[test]

@@ -24,6 +24,31 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Default)]
 struct Holds(Mutex<HashMap<VolumeId, Timestamp>>);
 
+/// What was reported as the whole of each volume when it last grew by itself. A control plane that was started anew does not know
+/// it, and may extend a volume once more than is seen.
+#[derive(Debug, Default)]
+struct Growths(Mutex<HashMap<VolumeId, u64>>);
+
+impl Growths {
+    fn lock(&self) -> MutexGuard<'_, HashMap<VolumeId, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn seen(&self, volume: &VolumeId) -> Option<u64> {
+        self.lock().get(volume).copied()
+    }
+
+    fn add(&self, volume: &VolumeId, total: u64) {
+        self.lock().insert(volume.clone(), total);
+    }
+
+    /// Forgets volumes that are not among these.
+    fn keep_only(&self, volumes: &[&Volume]) {
+        self.lock()
+            .retain(|id, _| volumes.iter().any(|volume| volume.id == *id));
+    }
+}
+
 impl Holds {
     fn lock(&self) -> MutexGuard<'_, HashMap<VolumeId, Timestamp>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -45,13 +70,13 @@ impl Holds {
 
 /// Keeps the volumes of a host until the control plane ends.
 pub(in crate::farm) async fn keep(shared: Arc<Shared>, link: Arc<HostLink>) {
-    let holds = Holds::default();
+    let (holds, growths) = (Holds::default(), Growths::default());
     let mut reachable = link.reachable.subscribe();
     loop {
         let looked = async {
             // The sender lives as long as the link.
             let _ = reachable.wait_for(|there| *there).await;
-            if let Err(error) = look(&shared, &link, &holds).await {
+            if let Err(error) = look(&shared, &link, &holds, &growths).await {
                 tracing::warn!(why = chain(&error), "volumes not looked at; later again");
             }
         };
@@ -68,7 +93,12 @@ pub(in crate::farm) async fn keep(shared: Arc<Shared>, link: Arc<HostLink>) {
     }
 }
 
-async fn look(shared: &Arc<Shared>, link: &Arc<HostLink>, holds: &Holds) -> Result<(), StoreError> {
+async fn look(
+    shared: &Arc<Shared>,
+    link: &Arc<HostLink>,
+    holds: &Holds,
+    growths: &Growths,
+) -> Result<(), StoreError> {
     let Some(host) = shared.id_of(link) else {
         return Ok(());
     };
@@ -83,7 +113,7 @@ async fn look(shared: &Arc<Shared>, link: &Arc<HostLink>, holds: &Holds) -> Resu
         settle_snapshots(shared, link, &snapshots),
         settle_volumes(shared, link, &volumes),
         keep_scheduled(shared, holds, &kept, &snapshots),
-        extend_full(shared, link, holds, &kept),
+        extend_full(shared, link, holds, growths, &kept),
     );
     Ok(())
 }
@@ -141,7 +171,14 @@ async fn keep_scheduled(
     at_once(work).await;
 }
 
-async fn extend_full(shared: &Arc<Shared>, link: &HostLink, holds: &Holds, volumes: &[&Volume]) {
+async fn extend_full(
+    shared: &Arc<Shared>,
+    link: &HostLink,
+    holds: &Holds,
+    growths: &Growths,
+    volumes: &[&Volume],
+) {
+    growths.keep_only(volumes);
     if volumes
         .iter()
         .all(|volume| volume.policy.auto_extend.is_none())
@@ -159,12 +196,18 @@ async fn extend_full(shared: &Arc<Shared>, link: &HostLink, holds: &Holds, volum
         }
         work.push(Box::pin(async move {
             let reported = reported_use(shared, volume, reports).await;
-            let Some(size) = reported.and_then(|it| auto_extended(&volume.policy, volume.size, it))
-            else {
+            let Some(reported) = reported else {
+                return;
+            };
+            let seen = growths.seen(&volume.id);
+            let Some(size) = auto_extended(&volume.policy, volume.size, reported, seen) else {
                 return;
             };
             tracing::info!(org = %volume.org, volume = %volume.id, %size, "volume grows by itself");
             let grown = shared.extend(&volume.org, &volume.id, size).await;
+            if grown.is_ok() {
+                growths.add(&volume.id, reported.total);
+            }
             took_care(shared, holds, volume, "extension", grown.map(drop)).await;
         }));
     }
