@@ -7,6 +7,8 @@ use std::time::Duration;
 /// Longest a connection waits for its builder to come up (over an end under way, a start, and starts anew with an empty
 /// cache). Then it is refused, and the builder goes on starting.
 pub const WAKE_WAIT_MAX: Duration = Duration::from_secs(600);
+/// Machines of a builder that a caller who waits for it sees boot, one after the other's death. Then it gets the error.
+pub const WAKE_TRIES_MAX: u32 = 3;
 /// Longest a connection waits for a host that does not answer: enough for its daemon to be started anew. Then it is refused.
 pub const HOST_AWAY_WAIT_MAX: Duration = Duration::from_secs(20);
 /// First wait before a connection that the host refused is tried again; doubles up to [`CONNECT_RETRY_MAX`].

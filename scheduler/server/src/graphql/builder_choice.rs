@@ -3,9 +3,10 @@
 use super::Result;
 use super::access::{Access, Scope};
 use super::input::{BuilderInput, label};
-use crate::farm::{BuilderKey, FarmError, NextEvent};
-use crate::guest_client::GuestClient;
-use crate::limits::{CONNECT_RETRY_MAX, READY_ASK_WAIT, WAKE_WAIT_MAX};
+use crate::farm::{BuilderKey, FarmError, NextEvent, chain};
+use crate::guest_client::{GuestClient, GuestError};
+use crate::limits::{CONNECT_RETRY_MAX, READY_ASK_WAIT, WAKE_TRIES_MAX, WAKE_WAIT_MAX};
+use crate::machine_stream::MachineStream;
 use crate::problem::{Code, Problem};
 use slipway_core::host_api::EndpointPort;
 use slipway_core::machine::MachineState;
@@ -53,6 +54,16 @@ fn key_in(org: &Org, input: BuilderInput) -> Result<BuilderKey> {
     })
 }
 
+/// Waits until the guest says that its Docker is ready.
+async fn docker_answers(stream: MachineStream) -> std::result::Result<(), GuestError> {
+    let mut guest = GuestClient::new(stream).await?;
+    // It answers that it is not ready for as long as dockerd makes progress.
+    while !guest.status(READY_ASK_WAIT).await?.ready {
+        tokio::time::sleep(CONNECT_RETRY_MAX).await;
+    }
+    Ok(())
+}
+
 /// Wakes a builder (which is made if there is none) and waits until its Docker answers, and the farm knows it.
 ///
 /// # Errors
@@ -60,18 +71,21 @@ fn key_in(org: &Org, input: BuilderInput) -> Result<BuilderKey> {
 pub(super) async fn wait_ready(access: &Access<'_>, key: &BuilderKey) -> Result<()> {
     let farm = &access.parts.farm;
     let mut changes = farm.subscribe(&key.org);
-    let (stream, _activity) = farm.connect(key, EndpointPort::Guest).await?;
-    let mut guest = GuestClient::new(stream).await.map_err(FarmError::from)?;
     let known = async {
-        // It answers that it is not ready for as long as dockerd makes progress.
-        while !guest
-            .status(READY_ASK_WAIT)
-            .await
-            .map_err(FarmError::from)?
-            .ready
-        {
-            tokio::time::sleep(CONNECT_RETRY_MAX).await;
-        }
+        let mut tries = 1;
+        // Held until the farm knows it too, so that it does not end in between.
+        let _activity = loop {
+            let (stream, activity) = farm.connect(key, EndpointPort::Guest).await?;
+            match docker_answers(stream).await {
+                Ok(()) => break activity,
+                // Its machine died while it booted; the next one may do better.
+                Err(GuestError::Transport(error)) if tries < WAKE_TRIES_MAX => {
+                    tracing::info!(?key, why = chain(&error), "a builder died while it booted");
+                    tries += 1;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
         while !matches!(farm.builder(key)?.state, MachineState::Running { .. }) {
             if changes.next().await == NextEvent::Closed {
                 return Ok(false);
