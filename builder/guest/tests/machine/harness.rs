@@ -243,6 +243,23 @@ impl Machine<'_> {
         self.guest("GET", "/v1/status", "").json()
     }
 
+    /// Whether a process of the machine ends its command line with these arguments.
+    pub(crate) fn runs(&self, arguments: &[&str]) -> bool {
+        let wanted: String = arguments.iter().map(|word| format!("\0{word}\0")).collect();
+        let wanted = wanted.replace("\0\0", "\0");
+        let init = self.pid();
+        let processes = std::fs::read_dir("/proc").expect("/proc");
+        processes.flatten().any(|entry| {
+            let command = std::fs::read_to_string(entry.path().join("cmdline"));
+            let number = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok());
+            command.is_ok_and(|command| command.ends_with(&wanted))
+                && number.is_some_and(|number: i32| descends(number, init.as_raw()))
+        })
+    }
+
     pub(crate) fn socket(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -377,6 +394,19 @@ impl Drop for Machine<'_> {
         let _ = unshare.kill();
         let _ = unshare.wait();
     }
+}
+
+/// Whether a process has `ancestor` above it. It may end meanwhile.
+fn descends(mut process: i32, ancestor: i32) -> bool {
+    while process > 1 && process != ancestor {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status"));
+        let parent = status.ok().and_then(|status| {
+            let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+            line.trim().parse().ok()
+        });
+        process = parent.unwrap_or(0);
+    }
+    process == ancestor
 }
 
 /// A registry that ends when dropped.

@@ -279,6 +279,8 @@ fn a_running_build_keeps_the_machine_up_until_it_is_cancelled() {
     wait_for("the step to run", || {
         machine.status()["activity"]["steps"] == 1
     });
+    // BuildKit loses a cancellation in the instant before a step's process runs.
+    wait_for("the step's process", || machine.runs(&["sleep", "600"]));
     let refused = machine.guest("POST", "/v1/end", "");
     assert_eq!(refused.status, 409, "{}", refused.body);
     let activity = refused.json();
