@@ -266,7 +266,7 @@ impl Vm {
             .arg(self.image.join("initrd"))
             .arg("-append")
             .arg(format!(
-                "console=ttyS0 quiet panic=-1 edd=off no_timer_check slipway.init={init}"
+                "console=ttyS0 quiet panic=-1 edd=off no_timer_check nohz=off highres=off slipway.init={init}"
             ));
         disk(&mut qemu, "root", &self.image.join("root.squashfs"), true);
         disk(&mut qemu, "files", &dir.join("files"), true);

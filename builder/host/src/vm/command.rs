@@ -234,8 +234,11 @@ fn kernel_parameters(line: &Line<'_>) -> String {
     match line.accelerator {
         Accelerator::Kvm => {}
         // An emulated processor does not speculate, and what guards against it costs most there. On a busy host its timer
-        // is too late for the kernel's check of it, which then panics.
-        Accelerator::Tcg => parameters.push_str(" mitigations=off no_timer_check"),
+        // is too late for the kernel's check of it, which then panics. QEMU's threads may lose an interrupt of a processor that
+        // halts: without a periodic tick its next timer never comes, and the machine hangs.
+        Accelerator::Tcg => {
+            parameters.push_str(" mitigations=off no_timer_check nohz=off highres=off");
+        }
     }
     parameters
 }
