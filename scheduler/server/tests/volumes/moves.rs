@@ -278,7 +278,7 @@ async fn a_control_plane_that_is_cut_off_anywhere_finishes_the_move() {
 
 /// Waits until the move of a volume is halted, and gives the volume.
 async fn halted(bed: &Bed, volume: &Volume) -> Volume {
-    let halted = eventually("the move is halted", || async {
+    eventually("the move is halted", || async {
         let now = bed.store.volume(&volume.org, &volume.id).await;
         let now = now.expect("there");
         let step = now.moving.as_ref().map(|moving| moving.step);
@@ -286,8 +286,7 @@ async fn halted(bed: &Bed, volume: &Volume) -> Volume {
         let notice = now.notice.clone().unwrap_or_default();
         (step == Some(MoveStep::Halted) && notice.contains("halted")).then_some(now)
     })
-    .await;
-    halted
+    .await
 }
 
 /// The record says that the copy is still to be made, and its source is gone: as after the loss of the record of the switch.
