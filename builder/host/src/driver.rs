@@ -10,6 +10,7 @@ use crate::program::ProgramError;
 use slipway_core::end_record::Ending;
 use slipway_core::host_api::{EndpointPort, MachineSpec};
 use slipway_core::id::{MachineId, VolumeId};
+use slipway_core::units::ByteSize;
 use slipway_volumes::{AttachAs, Attachment};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -44,6 +45,14 @@ pub(crate) struct Start<'a> {
     pub(crate) volume: &'a Attachment,
     /// What it boots.
     pub(crate) image: &'a BootImage,
+}
+
+impl Start<'_> {
+    /// What the machine may write outside its volume where the settings give it `most`. It counts as its memory: with more than half
+    /// of that, a full one would end the machine's processes instead of being full.
+    pub(crate) fn scratch(&self, most: ByteSize) -> ByteSize {
+        most.min(ByteSize(self.spec.memory_bytes / 2))
+    }
 }
 
 /// A kind of machine.

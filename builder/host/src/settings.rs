@@ -95,7 +95,7 @@ pub struct HostSettings {
     pub registry_mirrors: Vec<String>,
     /// Registries without TLS, as `HOST:PORT`. Empty.
     pub insecure_registries: Vec<String>,
-    /// What a machine may write outside its volume (and `/tmp`); it counts as its memory. `1GiB`.
+    /// What a machine may write outside its volume (and `/tmp`), at most half of its memory, as which it counts. `1GiB`.
     #[serde(deserialize_with = "size")]
     pub scratch: ByteSize,
     /// Processor it may give out, in thousandths. Absent: all.

@@ -295,7 +295,7 @@ impl MachineDriver for Sandbox {
         self.done(StartStep::Bundle, &mut since)?;
         undo.push("container", || logged(self.delete(machine)));
         let pid = mounts::in_own_namespace(|| {
-            places.mount_scratch(self.scratch, first_id)?;
+            places.mount_scratch(start.scratch(self.scratch), first_id)?;
             self.done(StartStep::Scratch, &mut since)?;
             let ids = rootfs::ids(first_id)?;
             places.mount_root(start, &ids)?;

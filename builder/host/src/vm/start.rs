@@ -145,7 +145,7 @@ impl VirtualMachines {
             cpus: start.spec.cpu_millis.div_ceil(1000).max(1),
             mac: &mac,
             mtu: boot_network.mtu,
-            scratch_bytes: self.scratch.0,
+            scratch_bytes: start.scratch(self.scratch).0,
             wipes: self.may_keep(start),
             waits,
         })
