@@ -157,16 +157,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(
             dir.path().join(FLY_NAME),
-            "app='shop'\nprimary_region='fra'\n[build]\nbuild-target='web'\n[build.args]\nA=1\n",
+            "app='shop'\nprimary_region='fra'\n[build]\nimage='a/b:c'\nbuild-target='web'\n[build.args]\nA=1\n",
         )
         .unwrap();
         init(dir.path(), true).unwrap();
         let config = ProjectConfig::load(dir.path(), None).unwrap();
         assert!(config.path.unwrap().ends_with(NATIVE_NAME));
         assert_eq!(
-            (config.app.as_deref(), config.region.as_deref()),
-            (Some("shop"), Some("fra"))
+            (config.app.as_deref(), config.build.image),
+            (Some("shop"), None)
         );
+        // It is one of Fly's, which a slipway.toml would demand.
+        assert_eq!(config.region, None);
         assert_eq!(
             (
                 config.build.target.as_deref(),

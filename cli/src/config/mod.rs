@@ -27,12 +27,18 @@ pub(crate) struct ProjectConfig {
     pub(crate) org: Option<String>,
     /// Region to build in.
     pub(crate) region: Option<String>,
+    /// Region to build in if there is a host: a Fly file names one of Fly's.
+    pub(crate) region_wish: Option<String>,
     /// Registry (and path) that images are pushed to, as in `registry.example:5000/team`.
     pub(crate) registry: Option<String>,
     /// How it is built.
     pub(crate) build: BuildConfig,
-    /// Volumes that instances of the app want; building needs none.
-    pub(crate) mounts: Vec<Mount>,
+    /// Image that a Fly file names to be run as it is: never one to push to.
+    pub(crate) runs_image: Option<String>,
+    /// A Fly file's way to build without a Dockerfile.
+    pub(crate) other_builder: Option<&'static str>,
+    /// What the file says that nothing here looks at.
+    pub(crate) unused: Vec<String>,
 }
 
 /// How an image is built.
@@ -52,17 +58,9 @@ pub(crate) struct BuildConfig {
     pub(crate) compression: Option<Compression>,
 }
 
-/// A volume that an instance of the app would have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Mount {
-    /// Name of the volume.
-    pub(crate) source: Option<String>,
-    /// Where it would be mounted.
-    pub(crate) destination: String,
-}
-
 impl ProjectConfig {
-    /// Reads `--config` if given, else `slipway.toml` of `dir`, else its `fly.toml`, else gives an empty one.
+    /// Reads `--config` if given, else `slipway.toml` of `dir`, else its `fly.toml`, else gives an empty one. A file of another
+    /// name is a Fly file if its content is one's.
     ///
     /// # Errors
     /// The caller's fault: unreadable, or not valid; the message has the line.
@@ -79,7 +77,8 @@ impl ProjectConfig {
             },
         };
         let text = read_small(&path)?;
-        let is_fly = path.file_name().is_some_and(|name| name == FLY_NAME);
+        let named = |it: &str| path.file_name().is_some_and(|name| name == it);
+        let is_fly = named(FLY_NAME) || (!named(NATIVE_NAME) && fly::is_fly(&text));
         let parsed = if is_fly {
             fly::parse(&text)
         } else {

@@ -65,6 +65,7 @@ pub(super) fn parse(text: &str) -> Result<ProjectConfig, toml::de::Error> {
         app: raw.app,
         org: raw.org,
         region: raw.region,
+        region_wish: None,
         registry: raw.registry,
         build: BuildConfig {
             dockerfile: raw.build.dockerfile,
@@ -74,6 +75,8 @@ pub(super) fn parse(text: &str) -> Result<ProjectConfig, toml::de::Error> {
             ignorefile: raw.build.ignorefile,
             compression: raw.build.compression,
         },
-        mounts: Vec::new(),
+        runs_image: None,
+        other_builder: None,
+        unused: Vec::new(),
     })
 }

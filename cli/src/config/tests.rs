@@ -98,20 +98,49 @@ kill_signal = 'SIGINT'
 "#,
     )
     .unwrap();
-    assert_eq!(config.region.as_deref(), Some("ams"));
+    assert_eq!(
+        (config.region, config.region_wish.as_deref()),
+        (None, Some("ams"))
+    );
     assert_eq!(config.build.target.as_deref(), Some("web"));
     assert_eq!(config.build.args["NODE_VERSION"], "20");
-    assert_eq!(config.mounts[0].destination, "/data");
+    assert_eq!(config.unused, ["[http_service]", "kill_signal", "[mounts]"]);
     let old = load(
         FLY_NAME,
         "app='x'\n[mounts]\nsource='d'\ndestination='/d'\n[build]\nimage='a/b:c'\n",
     )
     .unwrap();
+    assert_eq!(old.unused, ["[mounts]"]);
+    // It names an image to run, and never one to push to.
     assert_eq!(
-        (old.mounts.len(), old.build.image.as_deref()),
-        (1, Some("a/b:c"))
+        (old.build.image, old.runs_image.as_deref()),
+        (None, Some("a/b:c"))
     );
-    assert_eq!(load(FLY_NAME, "app='x'\n").unwrap().mounts, []);
+    let packs = "app='x'\n[build]\nbuilder='b'\nbuildpacks=['p']\nnew='y'\n";
+    let packs = load(FLY_NAME, packs).unwrap();
+    assert_eq!(
+        (packs.other_builder, packs.unused),
+        (Some("builder"), vec!["build.new".to_owned()])
+    );
+}
+
+#[test]
+fn a_fly_file_of_another_name_is_known_by_its_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fly.staging.toml");
+    let read = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        ProjectConfig::load(dir.path(), Some(&path))
+    };
+    for text in [
+        "app='x'\nprimary_region='iad'\n[env]\nA='1'\n",
+        "app='x'\n[build]\nbuild-target='t'\n",
+    ] {
+        assert_eq!(read(text).unwrap().app.as_deref(), Some("x"), "{text}");
+    }
+    let own = "app='x'\nregistry='r.example'\n[env]\nA='1'\n";
+    let failure = read(own).unwrap_err();
+    assert!(failure.message().contains("unknown field"), "{failure}");
 }
 
 #[test]

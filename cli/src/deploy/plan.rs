@@ -5,7 +5,7 @@
 
 use super::secret::{self, Secret};
 use crate::args::DeployArgs;
-use crate::config::ProjectConfig;
+use crate::config::{FLY_NAME, ProjectConfig};
 use crate::exit::{Failure, Outcome};
 use slipway_core::compression::Compression;
 use std::collections::BTreeMap;
@@ -27,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) org: Option<String>,
     /// Region that the caller named.
     pub(crate) region: Option<String>,
+    /// Region to build in if there is a host; asked for only where nobody named one.
+    pub(crate) region_wish: Option<String>,
     /// Directory that is the context.
     pub(crate) context: PathBuf,
     /// Directory of the Dockerfile.
@@ -94,12 +96,13 @@ impl Plan {
     /// Always the caller's fault, with a hint.
     pub(crate) fn new(args: &DeployArgs, config: &ProjectConfig, env: Env<'_>) -> Outcome<Self> {
         let context = context_dir(&args.dir)?;
+        let mut warnings = Vec::new();
+        check_fly(args, config, &mut warnings)?;
         let config_dir = config
             .path
             .as_deref()
             .and_then(Path::parent)
             .map_or_else(|| context.clone(), Path::to_owned);
-        let mut warnings = Vec::new();
         let (dockerfile_dir, dockerfile_name) =
             find_dockerfile(args, config, &config_dir, &context)?;
         let ignorefile = check_ignorefile(
@@ -111,24 +114,12 @@ impl Plan {
         )?;
         let (frontend_attrs, arch) =
             frontend_attrs(args, config, &dockerfile_name, env, &mut warnings)?;
-        if !config.mounts.is_empty() {
-            let places: Vec<String> = config
-                .mounts
-                .iter()
-                .map(|mount| match &mount.source {
-                    Some(source) => format!("{source} at {}", mount.destination),
-                    None => mount.destination.clone(),
-                })
-                .collect();
-            warnings.push(format!(
-                "[mounts] ({}) are for instances of the app; this builds and pushes only",
-                places.join(", ")
-            ));
-        }
+        let region = args.region.clone().or_else(|| config.region.clone());
         Ok(Self {
             app: app_name(args, config)?,
             org: args.org.org.clone().or_else(|| config.org.clone()),
-            region: args.region.clone().or_else(|| config.region.clone()),
+            region_wish: config.region_wish.clone().filter(|_| region.is_none()),
+            region,
             context,
             dockerfile_dir,
             dockerfile_name,
@@ -167,6 +158,41 @@ impl Plan {
                 )),
         }
     }
+}
+
+/// What a Fly file says that a build here cannot follow: refused where another image would come of it, else told.
+fn check_fly(args: &DeployArgs, config: &ProjectConfig, warnings: &mut Vec<String>) -> Outcome<()> {
+    let path = config.path.as_deref().unwrap_or(Path::new(FLY_NAME));
+    let file = path.display();
+    let named = args.image.is_some();
+    match &config.runs_image {
+        Some(image) if !named && !args.build_only => {
+            return Err(Failure::user(format!(
+                "{file} says [build] image = '{image}': that image is run as it is, and nothing is built"
+            ))
+            .hint("to build the Dockerfile, say which image to push with --image NAME, or take the line out"));
+        }
+        Some(image) => warnings.push(format!(
+            "{file} says [build] image = '{image}', which is run as it is; it is neither used nor changed here"
+        )),
+        None => {}
+    }
+    if let Some(builder) = config.other_builder
+        && args.dockerfile.is_none()
+        && config.build.dockerfile.is_none()
+    {
+        return Err(Failure::user(format!(
+            "{file} says [build] {builder}: only Dockerfiles are built here"
+        ))
+        .hint("write a Dockerfile and name it with -f FILE"));
+    }
+    if !config.unused.is_empty() {
+        warnings.push(format!(
+            "{file}: {} are for instances of the app; this builds and pushes only",
+            config.unused.join(", ")
+        ));
+    }
+    Ok(())
 }
 
 fn context_dir(dir: &Path) -> Outcome<PathBuf> {

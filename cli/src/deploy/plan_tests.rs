@@ -189,3 +189,35 @@ fn a_name_that_no_app_can_have_is_told_here() {
         );
     }
 }
+
+#[test]
+fn a_fly_file_is_used_told_or_refused_by_name() {
+    let project = Project::new(&[
+        FROM,
+        (
+            "fly.toml",
+            "app='a'\nprimary_region='iad'\n[build]\nimage='r.example/team/app:stable'\n[env]\nA='1'\n",
+        ),
+        ("fly.packs.toml", "app='a'\n[build]\nbuildpacks=['p']\n"),
+    ]);
+    project.refused("", "[build] image = 'r.example/team/app:stable'");
+    project.refused("--registry r.example", "is run as it is");
+    let plan = project.plan("--image r.example/other:1").unwrap();
+    assert_eq!(plan.image_for("t").unwrap(), "r.example/other:1");
+    assert_eq!(
+        (plan.region, plan.region_wish.as_deref()),
+        (None, Some("iad"))
+    );
+    let told = plan.warnings.join("\n");
+    assert!(
+        told.contains("stable") && told.contains("fly.toml: [env] are for"),
+        "{told}"
+    );
+    let plan = project.plan("--build-only --region fra").unwrap();
+    assert_eq!(plan.image_for("t").unwrap(), "a:t");
+    assert_eq!(
+        (plan.region.as_deref(), plan.region_wish),
+        (Some("fra"), None)
+    );
+    project.refused("-c DIR/fly.packs.toml --registry r", "[build] buildpacks");
+}

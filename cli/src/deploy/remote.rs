@@ -13,7 +13,7 @@ use crate::api::ApiClient;
 use crate::api::queries;
 use crate::api::shapes::{Build, NewBuild};
 use crate::docker_logins::{DockerLogins, registry_of};
-use crate::exit::{Failure, Outcome};
+use crate::exit::{Failure, FailureKind, Outcome};
 use crate::interrupt::{Interrupts, exit_now};
 use crate::limits::{CANCEL_WAIT_MAX, CONTEXT_WARN_BYTES, TREE_PERIOD, WAIT_REASON_PERIOD};
 use slipway_core::build::{BuildOutcome, RegistryCredential};
@@ -39,9 +39,10 @@ pub(super) async fn run(
     let Opened {
         mut session,
         org,
+        region,
         notice,
     } = waited_for(plan, client, view, &mut interrupts, opening).await??;
-    if let Some(notice) = notice {
+    for notice in notice {
         view.note(&format!("warning: {notice}"));
     }
     view.status("waiting for the builder");
@@ -57,7 +58,7 @@ pub(super) async fn run(
         plan,
         image,
         client,
-        &org,
+        (&org, region.as_deref()),
         &factory,
         credential,
         view,
@@ -91,27 +92,44 @@ pub(super) async fn run(
 struct Opened {
     session: OpenSession,
     org: String,
-    /// What the builder's owner should know.
-    notice: Option<String>,
+    /// Region of the builder; the org's default if absent.
+    region: Option<String>,
+    /// What the builder's owner or the caller should know.
+    notice: Vec<String>,
 }
 
 /// Finds the org and the gateway, and starts to open the session there.
 async fn open(plan: &Plan, client: &ApiClient, factory: &Arc<SessionFactory>) -> Outcome<Opened> {
     let place = queries::locate(client, plan.org.as_deref()).await?;
+    let arch = plan.arch.as_deref();
+    let mut notice = Vec::new();
+    let mut region = plan.region.clone();
+    if let Some(wish) = &plan.region_wish {
+        // Asked for first: the session must go to the builder that is taken in the end.
+        match queries::ensure_builder(client, &place.org, Some(wish), arch).await {
+            Ok(_) => region = Some(wish.clone()),
+            Err(refused) if refused.kind() == FailureKind::User => notice.push(format!(
+                "primary_region '{wish}' is none of this farm's, so the build goes where the org's builds go; --region chooses"
+            )),
+            Err(failure) => return Err(failure),
+        }
+    }
+    let region_name = region.as_deref();
     let gateway = Gateway {
         address: place.docker,
         transport: client.transport().clone(),
         token: client.token().clone(),
-        headers: queries::builder_headers(&place.org, plan.region.as_deref(), plan.arch.as_deref()),
+        headers: queries::builder_headers(&place.org, region_name, arch),
     };
     let session = OpenSession::start(Arc::clone(factory), gateway);
     // Asked for by name as well: the gateway alone could not tell region and architecture.
-    let (region, arch) = (plan.region.as_deref(), plan.arch.as_deref());
-    let builder = queries::ensure_builder(client, &place.org, region, arch).await?;
+    let builder = queries::ensure_builder(client, &place.org, region_name, arch).await?;
+    notice.extend(builder.notice);
     Ok(Opened {
         session,
         org: place.org,
-        notice: builder.notice,
+        region,
+        notice,
     })
 }
 
@@ -180,7 +198,7 @@ async fn start(
     plan: &Plan,
     image: &str,
     client: &ApiClient,
-    org: &str,
+    (org, region): (&str, Option<&str>),
     factory: &SessionFactory,
     credential: Option<RegistryCredential>,
     view: &mut View,
@@ -195,7 +213,7 @@ async fn start(
         compression: plan.compression,
         session: factory.id(),
         credential: credential.as_ref(),
-        region: plan.region.as_deref(),
+        region,
         arch: plan.arch.as_deref(),
     };
     let starting = async {
