@@ -92,6 +92,15 @@ pub const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 /// Longest wait of our own choosing between attempts.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
+/// Growth of the wait from attempt to attempt while a registry limits the rate without saying for how long; up to [`RATE_BACKOFF_MAX`].
+pub const RATE_BACKOFF_FACTOR: u32 = 4;
+
+/// Longest such wait. All of them together are some 45 s: such limits are counted by the minute.
+pub const RATE_BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// Wait before a streamed upload goes on that a registry has stopped for its rate without saying for how long.
+pub const RATE_STREAM_WAIT: Duration = Duration::from_secs(3);
+
 /// Longest `Retry-After` that is obeyed. A registry that asks for more gets the push failed with its own words.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
@@ -107,6 +116,19 @@ pub const CHUNK_STEP: usize = 4;
 
 /// Smallest chunk; smaller ones would be all overhead.
 pub const CHUNK_LEAST: usize = 64 << 10;
+
+/// Most bytes of one streamed request after a proxy has refused a larger one with 413; divided by [`STREAM_STEP`] each time that happens
+/// again, down to [`CHUNK_FIRST`]. 50 MiB passes the bounds that are common (100 MB).
+pub const STREAM_FIRST: u64 = 50 << 20;
+
+/// See [`STREAM_FIRST`].
+pub const STREAM_STEP: u64 = 4;
+
+/// Looks for a blob or manifest that was just taken, the first included. A store behind a cache may answer 404 for a moment.
+pub const PROOF_LOOKS: u32 = 5;
+
+/// First wait between two such looks; doubled each time.
+pub const PROOF_WAIT: Duration = Duration::from_millis(250);
 
 /// Times one layer is read again from its start because the registry lost more than [`REPLAY_BYTES`]. Then the push fails.
 pub const REREADS: u32 = 5;

@@ -1,5 +1,5 @@
 //! The manifest of an image: Docker's schema 2, as Docker's own push writes it for the classic store; OCI's when a layer is zstd, which
-//! Docker's knows no media type for.
+//! Docker's knows no media type for, or when the registry takes nothing else.
 //!
 //! Pure: knows what an image became, and nothing of how it gets to a registry.
 
@@ -45,8 +45,13 @@ struct Descriptor<'a> {
 
 impl Manifest {
     /// Always the same bytes for the same image. Docker: distribution, docs/spec/manifest-v2-2; OCI: image-spec, manifest.md.
-    pub(crate) fn of(config: &Digest, config_size: u64, layers: &[Blob<'_>]) -> Manifest {
-        let is_oci = layers.iter().any(|layer| layer.packing == Packing::Zstd);
+    pub(crate) fn of(
+        config: &Digest,
+        config_size: u64,
+        layers: &[Blob<'_>],
+        as_oci: bool,
+    ) -> Manifest {
+        let is_oci = as_oci || layers.iter().any(|layer| layer.packing == Packing::Zstd);
         let (media_type, config_type) = if is_oci {
             (OCI_TYPE, "application/vnd.oci.image.config.v1+json")
         } else {

@@ -187,10 +187,18 @@ pub(crate) fn host_name(host: &str) -> &str {
 /// User name and password or token for a registry. Never printed.
 #[derive(Clone)]
 pub struct Credential {
-    /// As for `docker login -u`.
+    /// As for `docker login -u`. Empty or `<token>`, as credential helpers write it: the password is an identity token, which the token
+    /// server exchanges for an access token.
     pub username: String,
-    /// Password or access token.
+    /// Password, access token or identity token.
     pub password: String,
+}
+
+impl Credential {
+    /// Whether the password is an identity (refresh) token.
+    pub(crate) fn is_identity_token(&self) -> bool {
+        matches!(self.username.as_str(), "" | "<token>")
+    }
 }
 
 impl fmt::Debug for Credential {

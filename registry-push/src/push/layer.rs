@@ -8,21 +8,29 @@ use super::{Done, Run};
 use crate::digest::Digest;
 use crate::error::PushError;
 use crate::index::Known;
-use crate::limits::{MOUNTS_TRIED, SMALL_LAYER_BYTES};
+use crate::limits::{MOUNTS_TRIED, PROOF_LOOKS, PROOF_WAIT, SMALL_LAYER_BYTES};
 use crate::pipeline::Summary;
-use crate::registry::{Ask, Feed, cancel, open, upload_blob, upload_bytes};
+use crate::registry::{Ask, Feed, Opened, cancel, open, upload_blob, upload_bytes};
 use crate::report::{Moved, Progress, PushState};
 use crate::source::LayerSource;
 use http::{Method, StatusCode};
-use reqwest::Url;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 /// How a try to mount ended.
 enum Mount {
     Mounted,
     /// Not mounted, but an upload is open.
-    Opened(Url),
+    Opened(Opened),
     Nothing,
+}
+
+/// What two layers share when they become one blob: the blob that a packed layer is, or the diffID of one that we pack.
+pub(super) fn key(layer: &dyn LayerSource) -> Digest {
+    match layer.packed() {
+        Some(packed) => packed.digest.clone(),
+        None => layer.diff_id().clone(),
+    }
 }
 
 impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
@@ -31,12 +39,12 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         &self,
         layer: &Arc<dyn LayerSource>,
     ) -> Result<(Digest, Done), PushError> {
-        let diff_id = layer.diff_id().clone();
+        let (key, diff_id) = (key(&**layer), layer.diff_id().clone());
         let mut ahead = self.ahead_of(&diff_id);
         if let Some(known) = self.known(&**layer)
             && self.is_there(&known).await?
         {
-            return Ok((diff_id, self.spared(layer, known, PushState::Exists)));
+            return Ok((key, self.spared(layer, known, PushState::Exists)));
         }
         let mut turns = self.turns(layer, ahead.as_mut()).await;
         if turns.have_waited() {
@@ -46,7 +54,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         self.remember(&diff_id, &done.known, self.codec_of(&**layer))
             .await;
         turns.found(&done.known, self.target.repository());
-        Ok((diff_id, done))
+        Ok((key, done))
     }
 
     /// The layer, if it is on its way already.
@@ -97,15 +105,15 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
                 Mount::Mounted if self.is_there(&known).await? => {
                     return Ok(self.spared(layer, known, PushState::Mounted));
                 }
-                Mount::Opened(url) => opened = Some(url),
+                Mount::Opened(upload) => opened = Some(upload),
                 Mount::Mounted | Mount::Nothing => {}
             }
         }
         if let Some(ahead) = ahead
             && let Some(done) = self.finish(layer, ahead).await?
         {
-            if let Some(url) = opened {
-                cancel(self.registry, &item, url).await;
+            if let Some(opened) = opened {
+                cancel(self.registry, &item, opened.url).await;
             }
             return Ok(done);
         }
@@ -131,7 +139,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         &self,
         layer: &Arc<dyn LayerSource>,
         item: &str,
-        mut opened: Option<Url>,
+        mut opened: Option<Opened>,
     ) -> Result<Done, PushError> {
         let (name, total) = (layer.diff_id().as_str(), layer.size_hint().unwrap_or(0));
         let compressors = self.base.compressors();
@@ -145,21 +153,22 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             let _place = self.small.acquire().await.ok();
             self.tell(name, PushState::Pushing, Moved::default(), total);
             let mut feed = Feed::new(compressors, layer.clone(), &on_move);
-            let url = async {
+            let upload = async {
                 match opened.take() {
-                    Some(url) => Ok(url),
+                    Some(opened) => Ok(opened),
                     None => open(self.registry, item).await,
                 }
             };
-            let (url, whole) = tokio::try_join!(url, feed.whole())?;
+            let (upload, whole) = tokio::try_join!(upload, feed.whole())?;
             match whole {
                 Some((blob, summary)) => {
                     let digest = summary.digest.clone();
-                    let count = upload_bytes(self.registry, item, blob, &digest, Some(url)).await?;
+                    let count =
+                        upload_bytes(self.registry, item, blob, &digest, Some(upload)).await?;
                     sent = Some((summary, count));
                 }
                 // Larger than its store said.
-                None => opened = Some(url),
+                None => opened = Some(upload),
             }
         }
         let (summary, sent) = match sent {
@@ -252,20 +261,32 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
     pub(super) async fn is_there(&self, known: &Known) -> Result<bool, PushError> {
         let _place = self.checks.acquire().await.ok();
         let item = format!("blob {}", known.digest);
+        if self.is_doubted.load(Ordering::Relaxed) {
+            return self.registry.gives_blob(&item, &known.digest).await;
+        }
         let size = self.registry.blob_size(&item, &known.digest).await?;
         Ok(size.is_some_and(|size| size.is_none_or(|size| size == known.size)))
     }
 
-    /// Fails when the repository does not have this blob, or has another of its name.
+    /// Fails when the repository does not have this blob, or has another of its name. A cache before the registry may remember that it
+    /// was not there, so it is looked for more than once.
     pub(super) async fn prove(&self, known: &Known) -> Result<(), PushError> {
         let _place = self.checks.acquire().await.ok();
         let item = format!("blob {}", known.digest);
-        let found = match self.registry.blob_size(&item, &known.digest).await? {
-            None => "nothing".to_string(),
-            Some(Some(found)) if found != known.size => {
-                format!("{found} bytes instead of {}", known.size)
+        let (mut wait, mut looks) = (PROOF_WAIT, 0);
+        let found = loop {
+            looks += 1;
+            match self.registry.blob_size(&item, &known.digest).await? {
+                None if looks == PROOF_LOOKS => break "nothing".to_string(),
+                None => {
+                    tokio::time::sleep(wait).await;
+                    wait *= 2;
+                }
+                Some(Some(found)) if found != known.size => {
+                    break format!("{found} bytes instead of {}", known.size);
+                }
+                Some(_) => return Ok(()),
             }
-            Some(_) => return Ok(()),
         };
         Err(PushError::Incomplete {
             host: self.registry.name().to_string(),
@@ -274,7 +295,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         })
     }
 
-    /// Asks the registry to take a blob over from another of its repositories. A registry that will not is no failure.
+    /// Asks the registry, once, to take a blob over from another of its repositories. Nothing that goes wrong with it is a failure.
     async fn mount(
         &self,
         item: &str,
@@ -304,22 +325,22 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
                 .append_pair("from", origin);
             let mut ask = Ask::new(item, Method::POST, url);
             ask.mount_from = Some(origin);
+            ask.is_retried = false;
             let _place = self.checks.acquire().await.ok();
             match self.registry.request(ask).await {
                 Ok(answer) if answer.status == StatusCode::CREATED => return Ok(Mount::Mounted),
                 Ok(answer) if answer.status == StatusCode::ACCEPTED => {
-                    opened = Mount::Opened(self.registry.location(
-                        item,
-                        &answer.url,
-                        &answer.headers,
-                    )?);
+                    let upload = Opened::of(self.registry, item, &answer)?;
+                    if let Mount::Opened(before) =
+                        std::mem::replace(&mut opened, Mount::Opened(upload))
+                    {
+                        cancel(self.registry, item, before.url).await;
+                    }
                 }
                 Ok(answer) => tracing::debug!(item, origin, status = %answer.status, "not mounted"),
-                // The token server may refuse a token for the other repository; the plain one still serves.
-                Err(error @ PushError::Unauthorized { .. }) => {
-                    tracing::debug!(item, origin, %error, "not mounted")
-                }
-                Err(error) => return Err(error),
+                // The token server may refuse a token for the other repository, or two scopes at once; the plain one still serves. What
+                // is wrong with the registry itself shows at the upload.
+                Err(error) => tracing::debug!(item, origin, %error, "not mounted"),
             }
         }
         Ok(opened)

@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::error::PushError;
 use crate::index::{Index, Known, MANIFEST_OF};
 use crate::limits::{CHECKS_AT_ONCE, LAYERS_AT_ONCE, SMALL_LAYERS_AT_ONCE};
-use crate::manifest::{Blob, Manifest};
+use crate::manifest::{Blob, DOCKER_TYPE, Manifest};
 use crate::options::PushOptions;
 use crate::pipeline::Compressors;
 use crate::registry::{Registry, upload_bytes};
@@ -24,8 +24,11 @@ use crate::target::{Credential, Target};
 use ahead::{Ahead, Sending};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use http::StatusCode;
+use layer::key;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::sync::Semaphore;
 
@@ -133,6 +136,7 @@ impl Push {
             checks: Semaphore::new(CHECKS_AT_ONCE),
             small: Semaphore::new(SMALL_LAYERS_AT_ONCE),
             ahead: Mutex::new(ahead),
+            is_doubted: AtomicBool::new(false),
             progress: &progress,
         };
         Box::pin(run.image(&image, image_id)).await
@@ -169,6 +173,8 @@ struct Run<'a, P> {
     small: Semaphore,
     /// Layers that are on their way already.
     ahead: Mutex<HashMap<Digest, Sending>>,
+    /// The registry has said that it lacks blobs that it had said it has: it is asked to give them.
+    is_doubted: AtomicBool,
     progress: &'a P,
 }
 
@@ -179,15 +185,15 @@ struct Done {
     sent: u64,
 }
 
-/// Different layers by diffID.
+/// Different layers by their [`key`].
 type AllDone = HashMap<Digest, Done>;
 
 impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
     async fn image(&self, image: &ImageSource, image_id: Digest) -> Result<Pushed, PushError> {
-        // A diffID that occurs twice is one blob and is sent once.
+        // A blob that occurs twice is sent once.
         let mut different: Vec<&Arc<dyn LayerSource>> = Vec::new();
         for layer in &image.layers {
-            let is_new = |other: &&Arc<dyn LayerSource>| other.diff_id() != layer.diff_id();
+            let is_new = |other: &&Arc<dyn LayerSource>| key(&***other) != key(&**layer);
             if different.iter().all(is_new) {
                 different.push(layer);
                 let total = layer.size_hint().unwrap_or(0);
@@ -204,22 +210,76 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             true => Some(self.has_config(&image_id).await?),
             false => None,
         };
+        let (mut done, config_sent): (AllDone, u64) = tokio::try_join!(
+            self.layers(&different),
+            self.config(config.clone(), &image_id, has_config)
+        )?;
+        let mut sent = config_sent + sent_of(&done);
+        let mut as_oci = false;
+        let (manifest, digest) = loop {
+            let manifest = self.manifest(image, &image_id, &done, as_oci);
+            let error = match self.write_tags(&manifest).await {
+                Ok((digest, manifest_sent)) => {
+                    sent += manifest_sent;
+                    break (manifest, digest);
+                }
+                Err(error) => error,
+            };
+            match self.after_refusal(&error, &manifest, image.manifest.is_none()) {
+                Mend::Doubt => {
+                    tracing::debug!(%error, "the registry is asked to give every blob");
+                    self.is_doubted.store(true, Ordering::Relaxed);
+                    let (layers, config_sent) = tokio::try_join!(
+                        self.layers(&different),
+                        self.config(config.clone(), &image_id, None)
+                    )?;
+                    sent += config_sent + sent_of(&layers);
+                    done = layers;
+                }
+                Mend::AsOci => {
+                    tracing::debug!(%error, "the manifest is written in OCI's form");
+                    as_oci = true;
+                }
+                Mend::None => return Err(error),
+            }
+        };
+        self.remember_manifest(&image_id, &digest, manifest.bytes.len())
+            .await;
+        Ok(pushed(image, manifest, digest, &done, sent))
+    }
+
+    /// Brings all these layers into the repository.
+    async fn layers(&self, different: &[&Arc<dyn LayerSource>]) -> Result<AllDone, PushError> {
         // The futures are made before the streams: closures inside of them would keep this future on one thread.
         let pushes: Vec<_> = different
             .iter()
             .map(|layer| Box::pin(self.layer(layer)))
             .collect();
-        let layers = stream::iter(pushes)
+        stream::iter(pushes)
             .buffer_unordered(crate::limits::LAYERS)
-            .try_collect();
-        let (done, config_sent): (AllDone, u64) =
-            tokio::try_join!(layers, self.config(config, &image_id, has_config))?;
-        let manifest = self.manifest(image, &image_id, &done);
-        let (digest, manifest_sent) = self.write_tags(&manifest).await?;
-        self.remember_manifest(&image_id, &digest, manifest.bytes.len())
-            .await;
-        let sent = config_sent + manifest_sent + done.values().map(|done| done.sent).sum::<u64>();
-        Ok(pushed(image, manifest, digest, &done, sent))
+            .try_collect()
+            .await
+    }
+
+    /// What may make the registry take a manifest that it has refused; each is tried once.
+    fn after_refusal(&self, error: &PushError, manifest: &Manifest, is_ours: bool) -> Mend {
+        let status = if let PushError::Rejected { status, .. } = error {
+            *status
+        } else if let PushError::NotFound { .. } = error {
+            StatusCode::NOT_FOUND
+        } else {
+            return Mend::None;
+        };
+        // Blobs that are unknown after all: Artifactory says so by 400, others by 404.
+        let may_lack_blobs = matches!(status, StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND);
+        if may_lack_blobs && !self.is_doubted.load(Ordering::Relaxed) {
+            return Mend::Doubt;
+        }
+        let may_be_its_type = status != StatusCode::NOT_FOUND;
+        if may_be_its_type && manifest.media_type == DOCKER_TYPE && is_ours {
+            return Mend::AsOci;
+        }
+        Mend::None
     }
 
     /// Sends the config if the repository has none; gives the bytes sent. It has answered by digest then.
@@ -255,11 +315,20 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
     }
 
     async fn has_config(&self, id: &Digest) -> Result<bool, PushError> {
+        if self.is_doubted.load(Ordering::Relaxed) {
+            return self.registry.gives_blob("the config", id).await;
+        }
         Ok(self.registry.blob_size("the config", id).await?.is_some())
     }
 
     /// The manifest that came with the image if all its blobs are the ones it names, else one of our making.
-    fn manifest(&self, image: &ImageSource, image_id: &Digest, done: &AllDone) -> Manifest {
+    fn manifest(
+        &self,
+        image: &ImageSource,
+        image_id: &Digest,
+        done: &AllDone,
+        as_oci: bool,
+    ) -> Manifest {
         if let Some(manifest) = &image.manifest {
             return manifest.clone();
         }
@@ -267,11 +336,11 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             .layers
             .iter()
             .filter_map(|layer| {
-                let known = &done.get(layer.diff_id())?.known;
+                let known = &done.get(&key(&**layer))?.known;
                 Some(self.blob(&**layer, known))
             })
             .collect();
-        Manifest::of(image_id, image.config.len() as u64, &blobs)
+        Manifest::of(image_id, image.config.len() as u64, &blobs, as_oci)
     }
 
     fn blob<'k>(&self, layer: &dyn LayerSource, known: &'k Known) -> Blob<'k> {
@@ -324,6 +393,20 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
     }
 }
 
+/// What a refused manifest is tried again with.
+enum Mend {
+    /// Every blob is asked for anew, and sent where it is not given.
+    Doubt,
+    /// OCI's form of the same manifest.
+    AsOci,
+    /// Nothing.
+    None,
+}
+
+fn sent_of(done: &AllDone) -> u64 {
+    done.values().map(|done| done.sent).sum()
+}
+
 fn pushed(
     image: &ImageSource,
     manifest: Manifest,
@@ -332,7 +415,7 @@ fn pushed(
     sent_bytes: u64,
 ) -> Pushed {
     let layers = image.layers.iter().filter_map(|layer| {
-        let done = done.get(layer.diff_id())?;
+        let done = done.get(&key(&**layer))?;
         Some(PushedLayer {
             diff_id: layer.diff_id().clone(),
             digest: done.known.digest.clone(),

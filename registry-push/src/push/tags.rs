@@ -5,10 +5,10 @@
 use super::Run;
 use crate::digest::Digest;
 use crate::error::PushError;
-use crate::limits::TAGS;
+use crate::limits::{PROOF_LOOKS, PROOF_WAIT, TAGS};
 use crate::manifest::Manifest;
 use crate::options::PushOptions;
-use crate::registry::{Ask, check_digest};
+use crate::registry::{Ask, check_digest, content_length};
 use crate::report::{Moved, Progress, PushState};
 use crate::target::{Target, TargetError};
 use bytes::Bytes;
@@ -50,12 +50,17 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         for tag in tags {
             self.put_manifest(manifest, digest, tag).await?;
         }
-        if !self.names(digest.as_str(), digest, manifest).await? {
-            return Err(PushError::Incomplete {
-                host: self.registry.name().to_string(),
-                item: format!("manifest {digest}"),
-                found: "another manifest or none".to_string(),
-            });
+        let (mut wait, mut looks) = (PROOF_WAIT, 1);
+        while !self.names(digest.as_str(), digest, manifest).await? {
+            if looks == PROOF_LOOKS {
+                return Err(PushError::Incomplete {
+                    host: self.registry.name().to_string(),
+                    item: format!("manifest {digest}"),
+                    found: "another manifest or none".to_string(),
+                });
+            }
+            tokio::time::sleep(wait).await;
+            (wait, looks) = (wait * 2, looks + 1);
         }
         let sent = length * tags.len() as u64;
         let moved = Moved::plain(length, sent);
@@ -76,8 +81,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         let answer = self.registry.request(ask).await?;
         let named = answer.headers.get("docker-content-digest");
         let named = named.and_then(|value| value.to_str().ok());
-        let length = answer.headers.get(header::CONTENT_LENGTH);
-        let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
+        let length = content_length(&answer.headers);
         // The digest tells everything; a registry that names none is believed only when it was asked by digest.
         let is_same = match named {
             Some(named) => named == digest.as_str(),
@@ -85,7 +89,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         };
         Ok(answer.status == StatusCode::OK
             && is_same
-            && length.is_none_or(|length: usize| length == manifest.bytes.len()))
+            && length.is_none_or(|length| length == manifest.bytes.len() as u64))
     }
 
     async fn put_manifest(

@@ -4,6 +4,7 @@
 //! answers by digest, and that an earlier push of ours has proved complete in this repository, is not proved blob by blob again: the config
 //! and some layers drawn by lot are asked for. If one of them is gone, everything is asked for, and what is missing is sent.
 
+use super::layer::key;
 use super::{AllDone, Done, Run, pushed};
 use crate::digest::Digest;
 use crate::error::PushError;
@@ -56,7 +57,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         );
         for layer in different {
             let total = layer.size_hint().unwrap_or(0);
-            let blob = before.done.get(layer.diff_id());
+            let blob = before.done.get(&key(&***layer));
             let moved = Moved {
                 raw: total,
                 compressed: blob.map_or(0, |done| done.known.size),
@@ -95,7 +96,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             let known = self.known(&***layer)?;
             let state = PushState::Exists;
             done.insert(
-                layer.diff_id().clone(),
+                key(&***layer),
                 Done {
                     known,
                     state,
@@ -103,14 +104,20 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
                 },
             );
         }
-        let manifest = self.manifest(image, image_id, &done);
-        let digest = Digest::of(&manifest.bytes);
         let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         let remembered = index.blob(image_id, &format!("{MANIFEST_OF}{}", self.codec_id))?;
-        let is_proved = remembered.digest == digest
-            && index
-                .places(&digest, self.target.registry())
-                .any(|place| place == self.target.repository());
+        // As it was written the last time: a registry may have taken OCI's form alone.
+        let (manifest, digest) = [false, true]
+            .into_iter()
+            .map(|as_oci| self.manifest(image, image_id, &done, as_oci))
+            .map(|manifest| {
+                let digest = Digest::of(&manifest.bytes);
+                (manifest, digest)
+            })
+            .find(|(_, digest)| *digest == remembered.digest)?;
+        let is_proved = index
+            .places(&digest, self.target.registry())
+            .any(|place| place == self.target.repository());
         is_proved.then_some(Before {
             manifest,
             digest,

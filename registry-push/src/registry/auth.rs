@@ -1,17 +1,20 @@
 //! Gets and renews what a registry wants to see: nothing, Basic, or a bearer token.
 //!
 //! The credential goes to the registry's own origin and to the token server that it names over TLS; nowhere else. Tokens are kept for one
-//! push and never written down.
+//! push and never written down. Token servers are asked as Docker asks them: by GET with Basic (distribution, docs/spec/auth/token), or,
+//! for an identity token, by POST (docs/spec/auth/oauth).
 
 use super::challenge::{Challenge, ChallengeError, choose};
+use super::client::Answer;
 use super::client::{Registry, read_answer};
+use super::retry::is_rate_limit;
 use super::retry::{Attempts, is_transient, retry_after};
 use crate::error::{ProtocolFault, PushError, Said};
-use crate::limits::{ANSWER_TIMEOUT, TOKEN_LIFETIME, TOKEN_SLACK};
+use crate::limits::{ANSWER_TIMEOUT, REDIRECTS, TOKEN_LIFETIME, TOKEN_SLACK};
 use crate::target::Credential;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Url;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -119,76 +122,157 @@ fn sensitive(text: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// Asks the token server (distribution, docs/spec/auth/token).
+/// Asks the token server.
 async fn fetch(
     registry: &Registry,
     realm: &str,
     service: Option<&str>,
     mount_from: Option<&str>,
 ) -> Result<Token, PushError> {
-    let challenge = |source: ChallengeError| PushError::Challenge {
-        host: registry.host.clone(),
-        source,
+    let realm = token_server(registry, realm)?;
+    let mut scopes = vec![format!("repository:{}:pull,push", registry.repository)];
+    scopes.extend(mount_from.map(|from| format!("repository:{from}:pull")));
+    let question = match &registry.credential {
+        Some(credential) if credential.is_identity_token() => Question {
+            url: realm,
+            form: Some(exchange(credential, service, &scopes)),
+            shown: None,
+        },
+        credential => Question {
+            url: with_query(realm, credential.as_ref(), service, &scopes),
+            form: None,
+            shown: credential.as_ref().map(basic),
+        },
     };
-    let mut url =
-        Url::parse(realm).map_err(|_| challenge(ChallengeError::Realm(realm.to_string())))?;
-    if url.scheme() != "https" && registry.credential.is_some() && !registry.may_be_plain(&url) {
-        return Err(challenge(ChallengeError::Clear(realm.to_string())));
-    }
-    {
-        let mut query = url.query_pairs_mut();
-        query.extend_pairs(service.map(|service| ("service", service)));
-        query.append_pair(
-            "scope",
-            &format!("repository:{}:pull,push", registry.repository),
-        );
-        query.extend_pairs(mount_from.map(|from| ("scope", format!("repository:{from}:pull"))));
-        query.extend_pairs(
-            registry
-                .credential
-                .as_ref()
-                .map(|credential| ("account", credential.username.as_str())),
-        );
-    }
     let mut attempts = Attempts::default();
     loop {
-        let mut request = registry.http(&url)?.get(url.clone());
-        if let Some(credential) = &registry.credential {
-            request = request.header(header::AUTHORIZATION, basic(credential));
-        }
-        let sent = tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await;
-        let (error, wait) = match sent {
-            Err(_) => (
-                registry.timed_out("the token", ANSWER_TIMEOUT),
-                attempts.failed(None),
-            ),
-            Ok(Err(source)) => {
-                let wait = attempts.failed(None);
-                (
-                    registry.transport("the token", attempts.made(), source),
-                    wait,
-                )
-            }
-            Ok(Ok(response)) => {
-                let answer = read_answer(response).await;
-                match answer.status {
-                    StatusCode::OK => return token(registry, &answer.body),
-                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                        return Err(registry.unauthorized(Said::from_body(&answer.body)));
-                    }
-                    status if is_transient(status) => {
-                        let wait = attempts.failed(retry_after(&answer.headers));
-                        (registry.failed("the token", &answer, attempts.made()), wait)
-                    }
-                    _ => return Err(registry.failed("the token", &answer, 1)),
+        let (error, wait) = match asked(registry, &question).await {
+            Ok(answer) => match answer.status {
+                StatusCode::OK => return token(registry, &answer.body),
+                status
+                    if is_rate_limit(status, &answer.headers, &Said::from_body(&answer.body)) =>
+                {
+                    let wait = attempts.limited(retry_after(&answer.headers));
+                    (registry.failed(ITEM, &answer, attempts.made()), wait)
                 }
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                    return Err(registry.unauthorized(Said::from_body(&answer.body)));
+                }
+                // How a server for OAuth says that a token has ended or was never good (RFC 6749, section 5.2).
+                StatusCode::BAD_REQUEST if question.form.is_some() => {
+                    return Err(registry.unauthorized(Said::from_body(&answer.body)));
+                }
+                status if is_transient(status) => {
+                    let wait = attempts.failed(retry_after(&answer.headers));
+                    (registry.failed(ITEM, &answer, attempts.made()), wait)
+                }
+                _ => return Err(registry.failed(ITEM, &answer, 1)),
+            },
+            Err(error @ (PushError::Broken { .. } | PushError::TimedOut { .. })) => {
+                let wait = attempts.failed(None);
+                (error.with_attempts(attempts.made()), wait)
             }
+            Err(error @ PushError::Unreachable { .. }) => (error, attempts.failed(None)),
+            Err(error) => return Err(error),
         };
         match wait {
             Some(wait) => tokio::time::sleep(wait).await,
             None => return Err(error),
         }
     }
+}
+
+/// For messages.
+const ITEM: &str = "the token";
+
+/// One question to a token server.
+struct Question {
+    url: Url,
+    /// The body of a POST; without it the question is a GET.
+    form: Option<String>,
+    /// What authenticates a GET.
+    shown: Option<HeaderValue>,
+}
+
+/// The token server's URL, if a credential may go there.
+fn token_server(registry: &Registry, realm: &str) -> Result<Url, PushError> {
+    let challenge = |source: ChallengeError| PushError::Challenge {
+        host: registry.host.clone(),
+        source,
+    };
+    let url = Url::parse(realm).map_err(|_| challenge(ChallengeError::Realm(realm.to_string())))?;
+    let url = registry.secured(&url).unwrap_or(url);
+    if !may_see_credential(registry, &url) && registry.credential.is_some() {
+        return Err(challenge(ChallengeError::Clear(realm.to_string())));
+    }
+    Ok(url)
+}
+
+fn may_see_credential(registry: &Registry, url: &Url) -> bool {
+    url.scheme() == "https" || registry.may_be_plain(url)
+}
+
+fn with_query(
+    mut url: Url,
+    credential: Option<&Credential>,
+    service: Option<&str>,
+    scopes: &[String],
+) -> Url {
+    url.query_pairs_mut()
+        .extend_pairs(service.map(|service| ("service", service)))
+        .extend_pairs(scopes.iter().map(|scope| ("scope", scope)))
+        .extend_pairs(credential.map(|credential| ("account", credential.username.as_str())));
+    url
+}
+
+/// The exchange of an identity token, as a form (RFC 6749, section 6).
+fn exchange(credential: &Credential, service: Option<&str>, scopes: &[String]) -> String {
+    let mut form = form_urlencoded::Serializer::new(String::new());
+    form.append_pair("grant_type", "refresh_token")
+        .extend_pairs(service.map(|service| ("service", service)))
+        .append_pair("client_id", "slipway-push")
+        .append_pair("scope", &scopes.join(" "))
+        .append_pair("refresh_token", &credential.password);
+    form.finish()
+}
+
+/// Asks once, and follows redirects: within the host (to TLS, to a path with a slash), or to another one, which gets no credential.
+async fn asked(registry: &Registry, question: &Question) -> Result<Answer, PushError> {
+    let mut url = question.url.clone();
+    for _ in 0..=REDIRECTS {
+        let is_meant = url.host() == question.url.host() && may_see_credential(registry, &url);
+        let method = match question.form {
+            Some(_) => Method::POST,
+            None => Method::GET,
+        };
+        let mut request = registry.http(&url)?.request(method, url.clone());
+        match (&question.form, &question.shown) {
+            (Some(form), _) if is_meant => {
+                request = request
+                    .header(
+                        header::CONTENT_TYPE,
+                        HeaderValue::from_static("application/x-www-form-urlencoded"),
+                    )
+                    .body(form.clone());
+            }
+            // A form for somebody else is not sent at all.
+            (Some(_), _) => return Err(registry.protocol(ITEM, ProtocolFault::Redirects)),
+            (None, Some(shown)) if is_meant => {
+                request = request.header(header::AUTHORIZATION, shown.clone());
+            }
+            (None, _) => {}
+        }
+        let answer = match tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await {
+            Err(_) => return Err(registry.timed_out(ITEM, ANSWER_TIMEOUT)),
+            Ok(Err(source)) => return Err(registry.transport(ITEM, 1, source)),
+            Ok(Ok(response)) => read_answer(response).await,
+        };
+        if !answer.status.is_redirection() || !answer.headers.contains_key(header::LOCATION) {
+            return Ok(answer);
+        }
+        url = registry.location(ITEM, &url, &answer.headers)?;
+    }
+    Err(registry.protocol(ITEM, ProtocolFault::Redirects))
 }
 
 /// Reads the answer of a token server; the token is never longer than the answer, and lives for a day at most.
@@ -220,4 +304,39 @@ fn token(registry: &Registry, body: &[u8]) -> Result<Token, PushError> {
         header,
         renew_at: Instant::now() + lifetime.saturating_sub(slack),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::PushOptions;
+    use crate::target::Target;
+
+    #[test]
+    fn a_credential_stays_within_tls() {
+        let target = Target::parse("harbor.example.test/team/app:1").expect("parses");
+        let credential = Credential {
+            username: "someone".into(),
+            password: "secret".into(),
+        };
+        let options = PushOptions::default();
+        let registry = Registry::new(&target, Some(&credential), &options).expect("prepares");
+        for (realm, expected) in [
+            (
+                "https://auth.example.test/t",
+                Some("https://auth.example.test/t"),
+            ),
+            // Behind a proxy that ends TLS, a registry writes the scheme that it sees.
+            (
+                "http://harbor.example.test/service/token",
+                Some("https://harbor.example.test/service/token"),
+            ),
+            ("http://harbor.example.test:8080/service/token", None),
+            ("http://auth.example.test/t", None),
+            ("http://harbor.example.test.evil.test/t", None),
+        ] {
+            let found = token_server(&registry, realm).ok();
+            assert_eq!(found.as_ref().map(Url::as_str), expected, "{realm}");
+        }
+    }
 }

@@ -5,7 +5,7 @@
 
 use super::auth::Auth;
 use super::failures::is_hopeless;
-use super::retry::{Attempts, is_transient, retry_after};
+use super::retry::{Attempts, is_rate_limit, is_transient, retry_after};
 use crate::digest::Digest;
 use crate::error::{ProtocolFault, PushError, Said};
 use crate::limits::{
@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use reqwest::Url;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Re-authentications of one request: one for the first challenge, one for a token that ended early.
@@ -30,6 +31,8 @@ pub(crate) struct Registry {
     base: Url,
     options: PushOptions,
     auth: Auth,
+    /// Most bytes of one streamed request, as far as is known of the registry or a proxy before it.
+    request_most: AtomicU64,
     clear: reqwest::Client,
     /// Made when first needed, so that a push in clear works without any root certificate.
     secure: OnceLock<reqwest::Client>,
@@ -58,6 +61,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) mount_from: Option<&'a str>,
     /// Bound from the request to its answer.
     pub(crate) within: Duration,
+    /// Whether a failure that may pass is worth another try.
+    pub(crate) is_retried: bool,
 }
 
 impl<'a> Ask<'a> {
@@ -72,6 +77,7 @@ impl<'a> Ask<'a> {
             body: Bytes::new(),
             mount_from: None,
             within: ANSWER_TIMEOUT,
+            is_retried: true,
         }
     }
 }
@@ -110,6 +116,7 @@ impl Registry {
             base,
             options: options.clone(),
             auth: Auth::default(),
+            request_most: AtomicU64::new(u64::MAX),
             clear,
             secure: OnceLock::new(),
         })
@@ -134,6 +141,16 @@ impl Registry {
     pub(crate) fn url(&self, path: &str) -> Url {
         // The base was parsed; joining a plain relative path to it cannot fail.
         self.base.join(path).unwrap_or_else(|_| self.base.clone())
+    }
+
+    /// Most bytes of one streamed request.
+    pub(super) fn request_most(&self) -> u64 {
+        self.request_most.load(Ordering::Relaxed)
+    }
+
+    /// A larger request than this was refused as too large.
+    pub(super) fn bound_requests(&self, most: u64) {
+        self.request_most.fetch_min(most, Ordering::Relaxed);
     }
 
     /// The client for a URL.
@@ -166,6 +183,16 @@ impl Registry {
         self.options.is_plain(&with_port)
     }
 
+    /// The URL with TLS, if that makes it one of the registry's own: a registry behind a TLS proxy often writes its own scheme wrongly.
+    pub(super) fn secured(&self, url: &Url) -> Option<Url> {
+        let is_meant = url.scheme() == "http"
+            && self.base.scheme() == "https"
+            && url.host() == self.base.host();
+        let mut secured = url.clone();
+        let is_secured = is_meant && secured.set_scheme("https").is_ok();
+        (is_secured && self.is_own(&secured)).then_some(secured)
+    }
+
     /// Resolves a `Location` against the request it answers. Going from TLS to clear is refused.
     pub(crate) fn location(
         &self,
@@ -181,11 +208,7 @@ impl Registry {
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
             .ok_or_else(|| self.protocol(item, ProtocolFault::Location))?;
         if url.scheme() == "http" && self.base.scheme() == "https" {
-            // A registry behind a TLS proxy often writes its own scheme wrongly; with the same host, TLS is what was meant.
-            let mut secured = url.clone();
-            let is_same_host =
-                url.host() == self.base.host() && secured.set_scheme("https").is_ok();
-            if is_same_host && secured.origin() == self.base.origin() {
+            if let Some(secured) = self.secured(&url) {
                 return Ok(secured);
             }
             if !self.may_be_plain(&url) {
@@ -195,11 +218,15 @@ impl Registry {
         Ok(url)
     }
 
-    /// Sends a request until it has an answer that no retry would better: any status but 401 and the transient ones.
+    /// Sends a request until it has an answer that no retry would better: any status but 401, the transient ones and rate limits.
     pub(crate) async fn request(&self, ask: Ask<'_>) -> Result<Answer, PushError> {
         let mut attempts = Attempts::default();
         loop {
             let (error, wait) = match self.authenticated(&ask).await {
+                Ok(answer) if is_limited(&answer) => {
+                    let wait = attempts.limited(retry_after(&answer.headers));
+                    (self.failed(ask.item, &answer, attempts.made()), wait)
+                }
                 Ok(answer) if is_transient(answer.status) => {
                     let wait = attempts.failed(retry_after(&answer.headers));
                     (self.failed(ask.item, &answer, attempts.made()), wait)
@@ -219,7 +246,9 @@ impl Registry {
                 }
                 Err(error) => return Err(error),
             };
-            let Some(wait) = wait else { return Err(error) };
+            let Some(wait) = wait.filter(|_| ask.is_retried) else {
+                return Err(error);
+            };
             tracing::debug!(item = ask.item, %error, wait_ms = wait.as_millis(), "request will be repeated");
             tokio::time::sleep(wait).await;
         }
@@ -299,6 +328,22 @@ impl Registry {
         url.origin() == self.base.origin()
     }
 
+    /// Whether the registry gives this blob away, whatever it says of it: some answer HEAD for blobs that are gone. Asks for one byte.
+    pub(crate) async fn gives_blob(&self, item: &str, digest: &Digest) -> Result<bool, PushError> {
+        let mut ask = Ask::new(item, Method::GET, self.url(&format!("blobs/{digest}")));
+        ask.headers
+            .push((header::RANGE, HeaderValue::from_static("bytes=0-0")));
+        let answer = self.request(ask).await?;
+        match answer.status {
+            // 416: an empty blob has no first byte.
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+                Ok(true)
+            }
+            status if status.is_client_error() => Ok(false),
+            _ => Err(self.failed(item, &answer, 1)),
+        }
+    }
+
     /// Size of a blob at the registry; `None` when it does not have it.
     pub(crate) async fn blob_size(
         &self,
@@ -309,12 +354,7 @@ impl Registry {
         let is_redirected = |answer: &Answer| !self.is_own(&answer.url);
         let answer = self.request(ask).await?;
         match answer.status {
-            StatusCode::OK => {
-                let length = answer.headers.get(header::CONTENT_LENGTH);
-                Ok(Some(
-                    length.and_then(|value| value.to_str().ok()?.parse().ok()),
-                ))
-            }
+            StatusCode::OK => Ok(Some(content_length(&answer.headers))),
             // A store that signs only GET: the registry knew the blob, or it would not have sent us there.
             StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED if is_redirected(&answer) => {
                 Ok(Some(None))
@@ -327,6 +367,24 @@ impl Registry {
             _ => Err(self.failed(item, &answer, 1)),
         }
     }
+}
+
+fn is_limited(answer: &Answer) -> bool {
+    is_rate_limit(
+        answer.status,
+        &answer.headers,
+        &Said::from_body(&answer.body),
+    )
+}
+
+/// The length of what was asked about. Proxies that compress answers to HEAD, or drop their length, write that of something else.
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    let is_encoded = headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|encoding| encoding != "identity");
+    let length = headers.get(header::CONTENT_LENGTH)?.to_str().ok()?;
+    let length = length.parse().ok().filter(|length| *length != 0);
+    length.filter(|_| !is_encoded)
 }
 
 fn client_builder() -> reqwest::ClientBuilder {

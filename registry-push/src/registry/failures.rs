@@ -3,6 +3,7 @@
 //! Knows statuses and transport errors; sends nothing.
 
 use super::client::{Answer, Registry};
+use super::retry::is_rate_limit;
 use crate::error::{ProtocolFault, PushError, Said};
 use http::StatusCode;
 use std::time::Duration;
@@ -72,6 +73,11 @@ impl Registry {
             (self.host.clone(), item.to_string(), self.repository.clone());
         match answer.status {
             StatusCode::UNAUTHORIZED => self.unauthorized(said),
+            status if is_rate_limit(status, &answer.headers, &said) => PushError::RateLimited {
+                host,
+                attempts,
+                said,
+            },
             StatusCode::INSUFFICIENT_STORAGE => PushError::Quota {
                 host,
                 repository,
@@ -93,11 +99,6 @@ impl Registry {
                 said,
             },
             StatusCode::PAYLOAD_TOO_LARGE => PushError::TooLarge { host, item, said },
-            StatusCode::TOO_MANY_REQUESTS => PushError::RateLimited {
-                host,
-                attempts,
-                said,
-            },
             status if status.is_server_error() => PushError::RegistryFailed {
                 host,
                 item,

@@ -14,7 +14,7 @@ mod retry;
 mod small;
 mod upload;
 
-pub(crate) use client::{Ask, Registry};
+pub(crate) use client::{Ask, Registry, content_length};
 pub(crate) use feed::Feed;
-pub(crate) use small::{cancel, check_digest, open, upload_bytes};
+pub(crate) use small::{Opened, cancel, check_digest, open, upload_bytes};
 pub(crate) use upload::{upload_ahead, upload_blob};

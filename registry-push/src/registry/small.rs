@@ -14,14 +14,56 @@ use reqwest::Url;
 /// Media type of all blobs while they are sent.
 pub(super) const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
-/// Opens an upload.
-pub(crate) async fn open(registry: &Registry, item: &str) -> Result<Url, PushError> {
-    let ask = Ask::new(item, Method::POST, registry.url("blobs/uploads/"));
-    let answer = registry.request(ask).await?;
-    if answer.status != StatusCode::ACCEPTED {
-        return Err(registry.failed(item, &answer, 1));
+/// An upload that the registry has opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Opened {
+    /// Where the bytes go.
+    pub(crate) url: Url,
+    /// Fewest bytes of a chunk that is not the last.
+    pub(super) chunk_least: u64,
+}
+
+/// Amazon's registry takes no smaller parts, and does not say so before (ECR, `UploadLayerPart`).
+const ECR_PART_LEAST: u64 = 5 << 20;
+
+impl Opened {
+    /// Reads the answer to an opening request.
+    pub(crate) fn of(
+        registry: &Registry,
+        item: &str,
+        answer: &Answer,
+    ) -> Result<Opened, PushError> {
+        let least = answer.headers.get("oci-chunk-min-length");
+        let least = least.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        Ok(Opened {
+            url: registry.location(item, &answer.url, &answer.headers)?,
+            chunk_least: least.unwrap_or(match registry.name().ends_with(".amazonaws.com") {
+                true => ECR_PART_LEAST,
+                false => 0,
+            }),
+        })
     }
-    registry.location(item, &answer.url, &answer.headers)
+}
+
+/// Opens an upload. An answer that promises nothing (quay.io says 200 to a health check of its own at times) is asked for again.
+pub(crate) async fn open(registry: &Registry, item: &str) -> Result<Opened, PushError> {
+    let mut attempts = Attempts::default();
+    loop {
+        let ask = Ask::new(item, Method::POST, registry.url("blobs/uploads/"));
+        let answer = registry.request(ask).await?;
+        let is_opened = answer.status == StatusCode::ACCEPTED
+            || (answer.status.is_success() && answer.headers.contains_key(header::LOCATION));
+        if is_opened {
+            return Opened::of(registry, item, &answer);
+        }
+        let error = registry.failed(item, &answer, 1);
+        let wait = match answer.status.is_success() {
+            true => attempts.failed(None),
+            false => None,
+        };
+        let Some(wait) = wait else { return Err(error) };
+        tokio::time::sleep(wait).await;
+    }
 }
 
 /// Asks the registry to forget an upload. It does so by itself some day, so a failure is none of the push.
@@ -40,20 +82,19 @@ pub(crate) async fn upload_bytes(
     item: &str,
     blob: Bytes,
     digest: &Digest,
-    mut opened: Option<Url>,
+    mut opened: Option<Opened>,
 ) -> Result<u64, PushError> {
     let mut sessions = Attempts::default();
+    let mut is_in_two = false;
     loop {
-        let mut url = match opened.take() {
-            Some(url) => url,
+        let Opened { url, .. } = match opened.take() {
+            Some(opened) => opened,
             None => open(registry, item).await?,
         };
-        url.query_pairs_mut().append_pair("digest", digest.as_str());
-        let mut ask = Ask::new(item, Method::PUT, url);
-        ask.headers.push((header::CONTENT_TYPE, OCTETS));
-        ask.body = blob.clone();
-        ask.within = COMMIT_TIMEOUT;
-        let answer = registry.request(ask).await?;
+        let answer = match is_in_two {
+            true => put_in_two(registry, item, &blob, digest, url).await?,
+            false => put(registry, item, blob.clone(), digest, url).await?,
+        };
         if answer.status.is_success() {
             check_digest(registry, item, &answer, digest)?;
             return Ok(blob.len() as u64);
@@ -65,6 +106,7 @@ pub(crate) async fn upload_bytes(
             StatusCode::NOT_FOUND
                 | StatusCode::GONE
                 | StatusCode::BAD_REQUEST
+                | StatusCode::METHOD_NOT_ALLOWED
                 | StatusCode::RANGE_NOT_SATISFIABLE
         );
         if !may_pass {
@@ -76,8 +118,51 @@ pub(crate) async fn upload_bytes(
         let Some(wait) = sessions.failed(None) else {
             return Err(error);
         };
+        // Some registries take bytes by PATCH alone.
+        is_in_two = !is_in_two;
         tokio::time::sleep(wait).await;
     }
+}
+
+/// Sends the blob with the request that closes the upload.
+async fn put(
+    registry: &Registry,
+    item: &str,
+    body: Bytes,
+    digest: &Digest,
+    mut url: Url,
+) -> Result<Answer, PushError> {
+    url.query_pairs_mut().append_pair("digest", digest.as_str());
+    let mut ask = Ask::new(item, Method::PUT, url);
+    if !body.is_empty() {
+        ask.headers.push((header::CONTENT_TYPE, OCTETS));
+    }
+    ask.body = body;
+    ask.within = COMMIT_TIMEOUT;
+    registry.request(ask).await
+}
+
+/// Sends the blob in one request and closes the upload in another.
+async fn put_in_two(
+    registry: &Registry,
+    item: &str,
+    blob: &Bytes,
+    digest: &Digest,
+    url: Url,
+) -> Result<Answer, PushError> {
+    let mut ask = Ask::new(item, Method::PATCH, url.clone());
+    ask.headers.push((header::CONTENT_TYPE, OCTETS));
+    ask.body = blob.clone();
+    ask.within = COMMIT_TIMEOUT;
+    let answer = registry.request(ask).await?;
+    if !answer.status.is_success() {
+        return Ok(answer);
+    }
+    let url = match answer.headers.contains_key(header::LOCATION) {
+        true => registry.location(item, &answer.url, &answer.headers)?,
+        false => url,
+    };
+    put(registry, item, Bytes::new(), digest, url).await
 }
 
 /// A registry that names another digest than ours has stored something else.

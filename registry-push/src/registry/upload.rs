@@ -3,16 +3,21 @@
 //! The stream is one `PATCH` without a length, as Docker's own push does, since size and digest are known only at its end.
 //! When it breaks, the registry is asked how much it has, and the stream goes on from there: from memory if it is still there,
 //! else by reading the layer again, which gives the same bytes. A registry that has lost the upload (Docker's own loses each one whose
-//! request was cut) gets a new one, in chunks that become smaller each time. What ends the push and what is tried again: [`Step`].
+//! request was cut) gets a new one, in chunks that become smaller each time; one that takes no chunks of that size (ECR: 5 MiB at least)
+//! gets the whole stream again. A proxy that refuses a request as too large gets shorter streams. What ends the push and what is tried
+//! again: [`Step`].
 
 mod stream;
 
 use super::client::{Answer, Ask, Registry};
 use super::feed::Feed;
-use super::retry::{Attempts, is_transient, retry_after};
-use super::small::{cancel, check_digest, open, stored_bytes};
-use crate::error::{ProtocolFault, PushError};
-use crate::limits::{CHUNK_FIRST, CHUNK_LEAST, CHUNK_STEP, COMMIT_TIMEOUT, REDIRECTS, REREADS};
+use super::retry::{Attempts, is_rate_limit, is_transient, retry_after};
+use super::small::{Opened, cancel, check_digest, open, stored_bytes};
+use crate::error::{ProtocolFault, PushError, Said};
+use crate::limits::{
+    CHUNK_FIRST, CHUNK_LEAST, CHUNK_STEP, COMMIT_TIMEOUT, RATE_STREAM_WAIT, REDIRECTS, REREADS,
+    STREAM_FIRST, STREAM_STEP,
+};
 use crate::pipeline::Summary;
 use http::{Method, StatusCode, header};
 use reqwest::Url;
@@ -33,6 +38,8 @@ struct Upload<'a, 'f> {
     lost: Attempts,
     /// Bytes per request; `None` streams.
     chunk: Option<usize>,
+    /// Fewest bytes of a chunk that is not the last.
+    chunk_least: u64,
     redirects: u32,
     rereads: u32,
 }
@@ -50,6 +57,8 @@ enum Step {
     GoOn,
     /// The upload is gone; open another.
     Reopen(PushError),
+    /// The request was too large; open another upload for shorter ones.
+    Shorten(PushError),
 }
 
 /// Sends a layer. `opened` is the upload that a refused mount has left open. Gives what the layer became and the bytes handed to the network.
@@ -57,7 +66,7 @@ pub(crate) async fn upload_blob(
     registry: &Registry,
     item: &str,
     feed: &mut Feed<'_>,
-    opened: Option<Url>,
+    opened: Option<Opened>,
 ) -> Result<(Summary, u64), PushError> {
     let mut upload = Upload::open(registry, item, feed, opened).await?;
     upload.run(None).await
@@ -96,10 +105,10 @@ impl<'a, 'f> Upload<'a, 'f> {
         registry: &'a Registry,
         item: &'a str,
         feed: &'a mut Feed<'f>,
-        opened: Option<Url>,
+        opened: Option<Opened>,
     ) -> Result<Upload<'a, 'f>, PushError> {
-        let url = match opened {
-            Some(url) => url,
+        let Opened { url, chunk_least } = match opened {
+            Some(opened) => opened,
             None => open(registry, item).await?,
         };
         Ok(Upload {
@@ -111,6 +120,7 @@ impl<'a, 'f> Upload<'a, 'f> {
             attempts: Attempts::default(),
             lost: Attempts::default(),
             chunk: None,
+            chunk_least,
             redirects: 0,
             rereads: 0,
         })
@@ -127,6 +137,7 @@ impl<'a, 'f> Upload<'a, 'f> {
                 Step::GoOn => self.stream().await?,
                 Step::Resume { error, wait } => self.resume(error, wait).await?,
                 Step::Reopen(error) => self.reopen(error).await?,
+                Step::Shorten(error) => self.shorten(error).await?,
                 Step::Commit(summary) => {
                     if let Some(wanted) = &mut wanted
                         && wanted.wait_for(|wanted| *wanted).await.is_err()
@@ -175,10 +186,22 @@ impl Upload<'_, '_> {
                 self.rewind()
             }
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(Step::Reopen(failed())),
+            StatusCode::PAYLOAD_TOO_LARGE if self.chunk.is_none() => Ok(Step::Shorten(failed())),
+            // A chunk below the least that this registry takes without having named it.
+            StatusCode::BAD_REQUEST if self.chunk.is_some() => {
+                self.chunk_least = u64::MAX;
+                Ok(Step::Reopen(failed()))
+            }
             StatusCode::RANGE_NOT_SATISFIABLE => Ok(Step::Resume {
                 error: failed(),
                 wait: None,
             }),
+            status if is_rate_limit(status, &answer.headers, &Said::from_body(&answer.body)) => {
+                Ok(Step::Resume {
+                    error: failed(),
+                    wait: Some(retry_after(&answer.headers).unwrap_or(RATE_STREAM_WAIT)),
+                })
+            }
             status if is_transient(status) => Ok(Step::Resume {
                 error: failed(),
                 wait: retry_after(&answer.headers),
@@ -189,11 +212,14 @@ impl Upload<'_, '_> {
 
     /// The registry took a stream: all of it, or the part that its `Range` names.
     fn taken(&mut self, answer: &Answer, position: u64) -> Result<Step, PushError> {
-        self.url = self
-            .registry
-            .location(self.item, &answer.url, &answer.headers)?;
+        // Without a new location the old one stays, as for Docker.
+        if answer.headers.contains_key(header::LOCATION) {
+            self.url = self
+                .registry
+                .location(self.item, &answer.url, &answer.headers)?;
+        }
         let stored = stored_bytes(&answer.headers).unwrap_or(position);
-        self.check_offset(stored, position)?;
+        let stored = self.checked_offset(stored, position)?;
         if let Some(summary) = self
             .feed
             .end
@@ -219,32 +245,48 @@ impl Upload<'_, '_> {
         self.rewind()
     }
 
-    fn check_offset(&self, claimed: u64, sent: u64) -> Result<(), PushError> {
-        if claimed > sent {
+    /// What the registry has by its own account. Some name the offset after the last byte instead of the last byte's.
+    fn checked_offset(&self, claimed: u64, sent: u64) -> Result<u64, PushError> {
+        if claimed > sent.saturating_add(1) {
             return Err(self
                 .registry
                 .protocol(self.item, ProtocolFault::Offset { claimed, sent }));
         }
-        Ok(())
+        Ok(claimed.min(sent))
+    }
+
+    /// Whether the registry takes chunks of the sizes that are kept in memory for another try.
+    fn takes_chunks(&self) -> bool {
+        self.chunk_least <= CHUNK_FIRST as u64
     }
 
     /// Makes the feed able to give what the registry needs next, by reading the layer again if need be.
     fn rewind(&mut self) -> Result<Step, PushError> {
-        if self.stored < self.feed.kept_from {
-            self.rereads += 1;
-            if self.rereads > REREADS {
-                return Err(self.registry.protocol(self.item, ProtocolFault::LostUpload));
-            }
-            tracing::debug!(
-                item = self.item,
-                stored = self.stored,
-                "layer is read again"
-            );
-            self.feed.restart();
+        if self.must_reread()? {
             // More than is kept in memory was on its way when the stream broke; chunks keep that from happening again.
-            self.chunk.get_or_insert(CHUNK_FIRST);
+            if self.takes_chunks() {
+                self.chunk.get_or_insert(CHUNK_FIRST);
+            }
         }
         Ok(Step::GoOn)
+    }
+
+    /// Starts to read the layer again if what the registry needs next is no longer in memory.
+    fn must_reread(&mut self) -> Result<bool, PushError> {
+        if self.stored >= self.feed.kept_from {
+            return Ok(false);
+        }
+        self.rereads += 1;
+        if self.rereads > REREADS {
+            return Err(self.registry.protocol(self.item, ProtocolFault::LostUpload));
+        }
+        tracing::debug!(
+            item = self.item,
+            stored = self.stored,
+            "layer is read again"
+        );
+        self.feed.restart();
+        Ok(true)
     }
 
     /// Waits, then asks the registry how much it has.
@@ -275,7 +317,7 @@ impl Upload<'_, '_> {
                 .location(self.item, &answer.url, &answer.headers)?;
         }
         let most = self.feed.kept_to.max(self.stored);
-        self.check_offset(stored, most)?;
+        let stored = self.checked_offset(stored, most)?;
         if stored > self.stored {
             self.attempts.progressed();
         }
@@ -297,14 +339,36 @@ impl Upload<'_, '_> {
             return Err(error);
         };
         tokio::time::sleep(wait).await;
-        self.chunk = Some(match self.chunk {
-            None => CHUNK_FIRST,
-            Some(length) => (length / CHUNK_STEP).max(CHUNK_LEAST),
-        });
+        let least = usize::try_from(self.chunk_least).unwrap_or(usize::MAX);
+        self.chunk = match self.chunk {
+            _ if !self.takes_chunks() => None,
+            None => Some(CHUNK_FIRST),
+            Some(length) => Some((length / CHUNK_STEP).max(CHUNK_LEAST).max(least)),
+        };
         tracing::debug!(item = self.item, %error, chunk = self.chunk, "upload starts anew");
-        self.url = open(self.registry, self.item).await?;
+        self.open_another().await
+    }
+
+    /// Opens another upload after a request was refused as too large, and sends less with each.
+    async fn shorten(&mut self, error: PushError) -> Result<Step, PushError> {
+        let most = match self.registry.request_most() {
+            u64::MAX => STREAM_FIRST,
+            most if most > CHUNK_FIRST as u64 => (most / STREAM_STEP).max(CHUNK_FIRST as u64),
+            _ => return Err(error),
+        };
+        self.registry.bound_requests(most);
+        tracing::debug!(item = self.item, %error, most, "upload starts anew with shorter requests");
+        cancel(self.registry, self.item, self.url.clone()).await;
+        self.open_another().await
+    }
+
+    async fn open_another(&mut self) -> Result<Step, PushError> {
+        let opened = open(self.registry, self.item).await?;
+        self.url = opened.url;
+        self.chunk_least = self.chunk_least.max(opened.chunk_least);
         self.stored = 0;
-        self.rewind()
+        self.must_reread()?;
+        Ok(Step::GoOn)
     }
 
     /// Closes the upload. `None` when the blob is stored.

@@ -10,6 +10,7 @@ mod faults;
 mod image;
 mod memory;
 mod plain;
+mod profiles;
 mod proxy;
 mod registry;
 mod secure;

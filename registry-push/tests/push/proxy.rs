@@ -41,6 +41,14 @@ pub(crate) enum Act {
     LoseAnswer,
     /// The registry's answer with this header changed.
     Change(&'static str, String),
+    /// The registry's answer with another status.
+    Status(StatusCode),
+    /// The registry's answer without its `Location`: the upload goes on where it was opened, and the proxy knows where that is.
+    Hidden,
+    /// The registry's answer with its `Location` as a path.
+    Relative,
+    /// 413 to a larger body, which the registry does not see.
+    Most(usize),
     /// So many bytes of the body are stored for good, then the client's connection is cut.
     Keep(usize),
     /// A question about an upload, answered for the state that `Keep` has left.
@@ -164,25 +172,23 @@ async fn handle(
             response.headers_mut().insert(name, value.parse().unwrap());
             Ok(response)
         }
-        Act::Keep(bytes) => {
-            let was_cut = Arc::new(AtomicBool::new(false));
-            let way = Way::Keep(bytes, was_cut.clone());
-            let response = forward(request, backend, way).await?;
-            if !was_cut.load(Ordering::SeqCst) {
-                return Ok(response);
-            }
-            let location = response.headers()[header::LOCATION]
-                .to_str()
-                .unwrap()
-                .parse::<Uri>()
-                .unwrap();
-            memory
-                .kept
-                .lock()
-                .unwrap()
-                .insert(location.path().to_string(), location);
-            Err(io::Error::other("cut"))
+        Act::Status(status) => {
+            let mut response = forward(request, backend, Way::Whole).await?;
+            *response.status_mut() = status;
+            Ok(response)
         }
+        Act::Hidden => hidden(request, backend, &memory).await,
+        Act::Relative => {
+            let mut response = forward(request, backend, Way::Whole).await?;
+            if let Some(location) = response.headers().get(header::LOCATION) {
+                let uri: Uri = location.to_str().unwrap().parse().unwrap();
+                let path = uri.path_and_query().unwrap().as_str().parse().unwrap();
+                response.headers_mut().insert(header::LOCATION, path);
+            }
+            Ok(response)
+        }
+        Act::Most(bytes) => most(request, backend, bytes).await,
+        Act::Keep(bytes) => keep(request, backend, bytes, &memory).await,
         Act::Kept => {
             if let Some(location) = memory.kept.lock().unwrap().get(request.uri().path()) {
                 *request.uri_mut() = location.clone();
@@ -211,12 +217,87 @@ async fn handle(
     }
 }
 
+async fn hidden(
+    mut request: Request<Incoming>,
+    backend: SocketAddr,
+    memory: &Memory,
+) -> Result<Response<Body>, io::Error> {
+    let path = request.uri().path().to_string();
+    let known = memory.kept.lock().unwrap().get(&path).cloned();
+    if let Some(known) = known {
+        let state = known.query().unwrap_or_default();
+        let digest = request.uri().query().unwrap_or_default();
+        let digest = digest.split('&').find(|pair| pair.starts_with("digest="));
+        let query = [Some(state), digest].into_iter().flatten();
+        let query = query.collect::<Vec<_>>().join("&");
+        *request.uri_mut() = format!("{path}?{query}").parse().unwrap();
+    }
+    let mut response = forward(request, backend, Way::Whole).await?;
+    if let Some(location) = response.headers_mut().remove(header::LOCATION) {
+        let location: Uri = location.to_str().unwrap().parse().unwrap();
+        memory.kept.lock().unwrap().insert(path, location);
+    }
+    Ok(response)
+}
+
+async fn most(
+    request: Request<Incoming>,
+    backend: SocketAddr,
+    bytes: usize,
+) -> Result<Response<Body>, io::Error> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    if body.len() > bytes {
+        let empty = Full::new(Bytes::new()).map_err(|never| match never {});
+        let refused = Response::builder().status(StatusCode::PAYLOAD_TOO_LARGE);
+        return Ok(refused.body(empty.boxed()).unwrap());
+    }
+    let body = Full::new(body).map_err(|never| match never {}).boxed();
+    send(Request::from_parts(parts, body), backend).await
+}
+
+async fn keep(
+    request: Request<Incoming>,
+    backend: SocketAddr,
+    bytes: usize,
+    memory: &Memory,
+) -> Result<Response<Body>, io::Error> {
+    let was_cut = Arc::new(AtomicBool::new(false));
+    let way = Way::Keep(bytes, was_cut.clone());
+    let response = forward(request, backend, way).await?;
+    if !was_cut.load(Ordering::SeqCst) {
+        return Ok(response);
+    }
+    let location = response.headers()[header::LOCATION]
+        .to_str()
+        .unwrap()
+        .parse::<Uri>()
+        .unwrap();
+    memory
+        .kept
+        .lock()
+        .unwrap()
+        .insert(location.path().to_string(), location);
+    Err(io::Error::other("cut"))
+}
+
 /// Passes a request on, with a bound on its body's bytes or their pace.
 async fn forward(
     request: Request<Incoming>,
     backend: SocketAddr,
     way: Way,
 ) -> Result<Response<Body>, io::Error> {
+    let (mut parts, body) = request.into_parts();
+    let body: Body = if let Way::Whole = way {
+        body.map_err(io::Error::other).boxed()
+    } else {
+        parts.headers.remove(header::CONTENT_LENGTH);
+        bounded(body, way)
+    };
+    send(Request::from_parts(parts, body), backend).await
+}
+
+async fn send(request: Request<Body>, backend: SocketAddr) -> Result<Response<Body>, io::Error> {
     let stream = tokio::net::TcpStream::connect(backend).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -228,12 +309,6 @@ async fn forward(
         .path_and_query()
         .map(|path| path.to_string().parse::<Uri>().unwrap())
         .unwrap_or_default();
-    let body: Body = if let Way::Whole = way {
-        body.map_err(io::Error::other).boxed()
-    } else {
-        parts.headers.remove(header::CONTENT_LENGTH);
-        bounded(body, way)
-    };
     let response = sender.send_request(Request::from_parts(parts, body)).await;
     let response = match response {
         Ok(response) => response,

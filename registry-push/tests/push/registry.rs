@@ -120,6 +120,11 @@ impl Registry {
         Digest::parse(std::fs::read_to_string(path).ok()?.trim()).ok()
     }
 
+    /// A file that goes with the registry.
+    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     /// A blob as the registry stores it.
     pub(crate) fn blob(&self, digest: &Digest) -> Option<Vec<u8>> {
         std::fs::read(self.blob_path(digest)).ok()

@@ -6,11 +6,11 @@ use crate::registry::{Access, PASSWORD, Registry, USER};
 use crate::{program, run, skip};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use http::{Request, Response, header};
-use http_body_util::Full;
+use http::{Method, Request, Response, header};
+use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use slipway_registry_push::{PushError, PushOptions, Target, push};
+use slipway_registry_push::{Credential, PushError, PushOptions, Target, push};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -123,7 +123,11 @@ async fn a_registry_with_tls_is_trusted_by_its_root_alone() {
     assert_complete(&registry, "app", "v1", &image, &pushed);
 }
 
-/// Docker's token server, as far as docker-registry checks its work: tokens for those scopes that were asked for.
+/// What identity tokens are exchanged for.
+const IDENTITY_TOKEN: &str = "identity/token+of=someone";
+
+/// Docker's token server, as far as docker-registry checks its work: tokens for those scopes that were asked for, by GET with a password
+/// or by POST with an identity token. Its realm redirects once, as those behind a TLS proxy do.
 async fn token_server(identity: Arc<Identity>, scopes: Arc<Mutex<Vec<String>>>) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -132,23 +136,42 @@ async fn token_server(identity: Arc<Identity>, scopes: Arc<Mutex<Vec<String>>>) 
         while let Ok((stream, _)) = listener.accept().await {
             let (identity, scopes, expected) = (identity.clone(), scopes.clone(), expected.clone());
             let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                let shown = request.headers().get(header::AUTHORIZATION);
-                let is_right = shown.is_some_and(|value| value == expected.as_str());
-                let (status, body) = if is_right {
-                    let asked = asked_scopes(request.uri().query().unwrap_or_default());
-                    scopes.lock().unwrap().extend(asked.iter().cloned());
-                    (
+                let (identity, scopes, expected) =
+                    (identity.clone(), scopes.clone(), expected.clone());
+                async move {
+                    let (parts, body) = request.into_parts();
+                    if !parts.uri.path().ends_with('/') {
+                        let query = parts.uri.query().map(|query| format!("?{query}"));
+                        let to = format!("{}/{}", parts.uri.path(), query.unwrap_or_default());
+                        return Response::builder()
+                            .status(307)
+                            .header(header::LOCATION, to)
+                            .body(Full::new(bytes::Bytes::new()));
+                    }
+                    let form = body.collect().await.unwrap().to_bytes();
+                    let form = String::from_utf8(form.to_vec()).unwrap();
+                    let shown = parts.headers.get(header::AUTHORIZATION);
+                    let (is_right, question) = match parts.method == Method::POST {
+                        true => (shown.is_none() && exchanges(&form), form),
+                        false => (
+                            shown.is_some_and(|value| value == expected.as_str()),
+                            parts.uri.query().unwrap_or_default().to_string(),
+                        ),
+                    };
+                    let (status, body) = if is_right {
+                        let asked = asked_scopes(&question);
+                        scopes.lock().unwrap().extend(asked.iter().cloned());
+                        (
                         200,
                         serde_json::json!({ "token": token(&identity, &asked), "expires_in": 60 })
                             .to_string(),
                     )
-                } else {
-                    (
-                        401,
-                        r#"{"details":"incorrect username or password"}"#.to_string(),
-                    )
-                };
-                async move {
+                    } else {
+                        (
+                            401,
+                            r#"{"details":"incorrect username or password"}"#.to_string(),
+                        )
+                    };
                     Response::builder()
                         .status(status)
                         .body(Full::new(bytes::Bytes::from(body)))
@@ -163,17 +186,20 @@ async fn token_server(identity: Arc<Identity>, scopes: Arc<Mutex<Vec<String>>>) 
     format!("http://{address}/token")
 }
 
-fn asked_scopes(query: &str) -> Vec<String> {
-    let values = query
-        .split('&')
-        .filter_map(|pair| pair.strip_prefix("scope="));
-    values
-        .map(|value| {
-            value
-                .replace("%3A", ":")
-                .replace("%2C", ",")
-                .replace("%2F", "/")
-        })
+fn exchanges(form: &str) -> bool {
+    let pairs: Vec<(String, String)> = form_urlencoded::parse(form.as_bytes())
+        .into_owned()
+        .collect();
+    let has = |name: &str, value: &str| pairs.contains(&(name.to_string(), value.to_string()));
+    has("grant_type", "refresh_token")
+        && has("refresh_token", IDENTITY_TOKEN)
+        && has("service", "test")
+}
+
+fn asked_scopes(question: &str) -> Vec<String> {
+    form_urlencoded::parse(question.as_bytes())
+        .filter(|(name, _)| name == "scope")
+        .flat_map(|(_, value)| value.split(' ').map(str::to_string).collect::<Vec<_>>())
         .collect()
 }
 
@@ -290,4 +316,57 @@ async fn signed_tokens_of_exactly_the_scopes_needed() {
         "repository:team/app:pull",
     ];
     assert_eq!(asked, expected.map(str::to_string).into());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn identity_tokens_are_exchanged() {
+    let Some(identity) = Identity::new() else {
+        return;
+    };
+    let identity = Arc::new(identity);
+    let scopes: Arc<Mutex<Vec<String>>> = Arc::default();
+    let realm = token_server(identity.clone(), scopes.clone()).await;
+    let access = Access::Token {
+        realm,
+        certificate: identity.certificate.clone(),
+    };
+    let Some(registry) = Registry::start(&access) else {
+        return;
+    };
+    let image = image(&[Made::new(2 << 20, 1)]);
+    let options = PushOptions::default();
+    // As Docker's config has it (`identitytoken`), and as credential helpers write it.
+    for (name, username) in [("config", ""), ("helper", "<token>")] {
+        let target = Target::parse(&registry.target(&format!("{name}:v1"))).unwrap();
+        let with = |password: &str| Credential {
+            username: username.to_string(),
+            password: password.to_string(),
+        };
+        let error = push(
+            image.clone(),
+            &target,
+            Some(&with("other")),
+            &options,
+            |_| (),
+        )
+        .await
+        .unwrap_err();
+        assert!(
+            matches!(
+                error,
+                PushError::Unauthorized {
+                    anonymous: false,
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+        let right = with(IDENTITY_TOKEN);
+        let pushed = push(image.clone(), &target, Some(&right), &options, |_| ())
+            .await
+            .unwrap();
+        assert_complete(&registry, name, "v1", &image, &pushed);
+    }
+    let expected = ["config", "helper"].map(|name| format!("repository:{name}:pull,push"));
+    assert_eq!(*scopes.lock().unwrap(), expected);
 }

@@ -43,28 +43,42 @@ fn layout(path: &Path, architectures: &[&str]) {
                 content(2_000_000, u8::try_from(number).unwrap()),
                 content(700_000, 100 + u8::try_from(number).unwrap()),
             ];
-            let config = json!({
-                "architecture": architecture, "os": "linux", "config": {},
-                "rootfs": { "type": "layers", "diff_ids": tars.each_ref().map(|tar| Digest::of(tar).to_string()) },
-            });
             let layers = [
                 blob(path, "application/vnd.oci.image.layer.v1.tar", &tars[0]),
-                blob(path, "application/vnd.oci.image.layer.v1.tar+zstd", &zstd_of(&tars[1])),
+                blob(
+                    path,
+                    "application/vnd.oci.image.layer.v1.tar+zstd",
+                    &zstd_of(&tars[1]),
+                ),
             ];
-            let config_type = "application/vnd.oci.image.config.v1+json";
-            let manifest = json!({
-                "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                "config": blob(path, config_type, config.to_string().as_bytes()), "layers": layers,
-            });
-            let manifest_type = "application/vnd.oci.image.manifest.v1+json";
-            let mut entry = blob(path, manifest_type, manifest.to_string().as_bytes());
-            entry["platform"] = json!({ "os": "linux", "architecture": architecture });
-            entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "app:1" });
-            entry
+            manifest(path, architecture, &tars, &layers)
         })
         .collect();
-    let index = json!({ "schemaVersion": 2, "manifests": manifests });
-    fs::write(path.join("index.json"), index.to_string()).unwrap();
+    index(path, &manifests);
+}
+
+/// Writes the manifest of one image of these layers, and its config; gives its entry in the index.
+fn manifest(path: &Path, architecture: &str, tars: &[Vec<u8>], layers: &[Value]) -> Value {
+    let diff_ids: Vec<String> = tars.iter().map(|tar| Digest::of(tar).to_string()).collect();
+    let config = json!({
+        "architecture": architecture, "os": "linux", "config": {},
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    let config_type = "application/vnd.oci.image.config.v1+json";
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": blob(path, config_type, config.to_string().as_bytes()), "layers": layers,
+    });
+    let manifest_type = "application/vnd.oci.image.manifest.v1+json";
+    let mut entry = blob(path, manifest_type, manifest.to_string().as_bytes());
+    entry["platform"] = json!({ "os": "linux", "architecture": architecture });
+    entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "app:1" });
+    entry
+}
+
+fn index(path: &Path, manifests: &[Value]) {
+    let document = json!({ "schemaVersion": 2, "manifests": manifests });
+    fs::write(path.join("index.json"), document.to_string()).unwrap();
     fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
 }
 
@@ -129,6 +143,35 @@ async fn a_layout_is_pushed_from_its_directory_and_from_a_tar_alike() {
     );
     let error = layout.image(Some("other:1"), &riscv).unwrap_err();
     assert!(matches!(error, SourceError::NoImage { .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_blobs_of_one_content_are_both_sent() {
+    let Some(registry) = Registry::start(&Access::Open) else {
+        return;
+    };
+    let base = tempfile::tempdir().unwrap();
+    let tar = content(300_000, 1);
+    let packed = [1, 19].map(|level| zstd::encode_all(&tar[..], level).unwrap());
+    assert_ne!(packed[0], packed[1]);
+    let kind = "application/vnd.oci.image.layer.v1.tar+zstd";
+    let layers = packed.map(|packed| blob(base.path(), kind, &packed));
+    let tars = [tar.clone(), tar];
+    index(
+        base.path(),
+        &[manifest(base.path(), "amd64", &tars, &layers)],
+    );
+    let image = Layout::open(base.path())
+        .unwrap()
+        .image(None, &"linux/amd64".parse().unwrap())
+        .unwrap();
+    let target = Target::parse(&registry.target("twice:1")).unwrap();
+    let options = PushOptions::default();
+    let pushed = push(image.clone(), &target, None, &options, |_| ())
+        .await
+        .unwrap();
+    assert_complete(&registry, "twice", "1", &image, &pushed);
+    assert_ne!(pushed.layers[0].digest, pushed.layers[1].digest);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,9 +19,10 @@ pub(super) enum Pass {
 }
 
 impl Upload<'_, '_> {
-    /// Streams from `position` until the end of the layer, an answer, or a break.
+    /// Streams from `position` until the end of the layer, the most that one request may have, an answer, or a break.
     pub(super) async fn pass(&mut self, position: &mut u64) -> Result<Pass, PushError> {
         let (request, shown) = self.registry.begin(&Method::PATCH, &self.url, None).await?;
+        let mut left = self.registry.request_most();
         let (frames, body) = mpsc::channel::<Result<Bytes, std::io::Error>>(1);
         let body = reqwest::Body::wrap_stream(ReceiverStream::new(body));
         let mut response = std::pin::pin!(
@@ -36,8 +37,12 @@ impl Upload<'_, '_> {
                 answer = &mut response => break Some(answer),
                 frame = self.feed.frame(*position) => frame?,
             };
-            let Some(frame) = frame else { break None };
+            let Some(mut frame) = frame.filter(|_| left > 0) else {
+                break None;
+            };
+            frame.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             let length = frame.len() as u64;
+            left -= length;
             let taken = tokio::select! {
                 biased;
                 answer = &mut response => break Some(answer),
