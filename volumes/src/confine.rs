@@ -12,11 +12,10 @@
     reason = "what a child gives up before it begins has no safe wrapper"
 )]
 
+use crate::bare_root::BareRoot;
 use crate::limits::CONFINED_MEMORY_BYTES_MAX;
 use nix::libc::{self, c_long};
-use std::ffi::{CStr, CString};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -24,19 +23,8 @@ use std::process::Command;
 
 /// The disk, as the program sees it.
 pub(crate) const DISK: &str = "/disk";
-/// Where its root directory is put together, in its own mount namespace. Every system has this directory.
-const ROOT: &CStr = c"/proc";
 /// First of the user ids; above those of machines and of people, below what some programs take for negative.
 const ID_FIRST: u32 = 0x7fff_0000;
-/// Directories with programs and libraries.
-const SYSTEM: [&str; 6] = ["usr", "bin", "sbin", "lib", "lib64", "nix"];
-
-/// An entry of the program's root directory.
-enum Entry {
-    Link { to: CString, at: CString },
-    Bind { from: CString, at: CString },
-}
-
 /// Makes `command` run so, with the block device `disk` as [`DISK`].
 ///
 /// # Errors
@@ -51,8 +39,8 @@ pub(crate) fn confine(command: &mut Command, disk: &Path) -> io::Result<()> {
     }
     let number = node.rdev();
     let id = ID_FIRST + (std::process::id() & 0x7fff);
-    let entries = entries()?;
-    let disk_at = CString::new(format!("{}{DISK}", ROOT.to_string_lossy()))?;
+    let mut root = BareRoot::with_programs()?;
+    root.add_disk(Path::new(DISK), number, id)?;
     let filter = filter();
     // The programs look for it to see whether the disk is mounted; the pool has seen to that.
     command.env("EXT2FS_NO_MTAB_OK", "1");
@@ -60,14 +48,9 @@ pub(crate) fn confine(command: &mut Command, disk: &Path) -> io::Result<()> {
     // before the fork and outlives it.
     unsafe {
         command.pre_exec(move || {
-            let spaces =
-                libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+            let spaces = libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
             check(libc::unshare(spaces).into())?;
-            make_root(&entries)?;
-            check(libc::mknod(disk_at.as_ptr(), libc::S_IFBLK | 0o600, number).into())?;
-            check(libc::chown(disk_at.as_ptr(), id, id).into())?;
-            check(libc::chroot(ROOT.as_ptr()).into())?;
-            check(libc::chdir(c"/".as_ptr()).into())?;
+            root.enter()?;
             check(libc::setsid().into())?;
             for (resource, most) in [
                 (libc::RLIMIT_AS, CONFINED_MEMORY_BYTES_MAX),
@@ -99,67 +82,6 @@ pub(crate) fn confine(command: &mut Command, disk: &Path) -> io::Result<()> {
 fn check(result: c_long) -> io::Result<()> {
     if result < 0 {
         return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-fn entries() -> io::Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    for name in SYSTEM {
-        let from = Path::new("/").join(name);
-        let Ok(found) = std::fs::symlink_metadata(&from) else {
-            continue;
-        };
-        let at = CString::new(format!("{}/{name}", ROOT.to_string_lossy()))?;
-        entries.push(if found.is_symlink() {
-            let to = std::fs::read_link(&from)?;
-            Entry::Link {
-                to: CString::new(to.as_os_str().as_bytes())?,
-                at,
-            }
-        } else {
-            Entry::Bind {
-                from: CString::new(from.as_os_str().as_bytes())?,
-                at,
-            }
-        });
-    }
-    Ok(entries)
-}
-
-/// Puts the root directory together. For between fork and exec.
-fn make_root(entries: &[Entry]) -> io::Result<()> {
-    let mount = |from: Option<&CStr>, at: &CStr, kind: Option<&CStr>, flags: libc::c_ulong| {
-        let or_null = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
-        // SAFETY: C strings that outlive the call, or null.
-        let done = unsafe {
-            libc::mount(
-                or_null(from),
-                at.as_ptr(),
-                or_null(kind),
-                flags,
-                std::ptr::null(),
-            )
-        };
-        check(done.into())
-    };
-    mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE)?;
-    let bare = libc::MS_NOSUID | libc::MS_NOEXEC;
-    mount(Some(c"slipway"), ROOT, Some(c"tmpfs"), bare)?;
-    for entry in entries {
-        match entry {
-            // SAFETY: C strings that outlive the call.
-            Entry::Link { to, at } => {
-                check(unsafe { libc::symlink(to.as_ptr(), at.as_ptr()) }.into())?;
-            }
-            Entry::Bind { from, at } => {
-                // SAFETY: as above.
-                check(unsafe { libc::mkdir(at.as_ptr(), 0o755) }.into())?;
-                mount(Some(from), at, None, libc::MS_BIND)?;
-                let read = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
-                mount(None, at, None, libc::MS_BIND | libc::MS_REMOUNT | read)?;
-            }
-        }
     }
     Ok(())
 }

@@ -14,6 +14,7 @@
 //! All functions block; callers on an async runtime run them on its blocking threads.
 
 mod backing;
+mod bare_root;
 mod confine;
 mod difference;
 mod driver;
@@ -41,6 +42,7 @@ mod undo;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 
+pub use bare_root::BareRoot;
 pub use driver::{
     AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
 };

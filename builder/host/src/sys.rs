@@ -9,6 +9,7 @@
 )]
 
 use nix::libc;
+use slipway_volumes::BareRoot;
 use std::ffi::CString;
 use std::fs;
 use std::io;
@@ -294,12 +295,19 @@ pub(crate) struct Confinement {
     pub(crate) group: Option<u32>,
     /// The `cgroup.procs` of its cgroups.
     pub(crate) cgroups: Vec<fs::File>,
+    /// What it sees of the host's files.
+    pub(crate) root: BareRoot,
 }
 
-/// Makes `command` start in its cgroups, in empty namespaces of its own for network, IPC and host name, in a session of its
-/// own, as an ordinary user that can never become another. It outlives this process.
+/// Makes `command` start in its cgroups, in empty namespaces of its own for network, IPC and host name, with a root directory of
+/// its own, in a session of its own, as an ordinary user that can never become another. It outlives this process.
 pub(crate) fn confine(command: &mut Command, confinement: Confinement) {
-    let Confinement { id, group, cgroups } = confinement;
+    let Confinement {
+        id,
+        group,
+        cgroups,
+        root,
+    } = confinement;
     // SAFETY: the closure runs between fork and exec and makes system calls only (no allocation, no locks); what it reads
     // was made before the fork.
     unsafe {
@@ -324,6 +332,7 @@ pub(crate) fn confine(command: &mut Command, confinement: Confinement) {
             )))?;
             let empty = libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
             check(libc::c_long::from(libc::unshare(empty)))?;
+            root.enter()?;
             check(libc::c_long::from(libc::setsid()))?;
             let groups = [group.unwrap_or(id)];
             check(libc::c_long::from(libc::setgroups(1, groups.as_ptr())))?;

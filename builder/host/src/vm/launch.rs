@@ -6,6 +6,7 @@ use crate::driver::DriverError;
 use crate::limits::PROBE_WAIT_MAX;
 use crate::process::ProcessId;
 use crate::sys::{self, Confinement};
+use slipway_volumes::BareRoot;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -24,6 +25,24 @@ pub(super) fn kvm_group() -> Option<u32> {
     let found = fs::metadata(KVM).ok()?;
     let open = found.mode() & GROUP_READ_WRITE == GROUP_READ_WRITE;
     (open && found.gid() != 0).then(|| found.gid())
+}
+
+/// What QEMU sees of the host's files: programs, libraries and firmware, itself in `/proc` (it opens what it was passed anew by
+/// that way), and a device or two. Nothing of a machine, and no settings.
+///
+/// # Errors
+/// What the system said.
+pub(super) fn root() -> io::Result<BareRoot> {
+    let mut root = BareRoot::with_programs()?;
+    root.add_processes()?;
+    root.add_directory(Path::new("/dev"))?;
+    for device in [KVM, "/dev/null", "/dev/urandom"] {
+        root.add_file(Path::new(device))?;
+    }
+    root.add_directory(Path::new("/etc"))?;
+    // Where libraries outside the usual directories are.
+    root.add_file(Path::new("/etc/ld.so.cache"))?;
+    Ok(root)
 }
 
 /// Starts `qemu` with `fds` as its descriptors from 3 on; what it says goes to `words`.

@@ -67,6 +67,7 @@ fn boots(qemu: &Path, kernel: &Kernel, accelerator: Accelerator, id: u32) -> Res
         id,
         group: launch::kvm_group(),
         cgroups: Vec::new(),
+        root: launch::root().map_err(|error| error.to_string())?,
     };
     launch::prints(
         qemu,

@@ -233,6 +233,10 @@ impl VirtualMachines {
                 Accelerator::Tcg => None,
             },
             cgroups,
+            root: launch::root().map_err(DriverError::at(
+                "look at",
+                Path::new("the system's programs"),
+            ))?,
         };
         let words = log.dir().join("qemu.log");
         let file = File::create(&words).map_err(DriverError::at("make", &words))?;

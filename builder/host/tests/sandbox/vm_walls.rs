@@ -5,6 +5,7 @@ use slipway_core::vm::{CHANNEL_PORT, GREETING_BYTES};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 #[test]
@@ -33,10 +34,11 @@ fn qemu_has_no_right_and_the_door_opens_for_the_hosts_root_with_the_secret_alone
     }
     assert_eq!(field("NoNewPrivs:"), ["1"]);
     assert_eq!(field("Seccomp:"), ["2"], "QEMU's own filter");
-    for kind in ["net", "ipc", "uts"] {
+    for kind in ["net", "ipc", "uts", "mnt"] {
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
         assert_ne!(of(&pid.to_string()), of("self"), "{kind}");
     }
+    sees_only_programs(pid, &host.dir);
     let argv = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
     assert!(!argv.contains(&host.dir.display().to_string()), "{argv}");
     let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
@@ -69,4 +71,50 @@ fn qemu_has_no_right_and_the_door_opens_for_the_hosts_root_with_the_secret_alone
         .unwrap();
     client.wait_exit(&spec.machine, WAIT);
     assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+/// The root directory of process `pid` has programs, itself and some devices, and no file of the host's below `of_the_host` or
+/// elsewhere.
+fn sees_only_programs(pid: i32, of_the_host: &Path) {
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    let mut seen: Vec<_> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .collect();
+    seen.sort_unstable();
+    let known = [
+        "/",
+        "/bin",
+        "/dev/kvm",
+        "/dev/null",
+        "/dev/urandom",
+        "/etc/ld.so.cache",
+        "/lib",
+        "/lib64",
+        "/nix",
+        "/opt",
+        "/proc",
+        "/sbin",
+        "/usr",
+    ];
+    assert!(seen.contains(&"/usr"), "{mounts}");
+    let others: Vec<_> = seen.iter().filter(|at| !known.contains(at)).collect();
+    assert!(others.is_empty(), "{others:?} in {mounts}");
+    let inside = |path: &str| PathBuf::from(format!("/proc/{pid}/root{path}"));
+    assert!(inside("/usr/bin").exists());
+    let here = of_the_host.to_string_lossy().into_owned();
+    for hidden in [
+        "/etc/passwd",
+        "/home",
+        "/run",
+        "/sys",
+        "/tmp",
+        "/var",
+        &here,
+    ] {
+        assert!(!inside(hidden).exists(), "{hidden}");
+    }
+    // Root of the host made it, and cannot write there either.
+    assert!(fs::write(inside("/new"), "").is_err());
+    assert!(fs::write(inside("/usr/new"), "").is_err());
 }
