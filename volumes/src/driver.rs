@@ -125,7 +125,7 @@ pub trait VolumeDriver: Send + Sync + std::fmt::Debug {
     fn ensure(&self, new: &NewVolume<'_>) -> Result<VolumeReport, VolumeError>;
 
     /// Makes the volume larger, attached or not. Its file system follows at once where it is mounted (and
-    /// [`Capabilities::grows_mounted`]), else at the next attachment; a machine that has it as a device sees a larger device.
+    /// [`Capabilities::grows_mounted`]), else when it is mounted next; of one that is attached as a device, the device grows.
     ///
     /// # Errors
     /// [`VolumeError::NotFound`], [`VolumeError::Shrink`], [`VolumeError::NoSpace`], [`VolumeError::InvalidSize`],
@@ -150,8 +150,8 @@ pub trait VolumeDriver: Send + Sync + std::fmt::Debug {
     /// Only when the pool itself cannot be read.
     fn list(&self) -> Result<Vec<VolumeReport>, VolumeError>;
 
-    /// Gives the volume to `holder`. Again for the same holder gives the same. After an unclean end the file system is
-    /// checked and repaired first, which can take minutes.
+    /// Gives the volume to `holder`. Again for the same holder gives the same. Before it is mounted, the file system is checked and
+    /// repaired if the last end was unclean, which can take minutes. As a device it is given unread: its machine checks it.
     ///
     /// # Errors
     /// [`VolumeError::NotFound`], [`VolumeError::InUse`] if another holder has it, [`VolumeError::Damaged`] if

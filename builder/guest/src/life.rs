@@ -3,7 +3,7 @@
 //! It must not know how any of it is done.
 
 use crate::books::Books;
-use crate::boot::{self, Channel};
+use crate::boot::{self, Channel, OwnVolume};
 use crate::capture::Capture;
 use crate::descriptors::Descriptors;
 use crate::engine::{self, DATA_ROOT, ENGINE_SOCKET, Ended, Engine};
@@ -51,6 +51,8 @@ pub(crate) enum Machine {
     Virtual {
         /// How the host reaches the listeners.
         channel: Channel,
+        /// Its cache volume.
+        volume: OwnVolume,
         /// Everything takes many times as long.
         emulated: bool,
         /// Its host may keep its memory when it ends for want of use.
@@ -82,9 +84,11 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
         Machine::Sandbox => (Volume::OfHost, 1, false),
         Machine::Virtual {
             channel,
+            volume,
             emulated,
             offers_memory,
         } => {
+            tokio::spawn(volume.keep_filled());
             tokio::spawn(channel.serve(books.clone(), capture.clone()));
             let factor = if emulated {
                 limits::EMULATED_PATIENCE

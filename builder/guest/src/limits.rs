@@ -66,6 +66,8 @@ pub(crate) const ENGINE_REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long dockerd may take over one prune. Then the collection goes on with its next step.
 pub(crate) const PRUNE_WAIT_MAX: Duration = Duration::from_secs(300);
 
+/// Bytes of what `e2fsck` says that are kept of a cache volume that cannot be repaired.
+pub(crate) const CHECK_OUTPUT_BYTES_MAX: usize = 4 << 10;
 /// How often containers and disk are looked at.
 pub(crate) const WATCH_PERIOD: Duration = Duration::from_secs(1);
 /// Least time between two collections that nobody asked for.

@@ -34,13 +34,13 @@ use std::time::Instant;
 fn main() -> ExitCode {
     let started = Instant::now();
     let virtual_machine = boot::is_virtual_machine();
-    // Before anything else opens a descriptor.
+    // It opens no descriptor, and nothing else does before the given ones are taken.
+    start_log();
     let given = if virtual_machine {
         boot::boot()
     } else {
         descriptors::take().map(life::Given::of_sandbox)
     };
-    start_log();
     let lived = given.and_then(|given| {
         init::prepare_cgroups();
         let runtime = tokio::runtime::Builder::new_multi_thread()

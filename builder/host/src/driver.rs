@@ -109,6 +109,15 @@ pub(crate) trait MachineDriver: Send + Sync + std::fmt::Debug {
         Ok(())
     }
 
+    /// Shows a running machine that its volume, which it has as `device`, has become larger. One that mounts its volume sees that by
+    /// itself.
+    ///
+    /// # Errors
+    /// It does not hear of it; it does at its next start.
+    fn volume_grew(&self, _machine: &MachineId, _device: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Throws away what was kept of machines that had this volume, which is destroyed.
     fn forget_volume(&self, _volume: &VolumeId) {}
 

@@ -3,6 +3,7 @@
 use super::{SIZE, Verbs, machine, report, snapshot, volume};
 use crate::VolumeError;
 use slipway_core::host_api::{Cloning, VolumeSource};
+use slipway_core::units::ByteSize;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 
@@ -61,6 +62,36 @@ pub(super) fn for_one_holder(open: super::Open<'_>) {
         "{as_device:?}"
     );
     driver.release(2, 2);
+}
+
+/// What lies on the device is its machine's affair: nobody here checks it, repairs it or makes it larger.
+pub(super) fn is_given_unread(open: super::Open<'_>) {
+    let driver = open();
+    driver.ensure_empty(1, SIZE).unwrap();
+    let larger = ByteSize(2 * SIZE.0);
+    driver.extend_to(1, larger).unwrap();
+    let device = driver.device(1, 1).unwrap();
+    let mut file = fs::OpenOptions::new();
+    let mut file = file.read(true).write(true).open(&device).unwrap();
+    assert_eq!(file.seek(SeekFrom::End(0)).unwrap(), larger.0);
+    // A superblock that says that errors were found, of a file system that is smaller than the device.
+    let mut block = [0; 1024];
+    file.seek(SeekFrom::Start(1024)).unwrap();
+    file.read_exact(&mut block).unwrap();
+    block[0x3a] |= 2;
+    file.seek(SeekFrom::Start(1024)).unwrap();
+    file.write_all(&block).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    driver.release(1, 1);
+    let device = driver.device(1, 2).unwrap();
+    let mut now = [0; 1024];
+    let mut file = fs::File::open(&device).unwrap();
+    file.seek(SeekFrom::Start(1024)).unwrap();
+    file.read_exact(&mut now).unwrap();
+    drop(file);
+    assert_eq!(now, block);
+    driver.release(1, 2);
 }
 
 pub(super) fn contents(open: super::Open<'_>) {

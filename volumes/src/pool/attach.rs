@@ -128,25 +128,10 @@ impl<B: Backing> Pool<B> {
                 .map_err(io::Error::other)
         });
         let top = self.open_clear(wanted, stored, &device.path)?;
-        let failed = fs::has_errors(&top).map_err(VolumeError::io("read", &top))?;
-        if failed || !wanted.was_clean {
-            tracing::warn!(volume = %id, failed, "unclean end before, checking the file system");
-            fs::check(id, &top)?;
-        }
         let attachment = match wanted.how {
-            AttachAs::Device => {
-                grow_unmounted(&top)?;
-                Attachment::Device(top)
-            }
-            AttachAs::Mount => {
-                if !fs::may_grow_mounted() {
-                    grow_unmounted(&top)?;
-                }
-                let mounted = self.mount(id, &top)?;
-                let root = std::fs::File::open(mounted.path());
-                grow_mounted(&top, &root.map_err(VolumeError::io("open", &top))?)?;
-                Attachment::Mount(mounted)
-            }
+            // Its machine checks and grows it by itself: nothing here reads what a machine wrote as blocks.
+            AttachAs::Device => Attachment::Device(top),
+            AttachAs::Mount => Attachment::Mount(self.mount_whole(wanted, &top)?),
         };
         self.steps.enter(Step::FinishAttach)?;
         undo.disarm();
@@ -176,6 +161,23 @@ impl<B: Backing> Pool<B> {
             needed(wanted.id, wanted.key)?,
             true,
         )
+    }
+
+    /// Checks the file system after an unclean end, mounts it, and has it fill its device.
+    fn mount_whole(&self, wanted: &Wanted<'_>, top: &Path) -> Result<Mounted, VolumeError> {
+        let id = wanted.id;
+        let failed = fs::has_errors(top).map_err(VolumeError::io("read", top))?;
+        if failed || !wanted.was_clean {
+            tracing::warn!(volume = %id, failed, "unclean end before, checking the file system");
+            fs::check(id, top)?;
+        }
+        if !fs::may_grow_mounted() {
+            grow_unmounted(top)?;
+        }
+        let mounted = self.mount(id, top)?;
+        let root = std::fs::File::open(mounted.path());
+        grow_mounted(top, &root.map_err(VolumeError::io("open", top))?)?;
+        Ok(mounted)
     }
 
     fn mount(&self, id: &VolumeId, device: &Path) -> Result<Mounted, VolumeError> {

@@ -4,17 +4,20 @@
 //! It must not know what is done with any of it.
 
 mod channel;
+mod ext4;
 mod mounts;
 mod network;
 mod volume;
 
 pub(crate) use channel::Channel;
+pub(crate) use volume::OwnVolume;
 
 use crate::descriptors;
 use crate::life::{Given, Machine};
 use anyhow::{Context as _, Result, ensure};
 use slipway_core::vm::{BOOT_FILE, Boot, END_PORT};
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -50,13 +53,22 @@ pub(crate) fn boot() -> Result<Given> {
     }
     nix::unistd::sethostname(&boot.hostname).context("set the host name")?;
     network::set_up(&boot.network)?;
-    volume::mount_volume()?;
-    let descriptors = listeners.with_record(end_record()?);
+    let mut record = end_record()?;
+    let volume = OwnVolume::mount();
+    if let Err(error) = &volume
+        && error.is::<ext4::Damaged>()
+    {
+        let written = record.write_all(slipway_core::end_record::DAMAGED);
+        written.context("write the end record")?;
+    }
+    let volume = volume?;
+    let descriptors = listeners.with_record(record);
     let channel = Channel::listen(boot.network.address, &boot.secret, docker, guest)?;
     Ok(Given {
         descriptors,
         machine: Machine::Virtual {
             channel,
+            volume,
             emulated: boot.emulated,
             offers_memory: boot.offers_memory,
         },

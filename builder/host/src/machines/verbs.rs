@@ -13,6 +13,7 @@ use crate::record::{Phase, Record};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{EndpointPort, MachineReport, MachineSpec};
 use slipway_core::id::{MachineId, VolumeId};
+use slipway_volumes::AttachAs;
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -316,6 +317,32 @@ impl Machines {
             if let Err(error) = rested.await {
                 tracing::error!(%error, "looking whether a machine is in use broke off");
             }
+        }
+    }
+
+    /// Shows the machine that has a volume, if it runs, that it has become larger. What fails here is made up for by its next start.
+    /// Blocks.
+    pub(crate) fn volume_grew(&self, volume: &VolumeId, machine: &MachineId) {
+        let Ok(gate) = self.with_known(machine, |entry| Arc::clone(&entry.gate)) else {
+            return;
+        };
+        // Nobody starts it or clears it away meanwhile.
+        let _gate = gate.blocking_lock_owned();
+        if self.with_entry(machine, |entry| entry.process.is_none()) {
+            return;
+        }
+        let driver = self.driver(machine);
+        let how = driver.capabilities().volume;
+        if how == AttachAs::Mount {
+            return;
+        }
+        // Attached already, so this only tells where its device is.
+        let shown = match self.pool.volumes.attach(volume, machine, how, None) {
+            Ok(attached) => driver.volume_grew(machine, &attached.path()),
+            Err(error) => Err(io::Error::other(error)),
+        };
+        if let Err(error) = shown {
+            tracing::warn!(%machine, %volume, %error, "it sees that its volume has grown at its next start only");
         }
     }
 

@@ -121,11 +121,12 @@ impl Service {
 
     fn extend_volume(&self, volume: &VolumeId, size_bytes: u64) -> Result<HostReply, VerbError> {
         let key = self.key(volume);
-        Ok(HostReply::Volume(self.volumes.extend(
-            volume,
-            ByteSize(size_bytes),
-            key.as_deref(),
-        )?))
+        let size = ByteSize(size_bytes);
+        let report = self.volumes.extend(volume, size, key.as_deref())?;
+        if let Some(machine) = &report.attached_to {
+            self.machines.volume_grew(volume, machine);
+        }
+        Ok(HostReply::Volume(report))
     }
 
     /// Begins an export; the answer has the end to read from.

@@ -44,14 +44,16 @@ use door::DoorFile;
 use kernel::Kernel;
 use memory::Memories;
 use nix::sys::signal::Signal;
+use qmp::Monitor;
 use slipway_core::end_record::Ending;
 use slipway_core::host_api::{EndpointPort, MachineSpec};
 use slipway_core::id::{MachineId, VolumeId};
 use slipway_core::units::ByteSize;
-use slipway_core::vm::Wanted;
+use slipway_core::vm::{VOLUME_SERIAL, Wanted};
 use slipway_volumes::AttachAs;
 use std::collections::HashMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -258,6 +260,13 @@ impl MachineDriver for VirtualMachines {
 
     fn forget_volume(&self, volume: &VolumeId) {
         self.memories.forget_volume(volume);
+    }
+
+    fn volume_grew(&self, machine: &MachineId, device: &Path) -> io::Result<()> {
+        let bytes = File::open(device)?.seek(SeekFrom::End(0))?;
+        Monitor::connect(&self.monitor(machine))?.resize(VOLUME_SERIAL, bytes)?;
+        tracing::info!(%machine, bytes, "its disk has grown");
+        Ok(())
     }
 
     fn limit(&self, spec: &MachineSpec) -> io::Result<()> {

@@ -78,6 +78,15 @@ impl Monitor {
         self.answer(command)
     }
 
+    /// Tells the machine that the disk of block node `node` has `bytes` now, which it does have.
+    ///
+    /// # Errors
+    /// What the system or QEMU said.
+    pub(super) fn resize(&mut self, node: &str, bytes: u64) -> io::Result<()> {
+        let arguments = json!({ "node-name": node, "size": bytes });
+        self.execute("block_resize", &arguments).map(drop)
+    }
+
     fn answer(&mut self, command: &str) -> io::Result<Value> {
         loop {
             let mut answer = self.read()?;

@@ -20,6 +20,7 @@ mod mounts;
 mod network;
 mod rest;
 mod upkeep;
+mod vm_disk;
 mod vm_walls;
 mod volumes;
 mod walls;

@@ -1,0 +1,104 @@
+//! The disk of a virtual machine: the machine alone checks its file system and makes it larger, and says when it is damaged.
+
+use crate::harness::{Guest, Host, Kind, WAIT, http, wait_for};
+use slipway_core::generation::Generation;
+use slipway_core::guest_api::GuestStatus;
+use slipway_core::host_api::{EndpointPort, HostReply, HostRequest, MachineRunState, MachineSpec};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const GIB: u64 = 1 << 30;
+
+/// Bytes that the file system of the cache volume has inside.
+fn room(host: &Host, spec: &MachineSpec) -> u64 {
+    let stream = host.open_when_up(spec, EndpointPort::Guest);
+    let (status, reply) = http(stream, "GET /v1/status?wait_ready_ms=0", b"");
+    assert_eq!(status, 200, "{reply}");
+    let (_, body) = reply.split_once("\r\n\r\n").unwrap();
+    let start = body.find('{').unwrap();
+    let end = body.rfind('}').unwrap();
+    let status: GuestStatus = serde_json::from_str(&body[start..=end]).unwrap();
+    status.disk.total_bytes
+}
+
+/// The image of a volume that nobody has.
+fn image(host: &Host, spec: &MachineSpec) -> File {
+    let volume = spec.volume.as_str();
+    let path: PathBuf = fs::read_dir(host.dir.join("pool/volumes"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            name.starts_with(volume) && name.ends_with(".img")
+        })
+        .unwrap();
+    File::options().read(true).write(true).open(path).unwrap()
+}
+
+fn console(host: &Host, spec: &MachineSpec) -> String {
+    let state = host.dir.join("state/machines");
+    let path = state.join(spec.machine.as_str()).join("console.log");
+    String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned()
+}
+
+#[test]
+fn a_virtual_machine_grows_and_checks_its_own_disk_and_says_when_it_is_damaged() {
+    let Some(host) = Host::start_kind(Kind::Vm, Guest::Docker) else {
+        return;
+    };
+    let mut client = host.client();
+    let mut spec = host.machine(&mut client, 1);
+    let at_first = room(&host, &spec);
+    assert!(at_first > 3 * GIB && at_first < 4 * GIB, "{at_first}");
+
+    // It grows while it runs.
+    let extend = HostRequest::ExtendVolume {
+        volume: spec.volume.clone(),
+        size_bytes: 6 * GIB,
+    };
+    match client.ask(extend).0 {
+        HostReply::Volume(report) => assert_eq!(report.size_bytes, 6 * GIB),
+        other => panic!("{other:?}"),
+    }
+    wait_for("the growth inside", || {
+        (room(&host, &spec) > at_first + GIB).then_some(())
+    });
+
+    // It ends uncleanly, and says that errors were found.
+    client.stop(&spec.machine, 1, Duration::ZERO).unwrap();
+    assert!(!client.wait_exit(&spec.machine, WAIT));
+    let disk = image(&host, &spec);
+    let state_at = 1024 + 0x3a;
+    let mut state = [0];
+    disk.read_exact_at(&mut state, state_at).unwrap();
+    disk.write_all_at(&[state[0] | 2], state_at).unwrap();
+    disk.sync_all().unwrap();
+    spec.generation = Generation(2);
+    client.ensure(&spec).unwrap();
+    let mut now = [0];
+    disk.read_exact_at(&mut now, state_at).unwrap();
+    assert!(room(&host, &spec) > at_first + GIB);
+    client.stop(&spec.machine, 2, Duration::ZERO).unwrap();
+    client.wait_exit(&spec.machine, WAIT);
+    let said = console(&host, &spec);
+    assert!(said.contains("unclean end before"), "{said}");
+    disk.read_exact_at(&mut now, state_at).unwrap();
+    assert_eq!(now[0] & 2, 0, "it was checked, and found whole");
+    assert!(!host.log().contains("checking the file system"));
+
+    // What cannot be repaired is told, and the host still reads nothing of it.
+    disk.set_len(0).unwrap();
+    disk.set_len(6 * GIB).unwrap();
+    spec.generation = Generation(3);
+    client.ensure(&spec).unwrap();
+    assert!(!client.wait_exit(&spec.machine, WAIT));
+    let state = client.machine(&spec.machine).unwrap().state;
+    let damaged = MachineRunState::Exited {
+        clean: false,
+        damaged: true,
+    };
+    assert_eq!(state, damaged, "{}", console(&host, &spec));
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
