@@ -149,7 +149,12 @@ fn images(bed: &Testbed, docker: &DockerClient) -> Result<()> {
 
     for refused in [
         vec!["swarm", "init"],
-        vec!["plugin", "ls"],
+        vec![
+            "plugin",
+            "install",
+            "--grant-all-permissions",
+            "some/plugin",
+        ],
         vec!["node", "ls"],
     ] {
         let output = docker.command("docker", &refused).output()?;
@@ -159,6 +164,8 @@ fn images(bed: &Testbed, docker: &DockerClient) -> Result<()> {
             show(&output)
         );
     }
+    let plugins = docker.docker_ok(&["plugin", "ls", "--quiet"])?;
+    ensure!(plugins.trim().is_empty(), "{plugins}");
     Ok(())
 }
 

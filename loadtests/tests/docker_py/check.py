@@ -46,6 +46,32 @@ try:
 finally:
     box.remove(force=True)
 
+# As a client's test suite tidies up: codes and texts are those of a dockerd that is in no swarm and has no plugins.
+assert client.swarm.leave(force=True) is True
+assert client.plugins.list() == []
+for listing in (client.services, client.nodes, client.secrets, client.configs):
+    try:
+        listing.list()
+    except docker.errors.APIError as error:
+        assert error.status_code == 503, error
+        assert "not a swarm manager" in error.explanation, error
+    else:
+        raise AssertionError("a builder is in a swarm")
+try:
+    client.api.remove_plugin("some/plugin:latest", force=True)
+except docker.errors.NotFound:
+    pass
+try:
+    client.swarm.init()
+except docker.errors.APIError as error:
+    assert error.status_code == 403, error
+else:
+    raise AssertionError("a swarm was begun")
+try:
+    client.api.inspect_image("a%b")
+except docker.errors.APIError as error:
+    assert "ambiguous" not in error.explanation, error
+
 target = os.environ["PUSH_TARGET"]
 image.tag(target)
 lines = list(client.images.push(target, stream=True, decode=True))

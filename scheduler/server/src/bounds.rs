@@ -23,6 +23,15 @@ pub const AUTHENTICATED_MAX: usize = 6144;
 pub const ORG_CONNECTIONS_MAX: usize = 1024;
 /// Longest a connection may take over a request's head, or be idle between two; then it is closed.
 pub const REQUEST_HEAD_WAIT_MAX: Duration = Duration::from_secs(75);
+/// A client that has been silent for so long is asked by the kernel whether it is still there (TCP keepalive).
+pub const CLIENT_SILENCE_ASK: Duration = Duration::from_secs(60);
+/// Then it is asked again after each of these,
+pub const CLIENT_SILENCE_ASK_EVERY: Duration = Duration::from_secs(15);
+/// and after so many questions without an answer the connection ends, and what it held a builder up for.
+pub const CLIENT_SILENCE_ASKS_MAX: u32 = 8;
+/// Longest time between two attempts to send a client what it has not acknowledged. The kernel gives up after some fifteen of them
+/// (`net.ipv4.tcp_retries2`). Kernels before 6.15 do not know this bound: they take about a quarter of an hour.
+pub const CLIENT_RESEND_EVERY_MAX: Duration = Duration::from_secs(15);
 /// Header fields of one request; more are answered 431.
 pub const REQUEST_HEADERS_MAX: usize = 128;
 /// Bytes of one request's head; more are answered 431. Also the read buffer of one connection.

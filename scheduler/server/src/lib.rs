@@ -26,6 +26,7 @@ mod http;
 pub mod keys;
 pub mod limits;
 mod listener;
+mod liveness;
 pub mod machine_stream;
 mod origin;
 mod places;

@@ -10,6 +10,7 @@ use crate::ca;
 use crate::connection::{Connection, Progress};
 use crate::farm::chain;
 use crate::http::{Body, closing};
+use crate::liveness::Liveness;
 use crate::places::{Place, Places};
 use crate::rate::LogLimit;
 use http::{Request, Response};
@@ -52,6 +53,7 @@ impl Listener {
     /// The system's.
     pub(crate) async fn bind(address: SocketAddr, acceptor: TlsAcceptor) -> io::Result<Self> {
         let tcp = TcpListener::bind(address).await?;
+        Liveness::default().watch(&tcp)?;
         let address = tcp.local_addr()?;
         Ok(Self {
             tcp,

@@ -90,7 +90,7 @@ async fn a_backup_restored_on_an_empty_computer_is_the_same_control_plane() {
     assert_eq!(seen["volumes"].as_array().map(Vec::len), Some(2));
     // The same certificate of a client is good, and so is the administrator's token.
     for (who, is_known) in [(&certified, true), (&Who::default(), false)] {
-        let answer = back.docker(who, "GET", "/swarm").await;
+        let answer = back.docker(who, "GET", "/metrics").await;
         let refused = answer.status == http::StatusCode::UNAUTHORIZED;
         assert_eq!(refused, !is_known, "{answer:?}");
     }

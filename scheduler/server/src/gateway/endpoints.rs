@@ -2,8 +2,9 @@
 //!
 //! The builder is the tenant's own isolated machine. So nothing here tries to keep a tenant from root inside it:
 //! privileged containers, host mounts and host namespaces are the builder's own, and the machine's wall is what counts. What
-//! is refused is what a builder is not for: a swarm and all that lives in one, and plugins, which would be daemons
-//! of unknown origin next to dockerd.
+//! is refused is what a builder is not for: to begin or join a swarm, and to add plugins, which would be daemons
+//! of unknown origin next to dockerd. What only looks at those, uses them or removes them is dockerd's to answer: it says in its
+//! own words that there are none, and clients that tidy up after themselves depend on its codes.
 //!
 //! Unknown families are refused, unknown endpoints of a known family are not: Docker adds endpoints to `/containers`
 //! with nearly every release and clients use them at once, while a new family is a new purpose, which somebody should look at.
@@ -58,11 +59,9 @@ pub enum Refusal {
     Ambiguous(&'static str),
     /// The path is too long.
     TooLong,
-    /// No HTTP method that Docker's API has.
-    Method,
     /// Known, and not a builder's business.
     NotForBuilders(&'static str),
-    /// Not known.
+    /// Not known: the path, or the method.
     Unknown,
 }
 
@@ -71,7 +70,6 @@ impl fmt::Display for Refusal {
         match self {
             Self::Ambiguous(why) => write!(f, "the path is ambiguous: {why}"),
             Self::TooLong => write!(f, "the path is longer than {PATH_BYTES_MAX} bytes"),
-            Self::Method => f.write_str("no such method in Docker's API"),
             Self::NotForBuilders(what) => write!(f, "a builder has no {what}"),
             Self::Unknown => f.write_str("page not found: not an endpoint that a builder has"),
         }
@@ -84,6 +82,8 @@ enum Family {
     Whole,
     /// The one path of that name, nothing below.
     Alone,
+    /// These methods and paths below it, in which `*` is any number of segments. The others would make what a builder does not have.
+    These(&'static [(&'static str, &'static str)], &'static str),
     /// None of it.
     Refused(&'static str),
 }
@@ -109,18 +109,38 @@ const FAMILIES: &[(&str, Family)] = &[
     ("info", Family::Alone),
     ("events", Family::Alone),
     ("system", Family::Whole), // disk usage
-    // A swarm, and what lives in one. docker asks for these only when told to.
-    ("swarm", Family::Refused("swarm")),
-    ("nodes", Family::Refused("swarm nodes")),
-    ("services", Family::Refused("swarm services")),
-    ("tasks", Family::Refused("swarm tasks")),
+    // A swarm, and what lives in one. dockerd answers that it is in none.
     (
-        "secrets",
-        Family::Refused("swarm secrets (build secrets go with `docker build --secret`)"),
+        "swarm",
+        Family::These(
+            &[
+                ("GET", ""),
+                ("GET", "unlockkey"),
+                ("POST", "leave"),
+                ("POST", "unlock"),
+                ("POST", "update"),
+            ],
+            "swarm",
+        ),
     ),
-    ("configs", Family::Refused("swarm configs")),
+    ("nodes", Family::Whole),
+    ("services", Family::Whole),
+    ("tasks", Family::Whole),
+    ("secrets", Family::Whole), // those of a swarm; a build's go with its session
+    ("configs", Family::Whole),
     // Daemons of unknown origin beside dockerd.
-    ("plugins", Family::Refused("plugins")),
+    (
+        "plugins",
+        Family::These(
+            &[
+                ("GET", ""),
+                ("GET", "*/json"),
+                ("POST", "*/disable"),
+                ("DELETE", "*"),
+            ],
+            "plugins",
+        ),
+    ),
     // The daemon's own profiler.
     ("debug", Family::Refused("debug endpoints")),
     ("metrics", Family::Refused("metrics endpoint")),
@@ -138,7 +158,7 @@ pub fn decide(method: &str, path: &str) -> Decision {
 
 fn look_up(method: &str, path: &str) -> Result<Decision, Refusal> {
     if !METHODS.contains(&method) {
-        return Err(Refusal::Method);
+        return Err(Refusal::Unknown);
     }
     let path = NormalPath::parse(path)?;
     let segments: Vec<&str> = path.segments().collect();
@@ -149,6 +169,14 @@ fn look_up(method: &str, path: &str) -> Result<Decision, Refusal> {
         .map(|(_, family)| family)
     {
         Some(Family::Refused(what)) => return Err(Refusal::NotForBuilders(what)),
+        Some(Family::These(these, what)) => {
+            if !these
+                .iter()
+                .any(|(verb, below)| *verb == method && is_below(rest, below))
+            {
+                return Err(Refusal::NotForBuilders(what));
+            }
+        }
         Some(Family::Alone) if !rest.is_empty() => return Err(Refusal::Unknown),
         Some(Family::Whole | Family::Alone) => {}
         None => return Err(Refusal::Unknown),
@@ -169,6 +197,15 @@ fn look_up(method: &str, path: &str) -> Result<Decision, Refusal> {
         path: path.encoded(),
         credentials,
     }))
+}
+
+/// Are these segments what the pattern says? `*`, at its beginning only, is one segment or more: names have slashes.
+fn is_below(segments: &[&str], pattern: &str) -> bool {
+    let Some(end) = pattern.strip_prefix('*') else {
+        return segments.join("/") == pattern;
+    };
+    let end: Vec<&str> = end.split('/').filter(|part| !part.is_empty()).collect();
+    segments.len() > end.len() && segments.ends_with(&end)
 }
 
 /// A path with one reading: decoded once, no empty or dot segments, its version apart.
@@ -201,7 +238,7 @@ impl NormalPath {
     /// Normalises a path. Encoded slashes separate, as they do for dockerd, which looks at the decoded path.
     ///
     /// # Errors
-    /// [`Refusal::Ambiguous`] if a second decoder, a second normaliser or a log reader might read it otherwise.
+    /// [`Refusal::Ambiguous`] if a second normaliser or a log reader might read it otherwise.
     pub fn parse(path: &str) -> Result<Self, Refusal> {
         if path.len() > PATH_BYTES_MAX {
             return Err(Refusal::TooLong);
@@ -246,7 +283,8 @@ impl NormalPath {
     }
 }
 
-/// Decodes once, and refuses what would change if it were decoded twice.
+/// Decodes once, and refuses what others in the way might read in another manner. A percent sign is a character like any other: what
+/// is forwarded has it encoded, and dockerd decodes once too.
 fn decode(path: &str) -> Result<String, Refusal> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut bytes = path.bytes();
@@ -267,8 +305,7 @@ fn decode(path: &str) -> Result<String, Refusal> {
     if text.chars().any(char::is_control) {
         return Err(Refusal::Ambiguous("it has control characters"));
     }
-    match text.chars().find(|c| matches!(c, '%' | '\\' | ';')) {
-        Some('%') => Err(Refusal::Ambiguous("it is encoded twice")),
+    match text.chars().find(|c| matches!(c, '\\' | ';')) {
         Some('\\') => Err(Refusal::Ambiguous("it has a backslash")),
         Some(_) => Err(Refusal::Ambiguous("it has a semicolon")),
         None => Ok(text),

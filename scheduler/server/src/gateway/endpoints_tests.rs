@@ -13,7 +13,6 @@ fn check(method: &str, path: &str, expected: &str) {
         Decision::ServedByGuestPush { image } => format!("push {image}"),
         Decision::Refuse(Refusal::Ambiguous(_)) => "ambiguous".to_owned(),
         Decision::Refuse(Refusal::TooLong) => "too long".to_owned(),
-        Decision::Refuse(Refusal::Method) => "method".to_owned(),
         Decision::Refuse(Refusal::NotForBuilders(_)) => "not for builders".to_owned(),
         Decision::Refuse(Refusal::Unknown) => "unknown".to_owned(),
     };
@@ -85,9 +84,7 @@ fn what_clients_send() {
 
 #[test]
 fn what_is_not_for_builders() {
-    for family in [
-        "swarm", "nodes", "services", "tasks", "secrets", "configs", "plugins", "debug", "metrics",
-    ] {
+    for family in ["debug", "metrics"] {
         for path in [
             format!("/{family}"),
             format!("/v1.45/{family}/x/update"),
@@ -99,6 +96,51 @@ fn what_is_not_for_builders() {
                 check(method, &path, "not for builders");
             }
         }
+    }
+}
+
+/// A client that looks whether it is in a swarm, or tidies one up, hears what dockerd says when there is none.
+#[test]
+fn a_swarm_or_plugins_are_looked_for_and_tidied_up_but_not_made() {
+    let dockerd = [
+        ("GET", "/swarm"),
+        ("GET", "/swarm/unlockkey"),
+        ("POST", "/swarm/leave"),
+        ("POST", "/swarm/update"),
+        ("GET", "/nodes"),
+        ("GET", "/services"),
+        ("POST", "/services/create"),
+        ("GET", "/tasks"),
+        ("DELETE", "/secrets/a"),
+        ("GET", "/configs"),
+        ("GET", "/plugins"),
+        ("GET", "/plugins/vieux/sshfs/json"),
+        ("POST", "/plugins/vieux/sshfs/disable"),
+        ("DELETE", "/plugins/vieux/sshfs"),
+    ];
+    for (method, path) in dockerd {
+        let path = format!("/v1.45{path}");
+        check(method, &path, &format!("allow {path}"));
+    }
+    for (method, path) in [
+        ("POST", "/swarm/init"),
+        ("POST", "//v1.45//swarm/./init/"),
+        ("POST", "/%73warm%2finit"),
+        ("POST", "/swarm/join"),
+        ("PUT", "/swarm"),
+        ("POST", "/swarm/leave/init"),
+        ("GET", "/plugins/privileges"),
+        ("GET", "/plugins/json"),
+        ("POST", "/plugins/pull"),
+        ("POST", "/plugins/create"),
+        ("POST", "/plugins/disable"),
+        ("POST", "/plugins/a/enable"),
+        ("POST", "/plugins/a/upgrade"),
+        ("POST", "/plugins/a/set"),
+        ("POST", "/plugins/a/push"),
+        ("DELETE", "/plugins"),
+    ] {
+        check(method, path, "not for builders");
     }
 }
 
@@ -125,9 +167,14 @@ fn tricks_with_paths() {
         ("/containers/%2e%2e/swarm", "ambiguous"),
         ("/containers/%2E./swarm", "ambiguous"),
         ("/containers%2f..%2fswarm", "ambiguous"),
-        ("/containers/%252e%252e/swarm", "ambiguous"),
+        (
+            "/containers/%252e%252e/swarm",
+            "allow /containers/%252e%252e/swarm",
+        ),
+        ("/images/a%25b/json", "allow /images/a%25b/json"),
+        ("/images/a%2525b/json", "allow /images/a%2525b/json"),
         ("/swarm%2finit", "not for builders"),
-        ("/%73warm", "not for builders"),
+        ("/%6detrics", "not for builders"),
         ("/images/a%2fb/json", "allow /images/a/b/json"),
         ("/images/a%20b/json", "allow /images/a%20b/json"),
         ("/images/%3f/json", "allow /images/%3F/json"),
@@ -154,7 +201,7 @@ fn tricks_with_paths() {
     }
     check("POST", "/images/push", "allow /images/push");
     for method in ["CONNECT", "TRACE", "PATCH", "get", "PRI", ""] {
-        check(method, "/info", "method");
+        check(method, "/info", "unknown");
     }
 }
 

@@ -255,7 +255,6 @@ fn refused(refusal: Refusal) -> Response<Body> {
     let (status, code) = match refusal {
         Refusal::Ambiguous(_) => (StatusCode::BAD_REQUEST, Code::Invalid),
         Refusal::TooLong => (StatusCode::URI_TOO_LONG, Code::Invalid),
-        Refusal::Method => (StatusCode::METHOD_NOT_ALLOWED, Code::Invalid),
         Refusal::NotForBuilders(_) => (StatusCode::FORBIDDEN, Code::Forbidden),
         Refusal::Unknown => (StatusCode::NOT_FOUND, Code::NotFound),
     };

@@ -20,27 +20,87 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt, BodyStream, Limited, StreamBody};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use slipway_core::build::RegistryCredential;
 use slipway_core::guest_api::StartPush;
 use slipway_core::host_api::EndpointPort;
 use slipway_store::TokenRole;
 use tokio::time::timeout;
 
-/// Docker's clients pad or do not.
+/// Docker's clients pad or do not, and some leave bits in the last letter.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &URL_SAFE,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
 );
 
 /// Docker's `AuthConfig`, as far as it matters here. `Debug` is not derived: it holds a secret.
-#[derive(Default, Deserialize)]
-#[serde(default)]
+#[derive(Default)]
 struct AuthConfig {
     username: String,
     password: String,
     auth: String,
     identitytoken: String,
     registrytoken: String,
+}
+
+impl AuthConfig {
+    /// Reads what dockerd would: names in any case, `null` for nothing. The parser's own message would quote the secret, so there is none.
+    fn parse(json: &[u8]) -> Option<Self> {
+        let mut config = Self::default();
+        let Some(fields) = serde_json::from_slice::<Option<Map<String, Value>>>(json).ok()? else {
+            return Some(config);
+        };
+        for (name, value) in fields {
+            let field = match name.to_ascii_lowercase().as_str() {
+                "username" => &mut config.username,
+                "password" => &mut config.password,
+                "auth" => &mut config.auth,
+                "identitytoken" => &mut config.identitytoken,
+                "registrytoken" => &mut config.registrytoken,
+                _ => continue,
+            };
+            match value {
+                Value::Null => {}
+                Value::String(text) => *field = text,
+                Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+                    return None;
+                }
+            }
+        }
+        Some(config)
+    }
+
+    /// Name and secret, if there is one.
+    fn pair(self) -> Option<(String, String)> {
+        let (username, password) = if !self.registrytoken.is_empty() {
+            (String::new(), self.registrytoken)
+        } else if !self.identitytoken.is_empty() {
+            (String::new(), self.identitytoken)
+        } else if self.username.is_empty() && !self.auth.is_empty() {
+            let pair = String::from_utf8(decode(&self.auth)?).ok()?;
+            let (username, password) = pair.split_once(':')?;
+            (username.to_owned(), password.to_owned())
+        } else {
+            (self.username, self.password)
+        };
+        (!password.is_empty()).then_some((username, password))
+    }
+}
+
+/// Base64 in either alphabet, with blanks and line ends in it, padded too little or too much.
+fn decode(text: &str) -> Option<Vec<u8>> {
+    let letters: String = text
+        .chars()
+        .filter(|letter| !letter.is_ascii_whitespace())
+        .map(|letter| match letter {
+            '+' => '-',
+            '/' => '_',
+            other => other,
+        })
+        .collect();
+    BASE64.decode(letters.trim_end_matches('=')).ok()
 }
 
 /// A builder's owner can have as many of these as it likes.
@@ -183,54 +243,28 @@ fn error_line(problem: &Problem) -> String {
     format!("{line}\r\n")
 }
 
-/// The request's own credential, if it has one. Docker's clients send an empty one when they have none.
+/// The request's own credential, if it has one. Clients without a login send an empty one, `null`, or something that is none; a push goes on
+/// without it, as with dockerd.
+///
+/// # Errors
+/// [`Code::Invalid`] if it is longer than its bound.
 pub(super) fn registry_auth(
     headers: &HeaderMap,
     registry: &str,
 ) -> Result<Option<RegistryCredential>, Problem> {
-    let bad = || {
-        Problem::new(
-            Code::Invalid,
-            "X-Registry-Auth is not base64url-encoded JSON",
-        )
-    };
     let Some(value) = headers.get(headers::REGISTRY_AUTH) else {
         return Ok(None);
     };
     if value.len() > REGISTRY_AUTH_BYTES_MAX {
-        return Err(bad());
+        return Err(Problem::new(
+            Code::Invalid,
+            format!("X-Registry-Auth is longer than {REGISTRY_AUTH_BYTES_MAX} bytes"),
+        ));
     }
-    let text = value
-        .to_str()
-        .map_err(|_| bad())?
-        .replace('+', "-")
-        .replace('/', "_");
-    let json = BASE64.decode(text).map_err(|_| bad())?;
-    if json.is_empty() {
-        return Ok(None);
-    }
-    // The parser's own message would quote the secret.
-    let config: AuthConfig = serde_json::from_slice(&json).map_err(|_| bad())?;
-    let (username, password) = if !config.registrytoken.is_empty() {
-        (String::new(), config.registrytoken)
-    } else if !config.identitytoken.is_empty() {
-        (String::new(), config.identitytoken)
-    } else if config.username.is_empty() && !config.auth.is_empty() {
-        let pair = config.auth.replace('+', "-").replace('/', "_");
-        let pair = BASE64
-            .decode(pair)
-            .ok()
-            .and_then(|pair| String::from_utf8(pair).ok());
-        let pair = pair.ok_or_else(bad)?;
-        let (username, password) = pair.split_once(':').ok_or_else(bad)?;
-        (username.to_owned(), password.to_owned())
-    } else {
-        (config.username, config.password)
-    };
-    let has_one = !password.is_empty();
-    let registry = registry.to_owned();
-    Ok(has_one.then_some(RegistryCredential {
-        registry,
+    let json = value.to_str().ok().and_then(decode).unwrap_or_default();
+    let pair = AuthConfig::parse(&json).and_then(AuthConfig::pair);
+    Ok(pair.map(|(username, password)| RegistryCredential {
+        registry: registry.to_owned(),
         username,
         password,
     }))
@@ -287,13 +321,51 @@ mod tests {
                     credential("", "t"),
                 ),
                 (r#"{"registrytoken":"t"}"#, credential("", "t")),
+                // docker-py, from a credential store.
+                (
+                    r#"{"ServerAddress":"x","Username":"u","Password":"p"}"#,
+                    credential("u", "p"),
+                ),
+                (r#"{"IdentityToken":"t"}"#, credential("", "t")),
+                // docker-java and others without a login.
+                ("null", None),
+                (r#"{"username":null,"password":null,"auth":null}"#, None),
+                // What is none, dockerd takes for none.
+                ("nonsense", None),
+                ("[]", None),
+                (r#"{"username":"u","password":1}"#, None),
+                (r#"{"auth":"!"}"#, None),
             ] {
                 assert_eq!(auth(json, engine), Ok(expected), "{json}");
             }
         }
-        let problem = auth(r#"{"password": hunter2}"#, &PADDED).unwrap_err();
-        assert!(!problem.line().contains("hunter2"));
         assert_eq!(registry_auth(&HeaderMap::new(), "r"), Ok(None));
+    }
+
+    #[test]
+    fn sloppy_base64_is_read() {
+        let of = |value: &str| {
+            let value = HeaderValue::from_str(value).unwrap();
+            let headers = HeaderMap::from_iter([(headers::REGISTRY_AUTH, value)]);
+            registry_auth(&headers, "r").map(|read| read.map(|credential| credential.password))
+        };
+        let whole = STANDARD.encode(r#"{"username":"u","password":"pp"}"#);
+        let (one, two) = whole.split_at(20);
+        let bare = whole.trim_end_matches('=');
+        // The last letter's unused bits may be set.
+        let loose = STANDARD.encode(r#"{"auth":"dTpwcR"}"#);
+        for value in [&*whole, bare, &format!("{one} {two}"), &format!("{bare}==")] {
+            assert_eq!(of(value), Ok(Some("pp".to_owned())), "{value}");
+        }
+        assert_eq!(of(&loose), Ok(Some("pq".to_owned())));
+        for value in ["", "!", "bnVsbA", "bnVsbA=", "bnVsbA=="] {
+            assert_eq!(of(value), Ok(None), "{value}");
+        }
+        let long = "A".repeat(REGISTRY_AUTH_BYTES_MAX + 1);
+        assert_eq!(
+            of(&long).map_err(|problem| problem.code),
+            Err(Code::Invalid)
+        );
     }
 
     #[test]

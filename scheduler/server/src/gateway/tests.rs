@@ -156,7 +156,7 @@ async fn refusals_are_dockers_and_reach_no_builder() {
             "ambiguous",
         ),
         (&who, "GET", "/nothing", 404, "page not found"),
-        (&who, "PATCH", "/info", 405, "no such method"),
+        (&who, "PATCH", "/info", 404, "page not found"),
         (&who, "GET", "/_ping", 503, "the builder is down (wake it)"),
     ] {
         bench.builder.down.store(true, Ordering::SeqCst);

@@ -153,7 +153,7 @@ async fn a_refused_caller_loses_the_connection() {
     // A good caller whose request is refused keeps it.
     let mut sender = bench.http("docker", &who).await;
     for status in [403, 200] {
-        let path = if status == 403 { "/swarm" } else { "/info" };
+        let path = if status == 403 { "/metrics" } else { "/info" };
         let ask = who.sign(request("GET", path, full("")));
         let answer = Answer::of(sender.send_request(ask).await.unwrap()).await;
         assert_eq!(answer.status, status);
