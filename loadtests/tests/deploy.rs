@@ -86,6 +86,19 @@ fn a_deploy_is_pushed_and_the_next_one_is_cached_even_after_the_builder_ended() 
         warm["digest"] == cold["digest"],
         "an unchanged tree gave another image"
     );
+    // The list of builds says what the deploy itself said of the cache.
+    let builds = bed.slipway_json(&["builds", "list", "--org", "acme", "--json"])?;
+    for (listed, told) in [(&builds[0], &warm), (&builds[1], &cold)] {
+        ensure!(listed["steps"] == told["steps"], "{listed} {told}");
+        ensure!(
+            listed["stepsCached"] == told["steps_cached"],
+            "{listed} {told}"
+        );
+    }
+    ensure!(builds[0]["steps"] == builds[0]["stepsCached"], "{builds}");
+    let table = bed.slipway_ok(&["builds", "list", "--org", "acme"])?;
+    let share = format!("{0}/{0}", builds[0]["steps"]);
+    ensure!(table.contains(&share), "no {share} in {table}");
 
     std::fs::write(dir.join("src/a.txt"), "changed\n")?;
     let changed = deploy(&bed, &dir, "3")?;

@@ -138,6 +138,10 @@ pub(crate) struct Build {
     pub(crate) build_ms: Option<u64>,
     /// Pushing.
     pub(crate) push_ms: Option<u64>,
+    /// Steps of the Dockerfile.
+    pub(crate) steps: Option<u32>,
+    /// Those of them that came from the cache.
+    pub(crate) steps_cached: Option<u32>,
     /// Why it failed.
     pub(crate) error: Option<String>,
     /// What to do about that.

@@ -22,7 +22,7 @@ pub(crate) async fn run(verb: BuildsVerb, caller: &Caller, printer: Printer) -> 
             let builds = queries::builds(&client, &org, app.as_deref(), limit).await?;
             printer.list(
                 [
-                    "BUILD", "APP", "STATE", "CREATED", "TOOK", "IMAGE", "DIGEST",
+                    "BUILD", "APP", "STATE", "CREATED", "TOOK", "CACHED", "IMAGE", "DIGEST",
                 ],
                 &builds,
                 |build| {
@@ -32,6 +32,7 @@ pub(crate) async fn run(verb: BuildsVerb, caller: &Caller, printer: Printer) -> 
                         build.state.to_lowercase(),
                         ago(&build.created_at),
                         took(&build.created_at, build.ended_at.as_deref()),
+                        cached(build).unwrap_or_default(),
                         build.image.clone(),
                         build
                             .digest
@@ -57,6 +58,12 @@ pub(crate) async fn run(verb: BuildsVerb, caller: &Caller, printer: Printer) -> 
     Ok(())
 }
 
+/// Steps that came from the cache, of how many.
+fn cached(build: &Build) -> Option<String> {
+    let (cached, steps) = (build.steps_cached?, build.steps?);
+    Some(format!("{cached}/{steps}"))
+}
+
 /// Enough of a digest to tell it from others; the whole one is in `builds show` and `--json`.
 fn short_digest(digest: &str) -> String {
     digest.chars().take("sha256:".len() + 12).collect()
@@ -76,6 +83,7 @@ fn show(build: &Build, printer: Printer) {
         "took",
         Some(took(&build.created_at, build.ended_at.as_deref())),
     );
+    more("steps cached", cached(build));
     more("digest", build.digest.clone());
     more(
         "size",

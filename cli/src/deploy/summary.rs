@@ -78,6 +78,8 @@ impl Summary {
                 size_bytes,
                 build_ms,
                 push_ms,
+                steps: _,
+                steps_cached: _,
             } => {
                 let (steps_cached, steps) = board.cached_steps();
                 Ok(Self {

@@ -118,6 +118,48 @@ pub struct Step {
     pub error: Option<String>,
 }
 
+impl Step {
+    /// It is an instruction of the Dockerfile, which does work of its own: its name is like `[2/5] RUN make` or `[build 2/5] RUN make`.
+    /// BuildKit's own steps are none, and neither is `FROM`: whether that counts as cached depends on the image store.
+    pub fn is_of_the_dockerfile(&self) -> bool {
+        is_of_the_dockerfile(&self.name)
+    }
+}
+
+/// The same of a step's name.
+pub fn is_of_the_dockerfile(name: &str) -> bool {
+    name.strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "))
+        .is_some_and(|(head, instruction)| {
+            let position = head.rsplit(' ').next().unwrap_or(head);
+            position
+                .split_once('/')
+                .is_some_and(|(n, of)| n.trim().parse::<u32>().is_ok() && of.parse::<u32>().is_ok())
+                && !instruction.starts_with("FROM ")
+        })
+}
+
+/// Steps of the Dockerfile that were seen, and which of them came from the cache. Of one build, whose number of steps is bounded by its
+/// Dockerfile.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StepsSeen(BTreeMap<String, bool>);
+
+impl StepsSeen {
+    /// Takes in what is said of a step, as often as it is.
+    pub fn see(&mut self, step: &Step) {
+        if step.is_of_the_dockerfile() {
+            *self.0.entry(step.digest.clone()).or_default() |= step.cached;
+        }
+    }
+
+    /// How many there are, and how many of them came from the cache.
+    pub fn count(&self) -> (u32, u32) {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let cached = self.0.values().filter(|cached| **cached).count();
+        (count(self.0.len()), count(cached))
+    }
+}
+
 /// Progress of a push.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushProgress {
@@ -169,6 +211,12 @@ pub enum BuildOutcome {
         build_ms: u64,
         /// Milliseconds spent pushing.
         push_ms: u64,
+        /// Steps of the Dockerfile; 0 if not known, as by older guests.
+        #[serde(default)]
+        steps: u32,
+        /// Those of them that came from the cache.
+        #[serde(default)]
+        steps_cached: u32,
     },
     /// It failed.
     Failed {
@@ -191,4 +239,53 @@ pub enum Fault {
     User,
     /// Ours, or the network's.
     System,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instructions_are_counted_once_and_buildkits_own_steps_are_not() {
+        let mut seen = StepsSeen::default();
+        for (digest, name, cached) in [
+            (
+                "a",
+                "[internal] load build definition from Dockerfile",
+                false,
+            ),
+            ("b", "[1/3] FROM docker.io/library/debian:trixie", true),
+            ("c", "[2/3] RUN make", false),
+            ("c", "[2/3] RUN make", true),
+            ("d", "[build 3/3] COPY a /b", false),
+            ("d", "[build 3/3] COPY a /b", false),
+            ("e", "exporting to image", false),
+            ("f", "[linux/amd64 2/2] RUN true", true),
+        ] {
+            seen.see(&Step {
+                digest: digest.to_owned(),
+                name: name.to_owned(),
+                started_ms: None,
+                completed_ms: None,
+                cached,
+                error: None,
+            });
+        }
+        assert_eq!(seen.count(), (3, 2));
+    }
+
+    /// What is stored, and what an older guest says, has no count.
+    #[test]
+    fn an_outcome_without_a_count_of_steps_is_read() {
+        let old = r#"{"outcome":"succeeded","image_id":"i","digest":null,"size_bytes":1,"build_ms":2,"push_ms":3}"#;
+        let outcome: BuildOutcome = serde_json::from_str(old).unwrap();
+        assert!(matches!(
+            outcome,
+            BuildOutcome::Succeeded {
+                steps: 0,
+                steps_cached: 0,
+                ..
+            }
+        ));
+    }
 }

@@ -47,6 +47,8 @@ fn done() -> BuildOutcome {
         size_bytes: 1,
         build_ms: 2,
         push_ms: 3,
+        steps: 5,
+        steps_cached: 4,
     }
 }
 

@@ -17,7 +17,7 @@ use crate::limits;
 use bytes::Bytes;
 use futures_util::Stream;
 use record::Record;
-use slipway_core::build::BuildEvent;
+use slipway_core::build::{BuildEvent, StepsSeen};
 use slipway_core::guest_api::{BuildSummary, StartBuild};
 use slipway_core::id::BuildId;
 use slipway_core::limits::{BUILDS_RUNNING_MAX, BUILDS_WAITING_MAX};
@@ -59,6 +59,7 @@ pub(crate) struct Build {
     ended: Mutex<Option<Instant>>,
     /// Id of the image it has made, while it needs it.
     image: Mutex<Option<String>>,
+    steps: Mutex<StepsSeen>,
 }
 
 /// All builds the guest knows of, in the order of their acceptance.
@@ -179,7 +180,13 @@ impl Build {
             stop: watch::Sender::new(None),
             ended: Mutex::new(None),
             image: Mutex::new(None),
+            steps: Mutex::default(),
         }
+    }
+
+    /// The steps of its Dockerfile so far.
+    fn steps_seen(&self) -> MutexGuard<'_, StepsSeen> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks the build to end. It does so as soon as it can; the first reason counts.
@@ -218,6 +225,9 @@ impl Build {
 
     fn append(&self, event: BuildEvent) {
         let at_ms = u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if let BuildEvent::Step(step) = &event {
+            self.steps_seen().see(step);
+        }
         self.record
             .send_modify(|record| record.append(event, at_ms));
     }

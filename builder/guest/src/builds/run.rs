@@ -142,6 +142,7 @@ async fn work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOu
         Ok(digest) => digest,
         Err(outcome) => return outcome,
     };
+    let (steps, steps_cached) = build.steps_seen().count();
     BuildOutcome::Succeeded {
         image_id,
         push_ms: if digest.is_some() {
@@ -152,6 +153,8 @@ async fn work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOu
         digest,
         size_bytes,
         build_ms,
+        steps,
+        steps_cached,
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::text::clean;
 use crate::limits::{FAILED_STEP_LINES_MAX, OUTPUT_LINE_BYTES_MAX};
-use slipway_core::build::{BuildEvent, BuildOutcome, NumberedEvent, PushProgress, PushState, Step};
+use slipway_core::build::{
+    BuildEvent, BuildOutcome, NumberedEvent, PushProgress, PushState, Step, is_of_the_dockerfile,
+};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// A build as seen by its caller.
@@ -361,17 +363,7 @@ impl StepState {
         self.name.starts_with("[internal] load build context")
     }
 
-    /// Names of instructions look like `[2/5] RUN make` or `[build 2/5] RUN make`. `FROM` is none of them: it does no
-    /// work of its own, and whether BuildKit calls it cached depends on the image store.
     fn is_of_the_dockerfile(&self) -> bool {
-        self.name
-            .strip_prefix('[')
-            .and_then(|rest| rest.split_once("] "))
-            .is_some_and(|(head, instruction)| {
-                let position = head.rsplit(' ').next().unwrap_or(head);
-                position.split_once('/').is_some_and(|(n, of)| {
-                    n.trim().parse::<u32>().is_ok() && of.parse::<u32>().is_ok()
-                }) && !instruction.starts_with("FROM ")
-            })
+        is_of_the_dockerfile(&self.name)
     }
 }

@@ -143,6 +143,8 @@ async fn a_build_ends_once() {
         size_bytes: 1,
         build_ms: 2,
         push_ms: 3,
+        steps: 5,
+        steps_cached: 4,
     };
     let second = it
         .store

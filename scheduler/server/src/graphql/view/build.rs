@@ -108,6 +108,19 @@ impl Build {
         self.succeeded().map(|done| Long(done.push_ms))
     }
 
+    /// Steps of the Dockerfile, where it succeeded and its builder counted them.
+    async fn steps(&self) -> Option<u32> {
+        self.succeeded()
+            .map(|done| done.steps)
+            .filter(|steps| *steps > 0)
+    }
+
+    /// Those of them that came from the cache.
+    async fn steps_cached(&self) -> Option<u32> {
+        let done = self.succeeded().filter(|done| done.steps > 0);
+        done.map(|done| done.steps_cached)
+    }
+
     /// Why it failed.
     async fn error(&self) -> Option<&str> {
         self.failed().map(|(_, message, _)| message)
@@ -162,6 +175,8 @@ struct Succeeded<'a> {
     size_bytes: u64,
     build_ms: u64,
     push_ms: u64,
+    steps: u32,
+    steps_cached: u32,
 }
 
 impl Build {
@@ -173,12 +188,16 @@ impl Build {
                 size_bytes,
                 build_ms,
                 push_ms,
+                steps,
+                steps_cached,
             } => Some(Succeeded {
                 image_id,
                 digest: digest.as_deref(),
                 size_bytes: *size_bytes,
                 build_ms: *build_ms,
                 push_ms: *push_ms,
+                steps: *steps,
+                steps_cached: *steps_cached,
             }),
             BuildOutcome::Failed { .. } | BuildOutcome::Cancelled => None,
         }
