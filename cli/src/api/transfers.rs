@@ -81,7 +81,7 @@ pub(crate) struct SoFar {
 /// # Errors
 /// The network's fault, or what the server says.
 pub(crate) async fn so_far(client: &ApiClient, volume: &str) -> Result<SoFar, ApiError> {
-    let response = ask(client, Method::GET, &path(volume), API_WAIT_MAX).await?;
+    let response = ask(client, Method::POST, &path(volume), API_WAIT_MAX).await?;
     let body = wire::read_body(response.into_body(), API_WAIT_MAX).await?;
     serde_json::from_slice(&body).map_err(|error| {
         Failure::system_caused("the server's answer is not what was asked for", &error).into()

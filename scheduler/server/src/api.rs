@@ -6,7 +6,7 @@
 //! | `GET /v1/ca.pem` | none (it is public, and whoever trusts nothing yet needs it) | the authority's certificate |
 //! | `POST /graphql` | Bearer or Basic | GraphQL over HTTP; with `Accept: text/event-stream`, over server-sent events |
 //! | `GET /v1/snapshots/ID/export` | Bearer or Basic | the contents of a snapshot ([`crate::transfers`]) |
-//! | `GET`, `PUT /v1/volumes/ID/import` | Bearer or Basic | how far an import is; its rest |
+//! | `POST`, `PUT /v1/volumes/ID/import` | Bearer or Basic | how far an import is; its rest |
 //!
 //! Must not know: the schema.
 

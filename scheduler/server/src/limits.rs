@@ -17,6 +17,8 @@ pub const CONNECT_RETRY_MIN: Duration = Duration::from_millis(20);
 pub const CONNECT_RETRY_MAX: Duration = Duration::from_secs(1);
 /// One watch call to a host; then it is asked again.
 pub const HOST_WATCH_WAIT: Duration = Duration::from_secs(25);
+/// How long what a host said of its pool, memory and kinds of machines is gone by; then it is asked again after the next watch call.
+pub const HOST_INFO_KEEP: Duration = Duration::from_secs(15);
 /// First wait before a host that does not answer is asked again; doubles up to [`HOST_RETRY_MAX`].
 pub const HOST_RETRY_MIN: Duration = Duration::from_millis(50);
 /// Longest such wait.

@@ -3,7 +3,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /v1/snapshots/ID/export?offset=N` | the contents from byte N on, as a stream of `slipway_volumes::stream`; one without its trailer is not whole |
-//! | `GET /v1/volumes/ID/import` | `{"offset": N}`: the import goes on from that byte of the contents; or `{"whole": true}` |
+//! | `POST /v1/volumes/ID/import` | `{"offset": N}`: the import is waited for anew, and goes on from that byte of the contents; or `{"whole": true}` |
 //! | `PUT /v1/volumes/ID/import` | takes such a stream that begins there or before; 200 when the volume is made |
 //!
 //! All need the role admin for the whole org, as whatever changes volumes. Must not know: hosts, keys.
@@ -69,7 +69,7 @@ impl Transfer {
     pub(crate) fn methods(&self) -> &'static str {
         match self {
             Self::Export(_) => "GET",
-            Self::Import(_) => "GET, PUT",
+            Self::Import(_) => "POST, PUT",
         }
     }
 
@@ -105,7 +105,7 @@ impl Transfer {
                 let found = access.volume(&parse(id)?, TokenRole::Admin).await;
                 let (org, volume) = found.map_err(Refused::into_problem)?;
                 let (org, farm) = (&org.id, &parts.farm);
-                if request.method() == Method::GET {
+                if request.method() == Method::POST {
                     let so_far = match farm.imported_so_far(org, &volume.id).await? {
                         ImportedSoFar::At(offset) => json!({ "offset": offset }),
                         ImportedSoFar::Whole => json!({ "whole": true }),

@@ -710,6 +710,33 @@ async fn a_cache_that_is_gone_costs_time_and_nothing_else() {
     bed.end().await;
 }
 
+/// A pool that its operator makes larger has room at once, as far as its host is asked: no daemon has to be started anew for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_grows_while_its_host_runs_has_room_for_more() {
+    let bed = Bed::start().await;
+    let key = bed.org(HOUR).await;
+    let capacity = async || {
+        bed.store.hosts().await.expect("listed")[0]
+            .host
+            .pool_capacity
+    };
+    let before = eventually("the first word of the host", || async {
+        let hosts = bed.store.hosts().await.expect("listed");
+        hosts.first().map(|known| known.host.pool_capacity)
+    })
+    .await;
+    let grown = 1 << 40;
+    bed.world.lock().pool_grown_by = grown;
+    eventually("the new size of the pool", || async {
+        // Any change of a machine ends a watch call.
+        bed.world.poke();
+        (capacity().await == ByteSize(before.0 + grown)).then_some(())
+    })
+    .await;
+    bed.farm.ensure_builder(&key).await.expect("placed");
+    bed.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn subscribers_see_their_own_org_only() {
     let bed = Bed::start().await;

@@ -9,7 +9,7 @@
 use super::Shared;
 use super::starts::Starts;
 use crate::host_client::{HostClient, HostClientError, MachineList};
-use crate::limits::{HOST_RETRY_MAX, HOST_RETRY_MIN, HOST_WATCH_WAIT};
+use crate::limits::{HOST_INFO_KEEP, HOST_RETRY_MAX, HOST_RETRY_MIN, HOST_WATCH_WAIT};
 use slipway_core::host_api::{HostInfo, MachineReport};
 use slipway_core::id::{HostId, MachineId};
 use slipway_core::isolation::Isolation;
@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 /// A host in the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,26 +197,29 @@ async fn follow(
     life: u64,
 ) -> Result<(), super::FarmError> {
     let mut watch = link.client.watch().await?;
-    let info = link.client.info().await?;
-    link.encrypts.store(info.encrypts, Ordering::Relaxed);
-    for notice in &info.pool_notices {
-        tracing::warn!(
-            host = link.settings.name,
-            notice,
-            "the host's pool needs its operator"
-        );
-    }
-    let host = shared.store.put_host(&host_record(link, &info)?).await?;
-    {
-        let mut heard = link.heard();
-        heard.emulated = info.vm_accelerator.as_deref() == Some("tcg");
-        heard.drivers = info.drivers;
-    }
+    let mut info = link.client.info().await?;
+    let host = take_info(shared, link, &info, None).await?;
     shared.know_host(&host.id, link);
+    let mut heard_at = Instant::now();
     let mut after = 0;
     loop {
         let list = watch.next(after, HOST_WATCH_WAIT).await?;
         after = list.revision;
+        if heard_at.elapsed() >= HOST_INFO_KEEP {
+            heard_at = Instant::now();
+            // What it is asked for a second time may fail without its life being over.
+            match link.client.info().await {
+                Ok(new) if is_news(&info, &new) => {
+                    take_info(shared, link, &new, Some(&info)).await?;
+                    info = new;
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let host = &link.settings.name;
+                    tracing::warn!(host, why = chain(&error), "host does not say what it has");
+                }
+            }
+        }
         // A refresh may have been faster; then it has distributed what is newer.
         if link.take(life, list).is_ok() {
             shared.observe_host(link);
@@ -226,6 +230,39 @@ async fn follow(
             shared.look_at_volumes();
         }
     }
+}
+
+/// Whether a host says something new, apart from what is in its pool at the moment.
+fn is_news(before: &HostInfo, new: &HostInfo) -> bool {
+    let same_use = HostInfo {
+        pool_promised_bytes: new.pool_promised_bytes,
+        pool_used_bytes: new.pool_used_bytes,
+        ..before.clone()
+    };
+    same_use != *new
+}
+
+/// Takes over what a host says that it is and has; `before` is what it said last in this life.
+async fn take_info(
+    shared: &Shared,
+    link: &HostLink,
+    info: &HostInfo,
+    before: Option<&HostInfo>,
+) -> Result<Host, super::FarmError> {
+    link.encrypts.store(info.encrypts, Ordering::Relaxed);
+    let known = before.map_or(&[][..], |before| &before.pool_notices);
+    for notice in info.pool_notices.iter().filter(|new| !known.contains(new)) {
+        tracing::warn!(
+            host = link.settings.name,
+            notice,
+            "the host's pool needs its operator"
+        );
+    }
+    let host = shared.store.put_host(&host_record(link, info)?).await?;
+    let mut heard = link.heard();
+    heard.emulated = info.vm_accelerator.as_deref() == Some("tcg");
+    heard.drivers.clone_from(&info.drivers);
+    Ok(host)
 }
 
 fn host_record(link: &HostLink, info: &HostInfo) -> Result<Host, super::FarmError> {

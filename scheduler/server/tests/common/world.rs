@@ -71,6 +71,8 @@ pub struct Inner {
     pub starts_asked: usize,
     /// Newest generation seen of each machine.
     seen: BTreeMap<MachineId, Generation>,
+    /// Bytes that the pool has grown by.
+    pub pool_grown_by: u64,
     /// What each machine was started as, last.
     pub specs: BTreeMap<MachineId, MachineSpec>,
     /// Every generation that was started.
@@ -140,6 +142,11 @@ impl World {
 
     pub(super) fn new_life(&self) {
         self.revision.send_replace(1);
+    }
+
+    /// Its list of machines has a new revision.
+    pub fn poke(&self) {
+        self.changed();
     }
 
     pub(super) fn changed(&self) {
@@ -303,21 +310,7 @@ impl World {
 
     pub(super) fn answer(self: &Arc<Self>, request: HostRequest) -> HostReply {
         match request {
-            HostRequest::Info => HostReply::Info(HostInfo {
-                version: "test".into(),
-                arch: "amd64".into(),
-                drivers: vec!["test".into()],
-                vm_accelerator: None,
-                cpu_millis: 4000,
-                memory_bytes: 64 << 30,
-                pool_capacity_bytes: 200 << 30,
-                pool_promised_bytes: 0,
-                pool_used_bytes: 0,
-                encrypts: self.lock().encrypts,
-                cloning: Cloning::FullCopy,
-                pool_notices: vec![],
-                image: "test".into(),
-            }),
+            HostRequest::Info => HostReply::Info(self.lock().info()),
             HostRequest::StopMachine {
                 machine,
                 generation,
@@ -391,6 +384,24 @@ impl World {
 }
 
 impl Inner {
+    fn info(&self) -> HostInfo {
+        HostInfo {
+            version: "test".into(),
+            arch: "amd64".into(),
+            drivers: vec!["test".into()],
+            vm_accelerator: None,
+            cpu_millis: 4000,
+            memory_bytes: 64 << 30,
+            pool_capacity_bytes: (200 << 30) + self.pool_grown_by,
+            pool_promised_bytes: 0,
+            pool_used_bytes: 0,
+            encrypts: self.encrypts,
+            cloning: Cloning::FullCopy,
+            pool_notices: vec![],
+            image: "test".into(),
+        }
+    }
+
     fn fence(&mut self, id: &MachineId, generation: Generation) -> Result<(), HostError> {
         let seen = self.seen.entry(id.clone()).or_default();
         if generation < *seen {

@@ -213,7 +213,7 @@ impl Volume {
         })
     }
 
-    /// Where its contents are sent, below the API's address, as long as they are not there: `GET` says from which byte on, `PUT`
+    /// Where its contents are sent, below the API's address, as long as they are not there: `POST` says from which byte on, `PUT`
     /// takes a stream that begins there. Both need the role admin.
     async fn import_path(&self) -> Option<String> {
         let waits = self.importing();
