@@ -43,6 +43,7 @@ mod vm;
 mod wire;
 
 pub use network::address::{Allowed, InvalidAddress, Ipv4Net, Transport};
+pub use network::rate::{BitRate, InvalidRate};
 pub use purge::{Purged, purge};
 pub use settings::{HostSettings, InvalidSettings};
 

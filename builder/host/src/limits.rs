@@ -141,6 +141,20 @@ pub const FLOW_CLOSING_KEPT: Duration = Duration::from_secs(60);
 pub const FLOW_TIME_WAIT_KEPT: Duration = Duration::from_secs(30);
 /// How long a silent exchange of UDP is remembered.
 pub const FLOW_UDP_KEPT: Duration = Duration::from_secs(120);
+/// Percent of the rate that the kernel tells of the host's interface which machines have together, each way. What is on the wire
+/// besides packets takes the rest anyway.
+pub const NETWORK_RATE_PERCENT: u64 = 98;
+/// How much of what a machine sends or receives waits for its turn, as time at the highest rate it may have. What is more is
+/// dropped, and its programs send slower.
+pub const NETWORK_QUEUE_MS: u64 = 50;
+/// The same in bytes, at least,
+pub const NETWORK_QUEUE_BYTES_MIN: u64 = 256 << 10;
+/// and at most.
+pub const NETWORK_QUEUE_BYTES_MAX: u64 = 8 << 20;
+/// Bytes that a machine may send or receive at once after it was silent, at least,
+pub const NETWORK_BURST_BYTES_MIN: u64 = 128 << 10;
+/// and at most.
+pub const NETWORK_BURST_BYTES_MAX: u64 = 8 << 20;
 
 const _: () = assert!(
     STILLNESS_WAIT_MAX.as_secs() + MEMORY_SAVE_WAIT_MAX.as_secs()

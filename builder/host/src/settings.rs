@@ -4,6 +4,7 @@
 
 use crate::limits::{MACHINE_IDS, MACHINES_MAX};
 use crate::network::address::{Allowed, Ipv4Net};
+use crate::network::rate::BitRate;
 use serde::Deserialize;
 use slipway_core::units::ByteSize;
 use std::net::Ipv4Addr;
@@ -89,6 +90,13 @@ pub struct HostSettings {
     pub deny: Vec<Ipv4Net>,
     /// TCP ports that machines reach at allowed destinations only. `[25]`: nobody's builds send mail.
     pub closed_ports: Vec<u16>,
+    /// What the host's network carries each way, as `1Gbit`, of which machines that want more than there is have equal shares.
+    /// Absent: a little less than what the interface of the default route says of itself. Many virtual network cards say nothing;
+    /// then one machine can take all of it, and the daemon warns of it at its start.
+    pub network_rate: Option<BitRate>,
+    /// What one machine may send, and receive, at most, as `200Mbit`; what it exchanges with the host itself does not count.
+    /// Absent: all that others leave.
+    pub machine_network_rate: Option<BitRate>,
     /// Resolvers for machines. Absent: the host's own.
     pub resolvers: Option<Vec<Ipv4Addr>>,
     /// Mirrors of Docker Hub, as URLs. Empty.
@@ -190,6 +198,8 @@ impl Default for HostSettings {
             allow: Vec::new(),
             deny: Vec::new(),
             closed_ports: vec![25],
+            network_rate: None,
+            machine_network_rate: None,
             resolvers: None,
             registry_mirrors: Vec::new(),
             insecure_registries: Vec::new(),

@@ -3,6 +3,7 @@
 //! Must not know: machines, links, rules.
 
 use super::address::{Allowed, Ipv4Net, UPLINK_GROUP};
+use super::rate::BitRate;
 use super::rules::is_public;
 use super::{NetworkError, sysctl};
 use crate::limits::NEIGHBOURS_MAX;
@@ -29,12 +30,26 @@ pub(super) fn addresses() -> BTreeSet<Ipv4Addr> {
 
 /// What the interface of the default route carries, so that machines send no packet that must be cut up.
 pub(super) fn mtu() -> u32 {
-    let routes = routes();
-    let interface = parse(&routes).find(|(_, range)| range.size() > u64::from(u32::MAX));
-    interface
-        .and_then(|(name, _)| fs::read_to_string(format!("/sys/class/net/{name}/mtu")).ok())
+    of_default_route("mtu")
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(MTU_DEFAULT)
+}
+
+/// What the interface of the default route carries each way, where there is a network card that says so.
+pub(super) fn rate() -> Option<BitRate> {
+    // What is no card (a tunnel, a bridge, one end of a veth) has a number too, which means nothing.
+    of_default_route("device/uevent")?;
+    let mbit: u64 = of_default_route("speed")?.trim().parse().ok()?;
+    (1..=BitRate::MAX.0 / 1_000_000)
+        .contains(&mbit)
+        .then(|| BitRate::mbit(mbit))
+}
+
+/// What the kernel says of the interface of the default route.
+fn of_default_route(file: &str) -> Option<String> {
+    let routes = routes();
+    let (name, _) = parse(&routes).find(|(_, range)| range.size() > u64::from(u32::MAX))?;
+    fs::read_to_string(format!("/sys/class/net/{name}/{file}")).ok()
 }
 
 /// Whether the host forwards packets only because machines need it: nobody has switched it on for everybody.

@@ -11,9 +11,11 @@
 pub(crate) mod address;
 mod host;
 mod netlink;
+pub(crate) mod rate;
 pub(crate) mod resolvers;
 mod router;
 mod rules;
+mod shares;
 mod uplink;
 
 pub(crate) use router::Router;
@@ -25,6 +27,8 @@ use crate::sys;
 use address::{Allowed, Ipv4Net, Link, Transport};
 use netlink::FirewallMonitor;
 use nix::net::if_::{if_nameindex, if_nametoindex};
+use rate::BitRate;
+use shares::{Queue, Shares};
 use slipway_core::vm::BootNetwork;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -103,6 +107,10 @@ pub(crate) struct Network {
     deny: Vec<Ipv4Net>,
     closed_ports: Vec<u16>,
     resolvers: Option<Vec<Ipv4Addr>>,
+    /// What the settings say of the host's network,
+    rate: Option<BitRate>,
+    /// and what one machine may have of it.
+    machine_rate: Option<BitRate>,
     mtu: u32,
     /// Whether links were taken in that were on the host until now.
     picks_up: bool,
@@ -118,6 +126,7 @@ struct Seen {
     resolvers: Vec<Ipv4Addr>,
     addresses: BTreeSet<Ipv4Addr>,
     forwards_for_us_only: bool,
+    shares: Option<Shares>,
 }
 
 impl Network {
@@ -143,6 +152,8 @@ impl Network {
             deny: settings.deny.clone(),
             closed_ports: settings.closed_ports.clone(),
             resolvers: settings.resolvers.clone(),
+            rate: settings.network_rate,
+            machine_rate: settings.machine_network_rate,
             mtu: host::mtu(),
             picks_up: false,
             monitor,
@@ -156,6 +167,7 @@ impl Network {
         network.uplink().join(&network.router)?;
         network.take_in_links()?;
         network.apply_host(&seen)?;
+        network.share(&seen);
         network.warn_of_no_resolver(&seen);
         *network.applied() = Some(seen);
         host::forward(&network.interface, &network.allowed())?;
@@ -215,6 +227,7 @@ impl Network {
         if applied.as_ref() != Some(&seen) {
             self.apply_router(&seen)?;
             self.apply_host(&seen)?;
+            self.share(&seen);
             self.warn_of_no_resolver(&seen);
             *applied = Some(seen);
         }
@@ -244,6 +257,7 @@ impl Network {
                 "the link to the router is gone, and with it the machines' way out; making it anew"
             );
             self.uplink().join(&self.router)?;
+            self.applied().take();
         }
         host::forward(&self.interface, &self.allowed())?;
         self.refresh()
@@ -275,6 +289,7 @@ impl Network {
             resolvers: self.resolvers(),
             addresses,
             forwards_for_us_only: host::forwards_for_us_only(),
+            shares: Shares::of(self.rate, host::rate(), self.machine_rate),
         }
     }
 
@@ -304,6 +319,7 @@ impl Network {
             closed_ports: &self.closed_ports,
             picks_up: self.picks_up,
             forwards_for_us_only: seen.forwards_for_us_only,
+            shared: seen.shares.is_some(),
         })
     }
 
@@ -314,6 +330,46 @@ impl Network {
 
     fn apply_host(&self, seen: &Seen) -> Result<(), NetworkError> {
         nft(&self.text(seen, rules::host))
+    }
+
+    /// Has machines share the host's network. A host that cannot works without it.
+    fn share(&self, seen: &Seen) {
+        let shared = match seen.shares {
+            None => {
+                tracing::warn!(
+                    "what the host's network carries is not known: one machine can take all of it (hint: network_rate = \"1Gbit\" in the host's settings)"
+                );
+                self.queue(None)
+            }
+            // Not every kernel has the better one.
+            Some(shares) => self
+                .queue(Some((shares, Queue::FairConnections)))
+                .or_else(|_| self.queue(Some((shares, Queue::InOrder)))),
+        };
+        if let Err(error) = shared {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "machines have no shares of the host's network, and no cap: one can take all of it (hint: is there `tc`, and sch_htb in the kernel?)"
+            );
+            // Half of them would be worse than none.
+            let _ = self.queue(None);
+        }
+    }
+
+    /// Replaces the queues at both ends of the link between router and host.
+    fn queue(&self, with: Option<(Shares, Queue)>) -> Result<(), NetworkError> {
+        let device = self.interface.as_str();
+        let end = || {
+            // Without one there is nothing to delete, which is an error of no meaning.
+            let mut delete = Command::new("tc");
+            let _ = run(delete.args(["qdisc", "delete", "dev", device, "root"]), "");
+            match with {
+                Some((shares, queue)) => tc(&shares.batch(device, self.slots, queue)),
+                None => Ok(()),
+            }
+        };
+        self.inside(end)?;
+        end()
     }
 
     /// Does `work` in the router.
@@ -554,6 +610,10 @@ fn exists(interface: &str) -> bool {
 
 fn ip(batch: &str) -> Result<(), NetworkError> {
     run(Command::new("ip").args(["-batch", "-"]), batch).map_err(NetworkError::Program)
+}
+
+fn tc(batch: &str) -> Result<(), NetworkError> {
+    run(Command::new("tc").args(["-batch", "-"]), batch).map_err(NetworkError::Program)
 }
 
 fn nft(text: &str) -> Result<(), NetworkError> {

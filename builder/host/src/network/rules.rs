@@ -3,7 +3,8 @@
 //!
 //! Must not know: how they are applied, or what else is on the host.
 
-use super::address::{Allowed, Ipv4Net, Transport, UPLINK_GROUP, link};
+use super::address::{Allowed, Ipv4Net, Transport, UPLINK_GROUP, gateway, link};
+use super::shares;
 use crate::limits::{
     FLOW_CLOSING_KEPT, FLOW_ESTABLISHED_KEPT, FLOW_TIME_WAIT_KEPT, FLOW_UDP_KEPT,
     MACHINE_FLOWS_MAX, MACHINE_NEW_FLOWS_BURST, MACHINE_NEW_FLOWS_PER_S,
@@ -55,6 +56,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) picks_up: bool,
     /// Whether the host forwards packets for machines alone.
     pub(crate) forwards_for_us_only: bool,
+    /// Whether packets wait in classes of their machines ([`shares`]).
+    pub(crate) shared: bool,
 }
 
 /// The router's table, for `nft -f`. It replaces the whole table in one transaction, so no packet meets half of it.
@@ -70,6 +73,11 @@ pub(crate) fn router(rules: &Rules<'_>) -> String {
     let closed = closed(rules);
     let allowed = allowed(rules.allowed);
     let closed_ports = closed_ports(rules.closed_ports);
+    let (classes, sent) = if rules.shared {
+        (classes(rules), sent(rules))
+    } else {
+        (String::new(), String::new())
+    };
     let picked_up = if rules.picks_up {
         format!(
             "    # Begun before the router was there; the host lets only in what it knows.\n    iifname \"{uplink}\" oifname \"{veth}*\" tcp flags & (syn | rst) == 0 accept\n"
@@ -85,7 +93,7 @@ table inet {table} {{
   set sources {{ type ifname . ipv4_addr; elements = {{ {sources} }}; }}
   set closed {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {closed} }}; }}
   set allowed {{ type ipv4_addr . inet_proto . inet_service; {allowed}}}
-  set starts {{ type ifname; size {slots}; flags dynamic; }}
+{classes}  set starts {{ type ifname; size {slots}; flags dynamic; }}
   set flows {{ type ifname; size {slots}; flags dynamic; }}
   chain prerouting {{
     type filter hook prerouting priority raw; policy accept;
@@ -109,7 +117,7 @@ table inet {table} {{
   chain from_machine {{
     ct state invalid drop
     oifname != "{uplink}" reject with icmpx admin-prohibited
-    ct state established,related accept
+{sent}    ct state established,related accept
     # What a machine has too many of waits or fails; the table of connections has room for the others.
     update @starts {{ iifname limit rate over {MACHINE_NEW_FLOWS_PER_S}/second burst {MACHINE_NEW_FLOWS_BURST} packets }} drop
     add @flows {{ iifname ct count over {MACHINE_FLOWS_MAX} }} reject with icmpx admin-prohibited
@@ -139,6 +147,14 @@ pub(crate) fn host(rules: &Rules<'_>) -> String {
     let established = FLOW_ESTABLISHED_KEPT.as_secs();
     let (closing, time_wait) = (FLOW_CLOSING_KEPT.as_secs(), FLOW_TIME_WAIT_KEPT.as_secs());
     let udp = FLOW_UDP_KEPT.as_secs();
+    let (classes, received) = if rules.shared {
+        (
+            classes(rules),
+            format!("    oifname \"{uplink}\" meta priority set ip daddr map @classes\n"),
+        )
+    } else {
+        (String::new(), String::new())
+    };
     let others = if rules.forwards_for_us_only {
         format!(
             "    # Forwarding is on for machines alone: this computer is no router for others.\n    iifgroup != {UPLINK_GROUP} oifgroup != {UPLINK_GROUP} drop\n"
@@ -151,7 +167,7 @@ pub(crate) fn host(rules: &Rules<'_>) -> String {
 delete table inet {table}
 table inet {table} {{
   set allowed {{ type ipv4_addr . inet_proto . inet_service; {allowed}}}
-  # Connections of machines are forgotten here as soon as by the router.
+{classes}  # Connections of machines are forgotten here as soon as by the router.
   ct timeout machine_tcp {{ protocol tcp; l3proto ip; policy = {{ established : {established}, close_wait : {closing}, fin_wait : {closing}, time_wait : {time_wait} }}; }}
   ct timeout machine_udp {{ protocol udp; l3proto ip; policy = {{ unreplied : 30, replied : {udp} }}; }}
   chain prerouting {{
@@ -172,8 +188,10 @@ table inet {table} {{
   # Machine to anything else, and back.
   chain forward {{
     type filter hook forward priority filter; policy accept;
+    # No machine has its packets go before another's by calling them urgent.
+    iifname "{uplink}" meta priority set none
     iifname "{uplink}" ip saddr {cidr} oifname != "{uplink}" accept
-    oifname "{uplink}" ct state established,related accept
+{received}    oifname "{uplink}" ct state established,related accept
     iifname "{uplink}" drop
     oifname "{uplink}" drop
 {others}  }}
@@ -195,6 +213,26 @@ fn sources(rules: &Rules<'_>) -> String {
         let _ = write!(out, "{comma}\"{}\" . {}", link.name, link.address);
     }
     out
+}
+
+/// Which class a machine's packets are of, by its address.
+fn classes(rules: &Rules<'_>) -> String {
+    let mut elements = String::new();
+    for slot in 0..rules.slots {
+        let address = link(rules.cidr, rules.veth_prefix, slot).address;
+        let comma = if slot == 0 { "" } else { ", " };
+        // Writing to a String cannot fail.
+        let _ = write!(elements, "{comma}{address} : {}", shares::class_of(slot));
+    }
+    format!("  map classes {{ type ipv4_addr : classid; elements = {{ {elements} }}; }}\n")
+}
+
+/// Marks what a machine sends, but for what goes to the host itself.
+fn sent(rules: &Rules<'_>) -> String {
+    let mut host = vec![gateway(rules.cidr).to_string()];
+    host.extend(rules.host.iter().map(Ipv4Addr::to_string));
+    let host = host.join(", ");
+    format!("    ip daddr != {{ {host} }} meta priority set ip saddr map @classes\n")
 }
 
 fn closed(rules: &Rules<'_>) -> String {
@@ -258,6 +296,7 @@ mod tests {
             closed_ports: &[],
             picks_up: false,
             forwards_for_us_only: false,
+            shared: false,
         }
     }
 
@@ -272,6 +311,7 @@ mod tests {
             host: &[Ipv4Addr::new(192, 0, 2, 2)],
             closed_ports: &[25],
             forwards_for_us_only: true,
+            shared: true,
             ..example(&allowed, &denied)
         };
         crate::snapshot::check("network/rules.router.snapshot.nft", &router(&rules));
@@ -285,6 +325,7 @@ mod tests {
             assert!(text.contains("set allowed { type ipv4_addr . inet_proto . inet_service; }"));
             assert!(!text.contains("tcp dport {"), "{text}");
             assert!(!text.contains("syn"), "{text}");
+            assert!(!text.contains("classes"), "{text}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! What machines can reach, tried from inside with all the rights a machine's root has.
 
 mod flows;
+mod shares;
 mod upgrade;
 mod world;
 
