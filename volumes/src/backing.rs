@@ -225,7 +225,19 @@ pub(crate) struct State {
     pub(crate) used: Option<u64>,
     /// Nothing more may be promised, whatever the sums say, and why.
     pub(crate) refuses_growth: Option<String>,
+    /// The file system that it all lies on, where it lies on one.
+    pub(crate) file_system: Option<FileSystem>,
     pub(crate) notices: Vec<String>,
+}
+
+/// A file system that others use as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileSystem {
+    pub(crate) device: u64,
+    /// Free bytes.
+    pub(crate) free: u64,
+    /// Bytes that others were promised of it and do not take yet.
+    pub(crate) owed_to_others: u64,
 }
 
 /// Something in making.

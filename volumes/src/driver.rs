@@ -2,6 +2,7 @@
 //!
 //! Must not know: how any driver does it.
 
+use crate::account::Account;
 use crate::error::VolumeError;
 use crate::mounts::Mounted;
 use slipway_core::host_api::{Cloning, ImportPart, SnapshotReport, VolumeReport, VolumeSource};
@@ -48,6 +49,17 @@ pub struct PoolReport {
     pub used: ByteSize,
     /// What the operator must see to: a pool about to be full, things found that belong to nobody.
     pub notices: Vec<String>,
+    /// The disk that volumes lie on, where others may write to it as well.
+    pub disk: Option<SharedDisk>,
+}
+
+/// A disk that volumes share with others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedDisk {
+    /// `st_dev` of what lies on it (stat(2)).
+    pub device: u64,
+    /// What volumes were promised of it. Of others' promises it knows what the pool was opened with.
+    pub account: Account,
 }
 
 /// A volume to make.

@@ -21,19 +21,21 @@ mod names;
 #[cfg(feature = "fuzz")]
 pub(crate) use names::fuzz_name;
 
+use crate::account::Account;
 use crate::backing::{
-    Active, Backing, Claim, Device, Inventory, Making, MayGoOn, Origin, State, Stored,
+    Active, Backing, Claim, Device, FileSystem, Inventory, Making, MayGoOn, Origin, State, Stored,
     StoredSnapshot, Traits, Unfinished,
 };
 use crate::driver::{Encryption, VolumeDriver};
 use crate::error::VolumeError;
-use crate::limits::{CAPACITY_DEFAULT_PERCENT, IMAGE_LOCK_WAIT_MAX, POLL_PAUSE};
+use crate::limits::{IMAGE_LOCK_WAIT_MAX, POLL_PAUSE};
 use crate::loopdev::{self, LoopDevice};
 use crate::luks;
 use crate::marker::{remove_if_there, sync_parent};
 use crate::pool::Pool;
 use crate::pool::layout::{Layout, make_dir};
 use names::{Kind, Name};
+use nix::sys::statvfs::Statvfs;
 use slipway_core::host_api::Cloning;
 use slipway_core::id::{SnapshotId, VolumeId};
 use slipway_core::units::ByteSize;
@@ -50,24 +52,42 @@ const STAT_BLOCK_BYTES: u64 = 512;
 /// Opens the pool in `pool_dir`, making the directory if need be; clears what a crash left half made, and adopts
 /// what is attached. Several openings, in one process or in several, may work on one pool.
 ///
-/// `capacity` is how much may be promised to volumes in all. Without one it is 90% of the room that is free there
-/// now plus what the volumes already take, so that every promise can be kept however full the rest of the
-/// disk already is.
+/// `capacity` is how much may be promised to volumes in all.
 ///
 /// # Errors
 /// [`VolumeError::EncryptionUnavailable`] if encryption is required where it cannot be, [`VolumeError::Io`] if the
 /// directory cannot be used.
 pub fn open_file_pool(
     pool_dir: &Path,
-    capacity: Option<ByteSize>,
+    capacity: Capacity,
     encryption: Encryption,
 ) -> Result<Arc<dyn VolumeDriver>, VolumeError> {
     Ok(Arc::new(open(pool_dir, capacity, encryption)?))
 }
 
+/// How much a pool of images may promise, and what of its disk is not its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capacity {
+    /// Absent: 90% of the room that is free when it is opened and owed to nobody else, and of what the volumes already take, so
+    /// that every promise can be kept however full the rest of the disk already is.
+    pub set: Option<ByteSize>,
+    /// What others were promised of the disk and do not take yet.
+    pub owed_to_others: ByteSize,
+}
+
+impl Capacity {
+    /// So much, whatever the disk has.
+    pub fn of(size: ByteSize) -> Self {
+        Self {
+            set: Some(size),
+            ..Self::default()
+        }
+    }
+}
+
 pub(crate) fn open(
     pool_dir: &Path,
-    capacity: Option<ByteSize>,
+    capacity: Capacity,
     encryption: Encryption,
 ) -> Result<Pool<Images>, VolumeError> {
     loopdev::check()?;
@@ -83,18 +103,20 @@ pub(crate) struct Images {
     volumes: PathBuf,
     snapshots: PathBuf,
     capacity: u64,
+    owed_to_others: u64,
     discard: bool,
     cloning: Cloning,
 }
 
 impl Images {
-    fn open(layout: &Layout, capacity: Option<ByteSize>) -> Result<Self, VolumeError> {
+    fn open(layout: &Layout, capacity: Capacity) -> Result<Self, VolumeError> {
         let snapshots = layout.root().join("snapshots");
         make_dir(&snapshots)?;
         let mut images = Self {
             volumes: layout.volumes_dir(),
             snapshots,
             capacity: 0,
+            owed_to_others: capacity.owed_to_others.0,
             discard: false,
             cloning: Cloning::FullCopy,
         };
@@ -102,7 +124,7 @@ impl Images {
         if clone::can_share_blocks(&images.volumes)? {
             images.cloning = Cloning::Reflink;
         }
-        images.capacity = match capacity {
+        images.capacity = match capacity.set {
             Some(capacity) => capacity.0,
             None => images.default_capacity()?,
         };
@@ -111,18 +133,37 @@ impl Images {
 
     /// What may be promised when nobody said: a share of what is free and what the volumes already take.
     fn default_capacity(&self) -> Result<u64, VolumeError> {
-        let statistics = nix::sys::statvfs::statvfs(&self.volumes)
-            .map_err(VolumeError::io("read the free space of", &self.volumes))?;
+        let statistics = self.statistics()?;
         let fragment = statistics.fragment_size();
-        let free = statistics.blocks_available() * fragment;
         let mut used = 0_u64;
         for (_, path) in self.all()? {
             used = used.saturating_add(taken(&path)?);
         }
         // Blocks that images share were counted for each.
         let whole = (statistics.blocks() - statistics.blocks_free()) * fragment;
-        let room = free.saturating_add(used.min(whole));
-        Ok(room / 100 * CAPACITY_DEFAULT_PERCENT)
+        let account = Account {
+            free: statistics.blocks_available() * fragment,
+            taken: used.min(whole),
+            promised: 0,
+            owed_to_others: self.owed_to_others,
+        };
+        Ok(account.capacity())
+    }
+
+    fn statistics(&self) -> Result<Statvfs, VolumeError> {
+        nix::sys::statvfs::statvfs(&self.volumes)
+            .map_err(VolumeError::io("read the free space of", &self.volumes))
+    }
+
+    fn file_system(&self) -> Result<FileSystem, VolumeError> {
+        let statistics = self.statistics()?;
+        let metadata =
+            std::fs::metadata(&self.volumes).map_err(VolumeError::io("read", &self.volumes))?;
+        Ok(FileSystem {
+            device: metadata.dev(),
+            free: statistics.blocks_available() * statistics.fragment_size(),
+            owed_to_others: self.owed_to_others,
+        })
     }
 
     /// All files that are ours, of any kind.
@@ -289,6 +330,7 @@ impl Backing for Images {
             capacity: self.capacity,
             used: None,
             refuses_growth: None,
+            file_system: Some(self.file_system()?),
             notices: Vec::new(),
         };
         Ok((self.inventory()?, state))

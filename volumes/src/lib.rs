@@ -13,6 +13,7 @@
 //!
 //! All functions block; callers on an async runtime run them on its blocking threads.
 
+mod account;
 mod backing;
 mod bare_root;
 mod confine;
@@ -42,11 +43,12 @@ mod undo;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 
+pub use account::Account;
 pub use bare_root::BareRoot;
 pub use driver::{
-    AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
+    AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, SharedDisk, VolumeDriver,
 };
 pub use error::VolumeError;
-pub use file::open_file_pool;
+pub use file::{Capacity, open_file_pool};
 pub use lvm::{ThinPool, open_thin_pool};
 pub use mounts::Mounted;

@@ -549,6 +549,7 @@ impl Backing for ThinVolumes {
             capacity: self.capacity,
             used: Some(scaled(pool.size, pool.data_percent / 100.0)),
             refuses_growth: refusal(&pool),
+            file_system: None,
             notices,
         };
         Ok((self.inventory_of(&lvs)?, state))

@@ -27,9 +27,10 @@ mod tests;
 
 pub(crate) use snapshot::too_slow;
 
+use crate::account::Account;
 use crate::backing::{Backing, Inventory, Making, Stored, StoredSnapshot, Unfinished};
 use crate::driver::{
-    AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, VolumeDriver,
+    AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, SharedDisk, VolumeDriver,
 };
 use crate::error::VolumeError;
 use crate::limits::{IMPORT_KEPT_FOR, POOL_LOCK_WAIT_MAX, VOLUME_LOCK_WAIT_MAX};
@@ -486,7 +487,18 @@ impl<B: Backing> VolumeDriver for Pool<B> {
         let used = state
             .used
             .unwrap_or_else(|| volumes.chain(snapshots).fold(0, u64::saturating_add));
+        let promised = self.promised(&inventory);
         let mut notices = state.notices;
+        let disk = state.file_system.map(|disk| SharedDisk {
+            device: disk.device,
+            account: Account {
+                free: disk.free,
+                taken: used,
+                promised,
+                owed_to_others: disk.owed_to_others,
+            },
+        });
+        notices.extend(disk.as_ref().and_then(|disk| shortage(&disk.account)));
         let found = self
             .found
             .lock()
@@ -494,11 +506,24 @@ impl<B: Backing> VolumeDriver for Pool<B> {
         notices.extend(found.iter().cloned());
         Ok(PoolReport {
             capacity: ByteSize(state.capacity),
-            promised: ByteSize(self.promised(&inventory)),
+            promised: ByteSize(promised),
             used: ByteSize(used),
             notices,
+            disk,
         })
     }
+}
+
+/// What to tell of a disk that has less left than was promised of it. Rounded, so that it is not another word each time.
+fn shortage(disk: &Account) -> Option<String> {
+    const STEP: u64 = 1 << 30;
+    let short = disk.short_by();
+    (short > 0).then(|| {
+        format!(
+            "the disk of the pool has {} less left than volumes and kept memory were promised of it (hint: free some of it, or move volumes away; pool_capacity is what may be promised)",
+            ByteSize(short.next_multiple_of(STEP))
+        )
+    })
 }
 
 /// Locks a pool's file for `what`.

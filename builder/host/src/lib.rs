@@ -59,11 +59,11 @@ use record::{RecordError, Records};
 use settings::{EncryptionSetting, IsolationSetting};
 use slipway_core::id::MachineId;
 use slipway_core::units::ByteSize;
-use slipway_volumes::{Encryption, ThinPool, VolumeDriver, VolumeError};
+use slipway_volumes::{Capacity, Encryption, ThinPool, VolumeDriver, VolumeError};
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -290,7 +290,7 @@ struct Held {
 /// Adopts or clears away what an earlier daemon left. Blocks.
 fn take_over(
     settings: &HostSettings,
-    make_drivers: impl FnOnce(&Arc<Network>) -> Result<Drivers, HostRunError>,
+    make_drivers: impl FnOnce(&Arc<Network>, &Arc<dyn VolumeDriver>) -> Result<Drivers, HostRunError>,
 ) -> Result<Held, HostRunError> {
     make_dir(&settings.state_dir, 0o700).map_err(at("make", &settings.state_dir))?;
     make_dir(&settings.run_dir, 0o755).map_err(at("make", &settings.run_dir))?;
@@ -302,7 +302,7 @@ fn take_over(
     let volumes = open_pool(settings).map_err(HostRunError::Pool)?;
     let network = Arc::new(Network::set_up(settings)?);
     let images = Arc::new(Images::new(settings));
-    let drivers = make_drivers(&network)?;
+    let drivers = make_drivers(&network, &volumes)?;
     let records = Records::open(&settings.state_dir, &settings.run_dir)?;
     let keys = Arc::new(keys::Keys::default());
     let machines = Machines::recover(
@@ -333,8 +333,8 @@ fn prepare(
     let allowed_uids = server::allowed_uids(settings)?;
     subids::warn_of_shared(&settings.machine_ids());
     let (mut names, mut vm_accelerator) = (Vec::new(), None);
-    let held = take_over(settings, |network| {
-        let (drivers, accelerator) = make_drivers(settings, network)?;
+    let held = take_over(settings, |network, volumes| {
+        let (drivers, accelerator) = make_drivers(settings, network, volumes)?;
         (names, vm_accelerator) = (drivers.names(), accelerator);
         Ok(drivers)
     })?;
@@ -370,9 +370,15 @@ fn prepare(
 fn make_drivers(
     settings: &HostSettings,
     network: &Arc<Network>,
+    volumes: &Arc<dyn VolumeDriver>,
 ) -> Result<(Drivers, Option<&'static str>), HostRunError> {
     let sandbox = sandbox::Sandbox::new(settings, Arc::clone(network))?;
-    let vm = vm::VirtualMachines::new(settings, Arc::clone(network), vm::find(settings))?;
+    let vm = vm::VirtualMachines::new(
+        settings,
+        Arc::clone(network),
+        Arc::clone(volumes),
+        vm::find(settings),
+    )?;
     let support = match vm.found() {
         vm::Found::Kvm => VmSupport::Fast,
         vm::Found::Emulated { why } => {
@@ -407,6 +413,7 @@ fn make_drivers(
 fn clearing_drivers(
     settings: &HostSettings,
     network: &Arc<Network>,
+    volumes: &Arc<dyn VolumeDriver>,
 ) -> Result<Drivers, HostRunError> {
     let nothing = vm::Found::Nothing {
         why: "nothing is started".to_owned(),
@@ -416,6 +423,7 @@ fn clearing_drivers(
         vm: Arc::new(vm::VirtualMachines::new(
             settings,
             Arc::clone(network),
+            Arc::clone(volumes),
             nothing,
         )?),
         offer: Offer::new(settings.isolation, VmSupport::None),
@@ -430,7 +438,11 @@ fn open_pool(settings: &HostSettings) -> Result<Arc<dyn VolumeDriver>, VolumeErr
     };
     match &settings.lvm {
         None => {
-            slipway_volumes::open_file_pool(&settings.pool_dir, settings.pool_capacity, encryption)
+            let capacity = Capacity {
+                set: settings.pool_capacity,
+                owed_to_others: owed_beside(settings),
+            };
+            slipway_volumes::open_file_pool(&settings.pool_dir, capacity, encryption)
         }
         Some(lvm) => slipway_volumes::open_thin_pool(
             &settings.pool_dir,
@@ -442,6 +454,19 @@ fn open_pool(settings: &HostSettings) -> Result<Arc<dyn VolumeDriver>, VolumeErr
             },
             encryption,
         ),
+    }
+}
+
+/// What of the disk that images of volumes lie on was promised to kept memory, and is not taken yet.
+fn owed_beside(settings: &HostSettings) -> ByteSize {
+    let device = |path: &Path| {
+        let there = path.ancestors().find_map(|path| fs::metadata(path).ok());
+        there.map(|metadata| metadata.dev())
+    };
+    let shared = device(&settings.pool_dir) == device(&settings.state_dir);
+    match settings.kept_memory {
+        Some(limit) if shared => vm::still_owed(&vm::memory_dir(&settings.state_dir), limit),
+        Some(_) | None => ByteSize(0),
     }
 }
 

@@ -43,7 +43,9 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
     let settings = Arc::new(settings);
     let shared = Arc::clone(&settings);
     let taken = tokio::task::spawn_blocking(move || {
-        take_over(&shared, |network| clearing_drivers(&shared, network))
+        take_over(&shared, |network, volumes| {
+            clearing_drivers(&shared, network, volumes)
+        })
     })
     .await;
     let held = taken.map_err(|error| HostRunError::Recover(error.into()))??;

@@ -7,7 +7,7 @@ use super::{Pool, lock_pool};
 use crate::conformance::{CASES, Dir, POOL_CAPACITY, wait_for};
 use crate::driver::{AttachAs, Encryption, NewVolume, VolumeDriver};
 use crate::error::VolumeError;
-use crate::file::{self, Images, open_file_pool};
+use crate::file::{self, Capacity, Images, open_file_pool};
 use crate::loopdev;
 use slipway_core::host_api::{Cloning, VolumeReport, VolumeSource};
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
@@ -90,7 +90,7 @@ impl Drop for TestPool {
 }
 
 fn open(pool: &Path) -> Pool<Images> {
-    file::open(pool, Some(POOL_CAPACITY), Encryption::Off).unwrap()
+    file::open(pool, Capacity::of(POOL_CAPACITY), Encryption::Off).unwrap()
 }
 
 fn volume() -> VolumeId {
@@ -734,7 +734,7 @@ fn only_root_can_enter() {
 #[test]
 fn a_pool_that_must_encrypt_does_not_open() {
     let dir = tempfile::tempdir().unwrap();
-    let error = open_file_pool(dir.path(), None, Encryption::Required).unwrap_err();
+    let error = open_file_pool(dir.path(), Capacity::default(), Encryption::Required).unwrap_err();
     let text = error.to_string();
     assert!(
         text.contains("requires encryption") && text.contains("encryption = \"off\""),
@@ -750,7 +750,7 @@ fn a_pool_that_must_encrypt_does_not_open() {
 #[test]
 fn the_default_capacity_is_what_can_be_kept() {
     let Some(pool) = TestPool::new() else { return };
-    let driver = file::open(&pool.path(), None, Encryption::Off).unwrap();
+    let driver = file::open(&pool.path(), Capacity::default(), Encryption::Off).unwrap();
     let statistics = nix::sys::statvfs::statvfs(&pool.path()).unwrap();
     let whole = statistics.blocks() * statistics.fragment_size();
     let capacity = driver.pool().unwrap().capacity;
@@ -759,6 +759,35 @@ fn the_default_capacity_is_what_can_be_kept() {
         "{capacity}"
     );
     assert!(ensure(&driver, ByteSize(capacity.0 + (1 << 20))).is_err());
+    assert_eq!(driver.pool().unwrap().notices, [""; 0]);
+
+    // What is owed to others of the same disk is none of it.
+    let others = Capacity {
+        set: None,
+        owed_to_others: ByteSize(capacity.0 / 2),
+    };
+    let beside = file::open(&pool.path(), others, Encryption::Off).unwrap();
+    let beside = beside.pool().unwrap().capacity;
+    assert!(beside.0 < capacity.0 / 10 * 7, "{beside} of {capacity}");
+}
+
+#[test]
+fn an_operator_reads_that_more_was_promised_than_the_disk_has_left() {
+    let Some(pool) = TestPool::new() else { return };
+    let statistics = nix::sys::statvfs::statvfs(&pool.path()).unwrap();
+    let whole = statistics.blocks() * statistics.fragment_size();
+    let capacity = Capacity::of(ByteSize(whole * 3));
+    let driver = file::open(&pool.path(), capacity, Encryption::Off).unwrap();
+    let report = ensure(&driver, SIZE).unwrap();
+    assert_eq!(driver.pool().unwrap().notices, [""; 0]);
+    driver
+        .extend(&report.volume, ByteSize(whole * 2), None)
+        .unwrap();
+    let notices = driver.pool().unwrap().notices;
+    assert!(
+        notices.len() == 1 && notices[0].contains("less left than volumes"),
+        "{notices:?}"
+    );
 }
 
 #[test]

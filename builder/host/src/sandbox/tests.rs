@@ -8,7 +8,7 @@ use nix::fcntl::{Flock, FlockArg};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::MachineSpec;
 use slipway_core::id::VolumeId;
-use slipway_volumes::{Encryption, NewVolume, VolumeDriver, open_file_pool};
+use slipway_volumes::{Capacity, Encryption, NewVolume, VolumeDriver, open_file_pool};
 use std::fs::File;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -79,7 +79,7 @@ impl World {
         let sandbox = Sandbox::new(&settings, network).unwrap();
         let size = ByteSize::mib(64);
         let pool = dir.join("pool");
-        let volumes = open_file_pool(&pool, Some(size), Encryption::Off).unwrap();
+        let volumes = open_file_pool(&pool, Capacity::of(size), Encryption::Off).unwrap();
         let spec = MachineSpec {
             machine: MachineId::from_entropy([7; 10]),
             generation: Generation(1),

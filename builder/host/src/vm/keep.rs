@@ -1,7 +1,7 @@
 //! Keeping the memory of a machine that ends for want of use, and going on from it.
 //!
 //! 1. The file is made: a sign that the machine may stand still.
-//! 2. The guest stands still: its volume is written out and frozen.
+//! 2. The guest stands still: its volume is written out and frozen. Older memory makes room.
 //! 3. QEMU stops the machine and writes it to the file.
 //! 4. The manifest is written, with the state the volume is left in. From here on the machine has ended well.
 //! 5. QEMU ends.
@@ -12,7 +12,7 @@
 //! Must not know: when (`rest` does).
 
 use super::channel::Door;
-use super::memory::{Kept, Manifest, Note};
+use super::memory::{Kept, Manifest, Note, Room};
 use super::origin::VolumeMark;
 use super::qmp::Monitor;
 use super::{VirtualMachines, migrate};
@@ -39,13 +39,14 @@ impl VirtualMachines {
             return Ok(());
         };
         let door = self.door_file(machine)?.door(self.network.router());
-        if !self.memories.make_room(note.memory_bytes)? {
+        let pool = self.volumes.pool().map_err(io::Error::other)?;
+        let Some(room) = self.memories.plan(note.memory_bytes, &pool)? else {
             tracing::info!(%machine, "no room for its memory (hint: kept_memory in the host's settings, or the disk)");
             door.open(Wanted::End, Instant::now() + ASK_TO_END_WAIT_MAX, || true)?;
             return Ok(());
-        }
+        };
         let began = Instant::now();
-        match self.try_keep(machine, process, &note, &door) {
+        match self.try_keep(machine, process, &note, &door, room) {
             Ok(bytes) => {
                 tracing::info!(%machine, bytes, elapsed_ms = began.elapsed().as_millis(), "memory kept");
                 Ok(())
@@ -63,6 +64,7 @@ impl VirtualMachines {
         process: &Process,
         note: &Note,
         door: &Door,
+        room: Room,
     ) -> io::Result<u64> {
         let file = self.memories.begin(machine)?;
         match door.ask(Wanted::Stillness, STILLNESS_WAIT_MAX)? {
@@ -71,6 +73,8 @@ impl VirtualMachines {
                 return Err(io::Error::other("the guest does not stand still"));
             }
         }
+        // Not before: one that only says it would stand still costs nobody his memory.
+        self.memories.make(room)?;
         let mut monitor = Monitor::connect(&self.monitor(machine))?;
         migrate::save(&mut monitor, &file, MEMORY_SAVE_WAIT_MAX)?;
         let manifest = Manifest {

@@ -21,6 +21,7 @@ use crate::process::boot_id;
 use serde::{Deserialize, Serialize};
 use slipway_core::id::{MachineId, VolumeId};
 use slipway_core::units::ByteSize;
+use slipway_volumes::{Account, PoolReport};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -215,26 +216,37 @@ impl Memories {
         self.evict(|it| it.origin.volume == *volume, Self::discard);
     }
 
-    /// Makes room for so much more memory, at the cost of what has been kept for longest. Gives whether there is.
+    /// What must go for so much more memory, beside what volumes were promised of the same disk. Nothing if there can be no room.
     ///
     /// # Errors
     /// The disk cannot be looked at.
-    pub(super) fn make_room(&self, bytes: u64) -> io::Result<bool> {
+    pub(super) fn plan(&self, bytes: u64, pool: &PoolReport) -> io::Result<Option<Room>> {
         let Some(limit) = self.limit else {
-            return Ok(false);
+            return Ok(None);
         };
-        let mut kept = self.all();
-        kept.sort_by_key(|memory| std::cmp::Reverse(memory.since));
-        while kept.iter().map(|memory| memory.bytes).sum::<u64>() + bytes > limit.0 {
-            let Some(oldest) = kept.pop() else {
-                return Ok(false);
-            };
-            tracing::info!(machine = %oldest.machine, "its kept memory makes room for another's");
-            self.throw_away(&oldest.machine)?;
-        }
         let disk = nix::sys::statvfs::statvfs(&self.dir)?;
-        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
-        Ok(free >= bytes.saturating_add(KEPT_MEMORY_FREE_MIN))
+        let device = fs::metadata(&self.dir)?.dev();
+        let shared = pool.disk.filter(|pool| pool.device == device);
+        let account = Account {
+            free: disk.blocks_available().saturating_mul(disk.fragment_size()),
+            // What it was opened with is what this memory is kept by.
+            owed_to_others: 0,
+            ..shared.map(|pool| pool.account).unwrap_or_default()
+        };
+        let spare = account.spare().saturating_sub(KEPT_MEMORY_FREE_MIN);
+        Ok(room(self.all(), bytes, limit.0, spare))
+    }
+
+    /// Throws away what was planned to go.
+    ///
+    /// # Errors
+    /// Something could not be removed.
+    pub(super) fn make(&self, room: Room) -> io::Result<()> {
+        for machine in room.goes {
+            tracing::info!(%machine, "its kept memory makes room for another's");
+            self.throw_away(&machine)?;
+        }
+        Ok(())
     }
 
     fn evict(
@@ -262,9 +274,40 @@ impl Memories {
     }
 
     fn all(&self) -> Vec<Found> {
-        let dirs = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        dirs.filter_map(|dir| Found::in_dir(&dir.path())).collect()
+        found_in(&self.dir)
     }
+}
+
+/// What memory below `dir` may still take, of so much in all.
+pub(crate) fn still_owed(dir: &Path, limit: ByteSize) -> ByteSize {
+    let taken: u64 = found_in(dir).iter().map(|memory| memory.bytes).sum();
+    ByteSize(limit.0.saturating_sub(taken))
+}
+
+/// What goes for the memory of another machine.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    goes: Vec<MachineId>,
+}
+
+/// Room for `bytes` more, within `limit` for all memory and with `spare` bytes of the disk that nobody else was promised, at the
+/// cost of what has been kept for longest.
+fn room(mut kept: Vec<Found>, bytes: u64, limit: u64, mut spare: u64) -> Option<Room> {
+    kept.sort_by_key(|memory| std::cmp::Reverse(memory.since));
+    let mut all: u64 = kept.iter().map(|memory| memory.bytes).sum();
+    let mut goes = Vec::new();
+    while all.saturating_add(bytes) > limit || bytes > spare {
+        let oldest = kept.pop()?;
+        all -= oldest.bytes;
+        spare = spare.saturating_add(oldest.bytes);
+        goes.push(oldest.machine);
+    }
+    Some(Room { goes })
+}
+
+fn found_in(dir: &Path) -> Vec<Found> {
+    let dirs = fs::read_dir(dir).into_iter().flatten().flatten();
+    dirs.filter_map(|dir| Found::in_dir(&dir.path())).collect()
 }
 
 /// Memory in a machine's directory.

@@ -2,6 +2,7 @@
 
 use super::*;
 use slipway_core::vm::BootNetwork;
+use slipway_volumes::SharedDisk;
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
@@ -96,12 +97,84 @@ fn the_oldest_makes_room() {
         let memory = fs::File::options().write(true).open(memory).unwrap();
         memory.set_modified(kept_at).unwrap();
     }
-    assert!(memories.make_room(100 << 10).unwrap());
-    assert!(memories.is_kept(&machine(1)) && memories.is_kept(&machine(2)));
-    assert!(memories.make_room(150 << 10).unwrap());
+    let goes = |bytes: u64| {
+        let room = memories.plan(bytes, &pool(None)).unwrap();
+        room.map(|room| room.goes)
+    };
+    assert_eq!(goes(100 << 10), Some(vec![]));
+    assert_eq!(goes(150 << 10), Some(vec![machine(1)]));
+    assert_eq!(goes(250 << 10), Some(vec![machine(1), machine(2)]));
+    assert_eq!(goes(301 << 10), None, "never beyond it");
+    assert_eq!(goes(u64::MAX >> 1), None);
+    assert!(
+        memories.is_kept(&machine(1)),
+        "a plan costs nobody anything"
+    );
+    let room = memories.plan(150 << 10, &pool(None)).unwrap().unwrap();
+    memories.make(room).unwrap();
     assert!(!memories.is_kept(&machine(1)) && memories.is_kept(&machine(2)));
-    assert!(!memories.make_room(301 << 10).unwrap(), "never beyond it");
-    assert!(!memories.make_room(u64::MAX >> 1).unwrap());
+}
+
+fn pool(disk: Option<SharedDisk>) -> PoolReport {
+    PoolReport {
+        capacity: ByteSize(0),
+        promised: ByteSize(0),
+        used: ByteSize(0),
+        notices: Vec::new(),
+        disk,
+    }
+}
+
+#[test]
+fn memory_is_not_kept_in_what_volumes_were_promised_of_the_same_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let memories = memories(dir.path(), 1 << 30);
+    let device = fs::metadata(dir.path()).unwrap().dev();
+    let plan = |device: u64, promised: u64| {
+        let account = Account {
+            promised,
+            ..Account::default()
+        };
+        let disk = SharedDisk { device, account };
+        memories.plan(1, &pool(Some(disk))).unwrap()
+    };
+    assert!(plan(device, 0).is_some(), "the test itself: there is room");
+    assert_eq!(plan(device, u64::MAX), None);
+    assert!(plan(device + 1, u64::MAX).is_some(), "another disk");
+}
+
+#[test]
+fn the_oldest_goes_as_long_as_there_is_too_little_of_either() {
+    let kept = || {
+        (1..=3).map(|number| Found {
+            machine: machine(number),
+            since: SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(number)),
+            bytes: 100,
+        })
+    };
+    // (bytes, limit, spare, how many go)
+    for (bytes, limit, spare, expected) in [
+        (100, 400, 100, Some(0)),
+        (100, 399, 100, Some(1)),
+        (100, 400, 99, Some(1)),
+        (300, 1000, 0, Some(3)),
+        (301, 1000, 0, None),
+        (301, 300, 1000, None),
+        (u64::MAX, 1000, u64::MAX, None),
+    ] {
+        let room = room(kept().collect(), bytes, limit, spare);
+        let goes = room.map(|room| room.goes.len());
+        assert_eq!(goes, expected, "{bytes} of {limit} with {spare}");
+    }
+}
+
+#[test]
+fn what_memory_may_still_take_is_its_limit_less_what_it_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let owed = |limit: u64| still_owed(dir.path(), ByteSize(limit)).0;
+    assert_eq!(owed(1 << 20), 1 << 20);
+    keep(&memories(dir.path(), 1 << 30), 1, 100 << 10);
+    assert_eq!((owed(1 << 20), owed(1)), ((1 << 20) - (100 << 10), 0));
 }
 
 #[test]

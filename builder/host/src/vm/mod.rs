@@ -27,6 +27,7 @@ mod rest;
 mod start;
 
 pub(crate) use command::Accelerator;
+pub(crate) use memory::still_owed;
 pub(crate) use probe::Found;
 
 use crate::cgroup::{self, CgroupLimits};
@@ -50,7 +51,7 @@ use slipway_core::host_api::{EndpointPort, MachineSpec};
 use slipway_core::id::{MachineId, VolumeId};
 use slipway_core::units::ByteSize;
 use slipway_core::vm::{VOLUME_SERIAL, Wanted};
-use slipway_volumes::AttachAs;
+use slipway_volumes::{AttachAs, VolumeDriver};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
@@ -102,6 +103,8 @@ pub(crate) struct VirtualMachines {
     id_base: u32,
     scratch: ByteSize,
     network: Arc<Network>,
+    /// What they were promised of a disk is not there for memory.
+    volumes: Arc<dyn VolumeDriver>,
     /// How long nobody uses a machine until it is paused; never if absent.
     pause_after: Option<Duration>,
     rests: rest::Rests,
@@ -110,6 +113,11 @@ pub(crate) struct VirtualMachines {
     children: Mutex<HashMap<MachineId, Child>>,
     #[cfg(test)]
     after_step: fn(StartStep) -> Result<(), DriverError>,
+}
+
+/// Where memory is kept.
+pub(crate) fn memory_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("memory")
 }
 
 impl VirtualMachines {
@@ -121,9 +129,10 @@ impl VirtualMachines {
     pub(crate) fn new(
         settings: &HostSettings,
         network: Arc<Network>,
+        volumes: Arc<dyn VolumeDriver>,
         found: Found,
     ) -> Result<Self, DriverError> {
-        let kept = settings.state_dir.join("memory");
+        let kept = memory_dir(&settings.state_dir);
         let memories = Memories::open(kept.clone(), settings.kept_memory)
             .map_err(DriverError::at("look through", &kept))?;
         let vm = Self {
@@ -136,6 +145,7 @@ impl VirtualMachines {
             id_base: settings.id_base,
             scratch: settings.scratch,
             network,
+            volumes,
             pause_after: settings.pause_after_s.map(Duration::from_secs),
             rests: rest::Rests::default(),
             memories,

@@ -12,7 +12,7 @@ use crate::backing::Backing;
 use crate::conformance::{CASES, Dir, POOL_CAPACITY};
 use crate::driver::{AttachAs, Encryption, NewVolume, VolumeDriver};
 use crate::error::VolumeError;
-use crate::file::{self, Images};
+use crate::file::{self, Capacity, Images};
 use crate::lvm::{self, ThinPool, ThinVolumes};
 use machine::{disk, with_device_mapper};
 use slipway_core::host_api::{VolumeReport, VolumeSource};
@@ -88,7 +88,7 @@ fn open_thin(
 }
 
 fn open_files(dir: &Path) -> Pool<Images> {
-    file::open(dir, Some(POOL_CAPACITY), Encryption::Required).unwrap()
+    file::open(dir, Capacity::of(POOL_CAPACITY), Encryption::Required).unwrap()
 }
 
 fn volume(n: u8) -> VolumeId {
