@@ -16,6 +16,12 @@ pub struct PushOptions {
     pub require_tls: bool,
     /// Certificates (PEM) trusted beside the system's own.
     pub extra_roots_pem: Vec<Vec<u8>>,
+    /// Proxy for registries without TLS, as `http://HOST:PORT`. Absent: the process's environment decides, as for curl.
+    pub http_proxy: Option<String>,
+    /// Proxy for registries with TLS.
+    pub https_proxy: Option<String>,
+    /// Hosts, domains and networks that are reached without a proxy, separated by commas.
+    pub no_proxy: String,
     /// How layers are compressed.
     pub codec: Codec,
     /// Compression threads of this push; 0 takes the number of processors. At most [`crate::limits::THREADS_MAX`].

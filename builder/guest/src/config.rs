@@ -15,6 +15,22 @@ pub(crate) struct GuestConfig {
     pub(crate) insecure_registries: Vec<String>,
     /// Mirrors of Docker Hub, as URLs.
     pub(crate) registry_mirrors: Vec<String>,
+    /// Certificates (PEM) that are trusted beside the image's own.
+    pub(crate) ca_pem: String,
+    /// How the internet is reached.
+    pub(crate) proxies: Proxies,
+}
+
+/// HTTP proxies of the host's network. Absent or empty: there is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Proxies {
+    /// For what has no TLS, as `http://HOST:PORT`.
+    pub(crate) http: Option<String>,
+    /// For what has TLS.
+    pub(crate) https: Option<String>,
+    /// Hosts, domains and networks that are reached without one.
+    pub(crate) none: Vec<String>,
 }
 
 /// Why the settings cannot be used.
@@ -65,6 +81,17 @@ pub(crate) fn engine_config(
         &host.insecure_registries,
     )?;
     extend(&mut config, "registry-mirrors", &host.registry_mirrors)?;
+    let Proxies { http, https, none } = &host.proxies;
+    if http.is_some() || https.is_some() {
+        // dockerd puts these into its own environment, so that BuildKit and git have them too.
+        config.entry("proxies").or_insert_with(|| {
+            json!({
+                "http-proxy": http.as_deref().unwrap_or_default(),
+                "https-proxy": https.as_deref().unwrap_or_default(),
+                "no-proxy": none.join(","),
+            })
+        });
+    }
     config
         .entry("shutdown-timeout")
         .or_insert_with(|| json!(limits::CONTAINER_STOP_WAIT_S));
@@ -73,6 +100,15 @@ pub(crate) fn engine_config(
         || json!({"gc": {"enabled": true, "defaultKeepStorage": format!("{keep_bytes}")}}),
     );
     Ok(Value::Object(config).to_string())
+}
+
+/// The certificates that the machine trusts: the image's bundle, with the host's after it. `None` when it has them already.
+pub(crate) fn trusted(bundle: &str, more: &str) -> Option<String> {
+    let more = more.trim();
+    if more.is_empty() || bundle.contains(more) {
+        return None;
+    }
+    Some(format!("{}\n{more}\n", bundle.trim_end()))
 }
 
 fn extend(
@@ -149,6 +185,31 @@ mod tests {
                 "builder": {"gc": {"enabled": true, "defaultKeepStorage": "600"}},
             })
         );
+    }
+
+    #[test]
+    fn proxies_are_dockerds_own() {
+        let host = parse_guest(
+            r#"{"proxies": {"https": "http://proxy.test:3128", "none": ["10.0.0.0/8", ".corp.test"]}}"#,
+        )
+        .expect("valid");
+        let config = engine_config("", &host, 1000).expect("valid");
+        let config: Value = serde_json::from_str(&config).expect("JSON");
+        let expected = json!({
+            "http-proxy": "", "https-proxy": "http://proxy.test:3128", "no-proxy": "10.0.0.0/8,.corp.test",
+        });
+        assert_eq!(config["proxies"], expected);
+        let without = engine_config("", &GuestConfig::default(), 1000).expect("valid");
+        assert!(!without.contains("proxies"), "{without}");
+    }
+
+    #[test]
+    fn certificates_are_added_once() {
+        let both = trusted("ONE\n", "\nTWO\n").expect("something to add");
+        assert_eq!(both, "ONE\nTWO\n");
+        assert_eq!(trusted(&both, "TWO\n"), None);
+        assert_eq!(trusted("ONE\n", " \n"), None);
+        assert_eq!(trusted("", "TWO").as_deref(), Some("\nTWO\n"));
     }
 
     #[test]

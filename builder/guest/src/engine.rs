@@ -39,6 +39,8 @@ const CONFIG_DIR: &str = "/run/slipway";
 /// Programs that the daemons find before the image's own.
 const PROGRAMS_DIR: &str = "/run/slipway/bin";
 const IMAGE_CONFIG: &str = "/etc/docker/daemon.json";
+/// Where Debian's programs look for certificates.
+const CA_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 const GUEST_CONFIG: &str = "/etc/slipway/guest.json";
 /// What a machine that was not ended cleanly may have left, and what would keep a daemon from starting or would be
 /// taken for something that runs.
@@ -85,6 +87,7 @@ impl Engine {
             remove(Path::new(path)).with_context(|| format!("remove stale {path}"))?;
         }
         write_configs(host)?;
+        trust(&host.ca_pem).context("add the host's certificates to those that are trusted")?;
         write_runtime().context("write the runtime of steps")?;
         let path = search_path();
         let mut containerd = children
@@ -220,6 +223,14 @@ fn write_configs(host: &GuestConfig) -> Result<()> {
         .context("write dockerd's settings")?;
     std::fs::write(format!("{CONFIG_DIR}/containerd.toml"), containerd)
         .context("write containerd's settings")
+}
+
+/// Adds certificates to the bundle that dockerd, BuildKit and git read.
+fn trust(more: &str) -> Result<()> {
+    let Some(bundle) = config::trusted(&read_or_empty(CA_BUNDLE)?, more) else {
+        return Ok(());
+    };
+    std::fs::write(CA_BUNDLE, bundle).with_context(|| format!("write {CA_BUNDLE}"))
 }
 
 fn read_or_empty(path: &str) -> Result<String> {

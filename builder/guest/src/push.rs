@@ -99,6 +99,10 @@ pub(crate) fn prepare(
     let credential = credential.and_then(|credential| fitting(credential, &target));
     let options = PushOptions {
         insecure_http: guest.config.insecure_registries.clone(),
+        extra_roots_pem: roots(&guest.config.ca_pem),
+        http_proxy: guest.config.proxies.http.clone(),
+        https_proxy: guest.config.proxies.https.clone(),
+        no_proxy: guest.config.proxies.none.join(","),
         index: Some(INDEX.into()),
         codec: compression.map(codec_of).unwrap_or_default(),
         ..PushOptions::default()
@@ -153,6 +157,13 @@ impl Prepared {
         });
         pushed.await.map_err(PushFailure::Broken)?
     }
+}
+
+fn roots(pem: &str) -> Vec<Vec<u8>> {
+    if pem.is_empty() {
+        return Vec::new();
+    }
+    vec![pem.as_bytes().to_vec()]
 }
 
 /// The credential, if it is for the registry that is pushed to; any other registry never sees it.

@@ -4,7 +4,7 @@
 //! Must not know: machines, or how a driver stacks the two.
 
 use crate::files::{make_dir, publish, remove_all};
-use crate::limits::MACHINE_IDS;
+use crate::limits::{CA_FILE_BYTES_MAX, MACHINE_IDS};
 use crate::network::Network;
 use crate::network::resolvers::resolv_conf;
 use crate::program::{ProgramError, run};
@@ -97,6 +97,9 @@ pub(crate) struct Images {
     id_base: u32,
     registry_mirrors: Vec<String>,
     insecure_registries: Vec<String>,
+    ca_files: Vec<PathBuf>,
+    /// As the guest reads them.
+    proxies: serde_json::Value,
     /// Content hashes by what a file looks like from outside.
     hashes: Mutex<HashMap<PathBuf, (FileStamp, String)>>,
     /// One at a time makes images.
@@ -119,6 +122,12 @@ impl Images {
             id_base: settings.id_base,
             registry_mirrors: settings.registry_mirrors.clone(),
             insecure_registries: settings.insecure_registries.clone(),
+            ca_files: settings.ca_files.clone(),
+            proxies: json!({
+                "http": settings.http_proxy,
+                "https": settings.https_proxy,
+                "none": settings.no_proxy,
+            }),
             hashes: Mutex::default(),
             making: Mutex::default(),
         }
@@ -291,7 +300,7 @@ impl Images {
             ("etc/resolv.conf", resolv_conf(&network.resolvers())),
             ("etc/hosts", "127.0.0.1 localhost\n".to_owned()),
             ("etc/docker/daemon.json", self.daemon_json(network)),
-            ("etc/slipway/guest.json", self.guest_json()),
+            ("etc/slipway/guest.json", self.guest_json(&self.ca_pem()?)),
         ];
         let mut hasher = Sha256::new();
         hasher.update(&guest);
@@ -364,10 +373,34 @@ impl Images {
         .to_string()
     }
 
-    fn guest_json(&self) -> String {
+    /// All further certificates, one file after the other.
+    ///
+    /// # Errors
+    /// [`ImageError::File`] for a file that cannot be read, or holds no certificate.
+    pub(crate) fn ca_pem(&self) -> Result<String, ImageError> {
+        let mut all = String::new();
+        for path in &self.ca_files {
+            let refused = |why: &'static str| at("trust", path)(io::Error::other(why));
+            let length = fs::metadata(path).map_err(at("read", path))?.len();
+            if length > CA_FILE_BYTES_MAX {
+                return Err(refused("larger than 1 MiB"));
+            }
+            let text = fs::read_to_string(path).map_err(at("read", path))?;
+            if !text.contains("-----BEGIN CERTIFICATE-----") {
+                return Err(refused("no certificate in it (hint: PEM is meant)"));
+            }
+            all.push_str(text.trim());
+            all.push('\n');
+        }
+        Ok(all)
+    }
+
+    fn guest_json(&self, ca_pem: &str) -> String {
         json!({
             "registry_mirrors": self.registry_mirrors,
             "insecure_registries": self.insecure_registries,
+            "ca_pem": ca_pem,
+            "proxies": self.proxies,
         })
         .to_string()
     }

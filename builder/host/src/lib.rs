@@ -104,6 +104,9 @@ pub enum HostRunError {
     /// The pool of volumes cannot be opened.
     #[error("open the pool")]
     Pool(#[source] VolumeError),
+    /// A further certificate that machines would trust cannot be used.
+    #[error("read the certificates of ca_files")]
+    Certificates(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The machines' network cannot be set up.
     #[error("set up the network")]
     Network(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -302,6 +305,9 @@ fn take_over(
     let volumes = open_pool(settings).map_err(HostRunError::Pool)?;
     let network = Arc::new(Network::set_up(settings)?);
     let images = Arc::new(Images::new(settings));
+    images
+        .ca_pem()
+        .map_err(|error| HostRunError::Certificates(Box::new(error)))?;
     let drivers = make_drivers(&network, &volumes)?;
     let records = Records::open(&settings.state_dir, &settings.run_dir)?;
     let keys = Arc::new(keys::Keys::default());

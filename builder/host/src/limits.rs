@@ -120,6 +120,9 @@ pub const TRANSFER_IDLE_MAX: Duration = Duration::from_secs(60);
 /// which reads long stretches of zeros without a word.
 pub const IMPORT_IDLE_MAX: Duration = Duration::from_secs(3600);
 
+/// Bytes of one file of `ca_files`. A larger one is refused at the start.
+pub const CA_FILE_BYTES_MAX: u64 = 1 << 20;
+
 /// How often it is looked whether the host's resolvers or addresses, the link to the router or the host's firewall table have
 /// changed. For so long at most, machines have no way out after a reload of the host's firewall that flushes every table.
 pub const NETWORK_CHECK_EVERY: Duration = Duration::from_secs(3);

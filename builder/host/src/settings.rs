@@ -103,6 +103,15 @@ pub struct HostSettings {
     pub registry_mirrors: Vec<String>,
     /// Registries without TLS, as `HOST:PORT`. Empty.
     pub insecure_registries: Vec<String>,
+    /// PEM files of certificates that machines trust for pulls, pushes and `ADD`, beside the image's own: those of a private CA. A changed
+    /// file counts from a machine's next start. Empty.
+    pub ca_files: Vec<PathBuf>,
+    /// HTTP proxy of machines for what has no TLS, as `http://10.1.2.3:3128`. Its address must be in `allow` if it is private. Absent: none.
+    pub http_proxy: Option<String>,
+    /// The same for what has TLS. Absent: none.
+    pub https_proxy: Option<String>,
+    /// Hosts, domains (`.corp.example`) and networks that machines reach without the proxy. Empty.
+    pub no_proxy: Vec<String>,
     /// What a machine may write outside its volume (and `/tmp`), at most half of its memory, as which it counts. `1GiB`.
     #[serde(deserialize_with = "size")]
     pub scratch: ByteSize,
@@ -203,6 +212,10 @@ impl Default for HostSettings {
             resolvers: None,
             registry_mirrors: Vec::new(),
             insecure_registries: Vec::new(),
+            ca_files: Vec::new(),
+            http_proxy: None,
+            https_proxy: None,
+            no_proxy: Vec::new(),
             scratch: ByteSize::gib(1),
             cpu_millis: None,
             memory: None,
@@ -252,6 +265,14 @@ pub enum InvalidSettings {
     /// Nobody has that name here.
     #[error("allowed_users: there is no user '{0}' (hint: useradd --system '{0}')")]
     User(String),
+    /// Not the URL of a proxy.
+    #[error("{setting}: '{value}' is not the URL of a proxy (hint: http://HOST:PORT)")]
+    Proxy {
+        /// Which setting.
+        setting: &'static str,
+        /// What it was.
+        value: String,
+    },
     /// A path must be absolute.
     #[error("{setting} must be an absolute path")]
     RelativePath {
@@ -296,6 +317,17 @@ impl HostSettings {
                 return Err(InvalidSettings::RelativePath { setting });
             }
         }
+        for (setting, proxy) in [
+            ("http_proxy", &self.http_proxy),
+            ("https_proxy", &self.https_proxy),
+        ] {
+            if let Some(value) = proxy.as_ref().filter(|value| !is_proxy(value)) {
+                return Err(InvalidSettings::Proxy {
+                    setting,
+                    value: value.chars().take(80).collect(),
+                });
+            }
+        }
         if !(1..=MACHINES_MAX).contains(&self.machines_max) {
             return Err(InvalidSettings::MachinesMax);
         }
@@ -313,6 +345,22 @@ impl HostSettings {
         }
         Ok(())
     }
+}
+
+/// `http://HOST:PORT` or `https://HOST:PORT`, with a slash at most after it. A name and password in it would be every tenant's to read.
+fn is_proxy(value: &str) -> bool {
+    let rest = value
+        .strip_prefix("http://")
+        .or_else(|| value.strip_prefix("https://"));
+    rest.map(|rest| rest.strip_suffix('/').unwrap_or(rest))
+        .and_then(|rest| rest.rsplit_once(':'))
+        .is_some_and(|(host, port)| {
+            !host.is_empty()
+                && host
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "-.[]:".contains(c))
+                && port.parse::<u16>().is_ok_and(|port| port > 0)
+        })
 }
 
 fn check_name(setting: &'static str, value: &str, max: usize) -> Result<(), InvalidSettings> {

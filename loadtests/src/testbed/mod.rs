@@ -1,6 +1,7 @@
 //! A whole farm on this machine: host daemon, control plane, registry, each a real process, under names that no other
 //! farm uses, in one temporary directory. Dropping it ends all of it.
 
+mod authority;
 mod caller;
 mod deploy;
 mod docker_client;
@@ -14,6 +15,7 @@ mod proxy;
 mod registry;
 mod slot;
 
+pub use authority::Authority;
 pub use deploy::{RunningDeploy, check_refusal};
 pub use docker_client::DockerClient;
 pub use engine::{Engine, ImageStore};
@@ -38,6 +40,8 @@ const START_WAIT: Duration = Duration::from_secs(30);
 /// Where else builders may find a registry, on the registry's address.
 const PROXY_PORT: u16 = 5001;
 const PRIVATE_PORT: u16 = 5002;
+/// Port of a registry with TLS beside the farm's own.
+const SECURE_PORT: u16 = 5003;
 
 /// A running farm.
 #[derive(Debug)]
@@ -61,7 +65,7 @@ impl Testbed {
         Self::start_with("isolation = \"sandbox\"\n")
     }
 
-    /// The same with these lines in the host's settings, its `isolation` among them.
+    /// The same with these lines in the host's settings, its `isolation` among them. `GATEWAY` in them is the farm's gateway address.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -127,6 +131,22 @@ impl Testbed {
         let dir = self.dir.join("private");
         std::fs::create_dir_all(&dir)?;
         let mut registry = Registry::private(&dir, self.beside(PRIVATE_PORT));
+        registry.start()?;
+        Ok(registry)
+    }
+
+    /// Starts a third, empty registry with TLS, whose certificate this authority signs.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn secure_registry(&self, authority: &Authority) -> Result<Registry> {
+        let dir = self.dir.join("secure");
+        std::fs::create_dir_all(&dir)?;
+        let (certificate, key) = (dir.join("certificate.pem"), dir.join("key.pem"));
+        let made = authority.sign(self.slot.gateway().into())?;
+        std::fs::write(&certificate, made.certificate)?;
+        std::fs::write(&key, made.key)?;
+        let mut registry = Registry::secure(&dir, self.beside(SECURE_PORT), &certificate, &key);
         registry.start()?;
         Ok(registry)
     }
@@ -340,7 +360,9 @@ impl Testbed {
         ]
         .map(|address| format!("\"{address}\""))
         .join(", ");
+        let secure = self.beside(SECURE_PORT);
         let cache = cache_dir();
+        let host_settings = host_settings.replace("GATEWAY", &self.slot.gateway().to_string());
         let base = cache.join("image/base.squashfs");
         ensure!(
             base.exists(),
@@ -366,7 +388,7 @@ id_base = {uid_base}
 veth_prefix = "{interface}m"
 cgroup_parent = "{table}"
 machines_max = 64
-allow = [{registries}]
+allow = [{registries}, "{secure}"]
 registry_mirrors = ["http://{registry}"]
 insecure_registries = [{registries}]
 "#,

@@ -44,6 +44,20 @@ impl Registry {
         }
     }
 
+    /// One with TLS, and this certificate and key (PEM files).
+    pub(super) fn secure(dir: &Path, address: String, certificate: &Path, key: &Path) -> Self {
+        Self {
+            address,
+            dir: dir.to_owned(),
+            access: format!(
+                "  tls: {{certificate: {}, key: {}}}\n",
+                certificate.display(),
+                key.display()
+            ),
+            process: None,
+        }
+    }
+
     /// One below `dir`, at `address` (`ip:port`); not started yet.
     pub fn at(dir: &Path, address: &str) -> Self {
         Self {
@@ -91,7 +105,7 @@ impl Registry {
             &config,
             format!(
                 "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}/registry}}, \
-                 delete: {{enabled: true}}}}\nhttp: {{addr: \"{}\"}}\n{}",
+                 delete: {{enabled: true}}}}\nhttp:\n  addr: \"{}\"\n{}",
                 self.dir.display(),
                 self.address,
                 self.access
@@ -104,7 +118,11 @@ impl Registry {
             command,
             &self.dir.join("registry.log"),
         )?);
+        let is_secure = self.access.trim_start().starts_with("tls:");
         let get = || {
+            if is_secure {
+                return Ok(drop(TcpStream::connect(&self.address)?));
+            }
             let (code, _) = self.get("/v2/")?;
             ensure!(code == 200 || code == 401, "{code}");
             Ok(())

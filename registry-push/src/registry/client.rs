@@ -102,9 +102,8 @@ impl Registry {
         };
         let base = Url::parse(&format!("{scheme}://{host}/v2/{}/", target.repository()))
             .map_err(|_| protocol(ProtocolFault::Location))?;
-        let clear = client_builder()
-            .tls_certs_only([])
-            .build()
+        let clear = client_builder(options)
+            .and_then(|builder| builder.tls_certs_only([]).build())
             .map_err(|source| PushError::Client {
                 host: host.clone(),
                 source,
@@ -165,7 +164,7 @@ impl Registry {
             host: self.host.clone(),
             source,
         };
-        let mut builder = client_builder();
+        let mut builder = client_builder(&self.options).map_err(failed)?;
         for pem in &self.options.extra_roots_pem {
             builder = builder
                 .tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem).map_err(failed)?);
@@ -387,17 +386,25 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
     length.filter(|_| !is_encoded)
 }
 
-fn client_builder() -> reqwest::ClientBuilder {
+fn client_builder(options: &PushOptions) -> reqwest::Result<reqwest::ClientBuilder> {
     // reqwest takes the process's TLS provider; a caller that has chosen one keeps it.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
+    let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .http1_only()
         .connect_timeout(CONNECT_TIMEOUT)
         .pool_idle_timeout(Duration::from_secs(15))
         .tcp_nodelay(true)
-        .user_agent(concat!("slipway-push/", env!("CARGO_PKG_VERSION")))
+        .user_agent(concat!("slipway-push/", env!("CARGO_PKG_VERSION")));
+    let but = || reqwest::NoProxy::from_string(&options.no_proxy);
+    if let Some(proxy) = &options.http_proxy {
+        builder = builder.proxy(reqwest::Proxy::http(proxy)?.no_proxy(but()));
+    }
+    if let Some(proxy) = &options.https_proxy {
+        builder = builder.proxy(reqwest::Proxy::https(proxy)?.no_proxy(but()));
+    }
+    Ok(builder)
 }
 
 /// Reads the body as far as its bounds allow; a body that breaks off or has no end is taken as far as it came.

@@ -310,3 +310,30 @@ async fn plain_http_only_where_it_was_allowed() {
     assert!(matches!(error, PushError::Unreachable { .. }), "{error:?}");
     assert_eq!(registry.tag("app", "v1"), None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_goes_through_the_proxy_but_for_what_is_near() {
+    let Some(registry) = Registry::start(&Access::Open) else {
+        return;
+    };
+    let proxy = Proxy::start(registry.address, |_, _| Act::Forward).await;
+    let image = image(&[Made::new(2 << 20, 1)]);
+    let far = Target::parse("registry.corp.test:5000/far:v1").unwrap();
+    let options = PushOptions {
+        insecure_http: vec!["registry.corp.test".to_string()],
+        http_proxy: Some(format!("http://{}", proxy.address)),
+        no_proxy: "127.0.0.0/8".to_string(),
+        ..PushOptions::default()
+    };
+    let pushed = push(image.clone(), &far, None, &options, |_| ())
+        .await
+        .unwrap();
+    assert_complete(&registry, "far", "v1", &image, &pushed);
+    let asked = proxy.seen().len();
+    let near = Target::parse(&registry.target("near:v1")).unwrap();
+    let pushed = push(image.clone(), &near, None, &options, |_| ())
+        .await
+        .unwrap();
+    assert_complete(&registry, "near", "v1", &image, &pushed);
+    assert_eq!(proxy.seen().len(), asked);
+}
