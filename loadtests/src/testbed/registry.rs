@@ -121,7 +121,8 @@ impl Registry {
         let is_secure = self.access.trim_start().starts_with("tls:");
         let get = || {
             if is_secure {
-                return Ok(drop(TcpStream::connect(&self.address)?));
+                TcpStream::connect(&self.address)?;
+                return Ok(());
             }
             let (code, _) = self.get("/v2/")?;
             ensure!(code == 200 || code == 401, "{code}");
