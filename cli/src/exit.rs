@@ -24,6 +24,8 @@ pub(crate) struct Failure {
     kind: FailureKind,
     message: String,
     hint: Option<String>,
+    /// Lines shown before the message: where it happened.
+    excerpt: Option<String>,
 }
 
 /// What chooses the exit code.
@@ -76,7 +78,15 @@ impl Failure {
             kind,
             message: message.into(),
             hint: None,
+            excerpt: None,
         }
+    }
+
+    /// With the lines of a file round the fault, which are shown before the message.
+    #[must_use]
+    pub(crate) fn at(mut self, excerpt: Option<String>) -> Self {
+        self.excerpt = excerpt;
+        self
     }
 
     /// Says what to do about it. The first hint stays: who is nearest to the cause knows best.
@@ -103,6 +113,11 @@ impl Failure {
     /// The one line.
     pub(crate) fn message(&self) -> &str {
         &self.message
+    }
+
+    /// The lines round the fault.
+    pub(crate) fn excerpt(&self) -> Option<&str> {
+        self.excerpt.as_deref()
     }
 
     /// What to do: what somebody knew, else where to look. Who pressed Ctrl-C needs none.
@@ -134,6 +149,9 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(excerpt) = &self.excerpt {
+            writeln!(f, "{excerpt}")?;
+        }
         write!(f, "error: {}", self.message)?;
         match self.hint_text() {
             Some(hint) => write!(f, "\nhint: {hint}"),
@@ -167,6 +185,11 @@ mod tests {
             .hint("later one");
         assert_eq!(failure.to_string(), "error: no such app\nhint: create it");
         assert_eq!(failure.code(), 1);
+        let place = Some("Dockerfile:2\n   2 | >>> RUN x".to_owned());
+        assert_eq!(
+            Failure::user("x").hint("y").at(place).to_string(),
+            "Dockerfile:2\n   2 | >>> RUN x\nerror: x\nhint: y"
+        );
         assert_eq!(Failure::system("x").code(), 2);
         assert_eq!(Failure::interrupted("x").code(), 130);
     }

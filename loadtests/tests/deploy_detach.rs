@@ -138,7 +138,19 @@ fn how_a_detached_build_ends_is_told_to_who_attaches() -> Result<()> {
     let id = failed["build"].as_str().context("no build")?;
     open_gate(&bed)?;
     let mut attach = bed.slipway(&["builds", "attach", id, "--progress", "plain"]);
-    bed.refused(&mut attach, 1, &["last words", "exit code: 7"])?;
+    let place = "| >>> RUN echo last words; exit 7";
+    bed.refused(&mut attach, 1, &["last words", place, "exit code: 7"])?;
+    for verb in ["show", "logs"] {
+        let told = bed.slipway_ok(&["builds", verb, id])?;
+        ensure!(
+            told.contains(place) && told.contains("exit code: 7"),
+            "builds {verb} does not tell the place: {told}"
+        );
+    }
+    let told = bed.slipway_ok(&["builds", "show", id, "--json"])?;
+    let told: Value = serde_json::from_str(&told)?;
+    let excerpt = told["excerpt"].as_str().unwrap_or_default();
+    ensure!(excerpt.contains(place), "{told}");
 
     // A build that is over before its deploy could detach gives the same line to a script.
     let quick = bed.project(

@@ -97,10 +97,14 @@ fn a_local_build_fails_like_a_remote_one() -> Result<()> {
     // The engine has no bridge.
     let failing = case("failing", "RUN --network=none echo last words >&2; exit 7")?;
     let said = bed.refused(&mut local(&failing, &image), 1, &["exit code: 7"])?;
-    let end: Vec<&str> = said.lines().rev().take(4).collect();
+    let end: Vec<&str> = said.lines().rev().take(7).collect();
     ensure!(
-        end[3].contains("last words") && end[2] == "------" && end[1].starts_with("error: "),
-        "what the step said is not the last: {said}"
+        end[6].contains("last words")
+            && end[5] == "------"
+            && end[4] == "Dockerfile:2"
+            && end[2].contains("2 | >>> RUN --network=none echo last words")
+            && end[1].starts_with("error: "),
+        "what the step said and where it stands are not the last: {said}"
     );
 
     let good = case("good", "LABEL good=yes")?;

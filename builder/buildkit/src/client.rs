@@ -4,13 +4,14 @@
 
 use crate::event::{SolveEvent, events_of};
 use crate::limits;
-use crate::solve_error::SolveError;
+use crate::solve_error::{SolveError, SolveFailure};
 use bollard_buildkit_proto::moby::buildkit::v1 as control;
 use control::control_client::ControlClient;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -68,6 +69,7 @@ impl Client {
             .timer(TokioTimer::new())
             .initial_stream_window_size(limits::CALL_WINDOW_BYTES)
             .initial_connection_window_size(limits::CALL_CONNECTION_WINDOW_BYTES)
+            .max_header_list_size(limits::ANSWER_HEADERS_BYTES_MAX)
             .keep_alive_interval(limits::KEEPALIVE_PERIOD)
             .keep_alive_timeout(limits::KEEPALIVE_WAIT_MAX)
             .handshake(TokioIo::new(io))
@@ -91,13 +93,14 @@ impl Client {
         &self,
         request: SolveRequest,
         events: mpsc::Sender<SolveEvent>,
-    ) -> Result<SolveResult, SolveError> {
+    ) -> Result<SolveResult, SolveFailure> {
+        let failed = FailedSteps::default();
         let status = control::StatusRequest {
             r#ref: request.build_ref.clone(),
         };
         let mut solver = self.control();
         let solve = solver.solve(control_request(request));
-        let follow = self.follow(status, events);
+        let follow = self.follow(status, events, &failed);
         tokio::pin!(solve, follow);
         let mut followed = false;
         let solved = loop {
@@ -112,8 +115,9 @@ impl Client {
                 tracing::debug!("events of the solve did not end in time; the rest is dropped");
             }
         }
-        let response = solved.map_err(SolveError::of_status)?.into_inner();
-        result_of(response)
+        let response = solved
+            .map_err(|status| SolveFailure::of_status(status, |digest| failed.name(digest)))?;
+        Ok(result_of(response.into_inner())?)
     }
 
     /// Whether solves are under way at the builder at this moment, and all of them have names ([`SolveRequest::build_ref`]) that are
@@ -145,7 +149,12 @@ impl Client {
 
     /// Passes the events of a solve on until the builder ends them. An error here is not told: the solve's own answer
     /// is what counts, and it fails too when the connection does.
-    async fn follow(&self, request: control::StatusRequest, events: mpsc::Sender<SolveEvent>) {
+    async fn follow(
+        &self,
+        request: control::StatusRequest,
+        events: mpsc::Sender<SolveEvent>,
+        failed: &FailedSteps,
+    ) {
         let mut stream = match self.control().status(request).await {
             Ok(response) => response.into_inner(),
             Err(status) => {
@@ -157,6 +166,7 @@ impl Client {
             match stream.message().await {
                 Ok(Some(status)) => {
                     for event in events_of(status) {
+                        failed.note(&event);
                         if events.send(event).await.is_err() {
                             return;
                         }
@@ -169,6 +179,32 @@ impl Client {
                 }
             }
         }
+    }
+}
+
+/// Names of the steps that failed, by digest: an error names the digest alone.
+#[derive(Debug, Default)]
+struct FailedSteps(Mutex<BTreeMap<String, String>>);
+
+impl FailedSteps {
+    fn note(&self, event: &SolveEvent) {
+        if let SolveEvent::Step {
+            digest,
+            name,
+            error: Some(_),
+            ..
+        } = event
+        {
+            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.len() < limits::FAILED_STEPS_MAX {
+                known.insert(digest.clone(), name.clone());
+            }
+        }
+    }
+
+    fn name(&self, digest: &str) -> Option<String> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(digest).cloned()
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a solve tells while it runs, in plain types. It must not know who listens.
 
+use crate::solve_error::tidy;
 use bollard_buildkit_proto::google::protobuf::Timestamp;
 use bollard_buildkit_proto::moby::buildkit::v1 as control;
 use std::time::{Duration, SystemTime};
@@ -59,7 +60,7 @@ pub(crate) fn events_of(status: control::StatusResponse) -> impl Iterator<Item =
         started_at: vertex.started.as_ref().and_then(time_of),
         completed_at: vertex.completed.as_ref().and_then(time_of),
         cached: vertex.cached,
-        error: (!vertex.error.is_empty()).then_some(vertex.error),
+        error: (!vertex.error.is_empty()).then(|| tidy(&vertex.error).into_owned()),
     });
     let progress = status
         .statuses

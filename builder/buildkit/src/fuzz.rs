@@ -5,9 +5,12 @@ use crate::dial::read_answer;
 use crate::event::{SolveEvent, events_of};
 use crate::filesync::fuzz as filesync;
 use crate::ignore::{self, Matcher, ParentMatches, matches_name};
-use crate::limits::{ERROR_MESSAGE_BYTES_MAX, UPGRADE_HEAD_BYTES_MAX, UPGRADE_REFUSAL_BYTES_MAX};
-use crate::{DialError, SolveError};
+use crate::limits::{
+    ERROR_MESSAGE_BYTES_MAX, EXCERPT_BYTES_MAX, UPGRADE_HEAD_BYTES_MAX, UPGRADE_REFUSAL_BYTES_MAX,
+};
+use crate::{DialError, SolveFailure};
 use bollard_buildkit_proto::moby::buildkit::v1::StatusResponse;
+use bytes::Bytes;
 use prost::Message as _;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -102,15 +105,22 @@ fn upgrade_answer(bytes: &[u8]) {
     }
 }
 
-/// A gRPC code and a message.
+/// A gRPC code, a message and its details: the same bytes serve as both.
 fn solve_error(bytes: &[u8]) {
     let Some((code, message)) = bytes.split_first() else {
         return;
     };
+    let details = Bytes::copy_from_slice(message);
     let message = String::from_utf8_lossy(message);
-    let error = SolveError::of_status(Status::new(Code::from(i32::from(*code)), message));
+    let code = Code::from(i32::from(*code));
+    let status = Status::with_details(code, message.clone(), details);
+    let SolveFailure { error, excerpt } =
+        SolveFailure::of_status(status, |_| Some(message.into_owned()));
     let _ = (error.is_user_fault(), error.hint());
     assert!(error.to_string().len() <= ERROR_MESSAGE_BYTES_MAX + 200);
+    let excerpt = excerpt.unwrap_or_default();
+    assert!(excerpt.len() <= EXCERPT_BYTES_MAX);
+    assert!(!excerpt.contains(|char: char| char.is_control() && char != '\n'));
 }
 
 /// A status message: every part of it becomes one event, and no event is larger than what it was made of.

@@ -24,4 +24,4 @@ pub use session::{
     LocalDir, RegistryLogin, SecretSource, Session, SessionError, SessionOptions, SessionStats,
     StatsHandle,
 };
-pub use solve_error::{SolveError, registry_out_of_reach};
+pub use solve_error::{SolveError, SolveFailure, registry_out_of_reach};

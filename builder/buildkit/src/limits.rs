@@ -10,6 +10,9 @@ pub const UPGRADE_REFUSAL_BYTES_MAX: usize = 4 << 10;
 pub const UPGRADE_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Largest gRPC message taken from a builder, in bytes. BuildKit itself sends at most this. Beyond it the call fails.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of metadata in one answer of a builder: an error has the whole Dockerfile in its details, in JSON in which it is base64, which
+/// is base64 once more. Beyond it the answer's text is lost, and the call fails like one of a broken connection.
+pub const ANSWER_HEADERS_BYTES_MAX: u32 = 16 << 20;
 /// How often the solve connection is pinged while a solve is in flight.
 pub const KEEPALIVE_PERIOD: Duration = Duration::from_secs(20);
 /// How long a ping may stay unanswered before the connection counts as lost.
@@ -18,6 +21,14 @@ pub const KEEPALIVE_WAIT_MAX: Duration = Duration::from_secs(20);
 pub const EVENTS_DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Longest error message kept from a builder, in bytes; the end is kept, since the cause is there.
 pub const ERROR_MESSAGE_BYTES_MAX: usize = 8 << 10;
+/// Lines of a Dockerfile shown round a fault; the rest of a longer instruction is counted.
+pub const EXCERPT_LINES_MAX: usize = 20;
+/// Characters shown of one such line.
+pub const EXCERPT_LINE_CHARS_MAX: usize = 160;
+/// Bytes of all such lines; the end is cut off.
+pub const EXCERPT_BYTES_MAX: usize = 4 << 10;
+/// Names of failed steps kept while a solve runs, for the message; those of further ones are not known.
+pub const FAILED_STEPS_MAX: usize = 64;
 
 /// gRPC calls that a builder may have open in one session at once; further ones wait at the builder.
 pub const SESSION_CALLS_MAX: u32 = 128;

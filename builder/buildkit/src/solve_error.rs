@@ -1,11 +1,31 @@
 //! Why a solve failed, and whose fault that is. BuildKit tells most failures as one line of text under the gRPC code
-//! `Unknown`; this module reads them.
+//! `Unknown`, with typed details beside it: the details count first ([`details`]), then the text ([`words`]).
 //!
 //! It must not know how a failure is shown, nor what is done about it.
 
-use crate::limits;
+mod advice;
+mod details;
+mod excerpt;
+mod words;
+
+pub use words::registry_out_of_reach;
+pub(crate) use words::tidy;
+
+use details::Details;
 use std::error::Error;
 use tonic::{Code, Status};
+
+/// A solve that failed, and the place in the Dockerfile.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct SolveFailure {
+    /// Why.
+    pub error: SolveError,
+    /// The lines of the Dockerfile round the fault, with their numbers and a mark at those that failed; absent where BuildKit
+    /// does not tell the place. Without control characters, at most
+    /// [`EXCERPT_BYTES_MAX`](crate::limits::EXCERPT_BYTES_MAX).
+    pub excerpt: Option<String>,
+}
 
 /// Why a solve failed. Messages are BuildKit's own, without its wrapping.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +52,14 @@ pub enum SolveError {
         /// Its exit code; above 128 it was ended by a signal (137: often for want of memory).
         exit_code: i32,
     },
+    /// An instruction asks for what is not there, or for what cannot be done.
+    #[error("{message}")]
+    Instruction {
+        /// Which, and why.
+        message: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
     /// The target stage is not in the Dockerfile.
     #[error("{message}")]
     UnknownTarget {
@@ -49,6 +77,20 @@ pub enum SolveError {
     RegistryUnreachable {
         /// Which image, and what went wrong.
         message: String,
+    },
+    /// The server of what an `ADD` fetches, or the way to it, failed.
+    #[error("{message}")]
+    SourceUnreachable {
+        /// What is fetched, and what went wrong.
+        message: String,
+    },
+    /// The frontend that the Dockerfile names in its `# syntax=` line cannot be fetched.
+    #[error("{message}")]
+    FrontendUnavailable {
+        /// Which frontend, and the registry's answer.
+        message: String,
+        /// The registry, or the way to it, failed; otherwise there is no such frontend.
+        is_unreachable: bool,
     },
     /// The context holds a device, which a builder without privilege cannot make.
     #[error("{message}")]
@@ -105,9 +147,6 @@ pub enum SolveError {
     },
 }
 
-/// Longest command shown in the message of a failed step, in characters.
-const COMMAND_CHARS_MAX: usize = 200;
-
 impl SolveError {
     /// The caller can mend it by changing what they sent; trying again unchanged is of no use.
     pub fn is_user_fault(&self) -> bool {
@@ -115,14 +154,17 @@ impl SolveError {
             SolveError::Dockerfile { .. }
             | SolveError::MissingFile { .. }
             | SolveError::StepFailed { .. }
+            | SolveError::Instruction { .. }
             | SolveError::UnknownTarget { .. }
             | SolveError::ImageUnavailable { .. }
             | SolveError::Device { .. }
             | SolveError::MissingSecret { .. }
             | SolveError::Context { .. }
             | SolveError::InvalidRequest { .. } => true,
+            SolveError::FrontendUnavailable { is_unreachable, .. } => !is_unreachable,
             SolveError::NoSpace { .. }
             | SolveError::RegistryUnreachable { .. }
+            | SolveError::SourceUnreachable { .. }
             | SolveError::SessionLost { .. }
             | SolveError::Cancelled
             | SolveError::Transport(_)
@@ -146,6 +188,13 @@ impl SolveError {
             SolveError::RegistryUnreachable { .. } => Some(
                 "the registry of a base image does not answer the builder: check its name, or try again later",
             ),
+            SolveError::SourceUnreachable { .. } => Some(
+                "the server does not answer the builder: check the address, or try again later; builders reach private addresses only where the operator allows it",
+            ),
+            SolveError::FrontendUnavailable { .. } => Some(
+                "leave out the Dockerfile's `# syntax=` line to use the builder's own frontend, or ask the operator for a mirror that has this one",
+            ),
+            SolveError::Instruction { hint, .. } => Some(hint),
             SolveError::Device { .. } | SolveError::Context { .. } => {
                 Some("leave out what the build does not need with a line in .dockerignore")
             }
@@ -156,9 +205,14 @@ impl SolveError {
             SolveError::NoSpace { .. } => {
                 Some("collect the builder's garbage or give it a larger cache")
             }
-            SolveError::Dockerfile { .. }
-            | SolveError::StepFailed { .. }
-            | SolveError::InvalidRequest { .. }
+            SolveError::Dockerfile { message, .. } if message.contains("unknown flag: ") => Some(
+                "the builder's frontend does not know the flag; a newer one may: `# syntax=docker/dockerfile:1` as the first line",
+            ),
+            SolveError::Dockerfile { .. } => Some("mend the Dockerfile"),
+            SolveError::InvalidRequest { .. } => {
+                Some("look at the name of the image and at the platform")
+            }
+            SolveError::StepFailed { .. }
             | SolveError::SessionLost { .. }
             | SolveError::Cancelled
             | SolveError::Transport(_)
@@ -167,12 +221,38 @@ impl SolveError {
         }
     }
 
+    /// Why a call failed that is no solve.
     pub(crate) fn of_status(status: Status) -> SolveError {
+        SolveFailure::of_status(status, |_digest| None).error
+    }
+}
+
+impl SolveFailure {
+    /// Reads a builder's answer. `name_of` gives the name of a failed step by its digest, where it is known.
+    pub(crate) fn of_status(
+        status: Status,
+        name_of: impl FnOnce(&str) -> Option<String>,
+    ) -> SolveFailure {
         if broke_in_transport(&status) {
-            return SolveError::Transport(Box::new(status));
+            return SolveError::Transport(Box::new(status)).into();
         }
-        let message = trimmed(status.message());
-        classify(status.code(), message)
+        let details = Details::of(status.details());
+        let name = details.step.as_deref().and_then(name_of);
+        let error = words::classify(status.code(), status.message(), &details, name.as_deref());
+        let excerpt = match &details.source {
+            Some(source) if !matches!(error, SolveError::Cancelled) => excerpt::of(source),
+            Some(_) | None => None,
+        };
+        SolveFailure { error, excerpt }
+    }
+}
+
+impl From<SolveError> for SolveFailure {
+    fn from(error: SolveError) -> SolveFailure {
+        SolveFailure {
+            error,
+            excerpt: None,
+        }
     }
 }
 
@@ -188,215 +268,6 @@ fn broke_in_transport(status: &Status) -> bool {
         }
         false
     })
-}
-
-fn classify(code: Code, message: String) -> SolveError {
-    let has = |part: &str| message.contains(part);
-    // Order matters: a full disk and a lost session show up inside the text of whatever step they hit.
-    if has("no space left on device") || has("disk quota exceeded") {
-        return SolveError::NoSpace { message };
-    }
-    if session_lost(&message) {
-        return SolveError::SessionLost { message };
-    }
-    if code == Code::Cancelled || message == "context canceled" || has(": context canceled") {
-        return SolveError::Cancelled;
-    }
-    if let Some((message, exit_code)) = step_failure(&message) {
-        return SolveError::StepFailed { message, exit_code };
-    }
-    if let Some(reason) = message.split_once(crate::filesync::READ_FAILURE) {
-        let message = format!("{}{}", crate::filesync::READ_FAILURE, reason.1);
-        return SolveError::Context { message };
-    }
-    if has("excludepatterns") || has("includepatterns") {
-        return SolveError::Context { message };
-    }
-    if has("target stage") && has("could not be found") {
-        return SolveError::UnknownTarget { message };
-    }
-    if dockerfile_is_wrong(&message) {
-        let line = line_of(&message);
-        return SolveError::Dockerfile { message, line };
-    }
-    if has("failed to calculate checksum") || has("failed to compute cache key") {
-        return missing_file(message, code);
-    }
-    if secret_is_missing(&message) {
-        return SolveError::MissingSecret { message };
-    }
-    if image_cannot_be_had(&message) {
-        return if registry_out_of_reach(&message) {
-            SolveError::RegistryUnreachable { message }
-        } else {
-            SolveError::ImageUnavailable { message }
-        };
-    }
-    if let Some(message) = device_not_made(&message) {
-        return SolveError::Device { message };
-    }
-    if code == Code::InvalidArgument
-        || has("invalid reference format")
-        || has("failed to parse target platform")
-        || has("unknown operating system or architecture")
-    {
-        return SolveError::InvalidRequest { message };
-    }
-    SolveError::Other { message, code }
-}
-
-fn session_lost(message: &str) -> bool {
-    [
-        "no active session for",
-        "no active sessions",
-        "session healthcheck failed",
-        "no local sources enabled",
-        "error reading from server: EOF",
-        "connection error: desc",
-        "transport is closing",
-        "the client connection is closing",
-        "only one connection allowed",
-    ]
-    .iter()
-    .any(|part| message.contains(part))
-}
-
-fn dockerfile_is_wrong(message: &str) -> bool {
-    [
-        "dockerfile parse error",
-        "Dockerfile parse error",
-        "failed to read dockerfile",
-        "the Dockerfile cannot be empty",
-        "file with no instructions",
-        "no build stage in current context",
-        "base name (",
-        "circular dependency detected",
-        "unknown instruction",
-        "failed to parse stage name",
-        "invalid from flag value",
-        "failed to process \"",
-    ]
-    .iter()
-    .any(|part| message.contains(part))
-}
-
-/// `... failed to calculate checksum of ref X::Y: "/path": not found`. The reference is noise.
-fn missing_file(message: String, code: Code) -> SolveError {
-    let Some(head) = message.strip_suffix(": not found") else {
-        return SolveError::Other { message, code };
-    };
-    let path = head.rsplit_once(": ").map_or(head, |(_, path)| path);
-    SolveError::MissingFile {
-        message: format!("{path}: not found in the build context or stage"),
-    }
-}
-
-fn secret_is_missing(message: &str) -> bool {
-    message.ends_with(": not found")
-        && (message.starts_with("secret ") || message.contains(": secret "))
-}
-
-/// `failed to create device .../diff/path: operation not permitted`. Where the builder keeps it is noise.
-fn device_not_made(message: &str) -> Option<String> {
-    let (_, rest) = message.split_once("failed to create device ")?;
-    let path = rest.strip_suffix(": operation not permitted")?;
-    let path = path.split_once("/diff/").map_or(path, |(_, path)| path);
-    Some(format!(
-        "{path} is a device, which no build context can hold"
-    ))
-}
-
-fn image_cannot_be_had(message: &str) -> bool {
-    [
-        "pull access denied",
-        "failed to resolve source metadata for",
-        "insufficient_scope",
-        "failed to authorize",
-        "manifest unknown",
-        "no match for platform in manifest",
-        "unexpected status from HEAD request",
-    ]
-    .iter()
-    .any(|part| message.contains(part))
-}
-
-/// Whether words of dockerd or BuildKit about a registry say that the network or the registry failed: not the caller's
-/// fault.
-pub fn registry_out_of_reach(message: &str) -> bool {
-    [
-        "dial tcp",
-        "no such host",
-        "connection refused",
-        "i/o timeout",
-        "TLS handshake timeout",
-        "429 Too Many Requests",
-        "500 Internal Server Error",
-        "502 Bad Gateway",
-        "503 Service Unavailable",
-        "504 Gateway",
-        "context deadline exceeded",
-        "unexpected EOF",
-        "connection reset by peer",
-    ]
-    .iter()
-    .any(|part| message.contains(part))
-}
-
-/// `process "..." did not complete successfully: exit code: 3`, sometimes with more around it. A long command is cut:
-/// the whole of it stands in the Dockerfile.
-fn step_failure(message: &str) -> Option<(String, i32)> {
-    let (head, end) = message.split_once("did not complete successfully: exit code: ")?;
-    let exit_code = leading_number(end)?;
-    let head = match head.char_indices().nth(COMMAND_CHARS_MAX) {
-        Some((cut, _)) => format!("{}...\" ", &head[..cut]),
-        None => head.to_owned(),
-    };
-    Some((
-        format!("{head}did not complete successfully: exit code: {end}"),
-        exit_code,
-    ))
-}
-
-fn leading_number<N: std::str::FromStr>(text: &str) -> Option<N> {
-    let digits = text
-        .find(|char: char| !char.is_ascii_digit())
-        .unwrap_or(text.len());
-    text[..digits].parse().ok()
-}
-
-fn line_of(message: &str) -> Option<u32> {
-    leading_number(message.split_once("line ")?.1)
-}
-
-/// Drops the wrapping that each layer of BuildKit and gRPC adds, and bounds the length.
-fn trimmed(message: &str) -> String {
-    const NOISE: [&str; 12] = [
-        "failed to solve: ",
-        "failed to solve with frontend dockerfile.v0: ",
-        "failed to solve with frontend gateway.v0: ",
-        "failed to build LLB: ",
-        "failed to create LLB definition: ",
-        "rpc error: code = Unknown desc = ",
-        "rpc error: code = NotFound desc = ",
-        "rpc error: code = InvalidArgument desc = ",
-        "InvalidArgument: ",
-        "FailedPrecondition: ",
-        "NotFound: ",
-        "Unknown: ",
-    ];
-    let mut rest = message.trim();
-    while let Some(shorter) = NOISE.iter().find_map(|noise| rest.strip_prefix(noise)) {
-        rest = shorter.trim_start();
-    }
-    let mut text = rest.replace("rpc error: code = Unknown desc = ", "");
-    if text.len() > limits::ERROR_MESSAGE_BYTES_MAX {
-        let mut cut = text.len() - limits::ERROR_MESSAGE_BYTES_MAX;
-        while !text.is_char_boundary(cut) {
-            cut += 1;
-        }
-        text.replace_range(..cut, "... ");
-    }
-    text
 }
 
 #[cfg(test)]

@@ -146,6 +146,9 @@ pub(crate) struct Build {
     pub(crate) error: Option<String>,
     /// What to do about that.
     pub(crate) hint: Option<String>,
+    /// Lines of the Dockerfile round the fault.
+    #[serde(default)]
+    pub(crate) excerpt: Option<String>,
     /// Number of its newest event.
     pub(crate) last_seq: u64,
 }

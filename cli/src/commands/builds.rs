@@ -4,10 +4,10 @@ use super::context::Caller;
 use crate::api::queries;
 use crate::api::shapes::Build;
 use crate::args::BuildsVerb;
-use crate::deploy::{attach, seconds, show_log};
+use crate::deploy::{attach, clean_lines, seconds, show_log};
 use crate::exit::Outcome;
 use crate::moments::{ago, exact, took};
-use crate::printer::Printer;
+use crate::printer::{Format, Printer};
 use slipway_core::units::ByteSize;
 
 /// Does what the verb says.
@@ -97,4 +97,7 @@ fn show(build: &Build, printer: Printer) {
     more("error", build.error.clone());
     more("hint", build.hint.clone());
     printer.record(build, &fields);
+    if let (Some(excerpt), Format::Human) = (&build.excerpt, printer.format()) {
+        printer.data(&clean_lines(excerpt));
+    }
 }

@@ -1,14 +1,15 @@
 //! A build seen from elsewhere than where it was started: its log, or its live progress. Neither ends it.
 
 use super::follow::{Follower, Heard};
-use super::progress::View;
+use super::progress::{View, clean_lines};
 use super::summary::Summary;
 use crate::api::queries;
 use crate::api::{ApiClient, shapes::Build};
 use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupts;
 use crate::limits::TREE_PERIOD;
-use crate::printer::Printer;
+use crate::printer::{Format, Printer};
+use slipway_core::build::BuildOutcome;
 
 /// Shows a build from its first event to its last, as its own deploy would.
 ///
@@ -81,5 +82,16 @@ pub(crate) async fn show_log(
         show(heard, &mut broken_told, &mut view);
     }
     view.finish();
+    if let (
+        Some(BuildOutcome::Failed {
+            message, excerpt, ..
+        }),
+        Format::Human,
+    ) = (view.board().outcome(), printer.format())
+    {
+        for text in excerpt.iter().chain([&format!("error: {message}")]) {
+            printer.data(&clean_lines(text));
+        }
+    }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! Must not know the API of the server.
 
 use super::plan::{Plan, Push};
-use super::progress::{View, millis};
+use super::progress::{View, clean_lines, millis};
 use super::session::SessionFactory;
 use super::summary::{Summary, Times};
 use crate::docker_logins::{DockerLogins, registry_of};
@@ -16,7 +16,7 @@ use bollard::auth::DockerCredentials;
 use bollard::query_parameters::PushImageOptionsBuilder;
 use futures_util::StreamExt;
 use slipway_buildkit::{
-    Client, SolveError, SolveEvent, SolveRequest, SolveResult, dial_docker_grpc,
+    Client, SolveEvent, SolveFailure, SolveRequest, SolveResult, dial_docker_grpc,
     dial_docker_session, registry_out_of_reach,
 };
 use slipway_core::build::{BuildEvent, NumberedEvent, RegistryCredential, Step};
@@ -195,11 +195,13 @@ async fn solve(
     while let Ok(event) = events.try_recv() {
         view.event(&numbers.number(event));
     }
-    solved.map_err(|error| explain(&error))
+    solved.map_err(|failure| explain(&failure))
 }
 
-fn explain(error: &SolveError) -> Failure {
-    let (failure, otherwise) = if error.is_user_fault() {
+fn explain(failure: &SolveFailure) -> Failure {
+    let error = &failure.error;
+    let excerpt = failure.excerpt.as_deref().map(clean_lines);
+    let (told, otherwise) = if error.is_user_fault() {
         (
             Failure::user(error.to_string()),
             "what the step said is above",
@@ -210,7 +212,7 @@ fn explain(error: &SolveError) -> Failure {
             "look at its log, or build remotely with --remote-only",
         )
     };
-    failure
+    told.at(excerpt)
         .maybe_hint(error.hint().map(str::to_owned))
         .hint(otherwise)
 }

@@ -25,7 +25,7 @@ pub(crate) use attach::show_log;
 use detach::HandOver;
 use plan::{Place, Plan};
 use progress::View;
-pub(crate) use progress::seconds;
+pub(crate) use progress::{clean_lines, seconds};
 use serde::Serialize;
 use summary::Summary;
 
@@ -38,6 +38,7 @@ enum LastLine<'a> {
         exit_code: u8,
         message: &'a str,
         hint: Option<&'a str>,
+        excerpt: Option<&'a str>,
     },
 }
 
@@ -98,6 +99,7 @@ fn conclude(
             exit_code: failure.code(),
             message: failure.message(),
             hint: failure.hint_text(),
+            excerpt: failure.excerpt(),
         }),
         (Err(_), Format::Human) => {}
     }

@@ -1,6 +1,6 @@
 //! What a deploy came to: image, digest, size, where the time went, what the cache saved.
 
-use super::progress::{Board, bytes, seconds};
+use super::progress::{Board, bytes, clean_lines, seconds};
 use crate::api::shapes::Build;
 use crate::exit::{Failure, Outcome};
 use crate::printer::record_lines;
@@ -106,10 +106,12 @@ impl Summary {
                 fault,
                 message,
                 hint,
+                excerpt,
             } => Err(Failure::with_fault(fault, message)
+                .at(excerpt.as_deref().map(clean_lines))
                 .maybe_hint(hint)
                 .hint(format!(
-                    "`slipway builds logs {}` shows all of its output",
+                    "`slipway builds logs {}` shows its output",
                     build.id
                 ))),
             BuildOutcome::Cancelled => Err(Failure::user(format!(

@@ -226,6 +226,10 @@ pub enum BuildOutcome {
         message: String,
         /// What to do about it.
         hint: Option<String>,
+        /// Lines of the Dockerfile round the fault, with numbers and marks. Absent where the place is not known, as from older
+        /// builders.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        excerpt: Option<String>,
     },
     /// Somebody cancelled it.
     Cancelled,

@@ -193,6 +193,7 @@ impl BuildService {
                     fault: Fault::System,
                     message: Problem::from(&error).message.into_owned(),
                     hint: Some("deploy again".to_owned()),
+                    excerpt: None,
                 };
                 inner.give_up(&build, outcome).await;
             }
@@ -254,6 +255,7 @@ impl BuildService {
                     fault: told.code.fault(),
                     message: told.message.into_owned(),
                     hint: told.hint.map(Cow::into_owned),
+                    excerpt: None,
                 };
                 inner.give_up(&build, outcome).await;
                 Err(error)

@@ -278,9 +278,15 @@ fn with_bounded_end(mut event: NumberedEvent) -> NumberedEvent {
                 bound(image_id);
                 digest.iter_mut().for_each(bound);
             }
-            BuildOutcome::Failed { message, hint, .. } => {
+            BuildOutcome::Failed {
+                message,
+                hint,
+                excerpt,
+                ..
+            } => {
                 bound(message);
                 hint.iter_mut().for_each(bound);
+                excerpt.iter_mut().for_each(bound);
             }
             BuildOutcome::Cancelled => {}
         }

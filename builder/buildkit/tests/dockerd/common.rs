@@ -5,7 +5,7 @@
 
 use slipway_buildkit::{
     Client, LocalDir, RegistryLogin, SecretSource, Session, SessionOptions, SessionStats,
-    SolveError, SolveEvent, SolveRequest, SolveResult, StatsHandle, dial_docker_grpc,
+    SolveError, SolveEvent, SolveFailure, SolveRequest, SolveResult, StatsHandle, dial_docker_grpc,
     dial_docker_session,
 };
 use std::collections::BTreeMap;
@@ -252,7 +252,7 @@ pub(crate) struct Build {
 
 /// What came of a build.
 pub(crate) struct Built {
-    pub(crate) result: Result<SolveResult, SolveError>,
+    pub(crate) result: Result<SolveResult, SolveFailure>,
     pub(crate) events: Vec<SolveEvent>,
     pub(crate) stats: SessionStats,
 }
@@ -358,6 +358,15 @@ impl Built {
     }
 
     pub(crate) fn error(&self) -> &SolveError {
+        &self.failure().error
+    }
+
+    /// The lines of the Dockerfile round the fault.
+    pub(crate) fn excerpt(&self) -> &str {
+        self.failure().excerpt.as_deref().unwrap_or_default()
+    }
+
+    fn failure(&self) -> &SolveFailure {
         self.result.as_ref().expect_err("the build must fail")
     }
 }

@@ -89,7 +89,10 @@ async fn a_solve_without_its_session_says_so() {
         .solve(build.request(&new_id()), sender)
         .await
         .unwrap_err();
-    assert!(matches!(error, SolveError::SessionLost { .. }), "{error:?}");
+    assert!(
+        matches!(error.error, SolveError::SessionLost { .. }),
+        "{error:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,7 +114,10 @@ async fn a_session_lost_midway_is_told() {
     until_running(&mut events).await;
     served.abort();
     let error = solving.await.unwrap().unwrap_err();
-    assert!(matches!(error, SolveError::SessionLost { .. }), "{error:?}");
+    assert!(
+        matches!(error.error, SolveError::SessionLost { .. }),
+        "{error:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,7 +139,7 @@ async fn a_lost_connection_to_the_builder_is_told() {
     until_running(&mut events).await;
     between.abort();
     let error = solving.await.unwrap().unwrap_err();
-    assert!(matches!(error, SolveError::Transport(_)), "{error:?}");
+    assert!(matches!(error.error, SolveError::Transport(_)), "{error:?}");
     served.abort();
 }
 

@@ -4,13 +4,14 @@
 
 use crate::limits;
 use crate::push::PushFailure;
-use slipway_buildkit::SolveError;
+use slipway_buildkit::{SolveError, SolveFailure};
 use slipway_core::build::{BuildOutcome, Fault};
 
 const DISK_FULL_HINT: &str = "give the builder a larger cache: `slipway orgs update --volume-size`, then `slipway builders reset-cache`";
 
 /// The outcome of a solve that failed and is not tried again.
-pub(crate) fn of_solve(error: &SolveError) -> BuildOutcome {
+pub(crate) fn of_solve(failure: &SolveFailure) -> BuildOutcome {
+    let error = &failure.error;
     let fault = if error.is_user_fault() {
         Fault::User
     } else {
@@ -26,24 +27,35 @@ pub(crate) fn of_solve(error: &SolveError) -> BuildOutcome {
         SolveError::Dockerfile { .. }
         | SolveError::MissingFile { .. }
         | SolveError::StepFailed { .. }
+        | SolveError::Instruction { .. }
         | SolveError::UnknownTarget { .. }
         | SolveError::ImageUnavailable { .. }
         | SolveError::RegistryUnreachable { .. }
+        | SolveError::SourceUnreachable { .. }
+        | SolveError::FrontendUnavailable { .. }
         | SolveError::Device { .. }
         | SolveError::MissingSecret { .. }
         | SolveError::Context { .. }
         | SolveError::InvalidRequest { .. }
         | SolveError::Other { .. } => error.hint(),
     };
-    failed(fault, &error.to_string(), hint)
+    at(failed(fault, &error.to_string(), hint), failure)
+}
+
+/// The outcome with the place in the Dockerfile.
+fn at(mut outcome: BuildOutcome, failure: &SolveFailure) -> BuildOutcome {
+    if let BuildOutcome::Failed { excerpt, .. } = &mut outcome {
+        excerpt.clone_from(&failure.excerpt);
+    }
+    outcome
 }
 
 /// The outcome of a step that failed because the volume was full, after the garbage was collected: the build needs more than
 /// its owner has given the builder, and trying again is of no use.
-pub(crate) fn disk_full(message: &str) -> BuildOutcome {
+pub(crate) fn disk_full(failure: &SolveFailure) -> BuildOutcome {
     let message =
-        format!("the builder's disk is full, even after its garbage was collected: {message}");
-    failed(Fault::User, &message, Some(DISK_FULL_HINT))
+        format!("the builder's disk is full, even after its garbage was collected: {failure}");
+    at(failed(Fault::User, &message, Some(DISK_FULL_HINT)), failure)
 }
 
 /// The outcome of a push that failed after the image was built.
@@ -62,6 +74,7 @@ pub(crate) fn failed(fault: Fault, message: &str, hint: Option<&str>) -> BuildOu
         fault,
         message: one_line(message),
         hint: hint.map(one_line),
+        excerpt: None,
     }
 }
 
@@ -100,6 +113,7 @@ mod tests {
                 fault,
                 message,
                 hint,
+                excerpt: _,
             } => (fault, message, hint),
             other @ (BuildOutcome::Succeeded { .. } | BuildOutcome::Cancelled) => {
                 panic!("{other:?}")
@@ -130,7 +144,7 @@ mod tests {
                     line: Some(1),
                 },
                 Fault::User,
-                false,
+                true,
             ),
             (
                 SolveError::NoSpace { message: message() },
@@ -144,10 +158,14 @@ mod tests {
             ),
             (SolveError::NoImage, Fault::System, true),
         ] {
-            let (got, _, hint) = parts(of_solve(&error));
-            assert_eq!((got, hint.is_some()), (fault, hinted), "{error:?}");
+            let failure = SolveFailure::from(error);
+            let (got, _, hint) = parts(of_solve(&failure));
+            assert_eq!((got, hint.is_some()), (fault, hinted), "{failure:?}");
         }
-        assert_eq!(of_solve(&SolveError::Cancelled), BuildOutcome::Cancelled);
+        assert_eq!(
+            of_solve(&SolveError::Cancelled.into()),
+            BuildOutcome::Cancelled
+        );
     }
 
     #[test]

@@ -12,7 +12,8 @@ use crate::limits;
 use crate::phase::Phase;
 use crate::push::{self, Prepared};
 use slipway_buildkit::{
-    Client, ConnectError, DialError, SolveError, SolveRequest, SolveResult, dial_docker_grpc,
+    Client, ConnectError, DialError, SolveError, SolveFailure, SolveRequest, SolveResult,
+    dial_docker_grpc,
 };
 use slipway_core::build::{BuildEvent, BuildOutcome, Fault, PushProgress, PushState};
 use slipway_core::guest_api::StartBuild;
@@ -177,7 +178,9 @@ enum NoSolve {
     #[error("connect to BuildKit")]
     Connect(#[from] ConnectError),
     #[error("solve")]
-    Solve(#[from] SolveError),
+    Solve(#[from] SolveFailure),
+    #[error("ask BuildKit")]
+    Ask(#[from] SolveError),
 }
 
 /// Solves, and tries again in one case only: the disk was full but garbage could be collected. A failure of the user's
@@ -197,20 +200,25 @@ async fn solve(
             solved = solving => solved,
             never = watch_disk(guest, &was_full) => match never {},
         };
-        let error = match solved {
+        let failure = match solved {
             Ok(solved) => return Ok(solved),
-            Err(NoSolve::Solve(error)) => error,
-            Err(error @ (NoSolve::Docker(_) | NoSolve::Dial(_) | NoSolve::Connect(_))) => {
+            Err(NoSolve::Solve(failure)) => failure,
+            Err(
+                error @ (NoSolve::Docker(_)
+                | NoSolve::Dial(_)
+                | NoSolve::Connect(_)
+                | NoSolve::Ask(_)),
+            ) => {
                 return Err(outcome::of_system(&super::chain(&error)));
             }
         };
         let said_so = converter.saw_disk_full() && was_full.load(Ordering::Relaxed);
-        if !filled_the_disk(&error, said_so) {
-            return Err(outcome::of_solve(&error));
+        if !filled_the_disk(&failure.error, said_so) {
+            return Err(outcome::of_solve(&failure));
         }
         settle(guest).await;
         if attempt > limits::NO_SPACE_RETRIES || guest.collect(Reason::DiskFull).await == 0 {
-            return Err(outcome::disk_full(&error.to_string()));
+            return Err(outcome::disk_full(&failure));
         }
         build.append(BuildEvent::Warning {
             message: "the builder's disk was full: its garbage was collected, and the build is tried again".to_owned(),
@@ -253,9 +261,12 @@ fn filled_the_disk(error: &SolveError, output_said_so: bool) -> bool {
         SolveError::StepFailed { .. } => output_said_so,
         SolveError::Dockerfile { .. }
         | SolveError::MissingFile { .. }
+        | SolveError::Instruction { .. }
         | SolveError::UnknownTarget { .. }
         | SolveError::ImageUnavailable { .. }
         | SolveError::RegistryUnreachable { .. }
+        | SolveError::SourceUnreachable { .. }
+        | SolveError::FrontendUnavailable { .. }
         | SolveError::Device { .. }
         | SolveError::MissingSecret { .. }
         | SolveError::Context { .. }

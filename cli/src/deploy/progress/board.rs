@@ -346,11 +346,12 @@ impl StepState {
         }
     }
 
-    /// It was given up because another one failed or the build was cancelled.
+    /// It was given up because another one failed or the build was cancelled. The words stand at the end: before them may be the
+    /// user's own command.
     pub(super) fn is_cancelled(&self) -> bool {
         self.error
             .as_ref()
-            .is_some_and(|error| error.contains("context canceled"))
+            .is_some_and(|error| error.ends_with("context canceled"))
     }
 
     /// It runs now.

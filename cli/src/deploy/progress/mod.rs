@@ -11,7 +11,7 @@ mod tree;
 mod view;
 
 pub(crate) use board::Board;
-pub(crate) use text::{bytes, seconds};
+pub(crate) use text::{bytes, clean_lines, seconds};
 pub(crate) use view::{View, millis};
 
 #[cfg(test)]

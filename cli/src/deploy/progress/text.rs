@@ -34,6 +34,11 @@ pub(super) fn clean(line: &str) -> String {
     out
 }
 
+/// [`clean`] for text of several lines.
+pub(crate) fn clean_lines(text: &str) -> String {
+    text.lines().map(clean).collect::<Vec<_>>().join("\n")
+}
+
 /// Skips an escape sequence (ECMA-48: CSI up to its final byte, OSC up to BEL or ST, else one character).
 fn skip_escape(characters: &mut std::iter::Peekable<std::str::Chars<'_>>) {
     match characters.next() {

@@ -84,6 +84,7 @@ impl Inner {
                     fault: Fault::System,
                     message: why.into_owned(),
                     hint: Some("deploy again; the cache has what was finished".to_owned()),
+                    excerpt: None,
                 };
                 return self.give_up(&build, outcome).await;
             }
@@ -175,6 +176,7 @@ impl Inner {
             fault: Fault::User,
             message: "the builder told more of the build than twice what is kept".to_owned(),
             hint: Some("have the build print less".to_owned()),
+            excerpt: None,
         };
         self.give_up(build, outcome).await;
     }

@@ -83,6 +83,7 @@ async fn two_builds_from_beginning_to_end() {
         fault: Fault::User,
         message: "RUN failed".into(),
         hint: Some("look above".into()),
+        excerpt: Some("Dockerfile:2".into()),
     };
     for event in [
         BuildEvent::Started,
@@ -113,6 +114,7 @@ async fn two_builds_from_beginning_to_end() {
     bench.query(&who, cancel, json!({ "id": second })).await;
     let mut events = bench.subscribe(&who, follow, from(&second, 0)).await;
     while events.next().await.is_some() {}
+    let why = "query($id: ID!) { build(id: $id) { error excerpt } }";
     // The end is told first and recorded in the build's row right after.
     for id in [&first, &second] {
         let ended = "query($id: ID!) { build(id: $id) { endedAt } }";
@@ -122,6 +124,11 @@ async fn two_builds_from_beginning_to_end() {
         })
         .await;
     }
+    let failed = bench.query(&who, why, json!({ "id": first })).await;
+    assert_eq!(
+        failed["build"],
+        json!({ "error": "RUN failed", "excerpt": "Dockerfile:2" })
+    );
 
     let build = "query($id: ID!) {
         build(id: $id) { state error hint fault lastSeq events(after: 2) } }";

@@ -123,17 +123,22 @@ impl Build {
 
     /// Why it failed.
     async fn error(&self) -> Option<&str> {
-        self.failed().map(|(_, message, _)| message)
+        self.failed().map(|failed| failed.message)
     }
 
     /// What to do about that.
     async fn hint(&self) -> Option<&str> {
-        self.failed().and_then(|(_, _, hint)| hint)
+        self.failed().and_then(|failed| failed.hint)
+    }
+
+    /// Lines of the Dockerfile round the fault, as text: numbers, and marks at those that failed.
+    async fn excerpt(&self) -> Option<&str> {
+        self.failed().and_then(|failed| failed.excerpt)
     }
 
     /// Whose fault that is.
     async fn fault(&self) -> Option<FaultView> {
-        self.failed().map(|(fault, _, _)| match fault {
+        self.failed().map(|failed| match failed.fault {
             Fault::User => FaultView::User,
             Fault::System => FaultView::System,
         })
@@ -179,6 +184,13 @@ struct Succeeded<'a> {
     steps_cached: u32,
 }
 
+struct Failed<'a> {
+    fault: Fault,
+    message: &'a str,
+    hint: Option<&'a str>,
+    excerpt: Option<&'a str>,
+}
+
 impl Build {
     fn succeeded(&self) -> Option<Succeeded<'_>> {
         match self.0.outcome.as_ref()? {
@@ -203,13 +215,19 @@ impl Build {
         }
     }
 
-    fn failed(&self) -> Option<(Fault, &str, Option<&str>)> {
+    fn failed(&self) -> Option<Failed<'_>> {
         match self.0.outcome.as_ref()? {
             BuildOutcome::Failed {
                 fault,
                 message,
                 hint,
-            } => Some((*fault, message, hint.as_deref())),
+                excerpt,
+            } => Some(Failed {
+                fault: *fault,
+                message,
+                hint: hint.as_deref(),
+                excerpt: excerpt.as_deref(),
+            }),
             BuildOutcome::Succeeded { .. } | BuildOutcome::Cancelled => None,
         }
     }
