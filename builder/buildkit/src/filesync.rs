@@ -52,7 +52,8 @@ pub struct SessionStats {
     pub files: u64,
     /// Bytes of content sent.
     pub bytes: u64,
-    /// Of these files, those whose size changed between the announcement and the end of the read.
+    /// Of these files, those whose size changed between the announcement and the end of the read. What was sent of them has at most
+    /// the announced size.
     pub changed: u64,
 }
 

@@ -64,6 +64,9 @@ pub const SYNC_LINKS_FOLLOWED_MAX: usize = 255;
 pub const SYNC_READERS: usize = 4;
 /// Bytes of a file in one packet.
 pub const SYNC_CHUNK_BYTES: usize = 64 << 10;
+/// Bytes sent of a file whose size was announced as 0 and that has content all the same: the file systems of the kernel do not
+/// tell it. The rest is not sent. Any other file is sent to its announced size.
+pub const SYNC_UNANNOUNCED_BYTES_MAX: u64 = 1 << 20;
 /// Batches of packets that wait for the connection; the walk and the readers wait when it is full. It bounds the
 /// memory of a sync to about this many chunks plus one per reader.
 pub const SYNC_BATCHES_QUEUED_MAX: usize = 32;

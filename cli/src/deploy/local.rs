@@ -124,6 +124,9 @@ pub(super) async fn run(
     let begun = Instant::now();
     let solved = solve(plan, image, &client, factory.id(), view, &mut interrupts).await;
     serving.abort();
+    if let Some(warning) = factory.changed_files() {
+        view.note(&warning);
+    }
     let solved = solved?;
     let build_ms = millis(begun.elapsed());
 

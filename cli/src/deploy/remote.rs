@@ -77,6 +77,9 @@ pub(super) async fn run(
     )
     .await?;
     drop(session);
+    if let Some(warning) = factory.changed_files() {
+        view.note(&warning);
+    }
     let Some(outcome) = followed else {
         return Ok(None);
     };

@@ -77,6 +77,19 @@ impl SessionFactory {
         self.stats.snapshot()
     }
 
+    /// What to tell of files that were written to while they were sent.
+    pub(super) fn changed_files(&self) -> Option<String> {
+        let (files, was) = match self.stats().changed {
+            0 => return None,
+            1 => ("1 file".to_owned(), "it was"),
+            count => (format!("{count} files"), "they were"),
+        };
+        Some(format!(
+            "warning: {files} changed while {was} sent: the build has at most what the size said before; \
+             deploy again once nobody writes there, or leave it out with .dockerignore"
+        ))
+    }
+
     /// A session that can be served once.
     pub(super) fn session(&self) -> Session {
         let plan = &self.plan;

@@ -231,10 +231,16 @@ impl Run {
         batch_bytes: &mut usize,
     ) -> Result<(), Stop> {
         let mut sent = 0_u64;
+        let mut has_changed = false;
         if !offer.is_hollow {
             let mut file = self.open(offer)?;
-            loop {
-                let chunk = read_chunk(&mut file, offer.size.saturating_sub(sent))
+            // A size of 0 may mean that the file system does not tell it, as for the files of the kernel.
+            let most = match offer.size {
+                0 => limits::SYNC_UNANNOUNCED_BYTES_MAX,
+                announced => announced,
+            };
+            while sent < most {
+                let chunk = read_chunk(&mut file, most - sent)
                     .map_err(|error| ReadFailure::of_io("read", &offer.path, &error))?;
                 if chunk.is_empty() {
                     break;
@@ -247,14 +253,14 @@ impl Run {
                     *batch_bytes = 0;
                 }
             }
+            has_changed = sent != offer.size || file.metadata().is_ok_and(|now| now.len() > sent);
         }
         batch.push(Packet::end_of_data(id));
         if batch.len() >= limits::SYNC_BATCH_ENTRIES {
             self.send(std::mem::take(batch))?;
             *batch_bytes = 0;
         }
-        let changed = !offer.is_hollow && sent != offer.size;
-        self.stats.file_sent(sent, changed);
+        self.stats.file_sent(sent, has_changed);
         Ok(())
     }
 
@@ -273,11 +279,10 @@ impl Run {
     }
 }
 
-/// Reads up to a chunk, until the chunk or the file ends. `left` is how much is expected: a small file takes small
-/// memory. A file that has grown is read to its end.
+/// Reads up to a chunk, until the chunk or the file ends, and no more than `left`: a small file takes small memory, and one
+/// that grows as fast as it is read has an end.
 fn read_chunk(file: &mut std::fs::File, left: u64) -> std::io::Result<Bytes> {
-    // One byte more than expected: then the end shows without a second buffer.
-    let room = usize::try_from(left.saturating_add(1)).unwrap_or(usize::MAX);
+    let room = usize::try_from(left).unwrap_or(usize::MAX);
     let mut chunk = vec![0; room.min(limits::SYNC_CHUNK_BYTES)];
     let mut filled = 0;
     while filled < chunk.len() {

@@ -28,6 +28,8 @@ pub(super) mod go_mode {
 
 /// Longest link target the kernel gives, in bytes.
 const LINK_BYTES_MAX: usize = 4096;
+/// Longest list of names of extended attributes that the kernel gives, in bytes.
+const XATTR_NAMES_BYTES_MAX: usize = 64 << 10;
 /// Extended attributes of macOS mean nothing in an image.
 const APPLE_XATTR_PREFIX: &str = "com.apple.";
 
@@ -187,10 +189,20 @@ impl OpenDir {
         let Ok(path) = CString::new(path) else {
             return xattrs;
         };
-        let mut names = [0_u8; 1024];
-        let listed = match fs::llistxattr(&path, &mut names) {
-            Ok(0) | Err(_) => return xattrs,
-            Ok(length) => &names[..length],
+        // Nearly all entries have none: asked with an array, they cost one call.
+        let mut few = [0_u8; 1024];
+        let mut many = Vec::new();
+        let listed = match fs::llistxattr(&path, &mut few) {
+            Ok(0) => return xattrs,
+            Ok(length) => &few[..length],
+            Err(Errno::RANGE) => {
+                many.resize(XATTR_NAMES_BYTES_MAX, 0);
+                match fs::llistxattr(&path, &mut many) {
+                    Ok(length) => &many[..length],
+                    Err(_) => return xattrs,
+                }
+            }
+            Err(_) => return xattrs,
         };
         for key in listed
             .split(|byte| *byte == 0)
@@ -211,9 +223,13 @@ impl OpenDir {
 }
 
 fn xattr(path: &CStr, key: &str) -> Option<Vec<u8>> {
-    let length = fs::lgetxattr(path, key, &mut [0_u8; 0]).ok()?;
+    // A slice of no length would come back with none: the length has a call of its own.
+    let length = fs::lgetxattr_query(path, key).ok()?;
     let mut value = vec![0; length];
-    let length = fs::lgetxattr(path, key, &mut value).ok()?;
+    let length = match length {
+        0 => 0,
+        _ => fs::lgetxattr(path, key, &mut value).ok()?,
+    };
     value.truncate(length);
     Some(value)
 }
@@ -260,6 +276,31 @@ mod tests {
         assert_eq!(go_mode_of(0o060_666), 1 << 26 | 0o666);
         assert_eq!(go_mode_of(0o010_600), 1 << 25 | 0o600);
         assert_eq!(go_mode_of(0o140_755), 0o755);
+    }
+
+    #[test]
+    fn extended_attributes_are_whole_however_many_and_large() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("f");
+        std::fs::write(&file, "").unwrap();
+        let set = |key: &str, value: &[u8]| {
+            fs::setxattr(&file, key, value, fs::XattrFlags::empty()).unwrap();
+        };
+        let mut wanted = HashMap::new();
+        set("user.empty", b"");
+        wanted.insert("user.empty".to_owned(), Vec::new());
+        for number in 0..20 {
+            let key = format!("user.{number}{}", "n".repeat(100));
+            let value = vec![number; 1 + usize::from(number)];
+            set(&key, &value);
+            wanted.insert(key, value);
+        }
+        let tree = Tree::open(root.path()).unwrap();
+        let dir = tree.open_dir(b"").unwrap();
+        let seen = dir.look(c"f", b"f".to_vec()).unwrap();
+        let mut had = seen.stat.xattrs;
+        had.retain(|key, _| key.starts_with("user."));
+        assert_eq!(had, wanted);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use filesync_proto::file_sync_client::FileSyncClient;
 use hyper::body::Frame;
 use hyper::client::conn::http2::{SendRequest, handshake};
+use std::io::Write as _;
 use std::path::Path;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -248,24 +249,70 @@ async fn files_arrive_whole_and_in_any_number() {
 }
 
 #[tokio::test]
-async fn a_file_that_shrank_or_grew_is_sent_as_it_is_now_and_counted() {
+async fn a_file_that_shrank_or_grew_has_an_end_and_is_counted() {
     let root = tempfile::tempdir().unwrap();
     std::fs::write(root.path().join("a"), vec![1; 300_000]).unwrap();
-    std::fs::write(root.path().join("b"), vec![2; 10]).unwrap();
+    std::fs::write(root.path().join("b"), vec![2; 100_000]).unwrap();
+    // As the file systems of the kernel announce theirs.
+    std::fs::write(root.path().join("c"), "").unwrap();
+    std::fs::write(root.path().join("d"), "").unwrap();
+    std::fs::write(root.path().join("e"), "same").unwrap();
     let (wire, stats) = served(root.path()).await;
     let mut sync = sync(&wire, &[("dir-name", "context")]).await.unwrap();
-    assert_eq!(sync.stats().await.len(), 2);
+    assert_eq!(sync.stats().await.len(), 5);
     std::fs::write(root.path().join("a"), "short").unwrap();
-    std::fs::write(root.path().join("b"), vec![2; 200_000]).unwrap();
-    sync.ask(PacketType::PacketReq, 0).await;
-    sync.ask(PacketType::PacketReq, 1).await;
-    let contents = sync.contents(&[0, 1]).await;
-    assert_eq!(
-        (contents[&0].as_slice(), contents[&1].len()),
-        (&b"short"[..], 200_000)
-    );
+    std::fs::write(root.path().join("b"), vec![2; 3 << 20]).unwrap();
+    std::fs::write(root.path().join("c"), vec![3; 200_000]).unwrap();
+    let endless = std::fs::File::create(root.path().join("d")).unwrap();
+    endless.set_len(1 << 40).unwrap();
+    for id in 0..5 {
+        sync.ask(PacketType::PacketReq, id).await;
+    }
+    let contents = sync.contents(&[0, 1, 2, 3, 4]).await;
+    let lengths: Vec<usize> = contents.values().map(Vec::len).collect();
+    assert_eq!(lengths, [5, 100_000, 200_000, 1 << 20, 4]);
     sync.finish().await;
-    assert_eq!(stats.snapshot().changed, 2);
+    assert_eq!(stats.snapshot().changed, 4);
+}
+
+/// What is written to it as fast as it is read neither lengthens it nor cuts it into small packets.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_grows_while_it_is_sent_takes_as_many_packets_as_without() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("log");
+    std::fs::write(&path, vec![1; 1_000_000]).unwrap();
+    let (wire, stats) = served(root.path()).await;
+    let mut sync = sync(&wire, &[("dir-name", "context")]).await.unwrap();
+    assert_eq!(sync.stats().await.len(), 1);
+    let mut log = std::fs::File::options().append(true).open(&path).unwrap();
+    log.write_all(&[2; 1000]).unwrap();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let writer = std::thread::spawn(move || {
+        while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            log.write_all(&[2; 1000]).unwrap();
+        }
+    });
+    sync.ask(PacketType::PacketReq, 0).await;
+    let (mut packets, mut bytes) = (0, 0);
+    loop {
+        let packet = sync.packets.message().await.unwrap().unwrap();
+        if packet.data.is_empty() {
+            break;
+        }
+        packets += 1;
+        bytes += packet.data.len();
+    }
+    drop(stop);
+    writer.join().unwrap();
+    sync.finish().await;
+    assert_eq!(
+        (packets, bytes),
+        (
+            1_000_000_usize.div_ceil(limits::SYNC_CHUNK_BYTES),
+            1_000_000
+        )
+    );
+    assert_eq!(stats.snapshot().changed, 1);
 }
 
 /// The failure that a sync ends with, told twice: as a packet and as the call's status.
