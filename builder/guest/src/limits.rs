@@ -98,6 +98,12 @@ pub(crate) const BUILDS_KEPT_MAX: usize = 64;
 pub(crate) const BUILDS_KEPT_BYTES_MAX: usize = 64 << 20;
 /// Part of [`BUILD_EVENTS_BYTES_MAX`] that logs and progress may not take, so that steps and the end are always told.
 pub(crate) const EVENTS_RESERVE_BYTES: usize = 1 << 20;
+/// Part of [`BUILD_EVENTS_BYTES_MAX`] for the last output of steps that fail after the record is full.
+pub(crate) const TAILS_RESERVE_BYTES: usize = 512 << 10;
+/// Bytes of output held back of one step once the record is full: the newest.
+pub(crate) const TAIL_BYTES_MAX: usize = 64 << 10;
+/// Steps of one build whose output is held back; that of further ones is not kept.
+pub(crate) const TAIL_STEPS_MAX: usize = 32;
 /// Least time between two progress events of one item, unless it is done.
 pub(crate) const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 /// Items whose progress is followed for one build; further ones are told when they are done only.
@@ -131,4 +137,7 @@ const _: () = assert!(
 const _: () =
     assert!(LOW_WATER_FULL_PERCENT < LOW_WATER_PERCENT && LOW_WATER_PERCENT < HIGH_WATER_PERCENT);
 const _: () = assert!(HIGH_WATER_PERCENT + FREE_PERCENT_MIN <= 100);
-const _: () = assert!(EVENTS_RESERVE_BYTES * 2 < BUILD_EVENTS_BYTES_MAX);
+const _: () = assert!((EVENTS_RESERVE_BYTES + TAILS_RESERVE_BYTES) * 2 < BUILD_EVENTS_BYTES_MAX);
+// Each byte can become six in JSON.
+const _: () = assert!(TAIL_BYTES_MAX * 6 < TAILS_RESERVE_BYTES);
+const _: () = assert!(LOG_TEXT_BYTES_MAX <= TAIL_BYTES_MAX);

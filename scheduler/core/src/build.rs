@@ -95,7 +95,7 @@ pub enum BuildEvent {
     },
     /// Progress of the push, by layer.
     Push(PushProgress),
-    /// The log went over its limit; nothing more of it is kept.
+    /// The log went over its limit; of what comes after, only the last output of a step that fails is kept.
     LogTruncated,
     /// The last event.
     Ended(BuildOutcome),

@@ -7,6 +7,7 @@ mod convert;
 mod outcome;
 mod record;
 mod run;
+mod tails;
 
 pub(crate) use convert::Throttle;
 pub(crate) use outcome::chain;

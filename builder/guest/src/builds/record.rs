@@ -1,11 +1,16 @@
-//! What is kept of one build: its events as JSON lines, numbered, within a bound.
+//! What is kept of one build: its events as JSON lines, numbered, within a bound. Of what no longer fits, the newest output of each
+//! step that runs is held back: it is told if the step fails.
 //!
 //! Pure: callers pass the time. It must not know how a build is run, nor who reads.
 
-use crate::limits::EVENTS_RESERVE_BYTES;
+use super::tails::Tails;
+use crate::limits::{EVENTS_RESERVE_BYTES, TAILS_RESERVE_BYTES};
 use bytes::Bytes;
 use slipway_core::build::{BuildEvent, BuildOutcome, NumberedEvent};
 use slipway_core::limits::BUILD_EVENTS_BYTES_MAX;
+
+/// Bytes of all events but the output that is held back.
+const ROOM: usize = BUILD_EVENTS_BYTES_MAX - TAILS_RESERVE_BYTES;
 
 /// The record of one build.
 #[derive(Debug, Default)]
@@ -14,16 +19,31 @@ pub(crate) struct Record {
     lines: Vec<Bytes>,
     bytes: usize,
     truncated: bool,
+    tails: Tails,
+    /// Bytes of output that was held back and told later; a part of `bytes`.
+    tails_told: usize,
     started: bool,
     outcome: Option<BuildOutcome>,
 }
 
 impl Record {
-    /// Adds an event. After the last one nothing is added any more. What does not fit is dropped; the first time, a
-    /// [`BuildEvent::LogTruncated`] takes its place.
+    /// Adds an event. After the last one nothing is added any more. Output that does not fit is left out, but for the last of a step
+    /// that fails; the first time, a [`BuildEvent::LogTruncated`] takes its place.
     pub(crate) fn append(&mut self, event: BuildEvent, at_ms: u64) {
         if self.outcome.is_some() {
             return;
+        }
+        if let BuildEvent::Step(step) = &event
+            && step.completed_ms.is_some()
+        {
+            let tail = self.tails.take(&step.digest);
+            // What was only given up because another step failed says nothing of the failure.
+            let failed = |error: &String| !error.ends_with("context canceled");
+            if step.error.as_ref().is_some_and(failed) {
+                for (event, at_ms) in tail {
+                    self.tell_tail(event, at_ms);
+                }
+            }
         }
         let room = match &event {
             // These two are always kept: there is one of each.
@@ -37,26 +57,39 @@ impl Record {
             }
             BuildEvent::Log { .. } | BuildEvent::Progress { .. } => {
                 if self.truncated {
+                    self.tails.keep(event, at_ms);
                     return;
                 }
-                BUILD_EVENTS_BYTES_MAX - EVENTS_RESERVE_BYTES
+                ROOM - EVENTS_RESERVE_BYTES
             }
             BuildEvent::Queued { .. }
             | BuildEvent::Step(_)
             | BuildEvent::Warning { .. }
             | BuildEvent::Push(_)
-            | BuildEvent::LogTruncated => BUILD_EVENTS_BYTES_MAX,
+            | BuildEvent::LogTruncated => ROOM,
         };
-        let Some(line) = self.line(event, at_ms) else {
+        let Some(line) = self.line(&event, at_ms) else {
             return;
         };
-        if self.bytes.saturating_add(line.len()) <= room {
+        if (self.bytes - self.tails_told).saturating_add(line.len()) <= room {
             self.keep(line);
         } else if !self.truncated {
             self.truncated = true;
-            if let Some(cut) = self.line(BuildEvent::LogTruncated, at_ms) {
+            if let Some(cut) = self.line(&BuildEvent::LogTruncated, at_ms) {
                 self.keep(cut);
             }
+            self.tails.keep(event, at_ms);
+        }
+    }
+
+    /// Adds output that was held back, within the room for it.
+    fn tell_tail(&mut self, event: BuildEvent, at_ms: u64) {
+        let Some(line) = self.line(&event, at_ms) else {
+            return;
+        };
+        if self.tails_told + line.len() <= TAILS_RESERVE_BYTES {
+            self.tails_told += line.len();
+            self.keep(line);
         }
     }
 
@@ -99,8 +132,9 @@ impl Record {
         self.bytes
     }
 
-    fn line(&self, event: BuildEvent, at_ms: u64) -> Option<Bytes> {
+    fn line(&self, event: &BuildEvent, at_ms: u64) -> Option<Bytes> {
         let seq = self.last_seq() + 1;
+        let event = event.clone();
         match serde_json::to_vec(&NumberedEvent { seq, at_ms, event }) {
             Ok(mut line) => {
                 line.push(b'\n');
@@ -158,6 +192,66 @@ mod tests {
         assert_eq!((piece.len(), last), (1, 1), "always moves on");
         assert_eq!(record.outcome(), Some(&BuildOutcome::Cancelled));
         assert_eq!(record.last_seq(), 3);
+    }
+
+    fn step(digest: &str, error: Option<&str>) -> BuildEvent {
+        BuildEvent::Step(slipway_core::build::Step {
+            digest: digest.to_owned(),
+            name: "RUN x".to_owned(),
+            started_ms: Some(0),
+            completed_ms: Some(1),
+            cached: false,
+            error: error.map(str::to_owned),
+        })
+    }
+
+    #[test]
+    fn the_last_output_of_the_step_that_fails_is_told_however_much_was_said() {
+        let mut record = Record::default();
+        // Control characters, of which each becomes six bytes.
+        let text = "\u{1}".repeat(30_000);
+        let of = |digest: &str, text: &str| BuildEvent::Log {
+            step: digest.to_owned(),
+            stream: 2,
+            text: text.to_owned(),
+        };
+        for at_ms in 0..200 {
+            for digest in ["good", "given up", "bad"] {
+                record.append(of(digest, &text), at_ms);
+            }
+        }
+        for digest in ["good", "given up", "bad"] {
+            record.append(of(digest, &format!("last words of {digest}")), 200);
+        }
+        record.append(step("good", None), 201);
+        record.append(step("given up", Some("x: context canceled")), 201);
+        record.append(step("bad", Some("exit code: 9")), 202);
+        record.append(of("bad", "after its end"), 203);
+        record.append(BuildEvent::Ended(BuildOutcome::Cancelled), 204);
+        assert!(
+            record.bytes() <= BUILD_EVENTS_BYTES_MAX,
+            "{}",
+            record.bytes()
+        );
+        let events = read(&record, 0);
+        let said = |wanted: &str| {
+            let of = events.iter().filter(|event| {
+                matches!(&event.event, BuildEvent::Log { text, .. } if text.contains(wanted))
+            });
+            of.count()
+        };
+        assert_eq!(said("last words of bad"), 1);
+        assert_eq!(
+            said("last words of good") + said("last words of given up"),
+            0
+        );
+        let place = |wanted: &BuildEvent| events.iter().position(|event| event.event == *wanted);
+        assert!(
+            place(&of("bad", "last words of bad")) < place(&step("bad", Some("exit code: 9"))),
+            "its output comes before its end"
+        );
+        let numbers: Vec<u64> = events.iter().map(|event| event.seq).collect();
+        assert_eq!(numbers, (1..=record.last_seq()).collect::<Vec<_>>());
     }
 
     #[test]

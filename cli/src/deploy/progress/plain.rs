@@ -45,7 +45,7 @@ fn line(board: &Board, change: &Change) -> Option<String> {
         Change::Warning(message) => Some(format!("warning: {message}")),
         Change::Pushed(progress) => Some(pushed(progress)),
         Change::LogTruncated => {
-            Some("warning: the build says too much; the rest of its output is not kept".to_owned())
+            Some("warning: the build says too much; from here on only the last output of a step that fails is kept".to_owned())
         }
     }
 }
