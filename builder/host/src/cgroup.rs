@@ -5,6 +5,7 @@
 
 mod tree;
 
+use crate::disk::DiskCap;
 use crate::limits::{CGROUP_DEPTH_MAX, CGROUPS_MAX, KILL_WAIT_MAX, TCP_BYTES_MAX};
 use std::fs::{self, File};
 use std::io;
@@ -171,7 +172,10 @@ fn write_all(dir: &Path, values: &Values) -> io::Result<()> {
 fn hand_down(root: &Path, below: &Path, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let mut dir = root.to_owned();
     for name in below {
-        fs::write(dir.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
+        let handed = dir.join("cgroup.subtree_control");
+        fs::write(&handed, "+cpu +memory +pids")?;
+        // Not every kernel has it. With it machines have equal shares of a disk, where the kernel shares it out.
+        let _ = fs::write(&handed, "+io");
         dir.push(name);
         make(&dir)?;
     }
@@ -200,6 +204,27 @@ pub(crate) fn bound(cgroup: &str) -> io::Result<()> {
         }
     }
     result
+}
+
+/// Caps what the processes of `cgroup`, and of all below it, read from and write to the device of that number. Nothing where the
+/// kernel cannot: v1 bounds no cgroup by the one above it.
+pub(crate) fn cap_disk(cgroup: &str, device: u64, cap: DiskCap) -> io::Result<()> {
+    for dir in directories(cgroup) {
+        let file = dir.join("io.max");
+        if cap.is_set() && file.exists() {
+            fs::write(file, cap.io_max(device))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether [`cap_disk`] can below `parent`.
+pub(crate) fn can_cap_disk(parent: &str) -> bool {
+    let root = Path::new(ROOT);
+    let below = Path::new(parent.trim_start_matches('/'));
+    root.join("cgroup.controllers").exists()
+        && hand_down(root, below, |dir| fs::create_dir_all(dir)).is_ok()
+        && root.join(below).join("io.max").exists()
 }
 
 /// Lets `id` (user and group) make cgroups below `cgroup` and move its processes between them, and nothing else.

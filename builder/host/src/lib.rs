@@ -13,6 +13,7 @@
 //! Everything below `machines` blocks and runs on blocking threads.
 
 mod cgroup;
+mod disk;
 mod driver;
 mod drivers;
 mod endpoint;
@@ -59,7 +60,7 @@ use record::{RecordError, Records};
 use settings::{EncryptionSetting, IsolationSetting};
 use slipway_core::id::MachineId;
 use slipway_core::units::ByteSize;
-use slipway_volumes::{Capacity, Encryption, ThinPool, VolumeDriver, VolumeError};
+use slipway_volumes::{Capacity, Encryption, SharedDisk, ThinPool, VolumeDriver, VolumeError};
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::io;
@@ -248,21 +249,24 @@ async fn rest_machines(machines: &Arc<Machines>, wanted: bool, stop: &Cancellati
     }
 }
 
-/// Says what the pool's operator must see to, once each time it changes.
+/// Says what the pool's operator must see to, once each time it changes, and at first how its disk is shared.
 async fn watch_pool(volumes: &Arc<dyn VolumeDriver>, stop: &CancellationToken) {
-    let mut told = Vec::new();
+    let (mut told, mut sharing_told) = (Vec::new(), false);
     loop {
         let pool = {
             let volumes = Arc::clone(volumes);
             tokio::task::spawn_blocking(move || volumes.pool()).await
         };
-        if let Ok(Ok(pool)) = pool
-            && pool.notices != told
-        {
-            for notice in &pool.notices {
-                tracing::warn!(notice, "the pool needs its operator");
+        if let Ok(Ok(pool)) = pool {
+            if !std::mem::replace(&mut sharing_told, true) {
+                tell_of_sharing(pool.disk);
             }
-            told = pool.notices;
+            if pool.notices != told {
+                for notice in &pool.notices {
+                    tracing::warn!(notice, "the pool needs its operator");
+                }
+                told = pool.notices;
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(limits::POOL_CHECK_EVERY) => {}
@@ -370,6 +374,20 @@ fn prepare(
         allowed_uids,
     };
     Ok((lock, service, network))
+}
+
+/// Says whether one machine can take a whole disk from the others.
+fn tell_of_sharing(disk: Option<SharedDisk>) {
+    match disk.map_or(disk::Sharing::Unknown, |disk| disk::sharing(disk.device)) {
+        disk::Sharing::Equal => tracing::info!("machines share the disk of the pool equally"),
+        disk::Sharing::Unequal(disks) => tracing::warn!(
+            ?disks,
+            "one machine can take most of what the disk of the pool does (hint: echo bfq >/sys/block/DISK/queue/scheduler shares it by machine; machine_disk_rate caps each)"
+        ),
+        disk::Sharing::Unknown => tracing::info!(
+            "it is not known whether machines share the disk of the pool equally: its devices are not to be seen"
+        ),
+    }
 }
 
 /// Both drivers, and what virtual machines run on if they are to be had.

@@ -1,5 +1,6 @@
 //! Every bound of the host daemon, and what happens at it. docs/LIMITS.md lists each with its test.
 
+use slipway_core::units::ByteSize;
 use std::time::Duration;
 
 /// Connections of listed users to the host API at once. Further ones wait in the listener's backlog.
@@ -144,6 +145,8 @@ pub const FLOW_CLOSING_KEPT: Duration = Duration::from_secs(60);
 pub const FLOW_TIME_WAIT_KEPT: Duration = Duration::from_secs(30);
 /// How long a silent exchange of UDP is remembered.
 pub const FLOW_UDP_KEPT: Duration = Duration::from_secs(120);
+/// Least bytes in a second that a machine's volume can be capped to. Less is refused as a setting.
+pub const DISK_RATE_MIN: ByteSize = ByteSize::mib(1);
 /// Percent of the rate that the kernel tells of the host's interface which machines have together, each way. What is on the wire
 /// besides packets takes the rest anyway.
 pub const NETWORK_RATE_PERCENT: u64 = 98;

@@ -2,7 +2,8 @@
 //!
 //! Must not know: how anything is done with them.
 
-use crate::limits::{MACHINE_IDS, MACHINES_MAX};
+use crate::disk::DiskCap;
+use crate::limits::{DISK_RATE_MIN, MACHINE_IDS, MACHINES_MAX};
 use crate::network::address::{Allowed, Ipv4Net};
 use crate::network::rate::BitRate;
 use serde::Deserialize;
@@ -97,6 +98,12 @@ pub struct HostSettings {
     /// What one machine may send, and receive, at most, as `200Mbit`; what it exchanges with the host itself does not count.
     /// Absent: all that others leave.
     pub machine_network_rate: Option<BitRate>,
+    /// What one machine may read from, and write to, its volume in a second at most, as `200MiB`. Sandboxes have it on cgroup v2
+    /// alone. It counts from a machine's next start. Absent: all that others leave.
+    #[serde(deserialize_with = "optional_size")]
+    pub machine_disk_rate: Option<ByteSize>,
+    /// The same in operations. Absent: all that others leave.
+    pub machine_disk_operations: Option<std::num::NonZero<u32>>,
     /// Resolvers for machines. Absent: the host's own.
     pub resolvers: Option<Vec<Ipv4Addr>>,
     /// Mirrors of Docker Hub, as URLs. Empty.
@@ -209,6 +216,8 @@ impl Default for HostSettings {
             closed_ports: vec![25],
             network_rate: None,
             machine_network_rate: None,
+            machine_disk_rate: None,
+            machine_disk_operations: None,
             resolvers: None,
             registry_mirrors: Vec::new(),
             insecure_registries: Vec::new(),
@@ -262,6 +271,9 @@ pub enum InvalidSettings {
         "id_base {0} leaves no room for the machines' id ranges, or overlaps the host's own ids"
     )]
     IdBase(u32),
+    /// No machine could work with so little.
+    #[error("machine_disk_rate must be at least {DISK_RATE_MIN}")]
+    DiskRate,
     /// Nobody has that name here.
     #[error("allowed_users: there is no user '{0}' (hint: useradd --system '{0}')")]
     User(String),
@@ -286,6 +298,14 @@ impl HostSettings {
     pub(crate) fn machine_ids(&self) -> std::ops::Range<u64> {
         let first = u64::from(self.id_base);
         first..first + u64::from(self.machines_max) * u64::from(MACHINE_IDS)
+    }
+
+    /// What one machine may take of the disk.
+    pub(crate) fn disk_cap(&self) -> DiskCap {
+        DiskCap {
+            bytes_per_s: self.machine_disk_rate.map(|ByteSize(bytes)| bytes),
+            operations_per_s: self.machine_disk_operations.map(std::num::NonZero::get),
+        }
     }
 
     /// Refuses what cannot work.
@@ -337,6 +357,12 @@ impl HostSettings {
                 cidr: self.machine_cidr,
                 machines: self.machines_max,
             });
+        }
+        if self
+            .machine_disk_rate
+            .is_some_and(|rate| rate < DISK_RATE_MIN)
+        {
+            return Err(InvalidSettings::DiskRate);
         }
         if self.id_base < MACHINE_IDS
             || self.machine_ids().end > u64::from(i32::MAX.cast_unsigned())
@@ -435,6 +461,7 @@ mod tests {
             s.interface = "atk0".into();
             s.veth_prefix = "atk".into();
         }));
+        assert!(with(|s| s.machine_disk_rate = Some(ByteSize(1000))));
         assert!(with(|s| s.machines_max = 0));
         assert!(with(|s| s.id_base = 1000));
         assert!(with(|s| s.id_base = u32::MAX - 5));

@@ -15,6 +15,7 @@ mod rootfs;
 mod tests;
 
 use crate::cgroup::{self, CgroupLimits};
+use crate::disk::DiskCap;
 use crate::driver::{Asked, DriverCapabilities, DriverError, MachineDriver, Start};
 use crate::endpoint;
 use crate::files::{make_dir, remove_all};
@@ -32,10 +33,11 @@ use slipway_core::end_record::Ending;
 use slipway_core::host_api::{EndpointPort, MachineSpec};
 use slipway_core::id::MachineId;
 use slipway_core::units::ByteSize;
-use slipway_volumes::AttachAs;
+use slipway_volumes::{AttachAs, Attachment};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -75,6 +77,7 @@ pub(crate) struct Sandbox {
     id_base: u32,
     scratch: ByteSize,
     swap_limit: bool,
+    disk_cap: DiskCap,
     network: Arc<Network>,
     #[cfg(test)]
     after_step: fn(StartStep) -> Result<(), DriverError>,
@@ -95,6 +98,7 @@ impl Sandbox {
             id_base: settings.id_base,
             scratch: settings.scratch,
             swap_limit: cgroup::can_limit_swap(&settings.cgroup_parent),
+            disk_cap: settings.disk_cap(),
             network,
             #[cfg(test)]
             after_step: |_| Ok(()),
@@ -105,6 +109,11 @@ impl Sandbox {
             (&sandbox.machines_run, 0o711),
         ] {
             make_dir(dir, mode).map_err(DriverError::at("make", dir))?;
+        }
+        if sandbox.disk_cap.is_set() && !cgroup::can_cap_disk(&settings.cgroup_parent) {
+            tracing::warn!(
+                "sandboxes have no cap of the disk: that takes cgroup v2 with its io controller (machine_disk_rate, machine_disk_operations)"
+            );
         }
         Ok(sandbox)
     }
@@ -270,6 +279,11 @@ impl Sandbox {
     }
 }
 
+/// The number of the device that a volume's file system lies on.
+fn device_of(volume: &Attachment) -> io::Result<u64> {
+    Ok(fs::metadata(volume.path())?.dev())
+}
+
 impl MachineDriver for Sandbox {
     fn capabilities(&self) -> DriverCapabilities {
         DriverCapabilities {
@@ -310,7 +324,10 @@ impl MachineDriver for Sandbox {
         ))?;
         self.done(StartStep::Create, &mut since)?;
         let cgroup = self.cgroup(machine);
-        cgroup::bound(&cgroup).map_err(DriverError::at("bound the cgroup", Path::new(&cgroup)))?;
+        device_of(start.volume)
+            .and_then(|device| cgroup::cap_disk(&cgroup, device, self.disk_cap))
+            .and_then(|()| cgroup::bound(&cgroup))
+            .map_err(DriverError::at("bound the cgroup", Path::new(&cgroup)))?;
         cgroup::delegate(&cgroup, first_id)
             .map_err(DriverError::at("hand over the cgroup", Path::new(&cgroup)))?;
         self.done(StartStep::Delegate, &mut since)?;

@@ -5,6 +5,7 @@
 //!
 //! Must not know: how the descriptors were opened, or how the process is confined.
 
+use crate::disk::DiskCap;
 use slipway_core::vm::{BOOT_FILE, END_PORT, VOLUME_SERIAL};
 
 /// What runs the machine's instructions.
@@ -108,6 +109,8 @@ pub(super) struct Line<'a> {
     /// Its memory may be kept: the kernel wipes what is freed, so that no more of a build lies in there than must, and what
     /// is free takes no room.
     pub(super) wipes: bool,
+    /// What it may take of its volume.
+    pub(super) disk_cap: DiskCap,
     /// It waits to be filled with a machine's kept memory, instead of booting.
     pub(super) waits: bool,
 }
@@ -136,7 +139,7 @@ pub(super) fn arguments(line: &Line<'_>) -> Vec<String> {
     ] {
         read_only_disk(&mut words, passed, serial);
     }
-    volume(&mut words);
+    volume(&mut words, line.disk_cap);
     words.pair(
         "-netdev",
         &format!("tap,id=net,fd={}", Passed::Tap.number()),
@@ -289,16 +292,28 @@ fn read_only_disk(words: &mut Words, passed: Passed, serial: &str) {
 }
 
 /// Discards pass down to the pool; a flush of the guest is a flush of the device.
-fn volume(words: &mut Words) {
+fn volume(words: &mut Words, cap: DiskCap) {
     let serial = VOLUME_SERIAL;
     descriptor_set(words, Passed::Volume);
-    words.pair(
-        "-blockdev",
-        &format!(
-            "driver=host_device,node-name={serial},filename={},discard=unmap,locking=off",
-            Passed::Volume.set()
-        ),
-    );
+    let device = |node: &str| {
+        let set = Passed::Volume.set();
+        format!("driver=host_device,node-name={node},filename={set},discard=unmap,locking=off")
+    };
+    if cap.is_set() {
+        words.pair(
+            "-object",
+            &format!("throttle-group,id=cap,{}", cap.throttle_group()),
+        );
+        words.pair("-blockdev", &device("device"));
+        words.pair(
+            "-blockdev",
+            &format!(
+                "driver=throttle,node-name={serial},throttle-group=cap,file=device,discard=unmap"
+            ),
+        );
+    } else {
+        words.pair("-blockdev", &device(serial));
+    }
     words.pair("-object", "iothread,id=io");
     words.pair(
         "-device",
@@ -320,6 +335,7 @@ mod tests {
             mtu: 1500,
             scratch_bytes: 1 << 30,
             wipes: false,
+            disk_cap: DiskCap::default(),
             waits: false,
         }
     }
@@ -351,6 +367,10 @@ mod tests {
         }
         let waiting = arguments(&Line {
             wipes: true,
+            disk_cap: DiskCap {
+                bytes_per_s: Some(200 << 20),
+                operations_per_s: Some(5000),
+            },
             waits: true,
             ..line(Accelerator::Kvm)
         });

@@ -31,6 +31,7 @@ pub(crate) use memory::still_owed;
 pub(crate) use probe::Found;
 
 use crate::cgroup::{self, CgroupLimits};
+use crate::disk::DiskCap;
 use crate::driver::{Asked, DriverCapabilities, DriverError, MachineDriver, Start};
 use crate::files::{make_dir, remove_all};
 use crate::limits::{
@@ -102,6 +103,7 @@ pub(crate) struct VirtualMachines {
     cgroup_parent: String,
     id_base: u32,
     scratch: ByteSize,
+    disk_cap: DiskCap,
     network: Arc<Network>,
     /// What they were promised of a disk is not there for memory.
     volumes: Arc<dyn VolumeDriver>,
@@ -144,6 +146,7 @@ impl VirtualMachines {
             cgroup_parent: settings.cgroup_parent.clone(),
             id_base: settings.id_base,
             scratch: settings.scratch,
+            disk_cap: settings.disk_cap(),
             network,
             volumes,
             pause_after: settings.pause_after_s.map(Duration::from_secs),

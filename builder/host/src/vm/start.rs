@@ -147,6 +147,7 @@ impl VirtualMachines {
             mtu: boot_network.mtu,
             scratch_bytes: start.scratch(self.scratch).0,
             wipes: self.may_keep(start),
+            disk_cap: self.disk_cap,
             waits,
         })
     }

@@ -1,5 +1,6 @@
 //! The disk of a virtual machine: the machine alone checks its file system and makes it larger, and says when it is damaged.
 
+use crate::client::Client;
 use crate::harness::{Guest, Host, Kind, WAIT, http, wait_for};
 use slipway_core::generation::Generation;
 use slipway_core::guest_api::GuestStatus;
@@ -43,9 +44,20 @@ fn console(host: &Host, spec: &MachineSpec) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned()
 }
 
+fn extend(client: &mut Client, spec: &MachineSpec, size_bytes: u64) {
+    let extend = HostRequest::ExtendVolume {
+        volume: spec.volume.clone(),
+        size_bytes,
+    };
+    match client.ask(extend).0 {
+        HostReply::Volume(report) => assert_eq!(report.size_bytes, size_bytes),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn a_virtual_machine_grows_and_checks_its_own_disk_and_says_when_it_is_damaged() {
-    let Some(host) = Host::start_kind(Kind::Vm, Guest::Docker) else {
+    let Some(mut host) = Host::start_kind(Kind::Vm, Guest::Docker) else {
         return;
     };
     let mut client = host.client();
@@ -54,14 +66,7 @@ fn a_virtual_machine_grows_and_checks_its_own_disk_and_says_when_it_is_damaged()
     assert!(at_first > 3 * GIB && at_first < 4 * GIB, "{at_first}");
 
     // It grows while it runs.
-    let extend = HostRequest::ExtendVolume {
-        volume: spec.volume.clone(),
-        size_bytes: 6 * GIB,
-    };
-    match client.ask(extend).0 {
-        HostReply::Volume(report) => assert_eq!(report.size_bytes, 6 * GIB),
-        other => panic!("{other:?}"),
-    }
+    extend(&mut client, &spec, 6 * GIB);
     wait_for("the growth inside", || {
         (room(&host, &spec) > at_first + GIB).then_some(())
     });
@@ -75,11 +80,24 @@ fn a_virtual_machine_grows_and_checks_its_own_disk_and_says_when_it_is_damaged()
     disk.read_exact_at(&mut state, state_at).unwrap();
     disk.write_all_at(&[state[0] | 2], state_at).unwrap();
     disk.sync_all().unwrap();
+    // With a cap, which stands between the disk and its machine.
+    host.kill_daemon();
+    host.settings["machine_disk_rate"] = serde_json::json!("1GiB");
+    host.settings["machine_disk_operations"] = serde_json::json!(100_000);
+    host.start_daemon();
+    let mut client = host.client();
     spec.generation = Generation(2);
     client.ensure(&spec).unwrap();
     let mut now = [0];
     disk.read_exact_at(&mut now, state_at).unwrap();
     assert!(room(&host, &spec) > at_first + GIB);
+    let argv = fs::read_to_string(format!("/proc/{}/cmdline", host.pid(&spec.machine))).unwrap();
+    let cap = "x-bps-read=1073741824,x-bps-write=1073741824,x-iops-read=100000,x-iops-write=100000";
+    assert!(argv.contains(cap), "{argv}");
+    extend(&mut client, &spec, 8 * GIB);
+    wait_for("the growth inside, with a cap", || {
+        (room(&host, &spec) > at_first + 3 * GIB).then_some(())
+    });
     client.stop(&spec.machine, 2, Duration::ZERO).unwrap();
     client.wait_exit(&spec.machine, WAIT);
     let said = console(&host, &spec);
@@ -90,7 +108,7 @@ fn a_virtual_machine_grows_and_checks_its_own_disk_and_says_when_it_is_damaged()
 
     // What cannot be repaired is told, and the host still reads nothing of it.
     disk.set_len(0).unwrap();
-    disk.set_len(6 * GIB).unwrap();
+    disk.set_len(8 * GIB).unwrap();
     spec.generation = Generation(3);
     client.ensure(&spec).unwrap();
     assert!(!client.wait_exit(&spec.machine, WAIT));

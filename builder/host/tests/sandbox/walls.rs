@@ -1,7 +1,7 @@
 //! What a machine's root, with all its rights, can do to the host and to others: nothing. And what it can use up.
 
 use crate::harness::{Guest, Host};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn refused(host: &Host, machine: &slipway_core::id::MachineId, script: &str) {
     let output = host.inside(machine, script);
@@ -162,4 +162,40 @@ fn processes_memory_and_space_are_bounded() {
         .join(spec.machine.as_str())
         .join("console.log");
     assert!(std::fs::metadata(kept).unwrap().len() <= 64 << 10);
+}
+
+/// On cgroup v2 (loadtests/tests/debian13_host.rs has such a kernel). On v1 it is said that there is no cap.
+#[test]
+fn a_machine_takes_no_more_of_the_disk_than_its_cap() {
+    const MIB: u64 = 8;
+    let change = |settings: &mut serde_json::Value, _: u8| {
+        settings["machine_disk_rate"] = serde_json::json!(format!("{MIB}MiB"));
+    };
+    let Some(host) = Host::start_with(Guest::Idle, change) else {
+        return;
+    };
+    if !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        assert!(host.log().contains("sandboxes have no cap of the disk"));
+        return;
+    }
+    let machine = host.machine(&mut host.client(), 1).machine;
+    let cgroup = format!("/sys/fs/cgroup/slipway-test-{}/{machine}", host.place);
+    let cap = std::fs::read_to_string(format!("{cgroup}/io.max")).unwrap();
+    let bytes = MIB << 20;
+    assert!(cap.contains(&format!("rbps={bytes} wbps={bytes}")), "{cap}");
+    // Below a cgroup of its own, as a build step is.
+    let own = "mkdir -p /sys/fs/cgroup/step && echo $$ >/sys/fs/cgroup/step/cgroup.procs";
+    for copy in [
+        "dd if=/dev/zero of=/var/lib/docker/x bs=1M count=24 oflag=direct",
+        "dd if=/var/lib/docker/x of=/dev/null bs=1M count=24 iflag=direct",
+    ] {
+        let began = Instant::now();
+        let output = host.inside(&machine, &format!("{own} && {copy}"));
+        let took = began.elapsed();
+        assert!(output.status.success(), "{output:?}");
+        // A throttle lets a little pass before it counts.
+        assert!(took > Duration::from_secs(24 / MIB / 2), "{copy}: {took:?}");
+    }
+    let raised = host.inside(&machine, "echo '7:0 rbps=max' >/sys/fs/cgroup/io.max");
+    assert!(!raised.status.success(), "{raised:?}");
 }
