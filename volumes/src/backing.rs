@@ -251,3 +251,12 @@ pub(crate) enum Unfinished {
     },
     Snapshot(SnapshotId, VolumeId),
 }
+
+impl Unfinished {
+    /// The volume that it is, or that it is a snapshot of.
+    pub(crate) fn volume(&self) -> &VolumeId {
+        match self {
+            Self::Volume { id, .. } | Self::Snapshot(_, id) => id,
+        }
+    }
+}

@@ -162,6 +162,13 @@ pub trait VolumeDriver: Send + Sync + std::fmt::Debug {
     /// Only when the pool itself cannot be read.
     fn list(&self) -> Result<Vec<VolumeReport>, VolumeError>;
 
+    /// Volumes that are not whole: they are being made, or are imports that broke off and can be taken up again.
+    /// [`Self::destroy`] removes one.
+    ///
+    /// # Errors
+    /// Only when the pool itself cannot be read.
+    fn unfinished(&self) -> Result<Vec<VolumeId>, VolumeError>;
+
     /// Gives the volume to `holder`. Again for the same holder gives the same. Before it is mounted, the file system is checked and
     /// repaired if the last end was unclean, which can take minutes. As a device it is given unread: its machine checks it.
     ///

@@ -18,6 +18,7 @@ mod create;
 mod departure;
 mod extend;
 pub(crate) mod layout;
+mod leftovers;
 #[cfg(test)]
 mod machine_tests;
 mod snapshot;
@@ -28,14 +29,14 @@ mod tests;
 pub(crate) use snapshot::too_slow;
 
 use crate::account::Account;
-use crate::backing::{Backing, Inventory, Making, Stored, StoredSnapshot, Unfinished};
+use crate::backing::{Backing, Inventory, Stored, StoredSnapshot, Unfinished};
 use crate::driver::{
     AttachAs, Attachment, Capabilities, Encryption, NewVolume, PoolReport, SharedDisk, VolumeDriver,
 };
 use crate::error::VolumeError;
-use crate::limits::{IMPORT_KEPT_FOR, POOL_LOCK_WAIT_MAX, VOLUME_LOCK_WAIT_MAX};
+use crate::limits::{POOL_LOCK_WAIT_MAX, VOLUME_LOCK_WAIT_MAX};
 use crate::lock::{FileLock, Locked};
-use crate::marker::{Marker, remove_if_there};
+use crate::marker::Marker;
 use crate::{freeze, fs, luks, mounts};
 use layout::Layout;
 use slipway_core::host_api::{ImportPart, SnapshotReport, VolumeReport};
@@ -56,7 +57,7 @@ pub(crate) struct Pool<B> {
     /// New volumes are encrypted.
     seals: bool,
     pub(crate) steps: Steps,
-    /// What was found at the opening that belongs to nobody.
+    /// What was found at the opening that the operator must see to.
     found: Mutex<Vec<String>>,
 }
 
@@ -199,102 +200,6 @@ impl<B: Backing> Pool<B> {
             .find(|found| found.snapshot == *snapshot))
     }
 
-    /// Removes what a crash left: what was being made, and markers and locks of volumes that are not there. What somebody
-    /// is making right now is locked, and left alone.
-    fn clear_leftovers(&self) -> Result<(), VolumeError> {
-        let there = self.backing.inventory()?;
-        for unfinished in &there.unfinished {
-            let id = match unfinished {
-                Unfinished::Volume { id, .. } | Unfinished::Snapshot(_, id) => id,
-            };
-            let Some(_volume) = self.try_lock_volume(id)? else {
-                continue;
-            };
-            match unfinished {
-                Unfinished::Volume {
-                    making: Making::Import,
-                    idle_s,
-                    ..
-                } if Duration::from_secs(*idle_s) < IMPORT_KEPT_FOR => {
-                    luks_close_making(id)?;
-                }
-                Unfinished::Volume { making, .. } => {
-                    tracing::warn!(volume = %id, "half made volume removed");
-                    luks_close_making(id)?;
-                    self.backing.abandon(id, &[*making])?;
-                }
-                Unfinished::Snapshot(snapshot, _) => {
-                    tracing::warn!(volume = %id, %snapshot, "half made snapshot removed");
-                    self.backing.abandon_snapshot(snapshot)?;
-                }
-            }
-        }
-        let volumes: Vec<&VolumeId> = there.volumes.iter().map(|(id, _)| id).collect();
-        for name in Layout::file_names(&self.layout.volumes_dir())? {
-            let Some((
-                stem,
-                "attached.tmp" | "attached" | "foreign" | "import" | "import.tmp" | "used" | "lock",
-            )) = name.split_once('.')
-            else {
-                continue;
-            };
-            let Ok(id) = stem.parse::<VolumeId>() else {
-                continue;
-            };
-            if volumes.contains(&&id) {
-                continue;
-            }
-            // One that is being made is locked, and one that was made meanwhile is there.
-            let Some(_volume) = self.try_lock_volume(&id)? else {
-                continue;
-            };
-            let importing = self.backing.is_begun(&id, Making::Import)?;
-            if !importing && self.backing.find(&id)?.is_none() {
-                remove_if_there(&self.layout.marker(&id))?;
-                remove_if_there(&self.layout.volumes_dir().join(&name))?;
-                remove_if_there(&self.layout.lock(&id))?;
-            }
-        }
-        self.adopt_or_close(&there)
-    }
-
-    /// Adopts what is attached, and lets go of devices that a crash left for nobody: of a volume that was being destroyed, of a
-    /// snapshot that was read.
-    fn adopt_or_close(&self, there: &Inventory) -> Result<(), VolumeError> {
-        let active = self.backing.all_active()?;
-        for (id, _) in &there.volumes {
-            if !active.volumes.contains(id) {
-                continue;
-            }
-            if let Marker::HeldBy(holder, _) = Marker::read(&self.layout.marker(id))? {
-                tracing::info!(volume = %id, %holder, "attached volume adopted");
-                continue;
-            }
-            let Some(_volume) = self.try_lock_volume(id)? else {
-                continue;
-            };
-            if Marker::read(&self.layout.marker(id))? == Marker::Absent {
-                tracing::warn!(volume = %id, "device of a volume that nobody has let go");
-                self.backing.deactivate(id)?;
-            }
-        }
-        for snapshot in &there.snapshots {
-            let id = &snapshot.snapshot;
-            let name = clear_name_of_snapshot(id);
-            if !luks::clear_path(&name).exists() && !active.snapshots.contains(id) {
-                continue;
-            }
-            let path = self.layout.snapshot_lock(id);
-            let lock = FileLock::acquire(&path, Duration::ZERO);
-            if let Locked::Held(_snapshot) = lock.map_err(VolumeError::io("lock", &path))? {
-                tracing::warn!(snapshot = %id, "device of a snapshot that nobody reads let go");
-                luks::close(&name)?;
-                self.backing.close_snapshot(snapshot)?;
-            }
-        }
-        Ok(())
-    }
-
     fn try_lock_volume(&self, id: &VolumeId) -> Result<Option<FileLock>, VolumeError> {
         let path = self.layout.lock(id);
         match FileLock::acquire(&path, Duration::ZERO).map_err(VolumeError::io("lock", &path))? {
@@ -362,10 +267,6 @@ impl<B: Backing> Pool<B> {
     }
 }
 
-fn luks_close_making(id: &VolumeId) -> Result<(), VolumeError> {
-    luks::close(&clear_name_in_making(id)).map(drop)
-}
-
 /// What an encrypted volume cannot do without.
 fn needed<'k>(id: &VolumeId, key: Option<&'k VolumeKey>) -> Result<&'k VolumeKey, VolumeError> {
     key.ok_or_else(|| VolumeError::KeyNeeded { volume: id.clone() })
@@ -409,6 +310,15 @@ impl<B: Backing> VolumeDriver for Pool<B> {
         }
         reports.sort_by(|a, b| a.volume.cmp(&b.volume));
         Ok(reports)
+    }
+
+    fn unfinished(&self) -> Result<Vec<VolumeId>, VolumeError> {
+        let inventory = self.backing.inventory()?;
+        let volumes = inventory.unfinished.iter().filter_map(|it| match it {
+            Unfinished::Volume { id, .. } => Some(id.clone()),
+            Unfinished::Snapshot(..) => None,
+        });
+        Ok(volumes.collect())
     }
 
     fn attach(

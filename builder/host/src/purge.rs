@@ -62,6 +62,11 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
             .destroy(&volume.volume)
             .map_err(HostRunError::Pool)?;
     }
+    for half_made in held.volumes.unfinished().map_err(HostRunError::Pool)? {
+        held.volumes
+            .destroy(&half_made)
+            .map_err(HostRunError::Pool)?;
+    }
     held.network.remove()?;
     drop(held);
     remove_traces(&settings)?;

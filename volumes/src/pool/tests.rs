@@ -714,6 +714,40 @@ fn leftovers_of_a_crash_are_cleared_and_nothing_else() {
 }
 
 #[test]
+fn a_leftover_that_cannot_be_cleared_away_keeps_no_pool_from_opening() {
+    let Some(pool) = TestPool::new() else { return };
+    let driver = pool.open();
+    ensure(&driver, SIZE).unwrap();
+    let volumes = pool.path().join("volumes");
+    let [stuck, gone] = [8, 9].map(|n| VolumeId::from_entropy([n; 10]));
+    // A directory with something in it, where a file was.
+    fs::create_dir_all(volumes.join(format!("{stuck}.4096.img.tmp/x"))).unwrap();
+    fs::write(volumes.join(format!("{gone}.4096.img.tmp")), "").unwrap();
+    let driver = pool.open();
+    assert!(!volumes.join(format!("{gone}.4096.img.tmp")).exists());
+    attach(&driver, 1).unwrap();
+    driver.detach(&volume(), &machine(1)).unwrap();
+    let notices = driver.pool().unwrap().notices;
+    assert!(
+        notices.len() == 1 && notices[0].contains(stuck.as_str()),
+        "{notices:?}"
+    );
+}
+
+#[test]
+fn an_import_that_broke_off_is_listed_and_can_be_destroyed() {
+    let Some(pool) = TestPool::new() else { return };
+    let driver = pool.open();
+    let id = VolumeId::from_entropy([9; 10]);
+    let part = pool.path().join(format!("volumes/{id}.4096.img.part"));
+    fs::write(&part, "begun").unwrap();
+    assert_eq!(pool.open().unfinished().unwrap(), std::slice::from_ref(&id));
+    driver.destroy(&id).unwrap();
+    assert!(!part.exists());
+    assert_eq!(driver.unfinished().unwrap(), []);
+}
+
+#[test]
 fn only_root_can_enter() {
     let Some(pool) = TestPool::new() else { return };
     let driver = pool.open();
