@@ -6,6 +6,7 @@ use crate::error::VolumeError;
 use crate::limits::{FSCK_DURATION_MAX, MKFS_DURATION_MAX, RESIZE_DURATION_MAX};
 use crate::tool;
 use nix::errno::Errno;
+use slipway_core::fsck::Checked;
 use slipway_core::id::VolumeId;
 use slipway_core::units::ByteSize;
 use std::ffi::OsStr;
@@ -49,19 +50,34 @@ pub(crate) fn make(device: &Path, size: ByteSize, zeroed: bool) -> Result<(), Vo
 }
 
 /// Checks and repairs a file system that nothing uses: what is safe at first, everything if that does not do.
+///
+/// # Errors
+/// [`VolumeError::Damaged`] only for what the checker found and could not correct; [`VolumeError::Tool`] if it did not do its work.
 pub(crate) fn check(id: &VolumeId, device: &Path) -> Result<(), VolumeError> {
-    if is_sound(run_check(device, &["-p"])?.code) {
-        return Ok(());
+    check_by(id, |mode| run_check(device, mode))
+}
+
+/// The same, with whatever runs `e2fsck` with these options.
+fn check_by(
+    id: &VolumeId,
+    mut run: impl FnMut(&[&str]) -> Result<tool::Ended, VolumeError>,
+) -> Result<(), VolumeError> {
+    let ended = run(&["-p"])?;
+    match ended.checked() {
+        Checked::Sound => return Ok(()),
+        // Killed in the middle: what a gentle check would have found is not known yet.
+        Checked::Failed if ended.code.is_none() => return Err(ended.failed("e2fsck")),
+        Checked::Damaged | Checked::Failed => {}
     }
     tracing::warn!(volume = %id, "repairing the file system, files may be lost");
-    let ended = run_check(device, &["-f", "-y"])?;
-    if is_sound(ended.code) {
-        Ok(())
-    } else {
-        Err(VolumeError::Damaged {
+    let ended = run(&["-f", "-y"])?;
+    match ended.checked() {
+        Checked::Sound => Ok(()),
+        Checked::Damaged => Err(VolumeError::Damaged {
             volume: id.clone(),
             detail: ended.output,
-        })
+        }),
+        Checked::Failed => Err(ended.failed("e2fsck")),
     }
 }
 
@@ -71,12 +87,6 @@ fn run_check(device: &Path, mode: &[&str]) -> Result<tool::Ended, VolumeError> {
 
 /// Growth of less than this is left for later: less than a block group may be of no use to the file system.
 pub(crate) const GROWTH_MIN: u64 = 8 << 20;
-
-/// Exit codes of e2fsck(8) are bits: 1 is "errors corrected", 2 "and the system should be rebooted", which means
-/// nothing for a file system that is not mounted.
-fn is_sound(code: Option<i32>) -> bool {
-    code.is_some_and(|code| code & !3 == 0)
-}
 
 /// `EXT4_IOC_RESIZE_FS` of `include/uapi/linux/ext4.h`.
 #[expect(unsafe_code, reason = "a mounted ext4 is grown by an ioctl alone")]
@@ -112,11 +122,8 @@ pub(crate) fn may_grow_mounted() -> bool {
 /// Makes a file system that is not mounted as large as its device; resize2fs wants it checked.
 pub(crate) fn grow_unmounted(device: &Path) -> Result<(), VolumeError> {
     let ended = run_check(device, &["-f", "-p"])?;
-    if !is_sound(ended.code) {
-        return Err(VolumeError::Tool {
-            program: "e2fsck",
-            detail: ended.output,
-        });
+    if ended.checked() != Checked::Sound {
+        return Err(ended.failed("e2fsck"));
     }
     tool::run_confined("resize2fs", &[], device, RESIZE_DURATION_MAX)?.success("resize2fs")
 }
@@ -161,31 +168,94 @@ fn size_in(block: &[u8; 1024]) -> Option<u64> {
 }
 
 /// Whether an error of mount(2) says that the file system is not one, or not whole: `EUCLEAN` and `EFSBADCRC` (which is
-/// `EBADMSG`) come from ext4's own checks, `EINVAL` from a superblock that is none.
+/// `EBADMSG`) come from ext4's own checks, `EINVAL` from a superblock that is none. `EIO` is not among them: the disk below did not
+/// answer, which says nothing of what is on it.
 pub(crate) fn is_corruption(error: &io::Error) -> bool {
-    [Errno::EUCLEAN, Errno::EBADMSG, Errno::EINVAL, Errno::EIO]
+    [Errno::EUCLEAN, Errno::EBADMSG, Errno::EINVAL]
         .iter()
         .any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{is_sound, size_in};
+    use super::{check_by, is_corruption, size_in};
+    use crate::error::VolumeError;
+    use crate::tool;
+    use nix::errno::Errno;
+    use slipway_core::id::VolumeId;
+    use std::ffi::OsStr;
+    use std::path::Path;
+    use std::process::Command;
+    use std::time::Duration;
+
+    /// Real checks of the image at `image`, by a shell that first sets a limit.
+    fn checked_with(limit: &str, image: &Path) -> Result<(), VolumeError> {
+        let id = VolumeId::from_entropy([1; 10]);
+        check_by(&id, |mode| {
+            let script = format!(
+                "{limit}; exec e2fsck {} {}",
+                mode.join(" "),
+                image.display()
+            );
+            let args = ["-c", &script].map(OsStr::new);
+            tool::run("sh", &args, Duration::from_secs(300))
+        })
+    }
+
+    /// An image with a root directory that is lost, which only the thorough check makes anew.
+    fn broken_image(dir: &Path, bytes: u64) -> std::path::PathBuf {
+        let image = dir.join("image");
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(bytes).unwrap();
+        let run = |program: &str, args: &[&str]| {
+            let output = Command::new(program).args(args).arg(&image).output();
+            assert!(output.unwrap().status.success(), "{program}");
+        };
+        let lazy = "nodiscard,lazy_itable_init=1,lazy_journal_init=1";
+        run("mkfs.ext4", &["-q", "-F", "-E", lazy]);
+        run("debugfs", &["-w", "-R", "clri <2>"]);
+        // Else it is taken for clean, unread.
+        run("debugfs", &["-w", "-R", "set_super_value state 2"]);
+        image
+    }
+
+    /// It says nothing of the file system, so no cache may be replaced for it.
+    #[test]
+    fn a_checker_that_is_killed_or_short_of_memory_is_no_damage_and_the_next_check_repairs() {
+        let dir = tempfile::tempdir().unwrap();
+        // Sparse: some MiB on disk, and bitmaps that do not fit into the memory below.
+        let image = broken_image(dir.path(), 64 << 30);
+        for limit in [
+            "ulimit -v 20000", // e2fsck ends with 8.
+            "ulimit -f 0",     // SIGXFSZ with its first write.
+        ] {
+            match checked_with(limit, &image) {
+                Err(VolumeError::Tool { program, .. }) => assert_eq!(program, "e2fsck", "{limit}"),
+                other => panic!("{limit}: {other:?}"),
+            }
+        }
+        checked_with("true", &image).unwrap();
+        // What is damage stays damage: no superblock is left.
+        std::fs::write(&image, vec![0; 64 << 20]).unwrap();
+        let wiped = checked_with("true", &image);
+        assert!(
+            matches!(wiped, Err(VolumeError::Damaged { .. })),
+            "{wiped:?}"
+        );
+    }
 
     #[test]
-    fn exit_codes_of_the_checker() {
-        for (code, sound) in [
-            (Some(0), true),
-            (Some(1), true),
-            (Some(2), true),
-            (Some(3), true),
-            (Some(4), false),
-            (Some(8), false),
-            (Some(5), false),
-            (Some(12), false),
-            (None, false),
+    fn a_disk_that_does_not_answer_is_no_damage_of_the_file_system() {
+        for (errno, damage) in [
+            (Errno::EUCLEAN, true),
+            (Errno::EBADMSG, true),
+            (Errno::EINVAL, true),
+            (Errno::EIO, false),
+            (Errno::ENOMEM, false),
+            (Errno::ENOSPC, false),
+            (Errno::EBUSY, false),
         ] {
-            assert_eq!(is_sound(code), sound, "{code:?}");
+            assert_eq!(is_corruption(&errno.into()), damage, "{errno}");
         }
     }
 

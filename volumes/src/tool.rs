@@ -7,6 +7,7 @@ use crate::error::VolumeError;
 use crate::limits::{
     MODPROBE_DURATION_MAX, POLL_PAUSE, TOOL_OUTPUT_BYTES_MAX, TOOL_REPORT_BYTES_MAX,
 };
+use slipway_core::fsck::{self, Checked};
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -30,10 +31,24 @@ impl Ended {
     pub(crate) fn success(self, program: &'static str) -> Result<(), VolumeError> {
         match self.code {
             Some(0) => Ok(()),
-            Some(_) | None => Err(VolumeError::Tool {
-                program,
-                detail: self.output,
-            }),
+            Some(_) | None => Err(self.failed(program)),
+        }
+    }
+
+    /// What the end of `e2fsck` says of the file system.
+    pub(crate) fn checked(&self) -> Checked {
+        fsck::checked(self.code, &self.output)
+    }
+
+    /// For a program that did not do its work.
+    pub(crate) fn failed(self, program: &'static str) -> VolumeError {
+        let how = self.code.map_or_else(
+            || "ended by a signal".to_owned(),
+            |code| format!("exit code {code}"),
+        );
+        VolumeError::Tool {
+            program,
+            detail: format!("{how}: {}", self.output),
         }
     }
 }

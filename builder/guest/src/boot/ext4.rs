@@ -3,8 +3,9 @@
 //! It must not know where the disk comes from or where it is mounted.
 
 use crate::limits::CHECK_OUTPUT_BYTES_MAX;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
+use slipway_core::fsck::{Checked, checked};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -49,22 +50,28 @@ pub(super) fn check(disk: &Path) -> Result<()> {
         return Ok(());
     }
     tracing::warn!("unclean end before, checking the cache volume");
-    let Some((sound, _)) = run_checker(disk, &["-p"])? else {
+    let Some((gentle, words)) = run_checker(disk, &["-p"])? else {
         tracing::warn!("the builder image has no e2fsck (hint: build it anew); the kernel decides");
         return Ok(());
     };
-    if sound {
-        return Ok(());
+    match gentle {
+        (Checked::Sound, _) => return Ok(()),
+        (Checked::Failed, None) => bail!("e2fsck was killed: {words}"),
+        (Checked::Damaged | Checked::Failed, _) => {}
     }
     tracing::warn!("repairing the cache volume, files may be lost");
     match run_checker(disk, &["-f", "-y"])? {
-        Some((false, words)) => Err(Damaged(words).into()),
-        Some((true, _)) | None => Ok(()),
+        Some(((Checked::Damaged, _), words)) => Err(Damaged(words).into()),
+        Some(((Checked::Failed, code), words)) => bail!("e2fsck failed ({code:?}): {words}"),
+        Some(((Checked::Sound, _), _)) | None => Ok(()),
     }
 }
 
-/// Whether it is sound now, and what the checker said; nothing if there is no checker.
-fn run_checker(disk: &Path, mode: &[&str]) -> Result<Option<(bool, String)>> {
+/// What a run of the checker says and its exit code, and what it wrote.
+type Run = ((Checked, Option<i32>), String);
+
+/// Nothing if there is no checker.
+fn run_checker(disk: &Path, mode: &[&str]) -> Result<Option<Run>> {
     let mut command = Command::new(CHECKER);
     // /proc/mounts has no line of it: it is not mounted.
     command.args(mode).arg(disk).env("LC_ALL", "C");
@@ -72,22 +79,19 @@ fn run_checker(disk: &Path, mode: &[&str]) -> Result<Option<(bool, String)>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         ended => ended.context("run e2fsck")?,
     };
-    let mut words = output.stdout;
-    words.extend_from_slice(&output.stderr);
+    // Reasons come on the second stream, and must not be lost behind a long list of repairs.
+    let mut words = output.stderr;
+    words.extend_from_slice(&output.stdout);
+    let code = output.status.code();
+    let checked = checked(code, &String::from_utf8_lossy(&words));
     words.truncate(CHECK_OUTPUT_BYTES_MAX);
     let words = String::from_utf8_lossy(&words).trim().to_owned();
-    Ok(Some((repaired(output.status.code()), words)))
+    Ok(Some(((checked, code), words)))
 }
 
-/// Exit codes of e2fsck(8) are bits: 1 is "errors corrected", 2 "and the system should be rebooted", which means nothing for a file
-/// system that is not mounted.
-fn repaired(code: Option<i32>) -> bool {
-    code.is_some_and(|code| code & !3 == 0)
-}
-
-/// Whether an error of mount(2) says that the file system is none, or not whole.
+/// Whether an error of mount(2) says that the file system is none, or not whole. `EIO` does not: it says that the disk did not answer.
 pub(super) fn is_corruption(error: Errno) -> bool {
-    [Errno::EUCLEAN, Errno::EBADMSG, Errno::EINVAL, Errno::EIO].contains(&error)
+    [Errno::EUCLEAN, Errno::EBADMSG, Errno::EINVAL].contains(&error)
 }
 
 /// Makes the mounted file system that `dir` is a directory of fill a disk of `bytes`. One that does already stays as it is.
@@ -134,16 +138,8 @@ mod tests {
     }
 
     #[test]
-    fn a_checker_that_was_killed_or_failed_repaired_nothing() {
-        for (code, sound) in [
-            (Some(0), true),
-            (Some(1), true),
-            (Some(3), true),
-            (Some(4), false),
-            (Some(8), false),
-            (None, false),
-        ] {
-            assert_eq!(repaired(code), sound, "{code:?}");
-        }
+    fn a_disk_that_does_not_answer_is_no_damage() {
+        assert!(is_corruption(Errno::EUCLEAN) && is_corruption(Errno::EINVAL));
+        assert!(!is_corruption(Errno::EIO) && !is_corruption(Errno::ENOMEM));
     }
 }
