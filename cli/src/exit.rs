@@ -56,8 +56,18 @@ impl Failure {
     }
 
     /// Like [`Failure::user`], with the whole chain of causes after the action that failed.
-    pub(crate) fn user_caused(action: impl fmt::Display, cause: &dyn std::error::Error) -> Self {
-        Self::user(format!("{action}: {}", chain(cause)))
+    pub(crate) fn user_caused(
+        action: impl fmt::Display,
+        cause: &(dyn std::error::Error + 'static),
+    ) -> Self {
+        let failure = Self::user(format!("{action}: {}", chain(cause)));
+        let is_denied = cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
+        match is_denied {
+            true => failure.hint("you may not read it: look at its owner and mode"),
+            false => failure,
+        }
     }
 
     /// The caller pressed Ctrl-C, or sent SIGTERM.
@@ -171,6 +181,17 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = next.source();
     }
+    without_numbers(text)
+}
+
+/// Without the kernel's numbers, as in `Permission denied (os error 13)`: the words say it.
+fn without_numbers(mut text: String) -> String {
+    const NUMBER: &str = " (os error ";
+    while let Some(at) = text.find(NUMBER)
+        && let Some(length) = text[at + NUMBER.len()..].find(')')
+    {
+        text.replace_range(at..=at + NUMBER.len() + length, "");
+    }
     text
 }
 
@@ -192,6 +213,16 @@ mod tests {
         );
         assert_eq!(Failure::system("x").code(), 2);
         assert_eq!(Failure::interrupted("x").code(), 130);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_in_words() {
+        let error = std::io::Error::from_raw_os_error(13);
+        let failure = Failure::user_caused("read /x", &error);
+        assert_eq!(
+            failure.to_string(),
+            "error: read /x: Permission denied\nhint: you may not read it: look at its owner and mode"
+        );
     }
 
     #[test]

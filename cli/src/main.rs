@@ -45,6 +45,12 @@ fn main() -> ExitCode {
     };
     let printer = Printer::new(format);
     match run(cli, printer) {
+        Ok(()) if printer::data_was_lost() => {
+            let failure = Failure::user("the output could not be written")
+                .hint("the command has done its work; is the disk full?");
+            printer.note(&failure.to_string());
+            failure.exit_code()
+        }
         Ok(()) => ExitCode::from(EXIT_OK),
         Err(failure) => {
             printer.note(&failure.to_string());

@@ -1,10 +1,15 @@
 //! The two outputs: stdout carries data and nothing else, stderr carries talk.
 //!
-//! Owns tables and JSON lines. A closed pipe ends no command: what nobody reads is not worth an error.
+//! Owns tables and JSON lines. A closed pipe ends no command: what nobody reads is not worth an error. A full disk does, once the
+//! command has done its work.
 //! Must not know any command.
 
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Some data could not be written. A printer is copied freely, and so cannot keep it.
+static LOST: AtomicBool = AtomicBool::new(false);
 
 /// Where a command prints, and in which format.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +40,12 @@ impl Printer {
     /// Data: one line on stdout.
     pub(crate) fn data(self, line: &str) {
         let mut out = std::io::stdout().lock();
-        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        let written = writeln!(out, "{line}").and_then(|()| out.flush());
+        if let Err(error) = written
+            && error.kind() != std::io::ErrorKind::BrokenPipe
+        {
+            LOST.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Data: one JSON document on one line of stdout.
@@ -85,6 +95,11 @@ impl Printer {
             }
         }
     }
+}
+
+/// Data could not be written to standard output, and somebody wanted it.
+pub(crate) fn data_was_lost() -> bool {
+    LOST.load(Ordering::Relaxed)
 }
 
 /// A person reads stderr.

@@ -78,6 +78,9 @@ pub(crate) struct DeployArgs {
     /// Build every step anew
     #[arg(long, help_heading = "Build")]
     pub(crate) no_cache: bool,
+    /// Ask the registries for the base images again. Without it the builder uses an image of that name which it has
+    #[arg(long, help_heading = "Build")]
+    pub(crate) pull: bool,
     /// Ignore file, instead of DOCKERFILE.dockerignore or .dockerignore
     #[arg(long, value_name = "FILE", help_heading = "Build", value_hint = clap::ValueHint::FilePath)]
     pub(crate) ignorefile: Option<PathBuf>,

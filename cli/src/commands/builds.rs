@@ -48,11 +48,12 @@ pub(crate) async fn run(verb: BuildsVerb, caller: &Caller, printer: Printer) -> 
         BuildsVerb::Attach { id, progress } => attach(&id, progress, &client, printer).await?,
         BuildsVerb::Cancel { id } => {
             let build = queries::cancel_build(&client, &id).await?;
-            printer.note(&format!(
-                "build {} is {}",
-                build.id,
-                build.state.to_lowercase()
-            ));
+            // The builder ends it a moment later.
+            let state = match build.state.to_lowercase().as_str() {
+                "pending" | "running" => "being cancelled".to_owned(),
+                ended => ended.to_owned(),
+            };
+            printer.note(&format!("build {} is {state}", build.id));
         }
     }
     Ok(())

@@ -5,6 +5,7 @@
 mod attach;
 mod detach;
 mod follow;
+mod image_name;
 mod local;
 mod plan;
 mod progress;

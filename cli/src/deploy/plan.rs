@@ -3,6 +3,7 @@
 //!
 //! Must not know the API, sessions, or how progress is shown.
 
+use super::image_name;
 use super::secret::{self, Secret};
 use crate::args::DeployArgs;
 use crate::config::{FLY_NAME, ProjectConfig};
@@ -15,8 +16,6 @@ use std::path::{Path, PathBuf};
 const DOCKERFILE_NAMES: [&str; 2] = ["Dockerfile", "Containerfile"];
 /// Longest name of an app.
 const APP_NAME_BYTES_MAX: usize = 63;
-/// Longest image name and tag that registries take.
-const IMAGE_NAME_BYTES_MAX: usize = 255;
 
 /// A build, complete and checked.
 #[derive(Debug, Clone)]
@@ -240,46 +239,12 @@ fn image_name(args: &DeployArgs, config: &ProjectConfig) -> Outcome<ImageName> {
     let given = args.image.clone().or_else(|| config.build.image.clone());
     let registry = args.registry.as_ref().or(config.registry.as_ref());
     match (given, registry) {
-        (Some(name), _) => check_image(&name).map(|()| ImageName::Given(name)),
-        (None, Some(registry)) => Ok(ImageName::In(registry.clone())),
+        (Some(name), _) => image_name::check(&name).map(|()| ImageName::Given(name)),
+        (None, Some(registry)) => {
+            image_name::check_registry(registry).map(|()| ImageName::In(registry.clone()))
+        }
         (None, None) => Ok(ImageName::Unsaid),
     }
-}
-
-/// The coarse part of the grammar of references; the builder knows the whole of it.
-fn check_image(name: &str) -> Outcome<()> {
-    let bad = |why: &str| {
-        Err(
-            Failure::user(format!("'{name}' is not the name of an image: {why}"))
-                .hint("it looks like registry.example/team/app:tag"),
-        )
-    };
-    if name.is_empty() || name.len() > IMAGE_NAME_BYTES_MAX {
-        return bad("it is empty or too long");
-    }
-    if name.contains("://") {
-        return bad("it has no scheme");
-    }
-    if name.contains('@') {
-        return bad("a digest cannot be chosen");
-    }
-    if !name
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || b"._-/:[]".contains(&b))
-    {
-        return bad("it has characters that no name has");
-    }
-    let repository = match name.rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => repository,
-        Some(_) | None => name,
-    };
-    let path = repository
-        .split_once('/')
-        .map_or(repository, |(_, path)| path);
-    if path.bytes().any(|b| b.is_ascii_uppercase()) {
-        return bad("it must be lower case");
-    }
-    Ok(())
 }
 
 fn find_dockerfile(
@@ -370,7 +335,7 @@ fn check_ignorefile(
     let Some(path) = named.clone().or_else(usual) else {
         return Ok(None);
     };
-    let fail = |error: &dyn std::error::Error| {
+    let fail = |error: &(dyn std::error::Error + 'static)| {
         Failure::user_caused(
             format_args!("read the ignore file {}", path.display()),
             error,
@@ -417,6 +382,9 @@ fn frontend_attrs(
     }
     if args.no_cache {
         attrs.insert("no-cache".to_owned(), String::new());
+    }
+    if args.pull {
+        attrs.insert("image-resolve-mode".to_owned(), "pull".to_owned());
     }
     let arch = match &args.platform {
         Some(platform) => {

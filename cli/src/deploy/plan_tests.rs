@@ -221,3 +221,24 @@ fn a_fly_file_is_used_told_or_refused_by_name() {
     );
     project.refused("-c DIR/fly.packs.toml --registry r", "[build] buildpacks");
 }
+
+#[test]
+fn base_images_are_asked_for_again_by_pull_alone() {
+    let project = Project::new(&[FROM]);
+    let mode = |flags: &str| {
+        let plan = project.plan(flags).unwrap();
+        plan.frontend_attrs.get("image-resolve-mode").cloned()
+    };
+    assert_eq!(mode("--app a --pull"), Some("pull".to_owned()));
+    assert_eq!(mode("--app a"), None);
+}
+
+#[test]
+fn names_that_the_builder_would_refuse_are_refused_here() {
+    let project = Project::new(&[FROM]);
+    project.refused("--app a --image r.example/a..b:1", "parts of its path");
+    project.refused("--app a --image r.example//a", "parts of its path");
+    let tag = "t".repeat(129);
+    project.refused(&format!("--app a --image r.example/a:{tag}"), "a tag has");
+    project.refused("--app a --registry https://r.example", "no scheme");
+}

@@ -127,10 +127,19 @@ impl SessionFactory {
 }
 
 /// BuildKit's frontend asks for `NAME.dockerignore` beside the Dockerfile, then for `.dockerignore` in the context. An
-/// ignore file that has another name is given to it under the first one.
+/// ignore file that has another name is given to it under the first one. So is a Dockerfile that is a link out of its directory,
+/// which no file sync follows.
 fn stage(plan: &Plan) -> Outcome<Option<TempDir>> {
-    let Some(ignorefile) = &plan.ignorefile else {
-        return Ok(None);
+    let dockerfile = plan.dockerfile_dir.join(&plan.dockerfile_name);
+    let leads_out = std::fs::canonicalize(&dockerfile)
+        .is_ok_and(|real| !real.starts_with(&plan.dockerfile_dir));
+    let beside = plan
+        .dockerfile_dir
+        .join(format!("{}.dockerignore", plan.dockerfile_name));
+    let ignorefile = match &plan.ignorefile {
+        Some(named) => Some(named.clone()),
+        None if !leads_out => return Ok(None),
+        None => beside.is_file().then_some(beside),
     };
     let fail = |error: std::io::Error| Failure::user_caused("copy the Dockerfile aside", &error);
     let dir = tempfile::Builder::new()
@@ -138,18 +147,22 @@ fn stage(plan: &Plan) -> Outcome<Option<TempDir>> {
         .tempdir()
         .map_err(fail)?;
     let name = &plan.dockerfile_name;
-    std::fs::copy(plan.dockerfile_dir.join(name), dir.path().join(name))
-        .and_then(|_| std::fs::copy(ignorefile, dir.path().join(format!("{name}.dockerignore"))))
-        .map_err(fail)?;
+    std::fs::copy(&dockerfile, dir.path().join(name)).map_err(fail)?;
+    if let Some(ignorefile) = ignorefile {
+        let beside = dir.path().join(format!("{name}.dockerignore"));
+        std::fs::copy(ignorefile, beside).map_err(fail)?;
+    }
     Ok(Some(dir))
 }
 
-/// Equal for builds of one directory on one computer: the builder keeps what it got, and asks for changed files only.
+/// Equal for builds of one app from one directory on one computer: the builder keeps what it got, and asks for changed files only.
 fn shared_key(plan: &Plan) -> String {
     let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let mut hash = Sha256::new();
     for part in [
         machine.trim().as_bytes(),
+        // Containers of a CI have no machine-id, and all check out to the same path.
+        plan.app.as_bytes(),
         plan.context.as_os_str().as_encoded_bytes(),
     ] {
         hash.update((part.len() as u64).to_be_bytes());
@@ -297,4 +310,41 @@ async fn serve_once(
         tracing::debug!(error = crate::exit::chain(&error), "build session");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use crate::config::ProjectConfig;
+    use clap::Parser;
+
+    fn plan(dir: &Path) -> Plan {
+        let words = ["slipway", "deploy", dir.to_str().unwrap(), "--app", "a"];
+        let Command::Deploy(args) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("not deploy")
+        };
+        let config = ProjectConfig::load(&args.dir, None).unwrap();
+        Plan::new(&args, &config, &|_| None).unwrap()
+    }
+
+    #[test]
+    fn a_dockerfile_that_is_a_link_out_of_its_directory_is_served() {
+        let root = tempfile::tempdir().unwrap();
+        let service = root.path().join("service");
+        std::fs::create_dir_all(&service).unwrap();
+        std::fs::write(root.path().join("common"), "FROM scratch\n").unwrap();
+        std::os::unix::fs::symlink("../common", service.join("Dockerfile")).unwrap();
+        std::fs::write(service.join("Dockerfile.dockerignore"), "x\n").unwrap();
+        let staged = stage(&plan(&service)).unwrap().unwrap();
+        let read = |name: &str| std::fs::read_to_string(staged.path().join(name)).unwrap();
+        assert_eq!(read("Dockerfile"), "FROM scratch\n");
+        assert_eq!(read("Dockerfile.dockerignore"), "x\n");
+        assert!(!staged.path().join("Dockerfile").is_symlink());
+
+        std::fs::remove_file(service.join("Dockerfile")).unwrap();
+        std::fs::write(service.join("real"), "FROM scratch\n").unwrap();
+        std::os::unix::fs::symlink("real", service.join("Dockerfile")).unwrap();
+        assert!(stage(&plan(&service)).unwrap().is_none());
+    }
 }

@@ -52,6 +52,36 @@ async fn the_sessions_login_opens_a_private_image() {
     build.credentials = vec![login("test-password")];
     build.run(&dockerd).await.image();
 
+    // The builder has that name now; another image was pushed under it. It is asked for again by wish.
+    let other = dockerd.work_dir("other");
+    write_files(
+        &other,
+        &[("Dockerfile", &format!("FROM {BASE}\nENV NEWER=yes\n"))],
+    );
+    let mut build = Build::new(&dockerd, &other);
+    build.image = format!("{REGISTRY}/private/newer:1");
+    build.run(&dockerd).await.image();
+    let newer = format!("{REGISTRY}/private/newer:1");
+    dockerd.docker(&["login", "-u", "test", "-p", "test-password", REGISTRY]);
+    dockerd.docker(&["push", "-q", &newer]);
+    dockerd.docker(&["logout", REGISTRY]);
+    dockerd.docker(&["rmi", &newer]);
+    dockerd.docker(&["tag", BASE, &newer]);
+    write_files(
+        &context,
+        &[(
+            "Dockerfile",
+            &format!("FROM {newer}\nRUN echo newer=$NEWER\n"),
+        )],
+    );
+    for (mode, expected) in [("default", "newer=\n"), ("pull", "newer=yes\n")] {
+        let mut build = Build::new(&dockerd, &context).attr("image-resolve-mode", mode);
+        build.credentials = vec![login("test-password")];
+        let built = build.attr("no-cache", "").run(&dockerd).await;
+        built.image();
+        assert!(built.log().contains(expected), "{mode}: {}", built.log());
+    }
+
     from(&format!("{REGISTRY}/private/base:none"));
     let mut build = Build::new(&dockerd, &context);
     build.credentials = vec![login("test-password")];

@@ -194,10 +194,19 @@ impl Board {
         let state = &mut self.steps[at];
         let since = at_ms.saturating_sub(state.started_ms.unwrap_or(at_ms));
         for piece in text.split_inclusive('\n') {
-            state.partial.push_str(piece);
-            if piece.ends_with('\n') || state.partial.len() >= OUTPUT_LINE_BYTES_MAX {
+            let mut rest = piece.trim_end_matches('\n');
+            while state.partial.len() + rest.len() > OUTPUT_LINE_BYTES_MAX {
+                let room = OUTPUT_LINE_BYTES_MAX - state.partial.len();
+                let (fits, more) = rest.split_at(rest.floor_char_boundary(room));
+                state.partial.push_str(fits);
+                rest = more;
                 let line = std::mem::take(&mut state.partial);
-                state.keep(at, since, line.trim_end_matches('\n'), changes);
+                state.keep(at, since, &line, changes);
+            }
+            state.partial.push_str(rest);
+            if piece.ends_with('\n') {
+                let line = std::mem::take(&mut state.partial);
+                state.keep(at, since, &line, changes);
             }
         }
     }

@@ -478,3 +478,19 @@ fn an_older_builder_tells_less_of_a_push() {
     let progress: PushProgress = serde_json::from_str(old).expect("an event of before");
     assert_eq!((progress.compressed, progress.sent), (0, 0));
 }
+
+#[test]
+fn a_long_line_is_cut_at_its_bound_however_it_arrives() {
+    use crate::limits::OUTPUT_LINE_BYTES_MAX;
+    let long = "é".repeat(OUTPUT_LINE_BYTES_MAX);
+    let mut script = Script::new().at(0, BuildEvent::Step(step(MAKE, Some(0), None)));
+    for piece in [&long[..10], &long[10..], "\nshort\n"] {
+        script = script.at(1, log(MAKE, piece));
+    }
+    let state = &script.board.steps()[0];
+    let lines: Vec<&str> = state.lines.iter().map(|(_, line)| line.as_str()).collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines.iter().all(|line| line.len() <= OUTPUT_LINE_BYTES_MAX));
+    assert_eq!(lines[..2].concat(), long);
+    assert_eq!(lines[2], "short");
+}
