@@ -6,8 +6,8 @@
 use crate::quota::{
     BuildRetention, BuilderSize, ORG_BUILD_EVENTS_DEFAULT, ORG_BUILDER_CPU_MILLIS_DEFAULT,
     ORG_BUILDER_MEMORY_DEFAULT, ORG_BUILDER_VOLUME_DEFAULT, ORG_BUILDS_AGE_CEILING_DEFAULT,
-    ORG_BUILDS_KEPT_CEILING_DEFAULT, ORG_POOL_DEFAULT, ORG_POOL_PERCENT_DEFAULT, QuotaError,
-    check_build_retention, check_builder_size,
+    ORG_BUILDS_KEPT_CEILING_DEFAULT, ORG_POOL_DEFAULT, ORG_POOL_PERCENT_DEFAULT,
+    POOL_RESERVE_PERCENT, QuotaError, check_build_retention, check_builder_size,
 };
 use crate::units::ByteSize;
 
@@ -133,6 +133,8 @@ impl Ceilings {
 pub struct PoolUse {
     /// What the pool may promise.
     pub capacity: ByteSize,
+    /// What is promised of it to all orgs.
+    pub promised: ByteSize,
     /// What the org is promised of it.
     pub of_pool: ByteSize,
     /// What the org is promised of all pools.
@@ -143,7 +145,7 @@ impl PoolShare {
     /// May an org be promised `more` of a pool?
     ///
     /// # Errors
-    /// [`QuotaError::PoolBytes`] or [`QuotaError::PoolPercent`].
+    /// [`QuotaError::PoolBytes`], [`QuotaError::PoolPercent`] or [`QuotaError::PoolReserve`].
     pub fn check(&self, used: &PoolUse, more: ByteSize) -> Result<(), QuotaError> {
         let of_all = used.of_all.0.saturating_add(more.0);
         if of_all > self.bytes.0 {
@@ -159,6 +161,16 @@ impl PoolShare {
                 asked: more,
                 have: used.of_pool,
                 percent: self.percent,
+            });
+        }
+        let promised = used.promised.0.saturating_add(more.0);
+        let left = u128::from(used.capacity.0.saturating_sub(promised));
+        let percent = POOL_RESERVE_PERCENT.min(100_u32.saturating_sub(self.percent));
+        let reserve = u128::from(used.capacity.0) * u128::from(percent);
+        if left * 100 < reserve && left < of_pool {
+            return Err(QuotaError::PoolReserve {
+                asked: more,
+                have: used.of_pool,
             });
         }
         Ok(())
@@ -254,6 +266,7 @@ mod tests {
         };
         let used = |of_pool, of_all| PoolUse {
             capacity: ByteSize::gib(80),
+            promised: ByteSize::gib(of_pool),
             of_pool: ByteSize::gib(of_pool),
             of_all: ByteSize::gib(of_all),
         };
@@ -265,5 +278,37 @@ mod tests {
         // A builder of the usual size is had in any case; a larger one counts.
         assert_eq!(share.check_cache(&used(40, 100), gib(10)), Ok(()));
         assert!(share.check_cache(&used(40, 40), gib(11)).is_err());
+    }
+
+    /// However many orgs act together, each takes as much as it is given: something is left.
+    #[test]
+    fn no_number_of_orgs_uses_a_pool_up_together() {
+        let capacity = 1_000_000;
+        let share = PoolShare {
+            bytes: ByteSize(u64::MAX),
+            percent: 75,
+            cache: ByteSize(0),
+        };
+        let most = |percent: u32, promised: u64| {
+            let share = PoolShare { percent, ..share };
+            let used = PoolUse {
+                capacity: ByteSize(capacity),
+                promised: ByteSize(promised),
+                of_pool: ByteSize(0),
+                of_all: ByteSize(0),
+            };
+            let fits = |more: &u64| share.check(&used, ByteSize(*more)).is_ok();
+            (0..=capacity - promised).rev().find(fits).unwrap_or(0)
+        };
+        let (mut promised, mut takes) = (0, Vec::new());
+        for _ in 0..5 {
+            let takes_now = most(75, promised);
+            promised += takes_now;
+            takes.push(takes_now);
+        }
+        assert_eq!(takes, [750_000, 150_000, 50_000, 25_000, 12_500]);
+        // Where the operator gives all to one, that is had.
+        assert_eq!(most(100, 0), capacity);
+        assert_eq!(most(95, 0), 950_000);
     }
 }

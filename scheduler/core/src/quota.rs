@@ -72,6 +72,9 @@ pub const ORG_POOL_DEFAULT: ByteSize = ByteSize::gib(4096);
 /// What one org may be promised of any one host's pool, in percent, unless the operator says otherwise. A builder's cache of
 /// the usual size is promised in any case.
 pub const ORG_POOL_PERCENT_DEFAULT: u32 = 75;
+/// The last part of a host's pool, in percent, into which an org grows only as far as it leaves others as much as it has itself. So no
+/// number of orgs uses a pool up together. Less where the operator lets one org have more than the rest of this.
+pub const POOL_RESERVE_PERCENT: u32 = 10;
 /// Apps one org may have. One more is refused.
 pub const ORG_APPS_MAX: u32 = 1_000;
 /// Good tokens one org may have. One more is refused.
@@ -245,6 +248,16 @@ pub enum QuotaError {
         /// The most, in percent of the pool.
         percent: u32,
     },
+    /// What is left of a host's pool is for orgs that have less of it.
+    #[error(
+        "what is left of the host's pool is for orgs that have less of it than {have}: {asked} more are too much"
+    )]
+    PoolReserve {
+        /// What was asked for.
+        asked: ByteSize,
+        /// What it has of that pool.
+        have: ByteSize,
+    },
     /// Too many apps.
     #[error("the org has {have} apps, and may have {ORG_APPS_MAX}")]
     Apps {
@@ -292,6 +305,9 @@ impl QuotaError {
     /// What the caller may do about it, if there is something.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
+            Self::PoolReserve { .. } => Some(
+                "ask for less, destroy volumes and snapshots that are not needed, or have the operator add space",
+            ),
             Self::Volumes { .. } | Self::PoolBytes { .. } | Self::PoolPercent { .. } => Some(
                 "destroy volumes and snapshots that are not needed: `slipway volumes destroy ID --now`",
             ),

@@ -18,7 +18,7 @@ use crate::connection::Connection;
 use crate::credentials::Credentials;
 use crate::farm::Farm;
 use crate::gateway::{authenticate, check_head};
-use crate::graphql::{self, Executor, Outcome};
+use crate::graphql::{self, Executor, Full, Outcome, Received};
 use crate::http::{Body, answer, challenge, closing, empty};
 use crate::origin::{check_same_site, is_json};
 use crate::problem::{Code, Problem};
@@ -29,10 +29,11 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::header::{ACCEPT, ALLOW, SERVER};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Limited, StreamBody};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use slipway_store::Store;
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -156,11 +157,12 @@ impl Api {
             return refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, &problem);
         }
         let events = accepts(request.headers(), EVENT_STREAM);
-        let body = match read(request.into_body()).await {
+        let received = self.executor.receive(&principal);
+        let body = match read(request.into_body(), received).await {
             Ok(body) => body,
             Err((status, problem)) => return refusal(status, &problem),
         };
-        let outcome = match self.executor.execute(principal, &body, events).await {
+        let outcome = match self.executor.execute(principal, body, events).await {
             Ok(outcome) => outcome,
             Err(problem) => return refused(&problem),
         };
@@ -212,24 +214,42 @@ fn with_heartbeat(
     })
 }
 
-async fn read(body: Incoming) -> Result<Bytes, (StatusCode, Problem)> {
-    let whole = Limited::new(body, GRAPHQL_BODY_BYTES_MAX).collect();
-    match tokio::time::timeout(GRAPHQL_BODY_WAIT_MAX, whole).await {
-        Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            let message = format!("the request is larger than {GRAPHQL_BODY_BYTES_MAX} bytes");
-            Err((
-                StatusCode::PAYLOAD_TOO_LARGE,
-                Problem::new(Code::Invalid, message),
-            ))
+/// Reads a body within its bounds.
+async fn read(body: Incoming, mut to: Received) -> Result<Received, (StatusCode, Problem)> {
+    let problem =
+        |status: StatusCode, message: String| (status, Problem::new(Code::Invalid, message));
+    let mut body = pin!(body);
+    let whole = async {
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else {
+                let message = "the request broke off".to_owned();
+                return Err(problem(StatusCode::BAD_REQUEST, message));
+            };
+            // Trailers mean nothing here.
+            let Ok(piece) = frame.into_data() else {
+                continue;
+            };
+            to.add(&piece).map_err(|full| match full {
+                Full::Answer => problem(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("the request is larger than {GRAPHQL_BODY_BYTES_MAX} bytes"),
+                ),
+                Full::Memory => {
+                    let message =
+                        "requests that are being read take all the memory there is for them";
+                    let problem = Problem::new(Code::Limit, message);
+                    let hint = "send fewer large requests at once";
+                    (problem.code.status(), problem.hint(hint))
+                }
+            })?;
         }
-        Ok(Err(_)) => Err((
-            StatusCode::BAD_REQUEST,
-            Problem::new(Code::Invalid, "the request broke off"),
-        )),
+        Ok(())
+    };
+    match tokio::time::timeout(GRAPHQL_BODY_WAIT_MAX, whole).await {
+        Ok(done) => done.map(|()| to),
         Err(_) => {
-            let problem = Problem::new(Code::Invalid, "the request did not arrive in time");
-            Err((StatusCode::REQUEST_TIMEOUT, problem))
+            let message = "the request did not arrive in time".to_owned();
+            Err(problem(StatusCode::REQUEST_TIMEOUT, message))
         }
     }
 }

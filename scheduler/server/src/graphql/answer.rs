@@ -1,4 +1,5 @@
-//! What answers may take of the server's memory: each by itself, those of one org, and all of them.
+//! What answers, and the bodies of requests until they are checked, may take of the server's memory: each by itself, those of one org,
+//! and all of them.
 //!
 //! A [`Budget`] belongs to one answer. It is charged while the answer is made, field by field, and what it has reserved is given
 //! back when the answer has been sent. Small answers always have room.
@@ -19,12 +20,12 @@ const PIECE: usize = 64 << 10;
 /// What a value takes besides its text: about the size of async-graphql's own.
 const VALUE_BYTES: usize = 80;
 
-/// Why no more can be added to an answer.
+/// Why no more can be added to an answer, or a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Full {
-    /// The answer has as much as one may have.
+pub(crate) enum Full {
+    /// It has as much as one may have.
     Answer,
-    /// All answers together have.
+    /// All together have.
     Memory,
 }
 

@@ -2,9 +2,12 @@
 
 use crate::http::full;
 use crate::testing::{Bench, Who, host, request, soon};
+use futures_util::future::select_all;
 use serde_json::{Value, json};
 use slipway_core::build::BuildEvent;
 use std::fmt::Write;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Each of `levels` fragments spreads the next one twice: so many bytes, 2^levels paths.
 fn doubling(kind: &str, on: &str, levels: usize) -> String {
@@ -65,11 +68,65 @@ async fn errors_are_no_larger_than_what_they_are_about() {
     bench.end().await;
 }
 
+/// An org that begins large requests and does not end them has its share of memory in them, and no more. What is small has room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_that_do_not_end_have_their_orgs_share_of_memory_and_no_more() {
+    const PIECE: usize = 900 << 10;
+    let mut bench = Bench::start().await;
+    let who = bench.org("acme", "READ").await;
+    let other = bench.org("other", "READ").await;
+    let authorization = who.authorization.clone().unwrap();
+    let most = super::limits::GRAPHQL_ORG_ANSWERS_BYTES_MAX / PIECE + 4;
+    let mut held = Vec::new();
+    for _ in 0..most {
+        let mut tls = bench.tls("api", &who, "http/1.1").await.unwrap();
+        let head = format!(
+            "POST /graphql HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            PIECE + 1
+        );
+        tls.write_all(head.as_bytes()).await.unwrap();
+        // One that is refused may be closed while it is still sending.
+        let _ = tls.write_all(&vec![b' '; PIECE]).await;
+        let _ = tls.flush().await;
+        held.push(tls);
+    }
+    let answers = held.iter_mut().map(|tls| {
+        Box::pin(async {
+            let mut answer = [0; 12];
+            tls.read_exact(&mut answer).await.expect("an answer");
+            String::from_utf8_lossy(&answer).into_owned()
+        })
+    });
+    // Those that are held are answered 408, long after this.
+    let (first, ..) = soon("a refusal", select_all(answers)).await;
+    assert_eq!(first, "HTTP/1.1 429");
+    for who in [&who, &other] {
+        let name = bench.query(who, "{ viewer { token { role } } }", json!({}));
+        assert_eq!(name.await["viewer"]["token"]["role"], "READ");
+    }
+    let large = json!({ "org": " ".repeat(500_000) });
+    let asked = "query($org: String) { org(org: $org) { id } }";
+    assert_eq!(
+        bench.refused(&other, asked, large.clone()).await,
+        "NOT_FOUND"
+    );
+    // What was held is free again when its connection has gone.
+    drop(held);
+    soon("room", async {
+        while bench.refused(&who, asked, large.clone()).await != "NOT_FOUND" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    bench.end().await;
+}
+
 #[tokio::test]
 async fn what_people_and_tools_ask_fits() {
     let mut bench = Bench::start().await;
     let who = bench.org("acme", "READ").await;
-    // As GraphiQL and code generators ask for the schema.
+    // As code generators ask for the schema.
     let reference = "kind name ofType { kind name ofType { kind name ofType { kind name ofType { kind name } } } }";
     let schema = format!(
         "query IntrospectionQuery {{ __schema {{ queryType {{ name }} mutationType {{ name }}

@@ -8,7 +8,7 @@
 //!
 //! Must not know: the fields of the schema, HTTP.
 
-use super::answer::Answers;
+use super::answer::{Answers, Budget, Full};
 use super::document::{self, DocumentError};
 use super::limits::{
     GRAPHQL_ANSWER_BYTES_MAX, GRAPHQL_CHECK_WAIT_MAX, GRAPHQL_CHECKS_MAX, GRAPHQL_ERROR_BYTES_MAX,
@@ -18,6 +18,7 @@ use super::running::{Running, revoked, too_long};
 use super::{Refused, SlipwaySchema, builder};
 use crate::api::Parts;
 use crate::auth::Principal;
+use crate::bounds::GRAPHQL_BODY_BYTES_MAX;
 use crate::problem::{Code, Problem};
 use async_graphql::extensions::{
     Extension, ExtensionContext, ExtensionFactory, NextExecute, NextResolve, ResolveInfo,
@@ -28,7 +29,7 @@ use async_graphql::{
     ErrorExtensions, Request, Response, ServerError, ServerResult, ValidationMode, Value,
 };
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use slipway_core::id::OrgId;
@@ -62,6 +63,24 @@ pub(crate) enum Outcome {
     Answer(Bytes),
     /// Any number, until the subscription ends.
     Events(BoxStream<'static, String>),
+}
+
+/// What has come of a request's body. It counts for its org's memory until it has been checked.
+pub(crate) struct Received {
+    bytes: BytesMut,
+    budget: Budget,
+}
+
+impl Received {
+    /// Takes in what has come next.
+    ///
+    /// # Errors
+    /// What it is over.
+    pub(crate) fn add(&mut self, piece: &[u8]) -> Result<(), Full> {
+        self.budget.charge(piece.len())?;
+        self.bytes.extend_from_slice(piece);
+        Ok(())
+    }
 }
 
 /// A request that may be carried out.
@@ -122,6 +141,14 @@ impl Executor {
         }
     }
 
+    /// A place for the body of a request of this principal's, of which nothing has come yet.
+    pub(crate) fn receive(&self, principal: &Principal) -> Received {
+        Received {
+            bytes: BytesMut::new(),
+            budget: self.answers.budget(principal.org(), GRAPHQL_BODY_BYTES_MAX),
+        }
+    }
+
     /// Carries out one request. With `events`, the answers come as a stream; without, a subscription is refused.
     ///
     /// # Errors
@@ -130,7 +157,7 @@ impl Executor {
     pub(crate) async fn execute(
         &self,
         principal: Principal,
-        body: &Bytes,
+        body: Received,
         events: bool,
     ) -> Result<Outcome, Problem> {
         let ended = principal.ended().clone();
@@ -144,10 +171,10 @@ impl Executor {
     async fn carry_out(
         &self,
         principal: Principal,
-        body: &Bytes,
+        body: Received,
         events: bool,
     ) -> Result<Outcome, Problem> {
-        let checked = self.check(principal.org(), body.clone());
+        let checked = self.check(principal.org(), body);
         let checked = tokio::time::timeout(GRAPHQL_CHECK_WAIT_MAX, checked).await;
         let Checked { request, ty } = match checked.map_err(|_| too_long())?? {
             Ok(checked) => checked,
@@ -213,13 +240,13 @@ impl Executor {
     async fn check(
         &self,
         org: Option<&OrgId>,
-        body: Bytes,
+        body: Received,
     ) -> Result<Result<Checked, Box<Response>>, Problem> {
         let place = self.lanes.place(org).await;
         let checker = self.checker.clone();
         let checked = tokio::task::spawn_blocking(move || {
-            let checked = check(&checker, &body);
-            drop(place);
+            let checked = check(&checker, &body.bytes);
+            drop((place, body));
             checked
         });
         match checked.await {

@@ -22,7 +22,7 @@ pub(super) const GRAPHQL_ROOTS_MAX: usize = 64;
 pub(super) const GRAPHQL_MUTATIONS_MAX: usize = 16;
 /// Values in the variables of a request; more is INVALID.
 pub(super) const GRAPHQL_VALUES_MAX: usize = 16 << 10;
-/// Nesting of fields of a GraphQL query (introspection as GraphiQL does it needs 15).
+/// Nesting of fields of a GraphQL query (what reads the whole schema needs 15).
 pub(super) const GRAPHQL_DEPTH_MAX: usize = 16;
 /// Weight of a GraphQL request: 1 for each field, times the rows of the lists that it is in. More is INVALID.
 pub(super) const GRAPHQL_COMPLEXITY_MAX: usize = 10_000;
@@ -48,9 +48,10 @@ pub(super) const GRAPHQL_ANSWER_BYTES_MAX: usize = 4 << 20;
 pub(super) const GRAPHQL_EVENT_BYTES_MAX: usize = 2 << 20;
 /// Longest life that can be asked for a token; one without an end is another thing.
 pub(super) const TOKEN_LIFE_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
-/// What each answer may have without counting for [`GRAPHQL_ORG_ANSWERS_BYTES_MAX`] and [`GRAPHQL_ANSWERS_BYTES_MAX`].
+/// What each answer and each body of a request may have without counting for [`GRAPHQL_ORG_ANSWERS_BYTES_MAX`] and [`GRAPHQL_ANSWERS_BYTES_MAX`].
 pub(super) const GRAPHQL_ANSWER_FREE_BYTES: usize = 64 << 10;
-/// Bytes of one org's answers that are being made or have not been sent yet; an answer over it is LIMIT.
+/// Bytes of one org's answers that are being made or have not been sent yet, and of its requests' bodies until they are checked; what is
+/// over it is LIMIT.
 pub(super) const GRAPHQL_ORG_ANSWERS_BYTES_MAX: usize = 32 << 20;
 /// The same of all orgs.
 pub(super) const GRAPHQL_ANSWERS_BYTES_MAX: usize = 256 << 20;

@@ -25,7 +25,8 @@ mod tests;
 mod view;
 mod volumes;
 
-pub(crate) use execute::{Executor, Outcome, problem_json};
+pub(crate) use answer::Full;
+pub(crate) use execute::{Executor, Outcome, Received, problem_json};
 
 use crate::problem::Problem;
 use async_graphql::{ErrorExtensions, MergedObject, Schema, SchemaBuilder};

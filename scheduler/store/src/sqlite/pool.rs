@@ -79,9 +79,11 @@ pub(super) async fn check_share(
     let Some(share) = share else {
         return Ok(());
     };
-    let row = sqlx::query(
-        "SELECT h.pool_capacity, \
-         (SELECT coalesce(sum(size), 0) FROM volumes WHERE org_id = ?1 AND host_id = ?2) \
+    let row = sqlx::query(concat!(
+        "SELECT h.pool_capacity, ",
+        promised!("?2"),
+        " AS promised, ",
+        "(SELECT coalesce(sum(size), 0) FROM volumes WHERE org_id = ?1 AND host_id = ?2) \
          + (SELECT coalesce(sum(size), 0) FROM volumes WHERE org_id = ?1 AND copy_host = ?2) \
          + (SELECT coalesce(sum(stored), 0) FROM snapshots WHERE org_id = ?1 AND host_id = ?2) \
          AS of_pool, \
@@ -90,7 +92,7 @@ pub(super) async fn check_share(
          + (SELECT coalesce(sum(stored), 0) FROM snapshots WHERE org_id = ?1) \
          AS of_all \
          FROM hosts h WHERE h.id = ?2",
-    )
+    ))
     .bind(org.as_str())
     .bind(host.as_str())
     .fetch_optional(&mut **tx)
@@ -100,6 +102,7 @@ pub(super) async fn check_share(
     let row = Reader(&row);
     let used = PoolUse {
         capacity: row.size("pool_capacity")?,
+        promised: row.size("promised")?,
         of_pool: row.size("of_pool")?,
         of_all: row.size("of_all")?,
     };

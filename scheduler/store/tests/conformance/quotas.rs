@@ -199,6 +199,17 @@ async fn an_org_is_promised_its_share_of_a_pool() {
         .await
         .expect("replaced");
     builder(&store, &rival, &h).await;
+    // 20 are left. A second org that takes them has more than it leaves: nothing of the last tenth is for it.
+    let rest = store.create_volume(&rival.id, &new_volume(&h, 11)).await;
+    assert!(matches!(refused(rest), QuotaError::PoolReserve { .. }));
+    ready_volume(&store, &rival, &h, 10).await;
+    let last = store.create_volume(&rival.id, &new_volume(&h, 1)).await;
+    assert!(matches!(refused(last), QuotaError::PoolReserve { .. }));
+    let small = org(&store, "small").await;
+    store
+        .create_volume(&small.id, &new_volume(&h, 5))
+        .await
+        .expect("as much as it leaves");
     // Elsewhere, until it has all that it may have in all.
     store
         .create_volume(&acme.id, &new_volume(&other, 50))
