@@ -2,10 +2,29 @@
 //!
 //! Must not know: how errors are shown or sent.
 
+use slipway_core::host_api::StreamFault;
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::units::ByteSize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// What is wrong with a stream.
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
+pub struct StreamError {
+    /// For whoever sends it.
+    pub fault: StreamFault,
+    /// For the operator.
+    detail: String,
+}
+
+impl VolumeError {
+    /// What is wrong with a stream, and the same for the operator.
+    pub fn stream(fault: StreamFault, detail: impl ToString) -> Self {
+        let detail = detail.to_string();
+        Self::Stream(StreamError { fault, detail })
+    }
+}
 
 /// Why a volume operation was not done.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +122,7 @@ pub enum VolumeError {
     Unsupported(String),
     /// An exported stream is not one, not whole, or could not be read or written.
     #[error("the stream: {0}")]
-    Stream(String),
+    Stream(StreamError),
     /// Its file system cannot be repaired, or not mounted after it was.
     #[error("the file system of volume {volume} is damaged: {detail}")]
     Damaged {

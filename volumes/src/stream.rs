@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
 use nix::unistd::Whence;
 use sha2::{Digest, Sha256};
+use slipway_core::host_api::StreamFault;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -194,6 +195,17 @@ pub enum ReadError {
     /// It could not be written down.
     #[error("it could not be written down: {0}")]
     Write(#[source] io::Error),
+}
+
+impl ReadError {
+    /// For whoever sends it.
+    pub fn fault(&self) -> StreamFault {
+        match self {
+            Self::Malformed(_) => StreamFault::Malformed,
+            Self::BrokenOff(_) => StreamFault::BrokenOff,
+            Self::Write(_) => StreamFault::Io,
+        }
+    }
 }
 
 /// Reads the beginning of a stream.

@@ -209,11 +209,7 @@ async fn send(stream: &mut UnixStream, answer: &Answer) -> Result<(), FrameError
 }
 
 fn refusal(code: HostErrorCode, message: &str) -> Answer {
-    HostReply::Error(HostError {
-        code,
-        message: message.to_owned(),
-    })
-    .into()
+    HostReply::Error(HostError::new(code, message)).into()
 }
 
 /// The version alone, so that a request of another version is told apart from nonsense.

@@ -22,6 +22,7 @@ use crate::id::{MachineId, SnapshotId, VolumeId};
 use crate::isolation::Isolation;
 use crate::key::KeyLease;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// The version both sides must speak.
 pub const HOST_API_VERSION: u32 = 2;
@@ -262,13 +263,84 @@ pub enum HostReply {
 }
 
 /// Why a host did not do it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
-#[error("{message}")]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HostError {
     /// What kind of refusal.
     pub code: HostErrorCode,
-    /// For operators; may name paths of the host.
-    pub message: String,
+    /// The host's own words.
+    pub message: OperatorText,
+    /// What is wrong with the stream that was sent, where that is why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamFault>,
+}
+
+impl HostError {
+    /// A refusal that is not about a stream.
+    pub fn new(code: HostErrorCode, message: impl Into<OperatorText>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            stream: None,
+        }
+    }
+}
+
+/// Words for the operator alone: they may name paths of a host, addresses, other orgs. So they have no `Display`, and nothing makes them a
+/// part of an answer to a tenant by accident. `Debug`, for the log, has them as they are.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct OperatorText(String);
+
+impl OperatorText {
+    /// The words, for a log.
+    pub fn for_log(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for OperatorText {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for OperatorText {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Debug for OperatorText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What is wrong with a stream of a volume's contents, in words for whoever sends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamFault {
+    /// It is none, or a checksum is wrong.
+    #[error("it is not an exported volume, or damaged")]
+    Malformed,
+    /// It ended before its trailer.
+    #[error("it broke off before its end")]
+    BrokenOff,
+    /// It is encrypted.
+    #[error("it is encrypted as on a disk, which only the host that made it can open")]
+    Sealed,
+    /// It is a difference where all is waited for, or the other way, or a difference from something that is not there.
+    #[error("it is not the part that is waited for")]
+    OtherPart,
+    /// It leaves something out.
+    #[error("it begins beyond what has arrived before")]
+    BeginsBeyond,
+    /// It holds more than the volume may.
+    #[error("its contents are larger than the volume")]
+    TooLarge,
+    /// Reading or writing it failed.
+    #[error("it could not be passed on")]
+    Io,
 }
 
 /// Kinds of refusal.

@@ -188,7 +188,7 @@ impl BuildService {
                 inner.spawn_follower(build, key, live, guard, accepted);
             }
             Err(error) => {
-                tracing::error!(build = %build.id, why = chain(&error), "build cannot be followed");
+                tracing::error!(build = %build.id, why = ?chain(&error), "build cannot be followed");
                 let outcome = BuildOutcome::Failed {
                     fault: Fault::System,
                     message: Problem::from(&error).message.into_owned(),
@@ -248,7 +248,7 @@ impl BuildService {
                 if let BuildError::Guest(_) = &error {
                     inner.cancel_unheard(key, &id);
                 }
-                tracing::warn!(build = %id, why = chain(&error), "build not handed over");
+                tracing::warn!(build = %id, why = ?chain(&error), "build not handed over");
                 // What its owner may read; the log has the rest.
                 let told = Problem::from(&error);
                 let outcome = BuildOutcome::Failed {
@@ -408,7 +408,7 @@ impl Inner {
             tokio::select! {
                 () = cancel.cancelled() => {}
                 done = cancelled => if let Err(error) = done {
-                    tracing::debug!(build = %id, why = chain(&error), "build not cancelled");
+                    tracing::debug!(build = %id, why = ?chain(&error), "build not cancelled");
                 }
             }
         });
@@ -418,7 +418,7 @@ impl Inner {
     async fn accept(&self, build: &Build) {
         if let Err(error) = self.store.mark_build_running(&build.org, &build.id).await {
             // Its end is recorded all the same.
-            tracing::error!(build = %build.id, why = chain(&error), "build not recorded as running");
+            tracing::error!(build = %build.id, why = ?chain(&error), "build not recorded as running");
         }
         if build.state == BuildState::Running {
             self.publish(build);

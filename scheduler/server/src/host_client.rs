@@ -54,7 +54,7 @@ pub enum HostClientError {
     #[error("the host daemon did not answer within {0:?}")]
     TimedOut(Duration),
     /// It refused.
-    #[error("the host refused: {0}")]
+    #[error("the host refused: {:?}", .0.code)]
     Refused(HostError),
     /// It answered something that is not an answer to the question.
     #[error("the host daemon speaks another protocol: {0}")]
@@ -413,10 +413,8 @@ impl HostClient {
         );
         let Ok(place) = place.await else {
             let message = format!("machine {machine} takes no connections");
-            return Err(HostClientError::Refused(HostError {
-                code: HostErrorCode::Busy,
-                message,
-            }));
+            let busy = HostError::new(HostErrorCode::Busy, message);
+            return Err(HostClientError::Refused(busy));
         };
         let request = HostRequest::OpenEndpoint {
             machine,

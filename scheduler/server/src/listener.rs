@@ -205,7 +205,7 @@ pub(crate) async fn serve_http<I, S, F>(
         }
     };
     if let Err(error) = done {
-        tracing::debug!(why = chain(&error), "connection broke");
+        tracing::debug!(why = ?chain(&error), "connection broke");
     }
 }
 

@@ -113,8 +113,8 @@ impl Problem {
     }
 
     /// A bug of ours, or a system without randomness: told to the operator in full, and to the caller not at all.
-    pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
-        tracing::error!(why = chain(error), "internal error");
+    pub(crate) fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
+        tracing::error!(why = ?chain(error), "internal error");
         Self::new(Code::Internal, "something went wrong on the server")
             .hint("tell the operator; the server's log says more")
     }
@@ -185,7 +185,7 @@ impl From<&StoreError> for Problem {
                 "ask for less, destroy volumes and snapshots that you do not need, or have the operator add space",
             ),
             ErrorKind::Unavailable => {
-                tracing::error!(why = chain(error), "store unavailable");
+                tracing::error!(why = ?chain(error), "store unavailable");
                 Self::new(Code::Unavailable, "the server's database does not answer")
                     .hint("try again in a minute")
             }
@@ -235,15 +235,15 @@ impl From<&FarmError> for Problem {
             | FarmError::HostAway
             | FarmError::Closed => Self::new(Code::Unavailable, error.to_string()),
             FarmError::WontStart(_) => {
-                tracing::warn!(why = chain(error), "builder does not start");
+                tracing::warn!(why = ?chain(error), "builder does not start");
                 Self::new(Code::Unavailable, error.to_string())
             }
             FarmError::Host(_) | FarmError::Guest(_) => {
-                tracing::warn!(why = chain(error), "builder cannot be reached");
+                tracing::warn!(why = ?chain(error), "builder cannot be reached");
                 Self::new(Code::Unavailable, "the builder cannot be reached")
             }
             FarmError::Key(_) => {
-                tracing::warn!(why = chain(error), "key of a volume");
+                tracing::warn!(why = ?chain(error), "key of a volume");
                 Self::new(Code::Unavailable, "the key of the volume cannot be had")
             }
             FarmError::Entropy(_) => return Self::internal(error),
@@ -280,7 +280,7 @@ impl From<&BuildError> for Problem {
             }
             BuildError::Ended => Self::new(Code::Unauthenticated, error.to_string()),
             BuildError::Guest(_) => {
-                tracing::warn!(why = chain(error), "build not handed over");
+                tracing::warn!(why = ?chain(error), "build not handed over");
                 Self::new(Code::Unavailable, "the builder does not answer")
             }
         };
@@ -303,12 +303,7 @@ mod tests {
     #[test]
     fn nothing_that_is_for_the_operator_reaches_a_caller() {
         let secret = "/var/lib/slipway/pool/vol_7 of vault.internal:8200";
-        let refused = |code| {
-            HostClientError::Refused(HostError {
-                code,
-                message: secret.to_owned(),
-            })
-        };
+        let refused = |code| HostClientError::Refused(HostError::new(code, secret));
         let database = || StoreError::Corrupt {
             column: "state",
             detail: secret.to_owned(),
@@ -333,6 +328,10 @@ mod tests {
                 assert!(!told.contains(part), "{error:?} is told as: {told}");
             }
         }
+        // The log has what they do not.
+        let error = FarmError::Host(refused(HostErrorCode::Failed));
+        assert!(!error.to_string().contains("/var"));
+        assert!(chain(&error).for_log().contains(secret));
         let volume = VolumeError::of_host(refused(HostErrorCode::Unsupported)).unwrap();
         let told = Problem::from(FarmError::Volume(volume)).line();
         assert!(!told.contains("/var"), "{told}");

@@ -109,7 +109,7 @@ impl ServerIdentity {
                 Ok(false) => {}
                 Err(error) => {
                     let why = crate::farm::chain(&error);
-                    tracing::error!(why, "server certificate not renewed");
+                    tracing::error!(?why, "server certificate not renewed");
                 }
             }
         }

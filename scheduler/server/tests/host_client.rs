@@ -85,8 +85,11 @@ async fn answers_that_are_none_are_refused() {
 
 #[tokio::test]
 async fn a_refusal_keeps_its_code() {
-    let (code, message) = (HostErrorCode::NotFound, "gone".to_owned());
-    let (_dir, socket) = daemon(frame(&HostReply::Error(HostError { code, message })), false);
+    let (code, message) = (HostErrorCode::NotFound, "gone");
+    let (_dir, socket) = daemon(
+        frame(&HostReply::Error(HostError::new(code, message))),
+        false,
+    );
     let client = HostClient::new(&socket);
     for _ in 0..3 {
         let refused = open(&client).await.expect_err("refused");
@@ -122,8 +125,8 @@ fn daemon_of_a_deaf_machine(deaf: MachineId) -> (tempfile::TempDir, PathBuf, Arc
         revision: 7,
         machines: vec![],
     });
-    let (code, message) = (HostErrorCode::NotFound, "gone".to_owned());
-    let gone = frame(&HostReply::Error(HostError { code, message }));
+    let (code, message) = (HostErrorCode::NotFound, "gone");
+    let gone = frame(&HostReply::Error(HostError::new(code, message)));
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let (deaf, count) = (deaf.clone(), Arc::clone(&count));
@@ -181,8 +184,11 @@ async fn a_machine_that_takes_no_connections_holds_up_its_own_callers_alone() {
 #[tokio::test(start_paused = true)]
 async fn whoever_waits_for_a_busy_machine_is_told_so() {
     let deaf = MachineId::from_entropy([9; 10]);
-    let (code, message) = (HostErrorCode::Busy, "full".to_owned());
-    let (_dir, socket) = daemon(frame(&HostReply::Error(HostError { code, message })), false);
+    let (code, message) = (HostErrorCode::Busy, "full");
+    let (_dir, socket) = daemon(
+        frame(&HostReply::Error(HostError::new(code, message))),
+        false,
+    );
     let client = HostClient::new(&socket);
     let began = tokio::time::Instant::now();
     let mut callers = tokio::task::JoinSet::new();

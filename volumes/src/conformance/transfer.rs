@@ -2,7 +2,7 @@
 
 use super::{Dir, SIZE, Verbs, key, snapshot, volume};
 use crate::{VolumeDriver, VolumeError};
-use slipway_core::host_api::ImportPart;
+use slipway_core::host_api::{ImportPart, StreamFault};
 use slipway_core::units::ByteSize;
 use std::fs;
 use std::sync::Arc;
@@ -38,9 +38,16 @@ pub(super) fn round_trip(open: super::Open<'_>) {
             &mut from,
         )
     };
-    for wrong in [&stream[..20], &stream[..stream.len() / 2], b"no such thing"] {
-        let broken = import(wrong);
-        assert!(matches!(broken, Err(VolumeError::Stream(_))), "{broken:?}");
+    let cut = StreamFault::BrokenOff;
+    for (wrong, fault) in [
+        (&stream[..20], cut),
+        (&stream[..stream.len() / 2], cut),
+        (b"no such thing, however long it is", StreamFault::Malformed),
+    ] {
+        match import(wrong) {
+            Err(VolumeError::Stream(error)) => assert_eq!(error.fault, fault, "{error:?}"),
+            other => panic!("{other:?}"),
+        }
     }
     let mut damaged = stream.clone();
     let middle = stream.len() / 2;

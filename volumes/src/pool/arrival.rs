@@ -15,7 +15,7 @@ use crate::marker::{remove_if_there, sync_parent};
 use crate::stream::{self, Header, ReadError, Target};
 use crate::undo::Undo;
 use serde::{Deserialize, Serialize};
-use slipway_core::host_api::{ImportPart, VolumeReport};
+use slipway_core::host_api::{ImportPart, StreamFault, VolumeReport};
 use slipway_core::id::{SnapshotId, VolumeId};
 use slipway_core::key::VolumeKey;
 use slipway_core::units::ByteSize;
@@ -108,7 +108,7 @@ impl<B: Backing> Pool<B> {
         if let Some(report) = self.report_now(id)? {
             return self.same_size(report, size).map(Some);
         }
-        let header = stream::read_header(from).map_err(|e| VolumeError::Stream(e.to_string()))?;
+        let header = stream::read_header(from).map_err(not_taken)?;
         let progress = self.progress(id, part)?;
         check_header(&header, size, part, progress.as_ref())?;
         let stored = Stored {
@@ -240,11 +240,13 @@ impl<B: Backing> Pool<B> {
         let taken = stream::read_records(header, from, &mut target);
         taken.map_err(|error| match error {
             ReadError::Write(source) => VolumeError::io("write", path)(source),
-            ReadError::Malformed(_) | ReadError::BrokenOff(_) => {
-                VolumeError::Stream(error.to_string())
-            }
+            ReadError::Malformed(_) | ReadError::BrokenOff(_) => not_taken(error),
         })
     }
+}
+
+fn not_taken(error: ReadError) -> VolumeError {
+    VolumeError::stream(error.fault(), error)
 }
 
 /// Whether a stream is one that can be taken now.
@@ -256,8 +258,9 @@ fn check_header(
 ) -> Result<(), VolumeError> {
     let wants_difference = matches!(part, ImportPart::Difference { .. });
     if header.difference != wants_difference {
-        return Err(VolumeError::Stream(
-            "a difference was sent for the whole, or the whole for a difference".to_owned(),
+        return Err(VolumeError::stream(
+            StreamFault::OtherPart,
+            "a difference was sent for the whole, or the whole for a difference",
         ));
     }
     let room = if header.sealed {
@@ -266,23 +269,23 @@ fn check_header(
         size
     };
     if header.size > room {
-        return Err(VolumeError::InvalidSize {
-            size: ByteSize(size),
-            min: ByteSize(header.size),
-            max: crate::limits::VOLUME_SIZE_MAX,
-        });
+        return Err(VolumeError::stream(
+            StreamFault::TooLarge,
+            format!("its contents have {}, and the volume {size}", header.size),
+        ));
     }
     if wants_difference && progress.is_none() {
-        return Err(VolumeError::Stream(
-            "what the difference is from is not there".to_owned(),
+        return Err(VolumeError::stream(
+            StreamFault::OtherPart,
+            "what the difference is from is not there",
         ));
     }
     let there = progress.map_or(0, |progress| progress.offset);
     if header.start > there {
-        return Err(VolumeError::Stream(format!(
-            "it begins at {}, beyond what is there",
-            header.start
-        )));
+        return Err(VolumeError::stream(
+            StreamFault::BeginsBeyond,
+            format!("it begins at {}, beyond what is there", header.start),
+        ));
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use crate::error::VolumeError;
 use crate::luks;
 use crate::stream::{self, Below, Header};
 use crate::undo::Undo;
+use slipway_core::host_api::StreamFault;
 use slipway_core::id::SnapshotId;
 use slipway_core::key::VolumeKey;
 use std::fs::File;
@@ -63,7 +64,7 @@ impl<B: Backing> Pool<B> {
         drop((file, raw));
         // The undoing is what has to be done in any case.
         drop(undo);
-        written.map_err(|error| VolumeError::Stream(error.to_string()))
+        written.map_err(|error| VolumeError::stream(StreamFault::Io, error))
     }
 
     pub(super) fn send_difference(
@@ -107,7 +108,7 @@ impl<B: Backing> Pool<B> {
         };
         // The undoing is what has to be done in any case.
         drop(undo);
-        written.map_err(|error| VolumeError::Stream(error.to_string()))
+        written.map_err(|error| VolumeError::stream(StreamFault::Io, error))
     }
 
     fn found_snapshot(&self, snapshot: &SnapshotId) -> Result<StoredSnapshot, VolumeError> {

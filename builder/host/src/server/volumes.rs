@@ -6,7 +6,7 @@ use super::{Answer, Service};
 use crate::limits::{IMPORT_IDLE_MAX, TRANSFER_IDLE_MAX, TRANSFERS_MAX};
 use crate::machines::VerbError;
 use slipway_core::host_api::{
-    HostError, HostErrorCode, HostReply, HostRequest, ImportPart, VolumeSource,
+    HostError, HostErrorCode, HostReply, HostRequest, ImportPart, StreamFault, VolumeSource,
 };
 use slipway_core::id::{SnapshotId, VolumeId};
 use slipway_core::key::VolumeKey;
@@ -254,12 +254,12 @@ impl Service {
 fn checked(from: &mut dyn Read, sealed: bool) -> Result<impl Read, VolumeError> {
     let mut head = [0; stream::HEADER_BYTES];
     from.read_exact(&mut head)
-        .map_err(|error| VolumeError::Stream(format!("it broke off: {error}")))?;
+        .map_err(|error| VolumeError::stream(StreamFault::BrokenOff, error))?;
     let header = stream::read_header(&mut &head[..]);
-    let mut header = header.map_err(|error| VolumeError::Stream(error.to_string()))?;
+    let mut header = header.map_err(|error| VolumeError::stream(error.fault(), error))?;
     if header.sealed && !sealed {
-        let why = "it is encrypted as on a disk, which only the host that made it can open";
-        return Err(VolumeError::Stream(why.to_owned()));
+        let why = StreamFault::Sealed;
+        return Err(VolumeError::stream(why, why));
     }
     header.foreign |= !sealed;
     Ok(io::Cursor::new(header.to_bytes()).chain(from))
@@ -273,14 +273,15 @@ fn answer(theirs: UnixStream, offset_bytes: u64) -> Answer {
 }
 
 fn refusal(error: &VerbError) -> HostReply {
-    HostReply::Error(HostError {
-        code: super::code(error),
-        message: super::chain(error),
-    })
+    let mut refusal = HostError::new(super::code(error), super::chain(error));
+    if let VerbError::Volume(VolumeError::Stream(stream)) = error {
+        refusal.stream = Some(stream.fault);
+    }
+    HostReply::Error(refusal)
 }
 
 fn stream_error(error: io::Error) -> VerbError {
-    VolumeError::Stream(error.to_string()).into()
+    VolumeError::stream(StreamFault::Io, error).into()
 }
 
 /// What a volume's refusal is to whoever asked.

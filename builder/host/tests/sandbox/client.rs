@@ -142,7 +142,7 @@ impl Client {
         match self.ask(HostRequest::EnsureMachine(spec.clone())).0 {
             HostReply::Machine(report) => Ok(report),
             HostReply::Error(error) => {
-                println!("refused: {error}");
+                println!("refused: {error:?}");
                 Err(error.code)
             }
             other => panic!("ensure machine: {other:?}"),

@@ -51,7 +51,7 @@ impl Inner {
                         .filter(|(token, _)| !good.contains(token));
                     ended.extend(gone);
                 }
-                Err(error) => tracing::warn!(why = chain(&error), "tokens not looked at"),
+                Err(error) => tracing::warn!(why = ?chain(&error), "tokens not looked at"),
             }
         }
         ended.into_iter().map(|(token, _)| token).collect()

@@ -43,16 +43,16 @@ type Words = Cow<'static, str>;
 /// What of an error the owner of a build may read. The log has the rest.
 fn told<'a, E>(build: &Build, error: &'a E) -> Words
 where
-    E: std::error::Error,
+    E: std::error::Error + 'static,
     Problem: From<&'a E>,
 {
-    tracing::warn!(build = %build.id, why = chain(error), "build not followed");
+    tracing::warn!(build = %build.id, why = ?chain(error), "build not followed");
     Problem::from(error).message
 }
 
 /// The same of what the build's own builder says, or does not.
 fn guest_told(build: &Build, error: &GuestError) -> Words {
-    tracing::warn!(build = %build.id, why = chain(error), "build not followed");
+    tracing::warn!(build = %build.id, why = ?chain(error), "build not followed");
     match error {
         GuestError::Refused { message, .. } => message.clone().into(),
         GuestError::Transport(_) | GuestError::TimedOut(_) | GuestError::Protocol(_) => {
@@ -219,10 +219,10 @@ impl Inner {
                     return self.publish(&ended);
                 }
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
-                    tracing::error!(build = %build.id, why = chain(&error), "end not recorded");
+                    tracing::error!(build = %build.id, why = ?chain(&error), "end not recorded");
                 }
                 Err(error) => {
-                    tracing::error!(build = %build.id, why = chain(&error), "end lost");
+                    tracing::error!(build = %build.id, why = ?chain(&error), "end lost");
                     return;
                 }
             }
@@ -251,7 +251,7 @@ impl Inner {
                 .append_build_events(&build.org, &build.id, &[event])
                 .await
             {
-                tracing::error!(build = %build.id, why = chain(&error), "end not told");
+                tracing::error!(build = %build.id, why = ?chain(&error), "end not told");
             }
         }
         self.finish(build, outcome).await;

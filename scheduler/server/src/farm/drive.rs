@@ -150,7 +150,7 @@ fn hold(builder: &Builder, told: String) {
 
 pub(super) fn held(builder: &Builder, error: &(impl Told + 'static)) -> Held {
     let why = chain(error);
-    tracing::warn!(org = %builder.key.org, why, "step not done; tried again later");
+    tracing::warn!(org = %builder.key.org, ?why, "step not done; tried again later");
     hold(builder, error.told());
     Held
 }
@@ -301,7 +301,7 @@ fn start_failed_by(
 ) -> Held {
     let (org, machine_generation) = (&builder.key.org, generation);
     let why = chain(error);
-    tracing::warn!(%org, generation = %machine_generation, why, "builder did not start");
+    tracing::warn!(%org, generation = %machine_generation, ?why, "builder did not start");
     builder.change(|inner| {
         let failed = inner.machine.failed_starts;
         inner.delayed = !matches!(
@@ -413,7 +413,7 @@ impl Shared {
             }
             Err(error) => {
                 let kind = error.kind();
-                tracing::error!(%machine, ?kind, why = chain(&error), "machine not recorded");
+                tracing::error!(%machine, ?kind, why = ?chain(&error), "machine not recorded");
                 Err(error)
             }
         }

@@ -10,7 +10,7 @@ use super::Shared;
 use super::starts::Starts;
 use crate::host_client::{HostClient, HostClientError, MachineList};
 use crate::limits::{HOST_INFO_KEEP, HOST_RETRY_MAX, HOST_RETRY_MIN, HOST_WATCH_WAIT};
-use slipway_core::host_api::{HostInfo, MachineReport};
+use slipway_core::host_api::{HostInfo, MachineReport, OperatorText};
 use slipway_core::id::{HostId, MachineId};
 use slipway_core::isolation::Isolation;
 use slipway_core::limits::{MACHINE_SILENCE_EMULATED_MAX, MACHINE_SILENCE_MAX};
@@ -177,9 +177,9 @@ pub(super) async fn watch_host(shared: Arc<Shared>, link: Arc<HostLink>) {
             let (host, why) = (&link.settings.name, chain(&error));
             if was_reachable {
                 pause = HOST_RETRY_MIN;
-                tracing::warn!(host, why, "host went away");
+                tracing::warn!(host, ?why, "host went away");
             } else {
-                tracing::debug!(host, why, "host does not answer");
+                tracing::debug!(host, ?why, "host does not answer");
             }
         }
         tokio::select! {
@@ -216,7 +216,7 @@ async fn follow(
                 Ok(_) => {}
                 Err(error) => {
                     let host = &link.settings.name;
-                    tracing::warn!(host, why = chain(&error), "host does not say what it has");
+                    tracing::warn!(host, why = ?chain(&error), "host does not say what it has");
                 }
             }
         }
@@ -278,14 +278,20 @@ fn host_record(link: &HostLink, info: &HostInfo) -> Result<Host, super::FarmErro
     })
 }
 
-/// An error and all that caused it, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        cause = source.source();
+/// An error and all that caused it, a host's own words too, in one line for the log.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> OperatorText {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&error.to_string());
+        if let Some(HostClientError::Refused(refusal)) = error.downcast_ref() {
+            text.push_str(": ");
+            text.push_str(refusal.message.for_log());
+        }
+        next = error.source();
     }
-    text
+    text.into()
 }

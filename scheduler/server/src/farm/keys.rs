@@ -190,7 +190,7 @@ pub(super) async fn give_back(link: &super::HostLink, lent: LentForWork) {
     }
     let (volume, generation) = (lent.volume, lent.generation);
     if let Err(error) = link.client.revoke_key(volume.clone(), generation).await {
-        tracing::warn!(%volume, why = chain(&error), "key not revoked; its lease ends by itself");
+        tracing::warn!(%volume, why = ?chain(&error), "key not revoked; its lease ends by itself");
     }
 }
 
@@ -209,7 +209,7 @@ pub(super) async fn revoke(
     let host = builder.host();
     let client = &host.client;
     if let Err(error) = client.revoke_key(volume.clone(), generation).await {
-        tracing::warn!(%volume, why = chain(&error), "key not revoked; its lease ends by itself");
+        tracing::warn!(%volume, why = ?chain(&error), "key not revoked; its lease ends by itself");
     }
 }
 
@@ -257,7 +257,7 @@ async fn renew(shared: &Shared, builder: &Builder) -> bool {
     let Some(generation) = live else { return true };
     if let Err(error) = lend(shared, builder, generation, LendFor::Start).await {
         // What is open stays so.
-        tracing::warn!(org = %builder.key.org, why = chain(&error), "lease of a key not renewed");
+        tracing::warn!(org = %builder.key.org, why = ?chain(&error), "lease of a key not renewed");
         return false;
     }
     true

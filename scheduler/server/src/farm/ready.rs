@@ -31,7 +31,7 @@ pub(super) async fn await_ready(builder: &Builder, generation: Generation) {
             Ok(Said::Starting) => builder.lock().heard_at = now(),
             Ok(Said::Nothing) => {}
             Err(error) => {
-                tracing::debug!(why = chain(&error), "guest not asked whether it is ready");
+                tracing::debug!(why = ?chain(&error), "guest not asked whether it is ready");
             }
         }
         tokio::select! {

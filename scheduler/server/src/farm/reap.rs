@@ -70,7 +70,7 @@ pub(super) async fn ask_to_end(
         }
         Err(error) => {
             // Whether it ends is not known, so nobody may use it any more. It was idle a moment ago.
-            tracing::warn!(org = %builder.key.org, why = chain(&error), "builder is made to end");
+            tracing::warn!(org = %builder.key.org, why = ?chain(&error), "builder is made to end");
             let machine = builder.lock().machine.id.clone();
             let host = builder.host();
             let client = &host.client;
@@ -78,15 +78,15 @@ pub(super) async fn ask_to_end(
                 .stop_machine(machine, generation, MACHINE_STOP_GRACE)
                 .await
             {
-                tracing::warn!(why = chain(&error), "stop not sent; killed later");
+                tracing::warn!(why = ?chain(&error), "stop not sent; killed later");
             }
         }
     }
     Ok(())
 }
 
-fn held_asking(builder: &Builder, error: &dyn std::error::Error) -> Held {
-    tracing::warn!(org = %builder.key.org, why = chain(error), "guest not asked whether it is idle");
+fn held_asking(builder: &Builder, error: &(dyn std::error::Error + 'static)) -> Held {
+    tracing::warn!(org = %builder.key.org, why = ?chain(error), "guest not asked whether it is idle");
     builder.change(|inner| inner.ask_not_before = now().after(RETRY_WAIT));
     Held
 }

@@ -34,7 +34,7 @@ impl Shared {
                     match client.open_endpoint(machine, generation, port).await {
                         Ok(stream) => return Ok(stream),
                         Err(error) => {
-                            tracing::debug!(why = chain(&error), "endpoint not opened");
+                            tracing::debug!(why = ?chain(&error), "endpoint not opened");
                             if has_ended(&error) {
                                 builder.look_again().await;
                             }

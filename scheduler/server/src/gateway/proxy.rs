@@ -102,11 +102,11 @@ impl Gateway {
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| broken(&chain(&error)))?;
+            .map_err(|error| broken(chain(&error).for_log()))?;
         let span = tracing::debug_span!("builder_connection", org = %key.org);
         let driven = async move {
             if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(why = chain(&error), "connection to a builder broke");
+                tracing::debug!(why = ?chain(&error), "connection to a builder broke");
             }
         };
         self.0.streams.spawn(driven.instrument(span));
@@ -155,7 +155,7 @@ impl Gateway {
                     drop(sender);
                     stream(&caller, TokioIo::new(client), TokioIo::new(builder)).await;
                 }
-                Ok(Err(error)) => tracing::debug!(why = chain(&error), "stream not opened"),
+                Ok(Err(error)) => tracing::debug!(why = ?chain(&error), "stream not opened"),
                 Err(_) => tracing::debug!("stream not opened in time"),
             }
         });
@@ -193,13 +193,13 @@ fn target(path: &str, query: Option<&str>) -> Result<Uri, Problem> {
 /// Whose fault it is that a request has no answer: the body's, which the client sends, or the builder's.
 fn not_answered(error: &hyper::Error) -> Problem {
     if error.is_user() {
-        tracing::debug!(why = chain(error), "a request's body broke off");
+        tracing::debug!(why = ?chain(error), "a request's body broke off");
         return Problem::new(
             Code::Invalid,
             "the request's body is malformed, or broke off",
         );
     }
-    broken(&chain(error))
+    broken(chain(error).for_log())
 }
 
 /// A builder's owner can have as many of these as it likes.

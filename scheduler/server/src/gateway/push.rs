@@ -218,7 +218,7 @@ impl Gateway {
         let bytes = timeout(IMAGE_LIST_WAIT_MAX, body.collect())
             .await
             .map_err(|late| unread(&late.to_string()))?
-            .map_err(|error| unread(&chain(&*error)))?
+            .map_err(|error| unread(chain(&*error).for_log()))?
             .to_bytes();
         let images: Vec<Image> =
             serde_json::from_slice(&bytes).map_err(|error| unread(&error.to_string()))?;

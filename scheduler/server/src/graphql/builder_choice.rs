@@ -80,7 +80,7 @@ pub(super) async fn wait_ready(access: &Access<'_>, key: &BuilderKey) -> Result<
                 Ok(()) => break activity,
                 // Its machine died while it booted; the next one may do better.
                 Err(GuestError::Transport(error)) if tries < WAKE_TRIES_MAX => {
-                    tracing::info!(?key, why = chain(&error), "a builder died while it booted");
+                    tracing::info!(?key, why = ?chain(&error), "a builder died while it booted");
                     tries += 1;
                 }
                 Err(error) => return Err(error.into()),

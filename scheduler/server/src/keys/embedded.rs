@@ -128,5 +128,5 @@ fn context(volume: &VolumeId) -> Vec<u8> {
 }
 
 fn unavailable(error: StoreError) -> KeyStoreError {
-    KeyStoreError::Unavailable(crate::farm::chain(&error))
+    KeyStoreError::Unavailable(crate::farm::chain(&error).for_log().to_owned())
 }

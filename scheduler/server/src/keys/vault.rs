@@ -156,8 +156,9 @@ impl VaultKeys {
 
     async fn log_in(&self) -> Result<Token, KeyStoreError> {
         let secret = |file: &Path| {
-            let text = secret_file::read(file)
-                .map_err(|error| KeyStoreError::Denied(crate::farm::chain(&error)))?;
+            let text = secret_file::read(file).map_err(|error| {
+                KeyStoreError::Denied(crate::farm::chain(&error).for_log().to_owned())
+            })?;
             let text = Zeroizing::new(text);
             String::from_utf8(text.trim_ascii().to_vec())
                 .map(Zeroizing::new)
@@ -324,8 +325,9 @@ async fn answer(
     request: RequestBuilder,
 ) -> Result<(StatusCode, Zeroizing<Vec<u8>>), KeyStoreError> {
     // The address is in it, and no secret.
-    let unavailable =
-        |error: reqwest::Error| KeyStoreError::Unavailable(crate::farm::chain(&error));
+    let unavailable = |error: reqwest::Error| {
+        KeyStoreError::Unavailable(crate::farm::chain(&error).for_log().to_owned())
+    };
     let mut response = request.send().await.map_err(unavailable)?;
     let mut body = Zeroizing::new(Vec::with_capacity(VAULT_ANSWER_BYTES_MAX));
     while let Some(chunk) = response.chunk().await.map_err(unavailable)? {

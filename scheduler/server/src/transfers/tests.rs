@@ -168,6 +168,10 @@ async fn who_sends_what_is_refused_hears_why() {
     assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{answer:?}");
     let error = &answer.json()["errors"][0];
     assert_eq!(error["extensions"]["fault"], "user", "{error}");
+    // In words of ours: the host's own name its paths.
+    let told = error["message"].as_str().expect("text");
+    assert!(told.contains("not an exported volume"), "{told}");
+    assert!(!told.contains("test:"), "{told}");
     assert!(error["extensions"]["hint"].is_string(), "{error}");
     for (input, says) in [
         (

@@ -4,7 +4,7 @@
 use super::DEADLINE;
 use super::disks::Disk;
 use super::world::{World, refuse};
-use slipway_core::host_api::{HostErrorCode, HostReply, ImportPart};
+use slipway_core::host_api::{HostErrorCode, HostReply, ImportPart, StreamFault};
 use slipway_core::id::{SnapshotId, VolumeId};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -82,7 +82,13 @@ impl World {
         let world = Arc::clone(self);
         std::thread::spawn(move || {
             let taken = world.take(&volume, size, &part, &mut ours);
-            let reply = taken.unwrap_or_else(|code| HostReply::Error(refuse(code)));
+            let reply = taken.unwrap_or_else(|code| {
+                let mut refusal = refuse(code);
+                // The stream is the only thing here that can be wrong.
+                refusal.stream =
+                    (code == HostErrorCode::BadRequest).then_some(StreamFault::Malformed);
+                HostReply::Error(refusal)
+            });
             let reply = serde_json::to_vec(&reply).expect("json");
             let _gone = ours.write_all(&reply);
             let _gone = ours.shutdown(Shutdown::Both);

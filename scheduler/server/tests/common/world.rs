@@ -95,10 +95,7 @@ impl Default for World {
 }
 
 pub(super) fn refuse(code: HostErrorCode) -> HostError {
-    HostError {
-        code,
-        message: format!("test: {code:?}"),
-    }
+    HostError::new(code, format!("test: {code:?}"))
 }
 
 impl World {

@@ -5,7 +5,7 @@ use crate::farm::LendError;
 use crate::host_client::HostClientError;
 use crate::keys::LeaseError;
 use crate::problem::Code;
-use slipway_core::host_api::{HostError, HostErrorCode};
+use slipway_core::host_api::{HostError, HostErrorCode, StreamFault};
 use slipway_core::units::ByteSize;
 use slipway_store::VolumeState;
 
@@ -129,7 +129,7 @@ pub enum VolumeError {
     TransfersFull,
     /// What was sent is not an exported volume, or not whole.
     #[error("what was sent is not taken: {0}")]
-    Stream(String),
+    Stream(StreamFault),
     /// It stopped before its end.
     #[error("what was sent broke off")]
     BrokenOff,
@@ -140,8 +140,8 @@ pub enum VolumeError {
     #[error("the host's pool has no room for that")]
     NoSpace,
     /// The host, or the volume as it is now, cannot do that.
-    #[error("{0}")]
-    Unsupported(String),
+    #[error("its host cannot do that to the volume as it is now")]
+    Unsupported,
     /// It is not there any more.
     #[error("what that needs is not on the host any more")]
     Missing,
@@ -156,19 +156,19 @@ pub enum VolumeError {
 impl VolumeError {
     /// A host's refusal that asking again does not change; anything else is given back.
     pub(crate) fn of_host(error: HostClientError) -> Result<Self, HostClientError> {
-        let HostClientError::Refused(HostError { code, message }) = &error else {
+        let HostClientError::Refused(HostError { code, message, .. }) = &error else {
             return Err(error);
         };
         Ok(match code {
             HostErrorCode::NoSpace => Self::NoSpace,
             HostErrorCode::Unsupported => {
-                tracing::warn!(message, "host cannot do that to a volume");
-                Self::Unsupported(for_owner(message))
+                tracing::warn!(?message, "host cannot do that to a volume");
+                Self::Unsupported
             }
             HostErrorCode::NotFound => Self::Missing,
             HostErrorCode::VolumeDamaged => Self::Damaged,
             HostErrorCode::BadRequest => {
-                tracing::error!(message, "host does not take a request about a volume");
+                tracing::error!(?message, "host does not take a request about a volume");
                 Self::NotTaken
             }
             HostErrorCode::Denied
@@ -199,7 +199,7 @@ impl VolumeError {
             | Self::NoCopy { .. }
             | Self::NotMoving
             | Self::IsThere
-            | Self::Unsupported(_)
+            | Self::Unsupported
             | Self::Missing
             | Self::Damaged => Code::Conflict,
             Self::TooManyTransfers { .. } => Code::Limit,
@@ -267,24 +267,13 @@ impl VolumeError {
             Self::NoSpace => {
                 "delete snapshots or volumes that you do not need, or have the operator add space"
             }
-            Self::Unsupported(_) => {
-                "stop the builder, or have the operator look at docs/volumes.md"
-            }
+            Self::Unsupported => "stop the builder, or have the operator look at docs/volumes.md",
             Self::Missing => "look at `slipway volumes list` and `slipway volumes snapshots list`",
             Self::Damaged => {
                 "make a new one from a snapshot: `slipway volumes create NAME --snapshot-id ID`"
             }
             Self::NotTaken => "tell the operator; the server's log says more",
         }
-    }
-}
-
-/// A host's words about a volume, if they name nothing of the host: no path, no volume group.
-fn for_owner(message: &str) -> String {
-    if message.contains('/') {
-        "its host cannot do that to the volume as it is now".to_owned()
-    } else {
-        message.to_owned()
     }
 }
 

@@ -77,7 +77,7 @@ pub(in crate::farm) async fn keep(shared: Arc<Shared>, link: Arc<HostLink>) {
             // The sender lives as long as the link.
             let _ = reachable.wait_for(|there| *there).await;
             if let Err(error) = look(&shared, &link, &holds, &growths).await {
-                tracing::warn!(why = chain(&error), "volumes not looked at; later again");
+                tracing::warn!(why = ?chain(&error), "volumes not looked at; later again");
             }
         };
         tokio::select! {
@@ -126,7 +126,7 @@ async fn settle_snapshots(shared: &Shared, link: &Arc<HostLink>, snapshots: &[Sn
         }
         work.push(Box::pin(async move {
             if let Err(error) = shared.settle_snapshot(link, snapshot).await {
-                tracing::warn!(snapshot = %snapshot.id, why = chain(&error), "snapshot not settled");
+                tracing::warn!(snapshot = %snapshot.id, why = ?chain(&error), "snapshot not settled");
             }
         }));
     }
@@ -143,7 +143,7 @@ async fn settle_volumes(shared: &Arc<Shared>, link: &Arc<HostLink>, volumes: &[V
         work.push(Box::pin(async move {
             let (org, id) = (&volume.org, &volume.id);
             if let Err(error) = shared.settle_volume(link, org, id).await {
-                tracing::warn!(volume = %id, why = chain(&error), "volume not settled");
+                tracing::warn!(volume = %id, why = ?chain(&error), "volume not settled");
             }
         }));
     }
@@ -271,7 +271,7 @@ async fn took_care(
         }
         Ok(()) => {}
         Err(error) => {
-            tracing::warn!(%org, volume = %id, what, why = chain(&error), "upkeep failed");
+            tracing::warn!(%org, volume = %id, what, why = ?chain(&error), "upkeep failed");
             holds.add(id);
             let notice = format!("{what}: {}", told(&error));
             shared.tell(org, id, Some(&notice)).await;

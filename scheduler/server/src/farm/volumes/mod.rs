@@ -210,7 +210,7 @@ impl Farm {
         let link = self.0.link(&snapshot.host).ok_or(VolumeError::HostAway)?;
         match self.0.settle_snapshot(&link, &snapshot).await {
             Err(error) if is_for_later(&error) => {
-                tracing::warn!(%org, snapshot = %id, why = chain(&error), "snapshot is deleted later");
+                tracing::warn!(%org, snapshot = %id, why = ?chain(&error), "snapshot is deleted later");
                 Ok(())
             }
             done => done.map(drop),
@@ -223,7 +223,7 @@ impl Farm {
         let volumes = match self.0.store.volumes(org).await {
             Ok(volumes) => volumes,
             Err(error) => {
-                tracing::warn!(%org, why = chain(&error), "volumes not listed");
+                tracing::warn!(%org, why = ?chain(&error), "volumes not listed");
                 return used;
             }
         };
@@ -345,7 +345,7 @@ impl Shared {
             Ok(Some(made)) => Ok(made),
             Ok(None) => Err(StoreError::NotFound(What::Snapshot).into()),
             Err(error) if is_for_later(&error) => {
-                tracing::warn!(%org, volume = %id, why = chain(&error), "snapshot is made later");
+                tracing::warn!(%org, volume = %id, why = ?chain(&error), "snapshot is made later");
                 Ok(snapshot)
             }
             Err(error) => Err(error),

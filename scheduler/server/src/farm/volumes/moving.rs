@@ -97,7 +97,7 @@ fn is_for_good(error: &FarmError) -> bool {
         error,
         FarmError::Volume(
             VolumeError::NoSpace
-                | VolumeError::Unsupported(_)
+                | VolumeError::Unsupported
                 | VolumeError::Missing
                 | VolumeError::NotTaken
         )
@@ -215,14 +215,14 @@ impl Shared {
         if let Err(error) = &sent
             && !matches!(error, FarmError::Volume(VolumeError::NotMoving))
         {
-            tracing::warn!(%org, volume = %id, why = chain(error), "copy not sent");
+            tracing::warn!(%org, volume = %id, why = ?chain(error), "copy not sent");
             let notice = format!("move: {}", told(error));
             self.tell(org, id, Some(&notice)).await;
             match self.is_halted(org, id, error).await {
                 Ok(false) => {}
                 Ok(true) => return self.release(org, id).await,
                 Err(error) => {
-                    tracing::warn!(%org, volume = %id, why = chain(&error), "move stays as it is");
+                    tracing::warn!(%org, volume = %id, why = ?chain(&error), "move stays as it is");
                     return;
                 }
             }
@@ -230,7 +230,7 @@ impl Shared {
                 Ok(true) => {}
                 Ok(false) => return self.release(org, id).await,
                 Err(error) => {
-                    tracing::warn!(%org, volume = %id, why = chain(&error), "move not given up");
+                    tracing::warn!(%org, volume = %id, why = ?chain(&error), "move not given up");
                     return;
                 }
             }
@@ -238,7 +238,7 @@ impl Shared {
         self.release(org, id).await;
         // What cannot be cleared away now is by the next look.
         if let Err(error) = self.clear_now(org, id).await {
-            tracing::warn!(%org, volume = %id, why = chain(&error), "copy not cleared away");
+            tracing::warn!(%org, volume = %id, why = ?chain(&error), "copy not cleared away");
         }
     }
 
@@ -284,7 +284,7 @@ impl Shared {
     pub(super) async fn release(&self, org: &OrgId, id: &VolumeId) {
         for builder in self.builders_waiting_for(id) {
             if let Err(error) = self.release_one(&builder, org, id).await {
-                tracing::warn!(%org, volume = %id, why = chain(&error), "builder not told where it is");
+                tracing::warn!(%org, volume = %id, why = ?chain(&error), "builder not told where it is");
             }
         }
     }

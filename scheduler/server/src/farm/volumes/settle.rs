@@ -72,7 +72,7 @@ impl Shared {
             Ok(Some(Volume { notice: None, .. }) | None) => return done,
             Ok(Some(_)) => None,
             Err(error) if is_for_later(error) => {
-                tracing::warn!(%org, volume = %id, why = chain(error), "volume is settled later");
+                tracing::warn!(%org, volume = %id, why = ?chain(error), "volume is settled later");
                 Some(told(error))
             }
             Err(_) => return done,
@@ -87,7 +87,7 @@ impl Shared {
     /// Leaves word for a volume's owner.
     pub(super) async fn tell(&self, org: &OrgId, id: &VolumeId, notice: Option<&str>) {
         if let Err(error) = self.store.set_volume_notice(org, id, notice).await {
-            tracing::warn!(%org, volume = %id, why = chain(&error), "notice not recorded");
+            tracing::warn!(%org, volume = %id, why = ?chain(&error), "notice not recorded");
         }
     }
 
@@ -166,7 +166,7 @@ impl Shared {
                     .set_volume_state(org, &volume.id, VolumeState::Condemned)
                     .await?;
                 if let Err(error) = self.destroy(link, org, &volume.id).await {
-                    tracing::warn!(why = chain(&error), "refused volume is cleared away later");
+                    tracing::warn!(why = ?chain(&error), "refused volume is cleared away later");
                 }
                 Err(refusal.into())
             }
@@ -293,7 +293,7 @@ impl Shared {
         self.store.condemn_snapshot(org, id).await?;
         if let Err(error) = self.remove_snapshot(link, snapshot).await {
             tracing::warn!(
-                why = chain(&error),
+                why = ?chain(&error),
                 "refused snapshot is cleared away later"
             );
         }

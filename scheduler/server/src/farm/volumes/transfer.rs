@@ -18,7 +18,7 @@ use crate::limits::{
     IMPORT_END_WAIT_MAX, IMPORT_HOST_WAIT_MAX, IMPORT_KEPT_FOR, IMPORT_NOTED_EVERY,
 };
 use bytes::Bytes;
-use slipway_core::host_api::{HostErrorCode, HostReply, VolumeReport};
+use slipway_core::host_api::{HostError, HostErrorCode, HostReply, VolumeReport};
 use slipway_core::id::{OrgId, SnapshotId, VolumeId};
 use slipway_core::limits::HOST_API_FRAME_BYTES_MAX;
 use slipway_store::{SnapshotState, StoreError, Volume, VolumeState};
@@ -254,7 +254,7 @@ impl Shared {
             if noted.elapsed() >= IMPORT_NOTED_EVERY {
                 noted = Instant::now();
                 if let Err(error) = self.note_import(&volume.org, &volume.id).await {
-                    tracing::warn!(volume = %volume.id, why = chain(&error), "import that goes on not noted");
+                    tracing::warn!(volume = %volume.id, why = ?chain(&error), "import that goes on not noted");
                 }
             }
         }
@@ -289,7 +289,7 @@ impl Shared {
     ) {
         let for_good = matches!(
             error,
-            FarmError::Volume(VolumeError::NoSpace | VolumeError::Unsupported(_))
+            FarmError::Volume(VolumeError::NoSpace | VolumeError::Unsupported)
         );
         if !for_good {
             return;
@@ -305,7 +305,7 @@ impl Shared {
         };
         if let Err(error) = cleared {
             let later = is_for_later(&error);
-            tracing::warn!(%org, volume = %id, later, why = chain(&error), "refused import not cleared away");
+            tracing::warn!(%org, volume = %id, later, why = ?chain(&error), "refused import not cleared away");
         }
     }
 }
@@ -340,8 +340,13 @@ pub(super) async fn outcome(mut stream: UnixStream) -> Result<Option<VolumeRepor
     match serde_json::from_slice(&reply) {
         Ok(HostReply::Volume(report)) => Ok(Some(report)),
         Ok(HostReply::Done) => Ok(None),
-        Ok(HostReply::Error(error)) if error.code == HostErrorCode::BadRequest => {
-            Err(VolumeError::Stream(error.message).into())
+        Ok(HostReply::Error(HostError {
+            stream: Some(fault),
+            message,
+            ..
+        })) => {
+            tracing::info!(?message, "stream of a volume not taken");
+            Err(VolumeError::Stream(fault).into())
         }
         Ok(HostReply::Error(error)) => Err(refused(HostClientError::Refused(error))),
         Ok(_) | Err(_) => Err(HostClientError::Protocol("the end of an import is not one").into()),
