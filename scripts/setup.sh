@@ -62,7 +62,7 @@ packages=(
 if wants demo; then
 	packages+=(
 		# the builder's image, and base images for the demo and the tests
-		mmdebstrap squashfs-tools xz-utils skopeo busybox-static
+		mmdebstrap squashfs-tools xz-utils skopeo busybox-static openssh-client
 		# what the host daemon calls
 		runc nftables iproute2 e2fsprogs util-linux
 		# the demo

@@ -63,7 +63,7 @@ impl DockerConfig {
 
     /// Logins of registries.
     pub(crate) fn logins(&self) -> DockerLogins {
-        DockerLogins::read(&self.dir)
+        DockerLogins::read(Some(&self.dir), &|name| std::env::var(name).ok())
     }
 
     /// Whether there is a context of this name.

@@ -44,6 +44,12 @@ pub(crate) const CANCEL_WAIT_MAX: Duration = Duration::from_secs(10);
 pub(crate) const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// An answer of a credential helper of docker. Then: as if there were no login.
 pub(crate) const CREDENTIAL_HELPER_WAIT_MAX: Duration = Duration::from_secs(10);
+/// The first answer of an SSH agent that was started for keys. Then: exit 2.
+pub(crate) const SSH_AGENT_WAIT_MAX: Duration = Duration::from_secs(10);
+/// A Dockerfile from standard input. A longer one is refused.
+pub(crate) const DOCKERFILE_BYTES_MAX: u64 = 16 << 20;
+/// A build context from standard input, which is kept in a temporary file. A longer one is refused.
+pub(crate) const STDIN_CONTEXT_BYTES_MAX: u64 = 64 << 30;
 /// An answer of the local Docker to a first question. Then: it counts as absent.
 pub(crate) const LOCAL_DOCKER_WAIT_MAX: Duration = Duration::from_secs(3);
 /// Events of a local build that wait to be shown. Then: the build waits, too.

@@ -2,9 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use slipway_loadtests::testbed::{Testbed, show};
-use std::path::Path;
-use std::process::Command;
+use slipway_loadtests::testbed::{Testbed, show, wait_for};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 /// `slipway deploy` of a directory, with more flags.
 fn deploy(bed: &Testbed, dir: &Path, more: &[&str]) -> Command {
@@ -14,6 +17,21 @@ fn deploy(bed: &Testbed, dir: &Path, more: &[&str]) -> Command {
         .args(["--app", "web", "--org", "acme", "--remote-only"])
         .args(more);
     command
+}
+
+/// What a command says that gets something on its standard input.
+fn fed(mut command: Command, input: &[u8]) -> Result<Output> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut stdin = child.stdin.take().context("stdin")?;
+    std::thread::scope(|scope| {
+        // One that ends early says why.
+        scope.spawn(move || drop(stdin.write_all(input)));
+        Ok(child.wait_with_output()?)
+    })
 }
 
 /// The digest of a tag of the registry.
@@ -62,10 +80,192 @@ fn a_fly_file_is_used_told_or_refused(bed: &Testbed) -> Result<()> {
     Ok(())
 }
 
+/// An agent with one key; ends with the value.
+struct Agent {
+    process: Child,
+    socket: PathBuf,
+    key: PathBuf,
+}
+
+impl Agent {
+    fn start(dir: &Path) -> Result<Self> {
+        let (socket, key) = (dir.join("agent.sock"), dir.join("key"));
+        let process = Command::new("ssh-agent")
+            .arg("-D")
+            .arg("-a")
+            .arg(&socket)
+            .stdout(Stdio::null())
+            .spawn()?;
+        let agent = Self {
+            process,
+            socket,
+            key,
+        };
+        wait_for("the agent", Duration::from_secs(30), || {
+            UnixStream::connect(&agent.socket)?;
+            Ok(())
+        })?;
+        let made = Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", "forwarded", "-f"])
+            .arg(&agent.key)
+            .status()?;
+        let added = Command::new("ssh-add")
+            .arg(&agent.key)
+            .env("SSH_AUTH_SOCK", &agent.socket)
+            .output()?;
+        ensure!(made.success() && added.status.success(), "{}", show(&added));
+        Ok(agent)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ended = self.process.kill();
+        let _reaped = self.process.wait();
+    }
+}
+
+/// A program of this computer with the libraries it needs, for a base image that has neither.
+fn with_libraries(program: &str, dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir)?;
+    let linked = Command::new("ldd").arg(program).output()?;
+    let linked = String::from_utf8(linked.stdout)?;
+    let words = linked
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'));
+    for file in words.chain([program]) {
+        let name = Path::new(file).file_name().context("a file")?;
+        std::fs::copy(file, dir.join(name))?;
+    }
+    Ok(())
+}
+
+fn an_ssh_agent_is_forwarded(bed: &Testbed) -> Result<()> {
+    let registry = bed.registry.address().to_owned();
+    let list =
+        "for loader in /ssh/ld-linux*; do $loader --library-path /ssh /ssh/ssh-add -l >/keys; done";
+    let dockerfile = format!(
+        "FROM {registry}/library/busybox AS list\nCOPY ssh /ssh\nRUN --mount=type=ssh,required=true {list}\n\
+         FROM scratch\nCOPY --from=list /keys /keys\n"
+    );
+    let dir = bed.project("ssh", &[("Dockerfile", &dockerfile)])?;
+    with_libraries("/usr/bin/ssh-add", &dir.join("ssh"))?;
+    let agent = Agent::start(bed.dir())?;
+    let out = bed.dir().join("ssh-out");
+    let to = out.to_str().context("path")?;
+
+    bed.deployed(
+        deploy(bed, &dir, &["--ssh", "default", "-o", to]).env("SSH_AUTH_SOCK", &agent.socket),
+    )?;
+    let keys = std::fs::read_to_string(out.join("keys"))?;
+    ensure!(keys.contains("forwarded"), "{keys}");
+    // The key itself, which gets an agent of its own.
+    let key = format!("default={}", agent.key.display());
+    let more = ["--ssh", &key, "-o", to, "--no-cache"];
+    std::fs::remove_file(out.join("keys"))?;
+    bed.deployed(deploy(bed, &dir, &more).env_remove("SSH_AUTH_SOCK"))?;
+    let keys = std::fs::read_to_string(out.join("keys"))?;
+    ensure!(keys.contains("forwarded"), "{keys}");
+    Ok(())
+}
+
+/// Names, contexts, and what ends up here.
+fn flags_of_buildx(bed: &Testbed) -> Result<()> {
+    let registry = bed.registry.address().to_owned();
+    let base = format!("FROM {registry}/library/busybox");
+    let dockerfile = format!(
+        "{base} AS build\nCOPY --from=more x /x\nCOPY --from=img /bin/busybox /other\n\
+         RUN grep named.host /etc/hosts >/hosts && ulimit -n >/ulimit && df -k /dev/shm | tail -1 >/shm\n\
+         RUN --network=host cat /etc/hosts >/dev/null\n\
+         FROM scratch\nCOPY --from=build /x /hosts /ulimit /shm /out/\n"
+    );
+    let files = [("docker/other", dockerfile.as_str()), ("more/x", "more\n")];
+    let dir = bed.project("flags", &files)?;
+    let path = |name: &str| bed.dir().join(name).to_string_lossy().into_owned();
+    let (one, two) = (
+        format!("{registry}/flags:1"),
+        format!("{registry}/other/flags:2"),
+    );
+    let more = format!("more={}", dir.join("more").display());
+    let img = format!("img=docker-image://{registry}/library/busybox");
+    let file = dir.join("docker/other").to_string_lossy().into_owned();
+    let (iid, metadata, out) = (path("iid"), path("metadata.json"), path("out"));
+    let typed = [
+        "-t",
+        &one,
+        "--tag",
+        &two,
+        "-f",
+        &file,
+        "--build-context",
+        &more,
+        "--build-context",
+        &img,
+        "--add-host",
+        "named.host:10.1.2.3",
+        "--ulimit",
+        "nofile=321",
+        "--shm-size",
+        "12m",
+        "--allow",
+        "network.host",
+        "--iidfile",
+        &iid,
+        "--metadata-file",
+        &metadata,
+        "-o",
+        &out,
+        "--push",
+        "--cache-to",
+        "type=inline",
+    ];
+    let done = bed.deployed(&mut deploy(bed, &dir, &typed))?;
+    ensure!(digest(bed, &one)? == digest(bed, &two)?, "{done}");
+    ensure!(std::fs::read_to_string(&iid)? == done["image_id"], "{done}");
+    let known: Value = serde_json::from_str(&std::fs::read_to_string(&metadata)?)?;
+    ensure!(known["containerimage.digest"] == done["digest"], "{known}");
+    ensure!(known["image.name"] == format!("{one},{two}"), "{known}");
+    let read = |name: &str| std::fs::read_to_string(format!("{out}/out/{name}"));
+    ensure!(read("x")? == "more\n" && read("ulimit")? == "321\n");
+    ensure!(read("hosts")?.contains("10.1.2.3"), "{}", read("hosts")?);
+    ensure!(read("shm")?.contains("12288"), "{}", read("shm")?);
+
+    // A Dockerfile and an archive from standard input; the archive's result to standard output.
+    let said = fed(
+        deploy(bed, Path::new("-"), &["--image", &one]),
+        format!("{base}\nRUN true\n").as_bytes(),
+    )?;
+    ensure!(said.status.success(), "{}", show(&said));
+    std::fs::write(
+        dir.join("Dockerfile"),
+        "FROM scratch\nCOPY more/x /from-archive\n",
+    )?;
+    let archive = Command::new("tar")
+        .arg("-C")
+        .arg(&dir)
+        .args(["-cz", "."])
+        .output()?;
+    let got = fed(deploy(bed, Path::new("-"), &["-o", "-"]), &archive.stdout)?;
+    ensure!(got.status.success(), "{}", show(&got));
+    let listed = fed(
+        {
+            let mut tar = Command::new("tar");
+            tar.arg("-t");
+            tar
+        },
+        &got.stdout,
+    )?;
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    ensure!(listed.contains("from-archive"), "{listed}");
+    Ok(())
+}
+
 #[test]
 fn what_users_of_flyctl_and_buildx_type() -> Result<()> {
     let bed = Testbed::start()?;
     bed.registry.seed(&["busybox"])?;
     a_fly_file_is_used_told_or_refused(&bed)?;
+    an_ssh_agent_is_forwarded(&bed)?;
+    flags_of_buildx(&bed)?;
     Ok(())
 }

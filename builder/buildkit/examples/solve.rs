@@ -42,9 +42,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         name: "solve".to_owned(),
         shared_key: format!("solve:{dir}"),
         locals: vec![local("context"), local("dockerfile")],
-        secrets: Default::default(),
-        credentials: vec![],
         stats: stats.clone(),
+        ..SessionOptions::default()
     });
     let stream =
         dial_docker_session(UnixStream::connect(&socket).await?, &session.headers()).await?;
@@ -72,6 +71,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         session: id,
         frontend_attrs,
         image_name: image,
+        ..SolveRequest::default()
     };
     let result = client.solve(request, sender).await;
     let took = began.elapsed();

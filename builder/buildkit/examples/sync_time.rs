@@ -25,9 +25,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 name: "context".into(),
                 root: root.clone().into(),
             }],
-            secrets: Default::default(),
-            credentials: vec![],
             stats: stats.clone(),
+            ..SessionOptions::default()
         });
         let (near, far) = tokio::net::UnixStream::pair()?;
         let served = tokio::spawn(session.serve(near));

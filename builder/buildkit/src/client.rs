@@ -31,7 +31,7 @@ pub enum ConnectError {
 }
 
 /// What to solve.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SolveRequest {
     /// Name of the solve, unique at the builder.
     pub build_ref: String,
@@ -41,7 +41,44 @@ pub struct SolveRequest {
     pub frontend_attrs: BTreeMap<String, String>,
     /// Name (and tag) the image gets in dockerd; several separated by commas; empty for none.
     pub image_name: String,
+    /// What steps may ask for beyond the usual: `network.host`, `security.insecure`.
+    pub entitlements: Vec<String>,
+    /// Caches to look at.
+    pub cache_from: Vec<CacheEntry>,
+    /// Caches to write.
+    pub cache_to: Vec<CacheEntry>,
+    /// Send the result's files to the session as well, as one archive ([`crate::SessionOptions::export`]).
+    pub export: bool,
 }
+
+/// A cache outside of the builder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheEntry {
+    /// BuildKit's name of its kind: `registry`, `inline`, `local`.
+    pub kind: String,
+    /// Its attributes, as `ref`.
+    pub attrs: BTreeMap<String, String>,
+}
+
+impl std::str::FromStr for CacheEntry {
+    type Err = BadCacheEntry;
+
+    /// Reads `type=KIND,NAME=VALUE,...`.
+    fn from_str(text: &str) -> Result<CacheEntry, BadCacheEntry> {
+        let pairs = text.split(',').map(|pair| pair.split_once('='));
+        let mut attrs = pairs
+            .map(|pair| pair.map(|(name, value)| (name.to_owned(), value.to_owned())))
+            .collect::<Option<BTreeMap<_, _>>>()
+            .ok_or(BadCacheEntry)?;
+        let kind = attrs.remove("type").ok_or(BadCacheEntry)?;
+        Ok(CacheEntry { kind, attrs })
+    }
+}
+
+/// The text names no cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a cache looks like type=registry,ref=registry.example/app:cache")]
+pub struct BadCacheEntry;
 
 /// What a solve made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,22 +250,56 @@ fn control_request(request: SolveRequest) -> control::SolveRequest {
     if !request.image_name.is_empty() {
         attrs.insert("name".to_owned(), request.image_name);
     }
+    let mut frontend_attrs: HashMap<_, _> = request.frontend_attrs.into_iter().collect();
+    if !request.cache_from.is_empty() {
+        // The frontend solves by itself, and looks at these only.
+        frontend_attrs.insert("cache-imports".to_owned(), imports(&request.cache_from));
+    }
+    let exporter = |kind: &str, attrs: HashMap<_, _>| control::Exporter {
+        r#type: kind.to_owned(),
+        attrs,
+    };
+    let mut exporters = vec![exporter("moby", attrs.clone())];
+    if request.export {
+        exporters.push(exporter("tar", HashMap::new()));
+    }
     control::SolveRequest {
         r#ref: request.build_ref,
         session: request.session,
         frontend: "dockerfile.v0".to_owned(),
-        frontend_attrs: request.frontend_attrs.into_iter().collect(),
+        frontend_attrs,
         // Both ways of naming the exporter: BuildKit before 0.13 knows the first only, and later ones ignore it when
         // they see the second.
         exporter_deprecated: "moby".to_owned(),
-        exporter_attrs_deprecated: attrs.clone(),
-        exporters: vec![control::Exporter {
-            r#type: "moby".to_owned(),
-            attrs,
-        }],
-        cache: Some(control::CacheOptions::default()),
+        exporter_attrs_deprecated: attrs,
+        exporters,
+        cache: Some(control::CacheOptions {
+            imports: cache_options(request.cache_from),
+            exports: cache_options(request.cache_to),
+            ..Default::default()
+        }),
+        entitlements: request.entitlements,
         ..Default::default()
     }
+}
+
+/// Caches as the frontend reads them.
+fn imports(entries: &[CacheEntry]) -> String {
+    let entries = entries.iter();
+    entries
+        .map(|CacheEntry { kind, attrs }| serde_json::json!({ "Type": kind, "Attrs": attrs }))
+        .collect::<serde_json::Value>()
+        .to_string()
+}
+
+fn cache_options(entries: Vec<CacheEntry>) -> Vec<control::CacheOptionsEntry> {
+    let entries = entries.into_iter();
+    entries
+        .map(|CacheEntry { kind, attrs }| control::CacheOptionsEntry {
+            r#type: kind,
+            attrs: attrs.into_iter().collect(),
+        })
+        .collect()
 }
 
 fn result_of(response: control::SolveResponse) -> Result<SolveResult, SolveError> {

@@ -17,11 +17,12 @@ pub mod limits;
 mod session;
 mod solve_error;
 
-pub use client::{Client, ConnectError, SolveRequest, SolveResult};
+pub use client::{BadCacheEntry, CacheEntry, Client, ConnectError, SolveRequest, SolveResult};
 pub use dial::{DialError, Upgraded, dial_docker_grpc, dial_docker_session};
 pub use event::SolveEvent;
 pub use session::{
-    LocalDir, RegistryLogin, SecretSource, Session, SessionError, SessionOptions, SessionStats,
-    StatsHandle,
+    ExportSink, LocalDir, RegistryLogin, RegistryLogins, SecretSource, Session, SessionError,
+    SessionOptions, SessionStats, StatsHandle,
 };
 pub use solve_error::{SolveError, SolveFailure, registry_out_of_reach};
+pub use tonic::async_trait;

@@ -52,6 +52,16 @@ pub const SYNCS_RUNNING_MAX: usize = 16;
 pub const SESSION_HEADERS_BYTES_MAX: u32 = 4 << 20;
 /// Largest secret, in bytes (BuildKit's own bound, 500 KiB). A larger one is refused by name.
 pub const SECRET_BYTES_MAX: usize = 500 << 10;
+/// Longest request to an SSH agent, in bytes (OpenSSH's own bound, 256 KiB). A longer one ends the forwarding.
+pub const SSH_MESSAGE_BYTES_MAX: usize = 256 << 10;
+/// Bytes of an SSH agent's answers in one message.
+pub const SSH_PIECE_BYTES: usize = 32 << 10;
+/// Messages of an SSH agent's answers that wait for the connection; the agent waits when it is full.
+pub const SSH_PIECES_QUEUED_MAX: usize = 4;
+/// Bytes of an archive that is a build's context in one message.
+pub const ARCHIVE_PIECE_BYTES: usize = 256 << 10;
+/// Messages of an archive that wait for the connection; its file is not read on when it is full.
+pub const ARCHIVE_PIECES_QUEUED_MAX: usize = 4;
 /// Entries one file sync may announce. Beyond it the sync fails and says so.
 pub const SYNC_ENTRIES_MAX: usize = 8_000_000;
 /// Patterns one file sync may be filtered by, each kind. Beyond it the sync is refused.

@@ -3,10 +3,14 @@
 //! It must not know where the caller's settings come from, nor how the stream was made.
 
 mod auth;
+mod export;
 mod health;
 mod secrets;
+mod ssh;
+mod upload;
 
-pub use auth::RegistryLogin;
+pub use auth::{RegistryLogin, RegistryLogins};
+pub use export::ExportSink;
 pub use secrets::SecretSource;
 
 use crate::filesync::FileSync;
@@ -15,17 +19,22 @@ use crate::limits;
 use bollard_buildkit_proto::health::health_server::HealthServer;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_server::SecretsServer;
 use bollard_buildkit_proto::moby::filesync::v1::auth_server::AuthServer;
+use bollard_buildkit_proto::moby::filesync::v1::file_send_server::FileSendServer;
+use bollard_buildkit_proto::moby::sshforward::v1::ssh_server::SshServer;
+use bollard_buildkit_proto::moby::upload::v1::upload_server::UploadServer;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::body::Body;
 use tower::Service as _;
 
-/// Methods that the builder may call; it asks for no other.
+/// Methods that the builder may always call.
 const METHODS: [&str; 7] = [
     "/grpc.health.v1.Health/Check",
     "/moby.buildkit.secrets.v1.Secrets/GetSecret",
@@ -36,8 +45,17 @@ const METHODS: [&str; 7] = [
     "/moby.filesync.v1.FileSync/DiffCopy",
 ];
 
+/// Methods that it may call where agents are forwarded: it takes their being announced as a promise.
+const SSH_METHODS: [&str; 2] = [
+    "/moby.sshforward.v1.SSH/CheckAgent",
+    "/moby.sshforward.v1.SSH/ForwardAgent",
+];
+/// The same where the context is an archive.
+const UPLOAD_METHOD: &str = "/moby.upload.v1.Upload/Pull";
+/// The same where the result is sent back.
+const EXPORT_METHOD: &str = "/moby.filesync.v1.FileSend/DiffCopy";
+
 /// What a session serves. `Debug` shows no secret.
-#[derive(Debug)]
 pub struct SessionOptions {
     /// Unique at the builder; the solve names it. Hard to guess, since it gives access to all below.
     pub id: String,
@@ -51,9 +69,44 @@ pub struct SessionOptions {
     /// Secrets by id.
     pub secrets: BTreeMap<String, SecretSource>,
     /// Logins for the registries of base images.
-    pub credentials: Vec<RegistryLogin>,
+    pub credentials: Arc<dyn RegistryLogins>,
+    /// Sockets of SSH agents by id; a step that names none gets `default`.
+    pub ssh: BTreeMap<String, PathBuf>,
+    /// The context as one archive, for a solve whose attribute `context` is `http://buildkit-session/NAME`.
+    pub archive: Option<PathBuf>,
+    /// Takes what the builder's exporter `tar` sends, once.
+    pub export: Option<ExportSink>,
     /// Counts as it goes; keep a clone to look at it meanwhile.
     pub stats: StatsHandle,
+}
+
+impl Default for SessionOptions {
+    fn default() -> SessionOptions {
+        SessionOptions {
+            id: String::new(),
+            name: String::new(),
+            shared_key: String::new(),
+            locals: Vec::new(),
+            secrets: BTreeMap::new(),
+            credentials: Arc::new(Vec::new()),
+            ssh: BTreeMap::new(),
+            archive: None,
+            export: None,
+            stats: StatsHandle::default(),
+        }
+    }
+}
+
+impl std::fmt::Debug for SessionOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionOptions")
+            .field("name", &self.name)
+            .field("locals", &self.locals)
+            .field("secrets", &self.secrets)
+            .field("ssh", &self.ssh)
+            .field("archive", &self.archive)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a session ended other than by being closed.
@@ -83,12 +136,31 @@ impl Session {
             locals,
             secrets,
             credentials,
+            ssh,
+            archive,
+            export,
             stats,
         } = options;
+        let export = export::Exports::new(export);
+        let optional = [
+            (!ssh.is_empty(), &SSH_METHODS[..]),
+            (archive.is_some(), &[UPLOAD_METHOD]),
+            (export.is_wanted(), &[EXPORT_METHOD]),
+        ];
+        let mut methods = METHODS.to_vec();
+        for (is_served, more) in optional {
+            if is_served {
+                methods.extend(more);
+            }
+        }
         let services = Services {
+            methods: methods.into(),
             files: FileSync::new(locals, stats),
             auth: AuthServer::new(auth::Logins::new(credentials)),
             secrets: SecretsServer::new(secrets::Secrets::new(secrets)),
+            ssh: SshServer::new(ssh::Agents::new(ssh)),
+            uploads: UploadServer::new(upload::Uploads::new(archive)),
+            exports: FileSendServer::new(export),
             health: HealthServer::new(health::Healthy),
         };
         Session {
@@ -108,7 +180,12 @@ impl Session {
             header("Name", &self.name),
             header("Sharedkey", &self.shared_key),
         ];
-        headers.extend(METHODS.iter().map(|method| header("Grpc-Method", method)));
+        headers.extend(
+            self.services
+                .methods
+                .iter()
+                .map(|method| header("Grpc-Method", method)),
+        );
         headers
     }
 
@@ -161,13 +238,22 @@ fn is_plain_close(error: &hyper::Error) -> bool {
 
 #[derive(Debug, Clone)]
 struct Services {
+    /// What is announced. Whatever else the builder calls is not served.
+    methods: Arc<[&'static str]>,
     files: FileSync,
     auth: AuthServer<auth::Logins>,
     secrets: SecretsServer<secrets::Secrets>,
+    ssh: SshServer<ssh::Agents>,
+    uploads: UploadServer<upload::Uploads>,
+    exports: FileSendServer<export::Exports>,
     health: HealthServer<health::Healthy>,
 }
 
 impl Services {
+    fn serves(&self, path: &str) -> bool {
+        self.methods.contains(&path)
+    }
+
     async fn call(mut self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let path = request.uri().path();
         let service = path
@@ -178,6 +264,11 @@ impl Services {
             Some("moby.filesync.v1.FileSync") => Ok(self.files.call(request).await),
             Some("moby.filesync.v1.Auth") => self.auth.call(request).await,
             Some("moby.buildkit.secrets.v1.Secrets") => self.secrets.call(request).await,
+            Some("moby.sshforward.v1.SSH") if self.serves(path) => self.ssh.call(request).await,
+            Some("moby.upload.v1.Upload") if self.serves(path) => self.uploads.call(request).await,
+            Some("moby.filesync.v1.FileSend") if self.serves(path) => {
+                self.exports.call(request).await
+            }
             Some("grpc.health.v1.Health") => self.health.call(request).await,
             Some(_) | None => Ok(tonic::Status::unimplemented("not served here").into_http()),
         }

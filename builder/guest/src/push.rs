@@ -88,15 +88,16 @@ pub(crate) struct Prepared {
     push: registry::Push,
 }
 
-/// Prepares a push to `target`; nobody is asked anything yet.
+/// Prepares a push to `target` with that of the credentials which is its registry's; nobody is asked anything yet.
 pub(crate) fn prepare(
     guest: &Guest,
     target: &str,
-    credential: Option<&RegistryCredential>,
+    credentials: &[&RegistryCredential],
     compression: Option<Compression>,
 ) -> Result<Prepared, PushFailure> {
     let target = Target::parse(target)?;
-    let credential = credential.and_then(|credential| fitting(credential, &target));
+    let mut fitting = credentials.iter().filter_map(|it| fitting(it, &target));
+    let credential = fitting.next();
     let options = PushOptions {
         insecure_http: guest.config.insecure_registries.clone(),
         extra_roots_pem: roots(&guest.config.ca_pem),

@@ -257,7 +257,7 @@ pub(crate) async fn start_build(client: &ApiClient, new: &NewBuild<'_>) -> Resul
         .iter()
         .map(|(name, value)| json!({ "name": name, "value": value }))
         .collect();
-    let input = json!({
+    let mut input = json!({
         "org": new.org,
         "app": new.app,
         "image": new.image,
@@ -269,6 +269,20 @@ pub(crate) async fn start_build(client: &ApiClient, new: &NewBuild<'_>) -> Resul
         "region": new.region,
         "arch": new.arch,
     });
+    // Left out where they say nothing: an older server does not know them.
+    let lists = [
+        ("tags", json!(new.tags)),
+        ("tagCredentials", json!(new.tag_credentials)),
+        ("entitlements", json!(new.entitlements)),
+        ("cacheFrom", json!(new.cache_from)),
+        ("cacheTo", json!(new.cache_to)),
+        ("export", json!(new.export)),
+    ];
+    for (name, value) in lists {
+        if value != json!([]) && value != json!(false) {
+            input[name] = value;
+        }
+    }
     client
         .call_within(ask::START_BUILD, json!({ "input": input }), WAKE_WAIT_MAX)
         .await

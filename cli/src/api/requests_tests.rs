@@ -235,9 +235,17 @@ fn every_input_object_is_of_the_schema() {
             "credential",
             "region",
             "arch",
+            "tags",
+            "tagCredentials",
+            "entitlements",
+            "cacheFrom",
+            "cacheTo",
+            "export",
         ],
     );
     let of = |field| schema.type_of_input("StartBuildInput", field);
+    let named = ["registry", "username", "password"];
+    schema.check_input(&of("tagCredentials"), &named);
     schema.check_input(&of("frontendAttrs"), &["name", "value"]);
     schema.check_input(&of("credential"), &["registry", "username", "password"]);
     schema.check_input(

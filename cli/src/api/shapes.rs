@@ -279,6 +279,18 @@ pub(crate) struct NewBuild<'a> {
     pub(crate) session: &'a str,
     /// For the push alone.
     pub(crate) credential: Option<&'a RegistryCredential>,
+    /// Further names of the image.
+    pub(crate) tags: &'a [String],
+    /// For the push to those of other registries.
+    pub(crate) tag_credentials: &'a [RegistryCredential],
+    /// What steps may ask for beyond the usual.
+    pub(crate) entitlements: &'a [String],
+    /// Caches to look at.
+    pub(crate) cache_from: &'a [String],
+    /// Caches to write.
+    pub(crate) cache_to: &'a [String],
+    /// Send the result's files to the session as well.
+    pub(crate) export: bool,
     /// Region of the builder.
     pub(crate) region: Option<&'a str>,
     /// Architecture of the builder.

@@ -21,10 +21,12 @@ use std::path::PathBuf;
   slipway deploy ./api --app api --image registry.example/team/api:1.4
   slipway deploy --build-arg VERSION=1.4 --build-arg CI --secret id=npm,src=$HOME/.npmrc
   slipway deploy --build-only --target test
+  slipway deploy -t registry.example/app:1.4 -t registry.example/app:latest --ssh default
+  slipway deploy --output ./dist --target files
   slipway builds attach $(slipway deploy --detach)
   slipway deploy --json | jq -r 'select(.type==\"result\").digest'")]
 pub(crate) struct DeployArgs {
-    /// Directory that is sent as the build's context
+    /// Directory that is sent as the build's context; or a Git or tar URL; or - for a tar archive or a Dockerfile from standard input
     #[arg(default_value = ".", value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     pub(crate) dir: PathBuf,
 
@@ -42,9 +44,24 @@ pub(crate) struct DeployArgs {
     /// Configuration file, instead of slipway.toml or fly.toml of the directory
     #[arg(short, long, value_name = "FILE", help_heading = "What")]
     pub(crate) config: Option<PathBuf>,
-    /// Full name of the image, as registry.example/team/app:tag
-    #[arg(short, long, value_name = "NAME", help_heading = "What")]
-    pub(crate) image: Option<String>,
+    /// Full name of the image, as registry.example/team/app:tag; also -t and --tag. Repeatable: it is pushed under each
+    #[arg(
+        short,
+        long,
+        visible_alias = "tag",
+        visible_short_alias = 't',
+        value_name = "NAME",
+        help_heading = "What"
+    )]
+    pub(crate) image: Vec<String>,
+    /// Tag of an image that is not named in full, instead of one of its own for each deploy
+    #[arg(
+        long,
+        value_name = "TAG",
+        conflicts_with = "image",
+        help_heading = "What"
+    )]
+    pub(crate) image_label: Option<String>,
     /// Registry (and path) for an image that is not named in full, as registry.example/team
     #[arg(
         long,
@@ -57,11 +74,16 @@ pub(crate) struct DeployArgs {
     #[arg(long, value_name = "REGION", help_heading = "What")]
     pub(crate) region: Option<String>,
 
-    /// Dockerfile, relative to where you are; Dockerfile of the directory by default
-    #[arg(short = 'f', long, value_name = "FILE", help_heading = "Build", value_hint = clap::ValueHint::FilePath)]
+    /// Dockerfile, relative to where you are; Dockerfile of the directory by default; - for standard input
+    #[arg(short = 'f', long, visible_alias = "file", value_name = "FILE", help_heading = "Build", value_hint = clap::ValueHint::FilePath)]
     pub(crate) dockerfile: Option<PathBuf>,
-    /// Stage to build
-    #[arg(long, value_name = "STAGE", help_heading = "Build")]
+    /// Stage to build; also --build-target
+    #[arg(
+        long,
+        visible_alias = "build-target",
+        value_name = "STAGE",
+        help_heading = "Build"
+    )]
     pub(crate) target: Option<String>,
     /// Build argument; without =VALUE the value comes from the environment. Repeatable
     #[arg(long, value_name = "NAME[=VALUE]", help_heading = "Build")]
@@ -69,6 +91,36 @@ pub(crate) struct DeployArgs {
     /// Secret for RUN --mount=type=secret: id=NAME,src=FILE or id=NAME,env=VARIABLE. Repeatable
     #[arg(long, value_name = "SPEC", help_heading = "Build")]
     pub(crate) secret: Vec<String>,
+    /// Secret as flyctl takes it; --secret keeps it off the command line. Repeatable
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Build")]
+    pub(crate) build_secret: Vec<String>,
+    /// SSH agent or keys for RUN --mount=type=ssh: default, or ID=SOCKET, or ID=KEY[,KEY]. Repeatable
+    #[arg(long, value_name = "AGENT", help_heading = "Build")]
+    pub(crate) ssh: Vec<String>,
+    /// Another context: NAME=DIR, NAME=docker-image://IMAGE, or NAME=URL. Repeatable
+    #[arg(long, value_name = "NAME=SOURCE", help_heading = "Build")]
+    pub(crate) build_context: Vec<String>,
+    /// Line of /etc/hosts for steps. Repeatable
+    #[arg(long, value_name = "HOST:IP", help_heading = "Build")]
+    pub(crate) add_host: Vec<String>,
+    /// Network of steps; host is the builder's own and allows it
+    #[arg(long, value_name = "MODE", value_parser = ["default", "none", "host"], help_heading = "Build")]
+    pub(crate) network: Option<String>,
+    /// Allow steps that ask for it: network.host or security.insecure. Repeatable
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', value_parser = ["network.host", "security.insecure"], help_heading = "Build")]
+    pub(crate) allow: Vec<String>,
+    /// Size of /dev/shm in steps, as 64m
+    #[arg(long, value_name = "SIZE", help_heading = "Build")]
+    pub(crate) shm_size: Option<String>,
+    /// Limit of steps' processes, as nofile=1024:4096. Repeatable
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", help_heading = "Build")]
+    pub(crate) ulimit: Vec<String>,
+    /// Cache to look at: an image, or type=registry,ref=IMAGE. Repeatable
+    #[arg(long, value_name = "CACHE", help_heading = "Build")]
+    pub(crate) cache_from: Vec<String>,
+    /// Cache to write: type=inline, or type=registry,ref=IMAGE where the builder's engine can. Repeatable
+    #[arg(long, value_name = "CACHE", help_heading = "Build")]
+    pub(crate) cache_to: Vec<String>,
     /// Label of the image. Repeatable
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Build")]
     pub(crate) label: Vec<String>,
@@ -81,6 +133,15 @@ pub(crate) struct DeployArgs {
     /// Ask the registries for the base images again. Without it the builder uses an image of that name which it has
     #[arg(long, help_heading = "Build")]
     pub(crate) pull: bool,
+    /// Build the steps of these stages anew
+    #[arg(
+        long,
+        value_name = "STAGE",
+        value_delimiter = ',',
+        conflicts_with = "no_cache",
+        help_heading = "Build"
+    )]
+    pub(crate) no_cache_filter: Vec<String>,
     /// Ignore file, instead of DOCKERFILE.dockerignore or .dockerignore
     #[arg(long, value_name = "FILE", help_heading = "Build", value_hint = clap::ValueHint::FilePath)]
     pub(crate) ignorefile: Option<PathBuf>,
@@ -109,9 +170,56 @@ pub(crate) struct DeployArgs {
     #[arg(long, help_heading = "Where")]
     pub(crate) push: bool,
 
+    /// Get the result's files: DIR, type=local,dest=DIR, type=tar,dest=FILE, or - for an archive on standard output. Nothing is pushed
+    #[arg(
+        short,
+        long,
+        value_name = "PLACE",
+        conflicts_with = "detach",
+        help_heading = "Output"
+    )]
+    pub(crate) output: Option<String>,
+    /// Write the image's id to a file
+    #[arg(long, value_name = "FILE", conflicts_with = "detach", help_heading = "Output", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) iidfile: Option<PathBuf>,
+    /// Write what came of it to a file, as buildx does
+    #[arg(long, value_name = "FILE", conflicts_with = "detach", help_heading = "Output", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) metadata_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) refused: RefusedArgs,
+
     /// How progress is shown
     #[arg(long, value_enum, default_value_t = ProgressMode::Auto, env = "SLIPWAY_PROGRESS", value_name = "MODE", help_heading = "Output")]
     pub(crate) progress: ProgressMode,
+}
+
+/// Flags of docker, buildx and flyctl that are answered by name, so that nobody is sent to another flag.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct RefusedArgs {
+    /// Not written: the image has labels only
+    #[arg(long, hide = true, value_name = "NAME=VALUE")]
+    pub(crate) annotation: Vec<String>,
+    /// Not made
+    #[arg(long, hide = true, value_name = "SPEC")]
+    pub(crate) attest: Vec<String>,
+    /// Not made; false is fine
+    #[arg(long, hide = true, value_name = "SPEC", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) provenance: Option<String>,
+    /// Not made; false is fine
+    #[arg(long, hide = true, value_name = "SPEC", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) sbom: Option<String>,
+    /// Not asked of the frontend
+    #[arg(long, hide = true, value_name = "METHOD")]
+    pub(crate) call: Option<String>,
+    /// Not asked of the frontend
+    #[arg(long, hide = true)]
+    pub(crate) check: bool,
+    /// Not loaded from a remote builder
+    #[arg(long, hide = true)]
+    pub(crate) load: bool,
+    /// What is used anyway
+    #[arg(long, hide = true)]
+    pub(crate) buildkit: bool,
 }
 
 /// How progress is shown.

@@ -16,7 +16,7 @@ use bollard::auth::DockerCredentials;
 use bollard::query_parameters::PushImageOptionsBuilder;
 use futures_util::StreamExt;
 use slipway_buildkit::{
-    Client, SolveEvent, SolveFailure, SolveRequest, SolveResult, dial_docker_grpc,
+    CacheEntry, Client, SolveEvent, SolveFailure, SolveRequest, SolveResult, dial_docker_grpc,
     dial_docker_session, registry_out_of_reach,
 };
 use slipway_core::build::{BuildEvent, NumberedEvent, RegistryCredential, Step};
@@ -105,9 +105,9 @@ pub(super) async fn run(
     view: &mut View,
 ) -> Outcome<Summary> {
     let mut interrupts = Interrupts::new()?;
-    let factory = SessionFactory::new(plan, docker).await?;
+    let factory = SessionFactory::new(plan, docker)?;
     view.status("building with the local Docker");
-    let session = factory.session();
+    let session = factory.session()?;
     let headers = session.headers();
     let stream = dial_docker_session(daemon.dial().await?, &headers)
         .await
@@ -135,11 +135,19 @@ pub(super) async fn run(
         Push::No => None,
         Push::Yes => {
             view.status("pushing");
-            let credential = docker.find(registry_of(image)).await;
-            Some(push(daemon, image, credential, view, &mut interrupts).await?)
+            let mut first = None;
+            for name in std::iter::once(image).chain(plan.tags.iter().map(String::as_str)) {
+                let credential = docker.login(registry_of(name)).await;
+                let digest = push(daemon, name, credential, view, &mut interrupts).await?;
+                first.get_or_insert(digest);
+            }
+            first
         }
     };
     let push_ms = millis(begun.elapsed());
+    if let Some(taken) = factory.taken() {
+        taken.finish()?;
+    }
     let inspected = daemon.docker.inspect_image(&solved.image_id).await;
     let size = inspected.ok().and_then(|found| found.size).unwrap_or(0);
     let (steps_cached, steps) = view.board().cached_steps();
@@ -172,11 +180,22 @@ async fn solve(
     view: &mut View,
     interrupts: &mut Interrupts,
 ) -> Outcome<SolveResult> {
+    let names = std::iter::once(image).chain(plan.tags.iter().map(String::as_str));
+    let caches = |entries: &[String]| {
+        let entries = entries.iter().map(|entry| entry.parse::<CacheEntry>());
+        entries
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| Failure::user(error.to_string()))
+    };
     let request = SolveRequest {
         build_ref: session.to_owned(),
         session: session.to_owned(),
         frontend_attrs: plan.frontend_attrs.clone(),
-        image_name: image.to_owned(),
+        image_name: names.collect::<Vec<_>>().join(","),
+        entitlements: plan.entitlements.clone(),
+        cache_from: caches(&plan.cache_from)?,
+        cache_to: caches(&plan.cache_to)?,
+        export: plan.output.is_some(),
     };
     let (sender, mut events) = mpsc::channel(SOLVE_EVENTS_QUEUED_MAX);
     let solving = client.solve(request, sender);

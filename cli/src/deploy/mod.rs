@@ -3,15 +3,18 @@
 //! Owns the order of things; [`plan`] checks, [`remote`] and [`local`] build, [`progress`] and [`summary`] show.
 
 mod attach;
+mod csv;
 mod detach;
 mod follow;
 mod image_name;
 mod local;
+mod output;
 mod plan;
 mod progress;
 mod remote;
 mod secret;
 mod session;
+mod ssh;
 mod summary;
 
 use crate::api::ApiClient;
@@ -24,6 +27,7 @@ use crate::exit::{Failure, FailureKind, Outcome};
 use crate::printer::{Format, Printer};
 pub(crate) use attach::show_log;
 use detach::HandOver;
+use output::Output;
 use plan::{Place, Plan};
 use progress::View;
 pub(crate) use progress::{clean_lines, seconds};
@@ -51,7 +55,9 @@ pub(crate) async fn run(args: &DeployArgs, caller: &Caller, printer: Printer) ->
     let mut view = View::new(printer, args.progress);
     if !args.detach {
         let done = build(args, caller, None, &mut view).await;
-        return conclude(done, args.progress, printer, Summary::reference);
+        let to_stdout = args.output.as_deref().map(Output::parse);
+        let to_stdout = matches!(to_stdout, Some(Ok(Output::Stdout)));
+        return conclude(done, args.progress, printer, to_stdout, Summary::reference);
     }
     let Some(hand_over) = HandOver::of_this_process() else {
         return detach::supervise().await;
@@ -59,7 +65,7 @@ pub(crate) async fn run(args: &DeployArgs, caller: &Caller, printer: Printer) ->
     let done = build(args, caller, Some(hand_over), &mut view).await;
     // Whether or not the build was quicker than the detach, the caller's script gets the same.
     let id = |summary: &Summary| summary.build.clone().unwrap_or_default();
-    conclude(done, args.progress, printer, id)
+    conclude(done, args.progress, printer, false, id)
 }
 
 /// Shows the live progress of a build that somebody else started, to its end, and prints what came of it.
@@ -75,7 +81,7 @@ pub(crate) async fn attach(
     let mut view = View::new(printer, progress);
     let result = attach::attach(client, id, &mut view).await.map(Some);
     end_view(&mut view, &result);
-    conclude(result, progress, printer, Summary::reference)
+    conclude(result, progress, printer, false, Summary::reference)
 }
 
 /// Prints how it ended; `name` is what a script gets of a success.
@@ -83,10 +89,13 @@ fn conclude(
     result: Outcome<Option<Summary>>,
     progress: ProgressMode,
     printer: Printer,
+    to_stdout: bool,
     name: impl Fn(&Summary) -> String,
 ) -> Outcome<()> {
     match (&result, printer.format()) {
         (Ok(None), _) => {}
+        // Somebody reads an archive there.
+        (Ok(Some(_)), _) if to_stdout => {}
         (Ok(Some(summary)), Format::Json) => printer.json(&LastLine::Result(summary)),
         (Ok(Some(summary)), Format::Human) => {
             if progress != ProgressMode::Quiet {
@@ -132,8 +141,11 @@ async fn build(
     }
     let docker = match DockerConfig::locate() {
         Ok(config) => config.logins(),
-        Err(_) => DockerLogins::default(),
+        Err(_) => DockerLogins::read(None, &env),
     };
+    for complaint in docker.complaints() {
+        view.note(&format!("warning: {complaint}"));
+    }
     let result = match choose(&plan).await? {
         Chosen::Local(daemon) => local::run(&plan, &image, &daemon, &docker, view)
             .await
@@ -143,8 +155,18 @@ async fn build(
             remote::run(&plan, &image, &client, &docker, hand_over, view).await
         }
     };
+    // Those of helpers, which are asked while it builds.
+    for complaint in docker.complaints() {
+        view.note(&format!("warning: {complaint}"));
+    }
     end_view(view, &result);
-    result
+    let result = result?;
+    if let Some(summary) = &result {
+        let names = std::iter::once(&image).chain(&plan.tags);
+        let names: Vec<&str> = names.map(String::as_str).collect();
+        output::write_files(args, summary, &names)?;
+    }
+    Ok(result)
 }
 
 /// Where the build runs.

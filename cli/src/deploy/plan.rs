@@ -3,19 +3,26 @@
 //!
 //! Must not know the API, sessions, or how progress is shown.
 
+mod options;
+mod source;
+
 use super::image_name;
+use super::output::Output;
 use super::secret::{self, Secret};
+use super::ssh::{self, SshSource};
 use crate::args::DeployArgs;
 use crate::config::{FLY_NAME, ProjectConfig};
 use crate::exit::{Failure, Outcome};
+use options::Options;
 use slipway_core::compression::Compression;
+pub(crate) use source::{Context, Source};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Names of a Dockerfile, in the order in which they are looked for.
-const DOCKERFILE_NAMES: [&str; 2] = ["Dockerfile", "Containerfile"];
 /// Longest name of an app.
 const APP_NAME_BYTES_MAX: usize = 63;
+/// Longest tag that registries take.
+const TAG_BYTES_MAX: usize = 128;
 
 /// A build, complete and checked.
 #[derive(Debug, Clone)]
@@ -28,16 +35,16 @@ pub(crate) struct Plan {
     pub(crate) region: Option<String>,
     /// Region to build in if there is a host; asked for only where nobody named one.
     pub(crate) region_wish: Option<String>,
-    /// Directory that is the context.
-    pub(crate) context: PathBuf,
-    /// Directory of the Dockerfile.
-    pub(crate) dockerfile_dir: PathBuf,
-    /// Name of the Dockerfile in it.
-    pub(crate) dockerfile_name: String,
+    /// Context and Dockerfile.
+    pub(crate) source: Source,
+    /// Directories of further contexts, by the name that the session serves them under.
+    pub(crate) contexts: BTreeMap<String, PathBuf>,
     /// Ignore file that the caller named. BuildKit finds the usual ones by itself.
     pub(crate) ignorefile: Option<PathBuf>,
     /// Name of the image.
     pub(crate) image: ImageName,
+    /// Tag of an image that is not named in full.
+    pub(crate) label: Option<String>,
     /// What happens to the image.
     pub(crate) push: Push,
     /// BuildKit's frontend attributes.
@@ -46,6 +53,18 @@ pub(crate) struct Plan {
     pub(crate) compression: Option<Compression>,
     /// Secrets that the session serves.
     pub(crate) secrets: Vec<Secret>,
+    /// SSH agents that it forwards, by id.
+    pub(crate) ssh: BTreeMap<String, SshSource>,
+    /// Further names of the image.
+    pub(crate) tags: Vec<String>,
+    /// What steps may ask for beyond the usual.
+    pub(crate) entitlements: Vec<String>,
+    /// Caches to look at.
+    pub(crate) cache_from: Vec<String>,
+    /// Caches to write.
+    pub(crate) cache_to: Vec<String>,
+    /// Where the result's files go.
+    pub(crate) output: Option<Output>,
     /// Architecture of the target, if it was named.
     pub(crate) arch: Option<String>,
     /// Where it may be built.
@@ -94,41 +113,43 @@ impl Plan {
     /// # Errors
     /// Always the caller's fault, with a hint.
     pub(crate) fn new(args: &DeployArgs, config: &ProjectConfig, env: Env<'_>) -> Outcome<Self> {
-        let context = context_dir(&args.dir)?;
+        check_refused(args)?;
         let mut warnings = Vec::new();
         check_fly(args, config, &mut warnings)?;
-        let config_dir = config
-            .path
-            .as_deref()
-            .and_then(Path::parent)
-            .map_or_else(|| context.clone(), Path::to_owned);
-        let (dockerfile_dir, dockerfile_name) =
-            find_dockerfile(args, config, &config_dir, &context)?;
-        let ignorefile = check_ignorefile(
-            args,
-            config,
-            &config_dir,
-            &context,
-            &dockerfile_dir.join(&dockerfile_name),
-        )?;
-        let (frontend_attrs, arch) =
-            frontend_attrs(args, config, &dockerfile_name, env, &mut warnings)?;
+        let source = Source::find(args, config, &mut std::io::stdin().lock())?;
+        let ignorefile = source::check_ignorefile(args, config, &source)?;
+        let options = Options::of(args, config, &source, env, &mut warnings)?;
+        let output = args.output.as_deref().map(Output::parse).transpose()?;
+        let push = if args.build_only || (output.is_some() && !args.push) {
+            Push::No
+        } else {
+            Push::Yes
+        };
+        let mut names = args.image.iter();
+        let image = image_name(names.next(), args, config)?;
+        let tags = names.map(|name| image_name::check(name).map(|()| name.clone()));
         let region = args.region.clone().or_else(|| config.region.clone());
         Ok(Self {
             app: app_name(args, config)?,
             org: args.org.org.clone().or_else(|| config.org.clone()),
             region_wish: config.region_wish.clone().filter(|_| region.is_none()),
             region,
-            context,
-            dockerfile_dir,
-            dockerfile_name,
+            source,
+            contexts: options.contexts,
             ignorefile,
-            image: image_name(args, config)?,
-            push: if args.build_only { Push::No } else { Push::Yes },
-            frontend_attrs,
+            image,
+            tags: tags.collect::<Outcome<_>>()?,
+            label: args.image_label.clone(),
+            push,
+            frontend_attrs: options.attrs,
+            entitlements: options.entitlements,
+            cache_from: options.cache_from,
+            cache_to: options.cache_to,
+            output,
             compression: args.compression.or(config.build.compression),
-            secrets: secret::read_all(&args.secret, env)?,
-            arch,
+            secrets: secret::read_all(&args.secret, &args.build_secret, env)?,
+            ssh: ssh::parse_all(&args.ssh, env)?,
+            arch: options.arch,
             place: match (args.remote_only || args.detach, args.local_only) {
                 (true, _) => Place::Remote,
                 (false, true) => Place::Local,
@@ -144,6 +165,7 @@ impl Plan {
     /// The caller's fault: a push is wanted and nobody said where to.
     pub(crate) fn image_for(&self, tag: &str) -> Outcome<String> {
         let app = &self.app;
+        let tag = self.label.as_deref().unwrap_or(tag);
         match (&self.image, self.push) {
             (ImageName::Given(name), _) => Ok(name.clone()),
             (ImageName::In(registry), _) => {
@@ -159,11 +181,53 @@ impl Plan {
     }
 }
 
+/// Flags that people bring from other tools and that nothing here does.
+fn check_refused(args: &DeployArgs) -> Outcome<()> {
+    let flags = &args.refused;
+    let is_wanted = |flag: &Option<String>| flag.as_deref().is_some_and(|it| it != "false");
+    let refused: [(bool, &str, &str); 6] = [
+        (
+            !flags.annotation.is_empty(),
+            "--annotation: images get labels only",
+            "use --label",
+        ),
+        (
+            !flags.attest.is_empty(),
+            "--attest: no attestation is made",
+            "leave it out",
+        ),
+        (
+            is_wanted(&flags.provenance),
+            "--provenance: no attestation is made",
+            "leave it out, or say --provenance=false",
+        ),
+        (
+            is_wanted(&flags.sbom),
+            "--sbom: no attestation is made",
+            "leave it out, and scan the pushed image",
+        ),
+        (
+            flags.check || flags.call.as_deref().is_some_and(|it| it != "build"),
+            "--check and --call: this asks the builder for images only",
+            "ask with buildx: `eval \"$(slipway buildx)\"`, then `docker buildx build --builder slipway --call outline .`",
+        ),
+        (
+            flags.load && !args.local_only,
+            "--load: the image stays with the builder",
+            "push it and `docker pull` it, or build here: --local-only --build-only",
+        ),
+    ];
+    match refused.into_iter().find(|(is_given, ..)| *is_given) {
+        Some((_, message, hint)) => Err(Failure::user(message).hint(hint)),
+        None => Ok(()),
+    }
+}
+
 /// What a Fly file says that a build here cannot follow: refused where another image would come of it, else told.
 fn check_fly(args: &DeployArgs, config: &ProjectConfig, warnings: &mut Vec<String>) -> Outcome<()> {
     let path = config.path.as_deref().unwrap_or(Path::new(FLY_NAME));
     let file = path.display();
-    let named = args.image.is_some();
+    let named = !args.image.is_empty();
     match &config.runs_image {
         Some(image) if !named && !args.build_only => {
             return Err(Failure::user(format!(
@@ -194,25 +258,6 @@ fn check_fly(args: &DeployArgs, config: &ProjectConfig, warnings: &mut Vec<Strin
     Ok(())
 }
 
-fn context_dir(dir: &Path) -> Outcome<PathBuf> {
-    let metadata = std::fs::metadata(dir).map_err(|error| {
-        if error.kind() == std::io::ErrorKind::NotFound {
-            Failure::user(format!("there is no directory {}", dir.display()))
-        } else {
-            Failure::user_caused(format_args!("read {}", dir.display()), &error)
-        }
-    })?;
-    if !metadata.is_dir() {
-        return Err(
-            Failure::user(format!("{} is not a directory", dir.display()))
-                .hint("give the directory of the build; a Dockerfile is chosen with -f"),
-        );
-    }
-    std::fs::read_dir(dir)
-        .and_then(|_entries| std::fs::canonicalize(dir))
-        .map_err(|error| Failure::user_caused(format_args!("read {}", dir.display()), &error))
-}
-
 fn app_name(args: &DeployArgs, config: &ProjectConfig) -> Outcome<String> {
     args.app
         .clone()
@@ -235,8 +280,20 @@ fn check_app(name: String) -> Outcome<String> {
         .hint("1 to 63 lower-case letters, digits and hyphens, with none of these at the ends"))
 }
 
-fn image_name(args: &DeployArgs, config: &ProjectConfig) -> Outcome<ImageName> {
-    let given = args.image.clone().or_else(|| config.build.image.clone());
+fn image_name(
+    first: Option<&String>,
+    args: &DeployArgs,
+    config: &ProjectConfig,
+) -> Outcome<ImageName> {
+    let given = first.or(config.build.image.as_ref()).cloned();
+    if let Some(label) = &args.image_label {
+        let is_inner = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        let fits = (1..=TAG_BYTES_MAX).contains(&label.len()) && label.bytes().all(is_inner);
+        if !fits || label.starts_with(['.', '-']) {
+            return Err(Failure::user(format!("'{label}' is not a tag"))
+                .hint("a tag has letters, digits, dots, hyphens and underscores"));
+        }
+    }
     let registry = args.registry.as_ref().or(config.registry.as_ref());
     match (given, registry) {
         (Some(name), _) => image_name::check(&name).map(|()| ImageName::Given(name)),
@@ -245,177 +302,6 @@ fn image_name(args: &DeployArgs, config: &ProjectConfig) -> Outcome<ImageName> {
         }
         (None, None) => Ok(ImageName::Unsaid),
     }
-}
-
-fn find_dockerfile(
-    args: &DeployArgs,
-    config: &ProjectConfig,
-    config_dir: &Path,
-    context: &Path,
-) -> Outcome<(PathBuf, String)> {
-    let named = match (&args.dockerfile, &config.build.dockerfile) {
-        (Some(path), _) if path.exists() => Some(path.clone()),
-        // People give it relative to the context as well; `docker build` does not take that, we do.
-        (Some(path), _) if path.is_relative() && context.join(path).exists() => {
-            Some(context.join(path))
-        }
-        (Some(path), _) => Some(path.clone()),
-        (None, Some(path)) => Some(config_dir.join(path)),
-        (None, None) => None,
-    };
-    let path = match named {
-        Some(path) => path,
-        None => DOCKERFILE_NAMES
-            .into_iter()
-            .map(|name| context.join(name))
-            .find(|path| path.exists())
-            .ok_or_else(|| {
-                Failure::user(format!("there is no Dockerfile in {}", context.display()))
-                    .hint("name one with -f FILE, or another directory")
-            })?,
-    };
-    let metadata = std::fs::metadata(&path).map_err(|error| {
-        if error.kind() == std::io::ErrorKind::NotFound {
-            Failure::user(format!("there is no Dockerfile at {}", path.display())).hint(
-                "-f takes a path relative to where you are, or to the directory that is built",
-            )
-        } else {
-            Failure::user_caused(format_args!("read {}", path.display()), &error)
-        }
-    })?;
-    if !metadata.is_file() {
-        return Err(Failure::user(format!("{} is not a file", path.display()))
-            .hint("-f takes a Dockerfile"));
-    }
-    // Opened, so that an unreadable one is told before a builder is woken for it.
-    let real = std::fs::File::open(&path)
-        .and_then(|_file| std::fs::canonicalize(&path))
-        .map_err(|error| Failure::user_caused(format_args!("read {}", path.display()), &error))?;
-    let name = path.file_name().and_then(|name| name.to_str());
-    match (real.parent(), path.parent(), name) {
-        // A link keeps its own name beside its own ignore file, as in `docker build`.
-        (Some(_), Some(dir), Some(name)) => {
-            let dir = if dir.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                dir
-            };
-            let dir = std::fs::canonicalize(dir).map_err(|error| {
-                Failure::user_caused(format_args!("read {}", dir.display()), &error)
-            })?;
-            Ok((dir, name.to_owned()))
-        }
-        _ => Err(Failure::user(format!(
-            "{} has a name that is not text",
-            path.display()
-        ))),
-    }
-}
-
-/// Checks the ignore file that will count, and gives it if it is not one of those that BuildKit finds by itself.
-fn check_ignorefile(
-    args: &DeployArgs,
-    config: &ProjectConfig,
-    config_dir: &Path,
-    context: &Path,
-    dockerfile: &Path,
-) -> Outcome<Option<PathBuf>> {
-    let named = match (&args.ignorefile, &config.build.ignorefile) {
-        (Some(path), _) => Some(path.clone()),
-        (None, Some(path)) => Some(config_dir.join(path)),
-        (None, None) => None,
-    };
-    let mut beside = dockerfile.as_os_str().to_owned();
-    beside.push(".dockerignore");
-    let usual = || {
-        [PathBuf::from(beside), context.join(".dockerignore")]
-            .into_iter()
-            .find(|path| path.is_file())
-    };
-    let Some(path) = named.clone().or_else(usual) else {
-        return Ok(None);
-    };
-    let fail = |error: &(dyn std::error::Error + 'static)| {
-        Failure::user_caused(
-            format_args!("read the ignore file {}", path.display()),
-            error,
-        )
-    };
-    let content = std::fs::read(&path).map_err(|error| fail(&error))?;
-    slipway_buildkit::ignore::matcher(&content).map_err(|error| fail(&error))?;
-    Ok(named)
-}
-
-fn frontend_attrs(
-    args: &DeployArgs,
-    config: &ProjectConfig,
-    dockerfile_name: &str,
-    env: Env<'_>,
-    warnings: &mut Vec<String>,
-) -> Outcome<(BTreeMap<String, String>, Option<String>)> {
-    let mut attrs = BTreeMap::from([("filename".to_owned(), dockerfile_name.to_owned())]);
-    for (name, value) in &config.build.args {
-        attrs.insert(format!("build-arg:{name}"), value.clone());
-    }
-    for spec in &args.build_arg {
-        let (name, value) = match spec.split_once('=') {
-            Some((name, value)) => (name, Some(value.to_owned())),
-            None => (spec.as_str(), env(spec)),
-        };
-        check_name("build argument", spec, name)?;
-        match value {
-            Some(value) => {
-                attrs.insert(format!("build-arg:{name}"), value);
-            }
-            None => warnings.push(format!(
-                "build argument {name} is not set in the environment and was left out"
-            )),
-        }
-    }
-    for spec in &args.label {
-        let (name, value) = spec.split_once('=').unwrap_or((spec, ""));
-        check_name("label", spec, name)?;
-        attrs.insert(format!("label:{name}"), value.to_owned());
-    }
-    if let Some(target) = args.target.as_ref().or(config.build.target.as_ref()) {
-        attrs.insert("target".to_owned(), target.clone());
-    }
-    if args.no_cache {
-        attrs.insert("no-cache".to_owned(), String::new());
-    }
-    if args.pull {
-        attrs.insert("image-resolve-mode".to_owned(), "pull".to_owned());
-    }
-    let arch = match &args.platform {
-        Some(platform) => {
-            let arch = platform_arch(platform)?;
-            attrs.insert("platform".to_owned(), platform.clone());
-            Some(arch)
-        }
-        None => None,
-    };
-    Ok((attrs, arch))
-}
-
-fn check_name(what: &str, spec: &str, name: &str) -> Outcome<()> {
-    if name.is_empty() || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return Err(Failure::user(format!("'{spec}' is not a {what}"))
-            .hint(format!("a {what} looks like NAME=VALUE")));
-    }
-    Ok(())
-}
-
-/// The architecture of `os/arch[/variant]`.
-fn platform_arch(platform: &str) -> Outcome<String> {
-    let mut parts = platform.split('/');
-    let known = match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some("linux"), Some(arch @ ("amd64" | "arm64")), _, None) => Some(arch),
-        _ => None,
-    };
-    known.map(str::to_owned).ok_or_else(|| {
-        Failure::user(format!("'{platform}' is not a platform that can be built"))
-            .hint("known are linux/amd64 and linux/arm64, one at a time")
-    })
 }
 
 #[cfg(test)]

@@ -93,8 +93,11 @@ fn finds_dockerfiles_and_ignore_files() {
     let root = project.dir.path().canonicalize().unwrap();
     let plan = project.plan("--app a").unwrap();
     assert_eq!(
-        (&plan.dockerfile_dir, plan.dockerfile_name.as_str()),
-        (&root, "Dockerfile")
+        (
+            plan.source.dockerfile_dir.as_ref(),
+            plan.source.dockerfile_name.as_str()
+        ),
+        (Some(&root), "Dockerfile")
     );
     assert_eq!(plan.ignorefile, None);
     let plan = project.plan("--app a --ignorefile DIR/ignore").unwrap();
@@ -107,7 +110,7 @@ fn finds_dockerfiles_and_ignore_files() {
         "--app a -f DIR/api/Dockerfile.api",
     ] {
         let plan = project.plan(flags).unwrap();
-        assert_eq!(plan.dockerfile_dir, root.join("api"));
+        assert_eq!(plan.source.dockerfile_dir, Some(root.join("api")));
         assert_eq!(plan.frontend_attrs["filename"], "Dockerfile.api");
     }
     std::fs::write(root.join("api/Dockerfile.api.dockerignore"), "[").unwrap();
@@ -118,7 +121,7 @@ fn finds_dockerfiles_and_ignore_files() {
     assert!(project.plan("--app a").is_ok());
     let other = Project::new(&[("Containerfile", "FROM scratch\n")]);
     assert_eq!(
-        other.plan("--app a").unwrap().dockerfile_name,
+        other.plan("--app a").unwrap().source.dockerfile_name,
         "Containerfile"
     );
 }
@@ -150,16 +153,6 @@ fn what_the_caller_gets_wrong_is_told() {
     ] {
         project.refused(flags, message);
     }
-    let failure = context_dir(Path::new("/etc/hostname")).unwrap_err();
-    assert!(
-        failure.message().contains("is not a directory"),
-        "{failure}"
-    );
-    let failure = context_dir(Path::new("/does/not/exist")).unwrap_err();
-    assert!(
-        failure.message().contains("there is no directory"),
-        "{failure}"
-    );
 }
 
 #[test]
@@ -241,4 +234,66 @@ fn names_that_the_builder_would_refuse_are_refused_here() {
     let tag = "t".repeat(129);
     project.refused(&format!("--app a --image r.example/a:{tag}"), "a tag has");
     project.refused("--app a --registry https://r.example", "no scheme");
+}
+
+#[test]
+fn flags_of_buildx_and_flyctl_become_what_the_builder_takes() {
+    let project = Project::new(&[("dockerfile", "FROM scratch\n"), ("more/x", "")]);
+    let plan = project
+        .plan(
+            "--app a -t r.example/a:1 --tag s.example/a:2 --image r.example/a:3 --build-target t --add-host h:10.0.0.1 \
+             --network host --shm-size 1m --ulimit nofile=1 --no-cache-filter one,two --cache-from r.example/c \
+             --cache-to type=inline --build-context more=DIR/more --build-context img=docker-image://busybox \
+             --build-secret S=v --allow security.insecure --provenance=false --sbom=false --buildkit --iidfile id",
+        )
+        .unwrap();
+    assert_eq!(plan.image_for("t").unwrap(), "r.example/a:1");
+    assert_eq!(plan.tags, ["s.example/a:2", "r.example/a:3"]);
+    let attrs: Vec<String> = plan
+        .frontend_attrs
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    assert_eq!(
+        attrs,
+        [
+            "add-hosts=h=10.0.0.1",
+            "context:img=docker-image://busybox",
+            "context:more=local:context-more",
+            "filename=dockerfile",
+            "force-network-mode=host",
+            "no-cache=one,two",
+            "shm-size=1048576",
+            "target=t",
+            "ulimit=nofile=1:1",
+        ]
+    );
+    assert!(plan.contexts["context-more"].ends_with("more"));
+    assert_eq!(plan.entitlements, ["security.insecure", "network.host"]);
+    assert_eq!(plan.cache_from, ["type=registry,ref=r.example/c"]);
+    assert_eq!(plan.secrets[0].id, "S");
+
+    let plan = project.plan("--app a --registry r.example --image-label v7");
+    assert_eq!(plan.unwrap().image_for("t").unwrap(), "r.example/a:v7");
+    let plan = project.plan("--app a -o DIR/out").unwrap();
+    assert_eq!(plan.push, Push::No);
+    let plan = project.plan("--app a -o DIR/out --push -t r.example/a:1");
+    assert_eq!(plan.unwrap().push, Push::Yes);
+    for (flags, message) in [
+        ("-t r.example/a:1 -t UPPER/X", "lower case"),
+        ("--image-label no/tag", "is not a tag"),
+        ("--annotation a=b", "--annotation"),
+        ("--provenance=max", "--provenance"),
+        ("--sbom", "--sbom"),
+        ("--check", "--check"),
+        ("--load", "--load"),
+        ("--cache-to type=gha", "type gha"),
+        ("--cache-to type=local,dest=x", "type local"),
+        ("--build-context x", "it has no ="),
+        ("--build-context x=DIR/none", "read"),
+        ("--ssh default", "no agent runs here"),
+        ("-o type=oci,dest=x", "type oci"),
+    ] {
+        project.refused(&format!("--app a --registry r {flags}"), message);
+    }
 }

@@ -17,6 +17,7 @@ use crate::exit::{Failure, FailureKind, Outcome};
 use crate::interrupt::{Interrupts, exit_now};
 use crate::limits::{CANCEL_WAIT_MAX, CONTEXT_WARN_BYTES, TREE_PERIOD, WAIT_REASON_PERIOD};
 use slipway_core::build::{BuildOutcome, RegistryCredential};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Builds remotely; gives what to print. With `hand_over`, the caller is let go once the directory is sent, and then there
@@ -33,7 +34,7 @@ pub(super) async fn run(
     view: &mut View,
 ) -> Outcome<Option<Summary>> {
     let mut interrupts = Interrupts::new()?;
-    let factory = Arc::new(SessionFactory::new(plan, docker).await?);
+    let factory = Arc::new(SessionFactory::new(plan, docker)?);
     view.status("connecting");
     let opening = open(plan, client, &factory);
     let Opened {
@@ -50,17 +51,23 @@ pub(super) async fn run(
     let wake_ms = view.elapsed_ms();
 
     view.status("starting the build");
-    let credential = match plan.push {
-        Push::Yes => docker.find(registry_of(image)).await,
-        Push::No => None,
+    let mut credentials = match plan.push {
+        Push::Yes => {
+            let looking = logins(docker, image, &plan.tags);
+            watched(view, &mut interrupts, looking).await?
+        }
+        Push::No => Vec::new(),
     };
+    let is_first = |it: &RegistryCredential| it.registry == registry_of(image);
+    let first = credentials.iter().position(is_first);
+    let credential = first.map(|first| credentials.swap_remove(first));
     let build = start(
         plan,
         image,
         client,
         (&org, region.as_deref()),
         &factory,
-        credential,
+        (credential, credentials),
         view,
         &mut interrupts,
     )
@@ -88,7 +95,24 @@ pub(super) async fn run(
         wake_ms,
         sent_bytes: factory.stats().bytes,
     };
-    Summary::of_build(&build, outcome, view.board(), Some(sender)).map(Some)
+    let summary = Summary::of_build(&build, outcome, view.board(), Some(sender))?;
+    if let Some(taken) = factory.taken() {
+        taken.finish()?;
+    }
+    Ok(Some(summary))
+}
+
+/// The logins of all registries that are pushed to, looked for side by side.
+pub(super) async fn logins(
+    docker: &DockerLogins,
+    image: &str,
+    tags: &[String],
+) -> Vec<RegistryCredential> {
+    let names = std::iter::once(image).chain(tags.iter().map(String::as_str));
+    let registries: BTreeSet<&str> = names.map(registry_of).collect();
+    let looking = registries.into_iter().map(|it| docker.login(it));
+    let found = futures_util::future::join_all(looking).await;
+    found.into_iter().flatten().collect()
 }
 
 /// What there is before the build.
@@ -203,7 +227,7 @@ async fn start(
     client: &ApiClient,
     (org, region): (&str, Option<&str>),
     factory: &SessionFactory,
-    credential: Option<RegistryCredential>,
+    (credential, tag_credentials): (Option<RegistryCredential>, Vec<RegistryCredential>),
     view: &mut View,
     interrupts: &mut Interrupts,
 ) -> Outcome<Build> {
@@ -216,6 +240,12 @@ async fn start(
         compression: plan.compression,
         session: factory.id(),
         credential: credential.as_ref(),
+        tags: &plan.tags,
+        tag_credentials: &tag_credentials,
+        entitlements: &plan.entitlements,
+        cache_from: &plan.cache_from,
+        cache_to: &plan.cache_to,
+        export: plan.output.is_some(),
         region,
         arch: plan.arch.as_deref(),
     };

@@ -1,5 +1,6 @@
 //! `--secret id=NAME,src=FILE` and `--secret id=NAME,env=VARIABLE`: parsed, read, and kept out of every message.
 
+use super::csv;
 use super::plan::Env;
 use crate::exit::{Failure, Outcome};
 use crate::limits::SECRET_BYTES_MAX;
@@ -28,10 +29,11 @@ impl fmt::Debug for Secret {
 ///
 /// # Errors
 /// The caller's fault: not a specification, twice the same id, or nothing to read.
-pub(super) fn read_all(specs: &[String], env: Env<'_>) -> Outcome<Vec<Secret>> {
-    let mut secrets: Vec<Secret> = Vec::with_capacity(specs.len());
-    for spec in specs {
-        let secret = read_one(spec, env)?;
+pub(super) fn read_all(specs: &[String], pairs: &[String], env: Env<'_>) -> Outcome<Vec<Secret>> {
+    let mut secrets: Vec<Secret> = Vec::with_capacity(specs.len() + pairs.len());
+    let read = specs.iter().map(|spec| read_one(spec, env));
+    for secret in read.chain(pairs.iter().map(|pair| of_pair(pair))) {
+        let secret = secret?;
         if secrets.iter().any(|other| other.id == secret.id) {
             return Err(Failure::user(format!(
                 "secret '{}' is given twice",
@@ -43,13 +45,26 @@ pub(super) fn read_all(specs: &[String], env: Env<'_>) -> Outcome<Vec<Secret>> {
     Ok(secrets)
 }
 
+/// `NAME=VALUE`, as flyctl takes it.
+fn of_pair(pair: &str) -> Outcome<Secret> {
+    let (id, value) = pair.split_once('=').unwrap_or_default();
+    if id.is_empty() {
+        return Err(Failure::user("bad --build-secret: it is not NAME=VALUE")
+            .hint("or keep it off the command line: --secret id=NAME,env=VARIABLE"));
+    }
+    Ok(Secret {
+        id: id.to_owned(),
+        value: value.as_bytes().to_vec(),
+    })
+}
+
 fn read_one(spec: &str, env: Env<'_>) -> Outcome<Secret> {
     let bad = |why: String| {
         Failure::user(format!("bad --secret: {why}"))
             .hint("a secret looks like id=NAME,src=FILE or id=NAME,env=VARIABLE")
     };
     let (mut id, mut source, mut variable, mut kind) = (None, None, None, None);
-    for part in spec.split(',') {
+    for part in csv::fields(spec)? {
         // The value is not shown: who gets the form wrong may have put the secret itself here.
         let (key, value) = part
             .split_once('=')
@@ -129,6 +144,7 @@ mod tests {
             ("id=x,env=SET".to_owned(), "hunter2"),
             ("id=x,type=env,src=SET".to_owned(), "hunter2"),
             ("id=SET".to_owned(), "hunter2"),
+            ("\"id=x\",\"env=SET\"".to_owned(), "hunter2"),
         ] {
             let secret = read_one(&spec, &env).unwrap();
             assert_eq!(secret.value, value.as_bytes(), "{spec}");
@@ -154,6 +170,12 @@ mod tests {
             assert!(!failure.to_string().contains("hunter2"), "{failure}");
         }
         let twice = ["id=SET".to_owned(), "id=SET".to_owned()];
-        assert!(read_all(&twice, &env).is_err());
+        assert!(read_all(&twice, &[], &env).is_err());
+        assert!(read_all(&[], &["hunter2".to_owned()], &env).is_err());
+        let pair = read_all(&[], &["a=b=c".to_owned()], &env).unwrap();
+        assert_eq!(
+            (pair[0].id.as_str(), &pair[0].value[..]),
+            ("a", &b"b=c"[..])
+        );
     }
 }

@@ -3,7 +3,9 @@
 //! Owns what is served (context, Dockerfile, secrets, logins of registries) and that a broken stream is opened again
 //! under the same id. Must not know the build's events or progress.
 
-use super::plan::Plan;
+use super::output::Taking;
+use super::plan::{Context, Plan};
+use super::ssh::SshAgents;
 use crate::api::{ServerAddress, Transport, open_upgraded};
 use crate::backoff::Backoff;
 use crate::docker_logins::DockerLogins;
@@ -12,11 +14,12 @@ use crate::limits::WAKE_WAIT_MAX;
 use crate::settings::Token;
 use sha2::{Digest, Sha256};
 use slipway_buildkit::{
-    LocalDir, RegistryLogin, SecretSource, Session, SessionOptions, SessionStats, StatsHandle,
+    LocalDir, SecretSource, Session, SessionOptions, SessionStats, StatsHandle,
 };
-use slipway_core::build::RegistryCredential;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -31,8 +34,10 @@ pub(super) struct SessionFactory {
     id: String,
     shared_key: String,
     plan: Plan,
-    logins: Vec<RegistryCredential>,
+    logins: DockerLogins,
     stats: StatsHandle,
+    ssh: SshAgents,
+    export: Mutex<Option<Taking>>,
     /// Dockerfile and chosen ignore file side by side, where BuildKit looks for them.
     staged: Option<TempDir>,
 }
@@ -41,29 +46,47 @@ impl SessionFactory {
     /// Takes what to serve.
     ///
     /// # Errors
-    /// Ours: no randomness.
-    pub(super) async fn new(plan: &Plan, docker: &DockerLogins) -> Outcome<Self> {
+    /// Ours: no randomness. The caller's: a key that no agent takes, a result that cannot be written.
+    pub(super) fn new(plan: &Plan, docker: &DockerLogins) -> Outcome<Self> {
         let mut entropy = [0u8; ID_ENTROPY_BYTES];
         getrandom::fill(&mut entropy)
             .map_err(|error| Failure::system(format!("no random numbers: {error}")))?;
-        let mut logins = Vec::new();
-        for registry in docker.registries() {
-            logins.extend(docker.find(&registry).await);
-        }
         Ok(Self {
             id: hex(&entropy),
             shared_key: shared_key(plan),
             plan: plan.clone(),
-            logins,
+            logins: docker.clone(),
             stats: StatsHandle::default(),
+            ssh: SshAgents::start(&plan.ssh)?,
+            export: Mutex::new(plan.output.as_ref().map(Taking::start).transpose()?),
             staged: stage(plan)?,
         })
     }
 
-    fn dockerfile_dir(&self) -> &Path {
-        match &self.staged {
-            Some(dir) => dir.path(),
-            None => &self.plan.dockerfile_dir,
+    fn locals(&self) -> Vec<LocalDir> {
+        let local = |name: &str, root: &Path| LocalDir {
+            name: name.to_owned(),
+            root: root.to_owned(),
+        };
+        let plan = &self.plan;
+        let staged = self.staged.as_ref().map(TempDir::path);
+        let dockerfile = staged.or(plan.source.dockerfile_dir.as_deref());
+        let context = match &plan.source.context {
+            Context::Dir(dir) => Some(local("context", dir)),
+            Context::Url(_) | Context::Archive(_) => None,
+        };
+        let more = plan.contexts.iter().map(|(name, dir)| local(name, dir));
+        context
+            .into_iter()
+            .chain(dockerfile.map(|dir| local("dockerfile", dir)))
+            .chain(more)
+            .collect()
+    }
+
+    fn archive(&self) -> Option<PathBuf> {
+        match &self.plan.source.context {
+            Context::Archive(file) => Some(file.path().to_owned()),
+            Context::Dir(_) | Context::Url(_) => None,
         }
     }
 
@@ -91,38 +114,36 @@ impl SessionFactory {
     }
 
     /// A session that can be served once.
-    pub(super) fn session(&self) -> Session {
+    ///
+    /// # Errors
+    /// Ours: no descriptor is left.
+    pub(super) fn session(&self) -> Outcome<Session> {
         let plan = &self.plan;
-        Session::new(SessionOptions {
+        Ok(Session::new(SessionOptions {
             id: self.id.clone(),
             name: plan.app.clone(),
             shared_key: self.shared_key.clone(),
-            locals: vec![
-                LocalDir {
-                    name: "context".to_owned(),
-                    root: plan.context.clone(),
-                },
-                LocalDir {
-                    name: "dockerfile".to_owned(),
-                    root: self.dockerfile_dir().to_owned(),
-                },
-            ],
+            locals: self.locals(),
             secrets: plan
                 .secrets
                 .iter()
                 .map(|secret| (secret.id.clone(), SecretSource::Bytes(secret.value.clone())))
                 .collect(),
-            credentials: self
-                .logins
-                .iter()
-                .map(|login| RegistryLogin {
-                    registry: login.registry.clone(),
-                    username: login.username.clone(),
-                    secret: login.password.clone(),
-                })
-                .collect(),
+            credentials: Arc::new(self.logins.clone()),
+            ssh: self.ssh.sockets(),
+            archive: self.archive(),
+            export: self.export().as_ref().map(Taking::sink).transpose()?,
             stats: self.stats.clone(),
-        })
+        }))
+    }
+
+    /// What the session took of the result, once the build has ended well.
+    pub(super) fn taken(&self) -> Option<Taking> {
+        self.export().take()
+    }
+
+    fn export(&self) -> std::sync::MutexGuard<'_, Option<Taking>> {
+        self.export.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -130,12 +151,13 @@ impl SessionFactory {
 /// ignore file that has another name is given to it under the first one. So is a Dockerfile that is a link out of its directory,
 /// which no file sync follows.
 fn stage(plan: &Plan) -> Outcome<Option<TempDir>> {
-    let dockerfile = plan.dockerfile_dir.join(&plan.dockerfile_name);
-    let leads_out = std::fs::canonicalize(&dockerfile)
-        .is_ok_and(|real| !real.starts_with(&plan.dockerfile_dir));
-    let beside = plan
-        .dockerfile_dir
-        .join(format!("{}.dockerignore", plan.dockerfile_name));
+    let name = &plan.source.dockerfile_name;
+    let Some(from) = &plan.source.dockerfile_dir else {
+        return Ok(None);
+    };
+    let dockerfile = from.join(name);
+    let leads_out = std::fs::canonicalize(&dockerfile).is_ok_and(|real| !real.starts_with(from));
+    let beside = from.join(format!("{name}.dockerignore"));
     let ignorefile = match &plan.ignorefile {
         Some(named) => Some(named.clone()),
         None if !leads_out => return Ok(None),
@@ -146,7 +168,6 @@ fn stage(plan: &Plan) -> Outcome<Option<TempDir>> {
         .prefix("slipway-")
         .tempdir()
         .map_err(fail)?;
-    let name = &plan.dockerfile_name;
     std::fs::copy(&dockerfile, dir.path().join(name)).map_err(fail)?;
     if let Some(ignorefile) = ignorefile {
         let beside = dir.path().join(format!("{name}.dockerignore"));
@@ -157,13 +178,18 @@ fn stage(plan: &Plan) -> Outcome<Option<TempDir>> {
 
 /// Equal for builds of one app from one directory on one computer: the builder keeps what it got, and asks for changed files only.
 fn shared_key(plan: &Plan) -> String {
+    let context = match &plan.source.context {
+        Context::Dir(dir) => dir.as_os_str(),
+        Context::Url(url) => OsStr::new(url),
+        Context::Archive(_) => OsStr::new("-"),
+    };
     let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let mut hash = Sha256::new();
     for part in [
         machine.trim().as_bytes(),
         // Containers of a CI have no machine-id, and all check out to the same path.
         plan.app.as_bytes(),
-        plan.context.as_os_str().as_encoded_bytes(),
+        context.as_encoded_bytes(),
     ] {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
@@ -219,7 +245,7 @@ impl Drop for OpenSession {
 
 impl OpenSession {
     /// Starts to open it.
-    pub(super) fn start(factory: std::sync::Arc<SessionFactory>, gateway: Gateway) -> Self {
+    pub(super) fn start(factory: Arc<SessionFactory>, gateway: Gateway) -> Self {
         let (report, state) = watch::channel(StreamState::Opening);
         let task = tokio::spawn(async move { keep_open(&factory, &gateway, &report).await });
         Self { state, task }
@@ -292,7 +318,7 @@ async fn serve_once(
     gateway: &Gateway,
     report: &watch::Sender<StreamState>,
 ) -> Outcome<()> {
-    let session = factory.session();
+    let session = factory.session()?;
     let mut headers = session.headers();
     headers.extend(gateway.headers.iter().cloned());
     let stream = open_upgraded(

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What to build and where to push it. Secrets are not here: the caller's session serves them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BuildSpec {
     /// Image name without tag, or with one, for dockerd and for the push, as in `registry.example/app:tag`.
@@ -18,6 +18,21 @@ pub struct BuildSpec {
     /// Of the pushed layers; the builder's own choice if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
+    /// Further names of the image; a push goes to each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// What steps may ask for beyond the usual, in BuildKit's words: `network.host`, `security.insecure`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entitlements: Vec<String>,
+    /// Caches that are looked at, each as `type=registry,ref=registry.example/app:cache`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cache_from: Vec<String>,
+    /// Caches that are written, in the same form.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cache_to: Vec<String>,
+    /// The result's files are sent to the session as well, as one archive.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub export: bool,
 }
 
 /// A registry credential. `Debug` never prints the secret.

@@ -83,6 +83,9 @@ pub struct StartBuild {
     pub spec: BuildSpec,
     /// For the push alone; never stored, never logged.
     pub credential: Option<RegistryCredential>,
+    /// The same for the registries of the build's further names, one for each that is not the first one's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tag_credentials: Vec<RegistryCredential>,
 }
 
 impl std::fmt::Debug for StartBuild {

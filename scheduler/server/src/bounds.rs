@@ -110,6 +110,8 @@ pub const REFERENCE_BYTES_MAX: usize = 1024;
 pub const FRONTEND_ATTRS_MAX: usize = 1024;
 /// Bytes of them in all.
 pub const FRONTEND_ATTRS_BYTES_MAX: usize = 256 << 10;
+/// Further names of one build's image, and as many allowed things, caches to look at and caches to write. More are refused.
+pub const BUILD_LISTED_MAX: usize = 64;
 /// Builds or events in one answer of the API; callers page on.
 pub const PAGE_MAX: u32 = 200;
 /// How long the API waits for a builder's guest to tell its disk and activity; then it answers without them.

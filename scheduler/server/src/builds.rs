@@ -104,6 +104,8 @@ pub struct BuildRequest {
     pub spec: BuildSpec,
     /// For the push alone: handed to the guest, kept nowhere.
     pub credential: Option<RegistryCredential>,
+    /// The same for the registries of further names.
+    pub tag_credentials: Vec<RegistryCredential>,
     /// Once this is cancelled the build does not begin; one that has begun goes on.
     pub until: CancellationToken,
 }
@@ -375,6 +377,7 @@ impl Inner {
             session,
             spec,
             credential,
+            tag_credentials,
             until,
         } = request;
         let (stream, guard) = tokio::select! {
@@ -391,6 +394,7 @@ impl Inner {
                 session,
                 spec,
                 credential,
+                tag_credentials,
             })
             .await?;
         Ok(guard)

@@ -14,7 +14,6 @@ use slipway_core::units::ByteSize;
 use slipway_scheduler::builds::{BuildError, BuildRequest, BuildService};
 use slipway_scheduler::farm::{BuilderKey, FarmEvent, NextEvent};
 use slipway_store::{Build, BuildState, ErrorKind, OrgChange, Store, StoreError};
-use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -25,11 +24,10 @@ fn request() -> BuildRequest {
         session: "a session".into(),
         spec: BuildSpec {
             image: "app".into(),
-            push: false,
-            frontend_attrs: BTreeMap::new(),
-            compression: None,
+            ..BuildSpec::default()
         },
         credential: None,
+        tag_credentials: Vec::new(),
         until: CancellationToken::new(),
     }
 }

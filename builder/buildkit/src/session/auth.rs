@@ -26,24 +26,32 @@ impl std::fmt::Debug for RegistryLogin {
     }
 }
 
+/// Where the logins of registries are. Asked when the builder asks, and only for the registry that it asks for.
+#[tonic::async_trait]
+pub trait RegistryLogins: std::fmt::Debug + Send + Sync {
+    /// The login of a registry host, or none. `docker.io` stands for Docker Hub's other names. A failure is told elsewhere: an image
+    /// that everybody may read needs no login.
+    async fn find(&self, registry: &str) -> Option<RegistryLogin>;
+}
+
+#[tonic::async_trait]
+impl RegistryLogins for Vec<RegistryLogin> {
+    async fn find(&self, registry: &str) -> Option<RegistryLogin> {
+        self.iter()
+            .find(|login| canonical(&login.registry) == registry)
+            .cloned()
+    }
+}
+
 /// The service `moby.filesync.v1.Auth`.
 #[derive(Debug, Clone)]
 pub(super) struct Logins {
-    logins: Arc<[RegistryLogin]>,
+    logins: Arc<dyn RegistryLogins>,
 }
 
 impl Logins {
-    pub(super) fn new(logins: Vec<RegistryLogin>) -> Logins {
-        Logins {
-            logins: logins.into(),
-        }
-    }
-
-    fn of(&self, host: &str) -> Option<&RegistryLogin> {
-        let wanted = canonical(host);
-        self.logins
-            .iter()
-            .find(|login| canonical(&login.registry) == wanted)
+    pub(super) fn new(logins: Arc<dyn RegistryLogins>) -> Logins {
+        Logins { logins }
     }
 }
 
@@ -74,12 +82,12 @@ impl proto::auth_server::Auth for Logins {
         &self,
         request: Request<proto::CredentialsRequest>,
     ) -> Result<Response<proto::CredentialsResponse>, Status> {
-        let login = self.of(&request.get_ref().host);
+        let login = self.logins.find(&canonical(&request.get_ref().host)).await;
         // An empty answer means "go without"; an error would fail the build of a public image.
         let answer = login.map_or_else(proto::CredentialsResponse::default, |login| {
             proto::CredentialsResponse {
-                username: login.username.clone(),
-                secret: login.secret.clone(),
+                username: login.username,
+                secret: login.secret,
             }
         });
         Ok(Response::new(answer))
@@ -133,6 +141,6 @@ mod tests {
             username: "u".into(),
             secret: "hidden".into(),
         };
-        assert!(!format!("{:?}", Logins::new(vec![login])).contains("hidden"));
+        assert!(!format!("{:?}", Logins::new(Arc::new(vec![login]))).contains("hidden"));
     }
 }

@@ -99,12 +99,13 @@ fn session(root: &Path) -> (Session, StatsHandle) {
             root: root.to_owned(),
         }],
         secrets: BTreeMap::from([("known".to_owned(), SecretSource::Bytes(b"hidden".to_vec()))]),
-        credentials: vec![RegistryLogin {
+        credentials: Arc::new(vec![RegistryLogin {
             registry: "r".into(),
             username: "u".into(),
             secret: "hidden".into(),
-        }],
+        }]),
         stats: stats.clone(),
+        ..SessionOptions::default()
     });
     assert!(!format!("{session:?}").contains("hidden"));
     (session, stats)
@@ -474,16 +475,148 @@ async fn the_other_services_answer() {
     assert_eq!(unserved.unwrap_err().code(), Code::Unimplemented);
 }
 
+/// A real agent with one key; ends with the value.
+struct Agent {
+    process: std::process::Child,
+    dir: tempfile::TempDir,
+}
+
+impl Agent {
+    fn start() -> Agent {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent.sock");
+        let process = std::process::Command::new("ssh-agent")
+            .args(["-D", "-a"])
+            .arg(&socket)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("openssh-client must be installed");
+        let began = Instant::now();
+        while !socket.exists() {
+            assert!(began.elapsed() < Duration::from_secs(30), "no agent");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let agent = Agent { process, dir };
+        let key = agent.dir.path().join("key");
+        let made = std::process::Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", "forwarded", "-f"])
+            .arg(&key)
+            .status();
+        assert!(made.unwrap().success());
+        assert!(agent.ssh_add(&[key.to_str().unwrap()]).status.success());
+        agent
+    }
+
+    fn socket(&self) -> std::path::PathBuf {
+        self.dir.path().join("agent.sock")
+    }
+
+    fn ssh_add(&self, arguments: &[&str]) -> std::process::Output {
+        std::process::Command::new("ssh-add")
+            .args(arguments)
+            .env("SSH_AUTH_SOCK", self.socket())
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_ssh_agent_lists_and_signs_and_is_not_changed() {
+    use bollard_buildkit_proto::moby::sshforward::v1 as ssh_proto;
+    let agent = Agent::start();
+    let session = Session::new(SessionOptions {
+        ssh: BTreeMap::from([("default".to_owned(), agent.socket())]),
+        ..SessionOptions::default()
+    });
+    let (near, far) = tokio::io::duplex(1 << 20);
+    tokio::spawn(session.serve(near));
+    let origin = ORIGIN.parse().unwrap();
+    let mut client = ssh_proto::ssh_client::SshClient::with_origin(wire(far).await, origin);
+    let check = |id: &str| ssh_proto::CheckAgentRequest { id: id.to_owned() };
+    client.check_agent(check("")).await.unwrap();
+    let unknown = client.check_agent(check("other")).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+
+    let (asks, asked) = mpsc::channel(8);
+    let answers = client.forward_agent(ReceiverStream::new(asked)).await;
+    let mut answers = answers.unwrap().into_inner();
+    let ask = async |data: &[u8]| {
+        let data = data.to_vec();
+        asks.send(ssh_proto::BytesMessage { data }).await.unwrap();
+    };
+    // Request to list, in two pieces; the answer (12) has one key.
+    ask(&[0, 0, 0]).await;
+    ask(&[1, 11]).await;
+    let listed = answers.message().await.unwrap().unwrap().data;
+    assert_eq!(listed[4..9], [12, 0, 0, 0, 1]);
+    assert!(listed.ends_with(b"forwarded"));
+    // Remove all keys (19); lock with an empty password (22): each is refused (5) and never reaches the agent.
+    ask(&[0, 0, 0, 1, 19]).await;
+    ask(&[0, 0, 0, 5, 22, 0, 0, 0, 0]).await;
+    for _ in 0..2 {
+        let refused = answers.message().await.unwrap().unwrap().data;
+        assert_eq!(refused, [0, 0, 0, 1, 5]);
+    }
+    let listed = agent.ssh_add(&["-l"]);
+    assert!(listed.status.success(), "{listed:?}");
+    // One that is longer than any agent takes ends it.
+    ask(&[255, 255, 255, 255, 13]).await;
+    assert!(answers.message().await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_goes_out_and_a_result_comes_in_whole() {
+    use bollard_buildkit_proto::moby::upload::v1 as upload_proto;
+    let dir = tempfile::tempdir().unwrap();
+    let archive = dir.path().join("archive");
+    let content: Vec<u8> = (0..1_000_000u32).map(|n| (n % 251) as u8).collect();
+    std::fs::write(&archive, &content).unwrap();
+    let received = dir.path().join("received");
+    let session = Session::new(SessionOptions {
+        archive: Some(archive),
+        export: Some(Box::new(std::fs::File::create(&received).unwrap())),
+        ..SessionOptions::default()
+    });
+    let (near, far) = tokio::io::duplex(1 << 20);
+    tokio::spawn(session.serve(near));
+    let wire = wire(far).await;
+    let origin = || ORIGIN.parse::<http::Uri>().unwrap();
+
+    let mut upload = upload_proto::upload_client::UploadClient::with_origin(wire.clone(), origin());
+    let pulled = upload.pull(tokio_stream::empty()).await.unwrap();
+    let mut pulled = pulled.into_inner();
+    let mut all = Vec::new();
+    while let Some(piece) = pulled.message().await.unwrap() {
+        all.extend(piece.data);
+    }
+    assert!(all == content, "{} of {}", all.len(), content.len());
+
+    let mut send = filesync_proto::file_send_client::FileSendClient::with_origin(wire, origin());
+    let pieces = content.chunks(9_999).map(|data| {
+        let data = data.to_vec();
+        filesync_proto::BytesMessage { data }
+    });
+    let pieces: Vec<_> = pieces.collect();
+    let sent = send.diff_copy(tokio_stream::iter(pieces)).await.unwrap();
+    assert_eq!(sent.into_inner().message().await.unwrap(), None);
+    assert!(std::fs::read(&received).unwrap() == content);
+    let again = send.diff_copy(tokio_stream::empty()).await;
+    assert_eq!(again.unwrap_err().code(), Code::FailedPrecondition);
+}
+
 #[test]
 fn the_headers_announce_one_method_each() {
     let session = Session::new(SessionOptions {
         id: "the-id".into(),
-        name: String::new(),
-        shared_key: "key".into(),
-        locals: vec![],
-        secrets: BTreeMap::new(),
-        credentials: vec![],
-        stats: StatsHandle::default(),
+        ssh: BTreeMap::from([("default".to_owned(), "/agent".into())]),
+        ..SessionOptions::default()
     });
     let headers = session.headers();
     assert_eq!(
@@ -496,5 +629,7 @@ fn the_headers_announce_one_method_each() {
     let methods = headers
         .iter()
         .filter(|(name, _)| name.ends_with("-Grpc-Method"));
-    assert_eq!(methods.count(), METHODS.len());
+    let methods: Vec<&str> = methods.map(|(_, method)| method.as_str()).collect();
+    assert_eq!(methods[..METHODS.len()], METHODS);
+    assert_eq!(methods[METHODS.len()..], SSH_METHODS);
 }

@@ -246,6 +246,8 @@ pub(crate) struct Build {
     pub(crate) attrs: BTreeMap<String, String>,
     pub(crate) secrets: BTreeMap<String, SecretSource>,
     pub(crate) credentials: Vec<RegistryLogin>,
+    pub(crate) ssh: BTreeMap<String, PathBuf>,
+    pub(crate) archive: Option<PathBuf>,
     pub(crate) shared_key: String,
     pub(crate) image: String,
 }
@@ -265,6 +267,8 @@ impl Build {
             attrs: BTreeMap::from([("force-network-mode".to_owned(), "none".to_owned())]),
             secrets: BTreeMap::new(),
             credentials: Vec::new(),
+            ssh: BTreeMap::new(),
+            archive: None,
             shared_key: format!("tests:{}", context.display()),
             image: dockerd.image_name(),
         }
@@ -287,8 +291,11 @@ impl Build {
             shared_key: self.shared_key.clone(),
             locals: vec![local("context"), local("dockerfile")],
             secrets: self.secrets.clone(),
-            credentials: self.credentials.clone(),
+            credentials: std::sync::Arc::new(self.credentials.clone()),
+            ssh: self.ssh.clone(),
+            archive: self.archive.clone(),
             stats: stats.clone(),
+            ..SessionOptions::default()
         });
         (session, stats)
     }
@@ -328,6 +335,7 @@ impl Build {
             session: session.to_owned(),
             frontend_attrs: self.attrs.clone(),
             image_name: self.image.clone(),
+            ..SolveRequest::default()
         }
     }
 }

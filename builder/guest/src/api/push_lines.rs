@@ -58,7 +58,8 @@ async fn tell(guest: &Guest, start: &StartPush, lines: &mpsc::Sender<Bytes>) {
             drop(progress_lines.try_send(to_bytes(&line)));
         }
     };
-    let pushed = match push::prepare(guest, &start.target, start.credential.as_ref(), None) {
+    let credentials: Vec<_> = start.credential.iter().collect();
+    let pushed = match push::prepare(guest, &start.target, &credentials, None) {
         Ok(push) => push.image(guest, &start.image, progress).await,
         Err(error) => Err(error),
     };

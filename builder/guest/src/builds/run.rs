@@ -12,8 +12,8 @@ use crate::limits;
 use crate::phase::Phase;
 use crate::push::{self, Prepared};
 use slipway_buildkit::{
-    Client, ConnectError, DialError, SolveError, SolveFailure, SolveRequest, SolveResult,
-    dial_docker_grpc,
+    BadCacheEntry, CacheEntry, Client, ConnectError, DialError, SolveError, SolveFailure,
+    SolveRequest, SolveResult, dial_docker_grpc,
 };
 use slipway_core::build::{BuildEvent, BuildOutcome, Fault, PushProgress, PushState};
 use slipway_core::guest_api::StartBuild;
@@ -116,8 +116,8 @@ async fn work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOu
     if phase != Phase::Ready {
         return outcome::of_system("dockerd does not run");
     }
-    let push = match prepared(guest, build, &request) {
-        Ok(push) => push,
+    let pushes = match prepared(guest, build, &request) {
+        Ok(pushes) => pushes,
         Err(outcome) => return outcome,
     };
     let solved = match solve(guest, build, &request).await {
@@ -129,10 +129,13 @@ async fn work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOu
     let build_ms = elapsed_ms(began);
     let began = Instant::now();
     let pushed = async {
-        match push {
-            Some(push) => pushed(guest, build, &image_id, push).await.map(Some),
-            None => Ok(None),
+        let mut first = None;
+        // One after the other: the first one's blobs are all there for the others.
+        for push in pushes {
+            let digest = pushed(guest, build, &image_id, push).await?;
+            first.get_or_insert(digest);
         }
+        Ok(first)
     };
     let (image, pushed) = tokio::join!(guest.docker.image(&image_id), pushed);
     let size_bytes = match image {
@@ -181,6 +184,8 @@ enum NoSolve {
     Solve(#[from] SolveFailure),
     #[error("ask BuildKit")]
     Ask(#[from] SolveError),
+    #[error("read what the build wants of caches")]
+    Cache(#[from] BadCacheEntry),
 }
 
 /// Solves, and tries again in one case only: the disk was full but garbage could be collected. A failure of the user's
@@ -203,6 +208,9 @@ async fn solve(
         let failure = match solved {
             Ok(solved) => return Ok(solved),
             Err(NoSolve::Solve(failure)) => failure,
+            Err(error @ NoSolve::Cache(_)) => {
+                return Err(outcome::failed(Fault::User, &super::chain(&error), None));
+            }
             Err(
                 error @ (NoSolve::Docker(_)
                 | NoSolve::Dial(_)
@@ -288,13 +296,20 @@ async fn solve_once(
 ) -> Result<SolveResult, NoSolve> {
     let stream = dial_docker_grpc(guest.docker.connect().await?).await?;
     let client = Client::connect(stream).await?;
+    let spec = &request.spec;
+    let names = std::iter::once(&spec.image).chain(&spec.tags);
+    let names: Vec<&str> = names.map(String::as_str).collect();
     let (events, mut told) = mpsc::channel(limits::EVENTS_QUEUED_MAX);
     let solving = client.solve(
         SolveRequest {
             build_ref: format!("{}{attempt}", names_of(build)),
             session: request.session.clone(),
-            frontend_attrs: request.spec.frontend_attrs.clone(),
-            image_name: request.spec.image.clone(),
+            frontend_attrs: spec.frontend_attrs.clone(),
+            image_name: names.join(","),
+            entitlements: spec.entitlements.clone(),
+            cache_from: caches(&spec.cache_from)?,
+            cache_to: caches(&spec.cache_to)?,
+            export: spec.export,
         },
         events,
     );
@@ -310,22 +325,26 @@ async fn solve_once(
     Ok(solved?)
 }
 
-/// The push that the build wants, if it wants one: it begins with the export.
+fn caches(entries: &[String]) -> Result<Vec<CacheEntry>, BadCacheEntry> {
+    entries.iter().map(|entry| entry.parse()).collect()
+}
+
+/// The pushes that the build wants, if it wants any, one for each name: the first begins with the export.
 fn prepared(
     guest: &Guest,
     build: &Build,
     request: &StartBuild,
-) -> Result<Option<Prepared>, BuildOutcome> {
+) -> Result<Vec<Prepared>, BuildOutcome> {
     if !request.spec.push {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let mut push = push::prepare(
-        guest,
-        &request.spec.image,
-        request.credential.as_ref(),
-        request.spec.compression,
-    )
-    .map_err(|error| outcome::of_push(&error))?;
+    let prepare = |name: &str| {
+        let credentials = request.credential.iter().chain(&request.tag_credentials);
+        let credentials: Vec<_> = credentials.collect();
+        push::prepare(guest, name, &credentials, request.spec.compression)
+            .map_err(|error| outcome::of_push(&error))
+    };
+    let mut push = prepare(&request.spec.image)?;
     let (docker, ours) = (guest.docker.clone(), names_of(build));
     push.send_ahead(move || {
         let (docker, ours) = (docker.clone(), ours.clone());
@@ -338,7 +357,8 @@ fn prepared(
                 .unwrap_or(false)
         }
     });
-    Ok(Some(push))
+    let others = request.spec.tags.iter().map(|name| prepare(name));
+    std::iter::once(Ok(push)).chain(others).collect()
 }
 
 /// Whether nobody else's solve is under way, in whatever way it came to BuildKit: what is exported then can only be ours, and nothing of

@@ -3,7 +3,6 @@
 use crate::harness::{Answer, Machine, OpenAnswer};
 use serde_json::{Value, json};
 use slipway_buildkit::{LocalDir, Session, SessionOptions, StatsHandle, dial_docker_session};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
@@ -140,9 +139,8 @@ async fn open_session(machine: &Machine<'_>, id: &str, context: &Path) -> JoinHa
         name: "test".to_owned(),
         shared_key: String::new(),
         locals: vec![local("context"), local("dockerfile")],
-        secrets: BTreeMap::new(),
-        credentials: Vec::new(),
         stats: StatsHandle::default(),
+        ..SessionOptions::default()
     });
     let stream = UnixStream::connect(machine.socket("docker.sock"))
         .await

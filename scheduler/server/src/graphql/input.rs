@@ -4,7 +4,8 @@ use super::Result;
 use super::scalar::Long;
 use super::view::{Isolation, TokenRole};
 use crate::bounds::{
-    FRONTEND_ATTRS_BYTES_MAX, FRONTEND_ATTRS_MAX, NAME_BYTES_MAX, REFERENCE_BYTES_MAX,
+    BUILD_LISTED_MAX, FRONTEND_ATTRS_BYTES_MAX, FRONTEND_ATTRS_MAX, NAME_BYTES_MAX,
+    REFERENCE_BYTES_MAX,
 };
 use crate::problem::{Code, Problem};
 use crate::settings::is_label;
@@ -204,6 +205,24 @@ pub(super) struct StartBuildInput {
     session: String,
     /// For the push; the org's stored credential for the registry if absent.
     credential: Option<CredentialInput>,
+    /// Further names of the image; a push goes to each.
+    #[graphql(default)]
+    tags: Vec<String>,
+    /// For the push to further names, one for each registry; the org's stored credential for the registry if absent.
+    #[graphql(default)]
+    tag_credentials: Vec<CredentialInput>,
+    /// What steps may ask for beyond the usual: `network.host`, `security.insecure`.
+    #[graphql(default)]
+    entitlements: Vec<String>,
+    /// Caches that are looked at, each as `type=registry,ref=registry.example/app:cache`.
+    #[graphql(default)]
+    cache_from: Vec<String>,
+    /// Caches that are written, in the same form.
+    #[graphql(default)]
+    cache_to: Vec<String>,
+    /// The result's files are sent to the session as well, as one archive.
+    #[graphql(default)]
+    export: bool,
 }
 
 /// A build as it was asked for, checked.
@@ -211,6 +230,22 @@ pub(super) struct AskedBuild {
     pub(super) spec: BuildSpec,
     pub(super) session: String,
     pub(super) credential: Option<RegistryCredential>,
+    pub(super) tag_credentials: Vec<RegistryCredential>,
+}
+
+impl From<CredentialInput> for RegistryCredential {
+    fn from(input: CredentialInput) -> Self {
+        let CredentialInput {
+            registry,
+            username,
+            password,
+        } = input;
+        Self {
+            registry,
+            username,
+            password,
+        }
+    }
 }
 
 impl StartBuildInput {
@@ -227,6 +262,7 @@ impl StartBuildInput {
                 return Err(Problem::new(Code::Invalid, message).into());
             }
         }
+        self.check_lists()?;
         let bytes: usize = self
             .frontend_attrs
             .iter()
@@ -242,19 +278,6 @@ impl StartBuildInput {
                 return Err(Problem::new(Code::Invalid, message).into());
             }
         }
-        let credential = self.credential.map(
-            |CredentialInput {
-                 registry,
-                 username,
-                 password,
-             }| {
-                RegistryCredential {
-                    registry,
-                    username,
-                    password,
-                }
-            },
-        );
         let compression = self
             .compression
             .map(|text| text.parse())
@@ -267,12 +290,44 @@ impl StartBuildInput {
             push: self.push,
             frontend_attrs,
             compression,
+            tags: self.tags,
+            entitlements: self.entitlements,
+            cache_from: self.cache_from,
+            cache_to: self.cache_to,
+            export: self.export,
         };
         Ok(AskedBuild {
             spec,
             session: self.session,
-            credential,
+            credential: self.credential.map(Into::into),
+            tag_credentials: self.tag_credentials.into_iter().map(Into::into).collect(),
         })
+    }
+
+    /// # Errors
+    /// [`Code::Invalid`].
+    fn check_lists(&self) -> Result<()> {
+        let lists = [
+            ("further names", &self.tags),
+            ("entitlements", &self.entitlements),
+            ("caches to look at", &self.cache_from),
+            ("caches to write", &self.cache_to),
+        ];
+        for (what, list) in lists {
+            let fits = |text: &String| {
+                (1..=REFERENCE_BYTES_MAX).contains(&text.len())
+                    && text.bytes().all(|byte| byte.is_ascii_graphic())
+            };
+            if list.len() > BUILD_LISTED_MAX || !list.iter().all(fits) {
+                let message =
+                    format!("the {what} are too many, or one is empty, too long or has spaces");
+                return Err(Problem::new(Code::Invalid, message).into());
+            }
+        }
+        if self.tag_credentials.len() > BUILD_LISTED_MAX {
+            return Err(Problem::new(Code::Invalid, "there are too many credentials").into());
+        }
+        Ok(())
     }
 }
 

@@ -115,6 +115,8 @@ pub(crate) fn spec() -> BuildSpec {
         push: true,
         frontend_attrs: BTreeMap::from([("filename".into(), "Dockerfile".into())]),
         compression: Some(slipway_core::compression::Compression::Zstd(3)),
+        tags: vec!["registry.example/app:latest".into()],
+        ..BuildSpec::default()
     }
 }
 

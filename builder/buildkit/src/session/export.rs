@@ -1,0 +1,78 @@
+//! The result of a solve as one archive, which the builder's exporter `tar` sends to the caller's side.
+//!
+//! It must not know what becomes of the bytes.
+
+use bollard_buildkit_proto::moby::filesync::v1 as proto;
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Takes the bytes of an export, in order. It is flushed when the last one is there; an export that breaks off is only dropped.
+pub type ExportSink = Box<dyn Write + Send>;
+
+/// The service `moby.filesync.v1.FileSend`: takes one export.
+#[derive(Clone)]
+pub(super) struct Exports {
+    sink: Arc<Mutex<Option<ExportSink>>>,
+}
+
+impl std::fmt::Debug for Exports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Exports")
+    }
+}
+
+impl Exports {
+    pub(super) fn new(sink: Option<ExportSink>) -> Exports {
+        Exports {
+            sink: Arc::new(Mutex::new(sink)),
+        }
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
+        let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        sink.is_some()
+    }
+}
+
+type Answers = std::pin::Pin<Box<dyn Stream<Item = Result<proto::BytesMessage, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl proto::file_send_server::FileSend for Exports {
+    type DiffCopyStream = Answers;
+
+    async fn diff_copy(
+        &self,
+        request: Request<Streaming<proto::BytesMessage>>,
+    ) -> Result<Response<Answers>, Status> {
+        let sink = self
+            .sink
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let mut sink = sink.ok_or_else(|| Status::failed_precondition("no export is taken"))?;
+        let mut pieces = request.into_inner();
+        let (ended, end) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            // One without a word is the end, which the builder waits for.
+            if let Err(status) = take(&mut pieces, &mut sink).await {
+                let _ = ended.send(Err(status)).await;
+            }
+        });
+        let answers = tokio_stream::wrappers::ReceiverStream::new(end);
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+async fn take(
+    pieces: &mut Streaming<proto::BytesMessage>,
+    sink: &mut ExportSink,
+) -> Result<(), Status> {
+    let fail = |error: std::io::Error| Status::internal(format!("write the result: {error}"));
+    while let Some(piece) = pieces.message().await? {
+        // Writing may block, as pipes and disks do.
+        tokio::task::block_in_place(|| sink.write_all(&piece.data)).map_err(fail)?;
+    }
+    tokio::task::block_in_place(|| sink.flush()).map_err(fail)
+}

@@ -1,0 +1,240 @@
+//! `--output`, `--iidfile`, `--metadata-file`: what of a build ends up on this computer.
+//!
+//! Must not know how the builder sends it.
+
+use super::csv;
+use super::summary::Summary;
+use crate::args::DeployArgs;
+use crate::exit::{Failure, Outcome};
+use serde_json::json;
+use slipway_buildkit::ExportSink;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+
+/// Who may read an archive that was written.
+const ARCHIVE_MODE: u32 = 0o644;
+
+/// Where the result's files go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// Files into a directory, which is made.
+    Dir(PathBuf),
+    /// An archive into a file.
+    Archive(PathBuf),
+    /// An archive to standard output.
+    Stdout,
+}
+
+impl Output {
+    /// Reads what buildx takes: a directory, `-`, or `type=local|tar,dest=PATH`.
+    ///
+    /// # Errors
+    /// The caller's fault: another type, or no place.
+    pub(super) fn parse(spec: &str) -> Outcome<Self> {
+        let bad = |why: &str| {
+            Failure::user(format!("bad --output '{spec}': {why}"))
+                .hint("it looks like DIR, type=local,dest=DIR or type=tar,dest=FILE; images are pushed with --image")
+        };
+        if spec == "-" {
+            return Ok(Self::Stdout);
+        }
+        let fields = csv::fields(spec)?;
+        if let [dir] = &fields[..]
+            && !dir.contains('=')
+        {
+            return Ok(Self::Dir(dir.into()));
+        }
+        let (mut kind, mut dest) = (None, None);
+        for field in &fields {
+            match field.split_once('=') {
+                Some(("type", value)) => kind = Some(value),
+                Some(("dest", value)) if !value.is_empty() => dest = Some(value),
+                Some((key, _)) => return Err(bad(&format!("'{key}' is not known here"))),
+                None => return Err(bad("a part of it is not KEY=VALUE")),
+            }
+        }
+        match (kind, dest) {
+            (Some("local"), Some(dir)) if dir != "-" => Ok(Self::Dir(dir.into())),
+            (Some("tar"), Some("-") | None) => Ok(Self::Stdout),
+            (Some("tar"), Some(file)) => Ok(Self::Archive(file.into())),
+            (Some("local"), _) => Err(bad("it has no dest")),
+            (Some(other), _) => Err(bad(&format!("type {other} is not had here"))),
+            (None, _) => Err(bad("it has no type")),
+        }
+    }
+}
+
+/// Takes the result while it is sent; nothing is at its place before all of it is there.
+#[derive(Debug)]
+pub(super) struct Taking {
+    output: Output,
+    file: NamedTempFile,
+}
+
+impl Taking {
+    /// # Errors
+    /// The caller's fault: the place cannot be written.
+    pub(super) fn start(output: &Output) -> Outcome<Self> {
+        let file = match output {
+            Output::Dir(dir) => std::fs::create_dir_all(dir).and_then(|()| hidden_in(dir)),
+            Output::Archive(file) => hidden_in(parent(file)),
+            Output::Stdout => NamedTempFile::new(),
+        };
+        let place = match output {
+            Output::Dir(path) | Output::Archive(path) => path.display().to_string(),
+            Output::Stdout => "a temporary file".to_owned(),
+        };
+        let file = file.map_err(|error| {
+            Failure::user_caused(format_args!("--output: write {place}"), &error)
+                .hint("name a place that you can write")
+        })?;
+        Ok(Self {
+            output: output.clone(),
+            file,
+        })
+    }
+
+    /// Where the session puts the bytes.
+    ///
+    /// # Errors
+    /// Ours: no descriptor is left.
+    pub(super) fn sink(&self) -> Outcome<ExportSink> {
+        let file = self.file.as_file().try_clone();
+        let file = file.map_err(|error| Failure::system_caused("take the result", &error))?;
+        Ok(Box::new(file))
+    }
+
+    /// Puts the result at its place.
+    ///
+    /// # Errors
+    /// The caller's fault: the place cannot be written. Ours: nothing was sent.
+    pub(super) fn finish(mut self) -> Outcome<()> {
+        let fail =
+            |error: std::io::Error| Failure::user_caused("--output: write the result", &error);
+        let mut sent = self.file.reopen().map_err(fail)?;
+        if sent.metadata().map_err(fail)?.len() == 0 {
+            return Err(Failure::system("the builder's engine sent no result").hint(
+                "its BuildKit is too old for --output; build on a farm's builder: --remote-only",
+            ));
+        }
+        match &self.output {
+            Output::Dir(dir) => {
+                let mut archive = tar::Archive::new(std::io::BufReader::new(sent));
+                archive.set_preserve_permissions(true);
+                archive.unpack(dir).map_err(fail)
+            }
+            Output::Archive(path) => {
+                let file = self.file.as_file_mut();
+                file.set_permissions(PermissionsExt::from_mode(ARCHIVE_MODE))
+                    .map_err(fail)?;
+                let kept = self.file.persist(path);
+                kept.map(drop).map_err(|error| fail(error.error))
+            }
+            Output::Stdout => {
+                let mut stdout = std::io::stdout().lock();
+                std::io::copy(&mut sent, &mut stdout).map_err(fail)?;
+                stdout.flush().map_err(fail)
+            }
+        }
+    }
+}
+
+fn hidden_in(dir: &Path) -> std::io::Result<NamedTempFile> {
+    tempfile::Builder::new()
+        .prefix(".slipway-")
+        .tempfile_in(dir)
+}
+
+fn parent(path: &Path) -> &Path {
+    let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
+}
+
+/// Writes what was asked for of a build that has ended well; `names` are all of the image's.
+///
+/// # Errors
+/// The caller's fault: a file cannot be written.
+pub(super) fn write_files(args: &DeployArgs, summary: &Summary, names: &[&str]) -> Outcome<()> {
+    let write = |flag: &str, path: &Path, text: String| {
+        std::fs::write(path, text).map_err(|error| {
+            Failure::user_caused(format_args!("{flag}: write {}", path.display()), &error)
+                .hint("the build itself went well; name a file that you can write")
+        })
+    };
+    if let Some(path) = &args.iidfile {
+        write("--iidfile", path, summary.image_id.clone())?;
+    }
+    if let Some(path) = &args.metadata_file {
+        let mut known = json!({
+            "containerimage.config.digest": summary.image_id,
+            "image.name": names.join(","),
+        });
+        if let Some(digest) = &summary.digest {
+            known["containerimage.digest"] = json!(digest);
+        }
+        if let Some(build) = &summary.build {
+            known["slipway.build"] = json!(build);
+        }
+        write("--metadata-file", path, format!("{known:#}\n"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_are_read_as_buildx_reads_them() {
+        for (spec, want) in [
+            ("out", Some(Output::Dir("out".into()))),
+            ("-", Some(Output::Stdout)),
+            ("type=local,dest=a", Some(Output::Dir("a".into()))),
+            ("type=tar,dest=a.tar", Some(Output::Archive("a.tar".into()))),
+            ("type=tar,dest=-", Some(Output::Stdout)),
+            ("type=tar", Some(Output::Stdout)),
+            ("type=local", None),
+            ("type=oci,dest=x", None),
+            ("dest=x", None),
+            ("type=local,dest=x,mode=1", None),
+        ] {
+            assert_eq!(Output::parse(spec).ok(), want, "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_result_is_at_its_place_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(2);
+        header.set_mode(0o755);
+        header.set_cksum();
+        archive
+            .append_data(&mut header, "bin/app", &b"x\n"[..])
+            .unwrap();
+        let bytes = archive.into_inner().unwrap();
+
+        let out = dir.path().join("out");
+        let taking = Taking::start(&Output::Dir(out.clone())).unwrap();
+        assert!(taking.finish().is_err(), "nothing was sent");
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
+        let taking = Taking::start(&Output::Dir(out.clone())).unwrap();
+        taking.sink().unwrap().write_all(&bytes).unwrap();
+        taking.finish().unwrap();
+        let mode = std::fs::metadata(out.join("bin/app"))
+            .unwrap()
+            .permissions();
+        assert_eq!(mode.mode() & 0o777, 0o755);
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 1);
+
+        let file = dir.path().join("out.tar");
+        let taking = Taking::start(&Output::Archive(file.clone())).unwrap();
+        taking.sink().unwrap().write_all(&bytes).unwrap();
+        assert!(!file.exists());
+        taking.finish().unwrap();
+        assert!(std::fs::read(&file).unwrap() == bytes);
+    }
+}
