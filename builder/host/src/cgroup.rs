@@ -6,7 +6,7 @@
 mod tree;
 
 use crate::disk::DiskCap;
-use crate::limits::{CGROUP_DEPTH_MAX, CGROUPS_MAX, KILL_WAIT_MAX, TCP_BYTES_MAX};
+use crate::limits::{CGROUP_DEPTH_MAX, CGROUPS_MAX, KILL_WAIT_MAX};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::chown;
@@ -186,13 +186,12 @@ fn open_procs(dir: &Path) -> io::Result<File> {
     File::options().write(true).open(dir.join("cgroup.procs"))
 }
 
-/// Bounds what a machine could take of the host beyond its limits: cgroups of its own below `cgroup`, and buffers of sockets
-/// where memory does not count them. What the kernel has no file for stays unbounded: v1 cannot bound cgroups.
+/// Bounds the cgroups that a machine makes of its own below `cgroup`. v1 cannot bound them. (Nor can it bound the buffers of sockets:
+/// `memory.kmem.tcp.limit_in_bytes` counts for the processes of that very cgroup, and containers are in others.)
 pub(crate) fn bound(cgroup: &str) -> io::Result<()> {
     let values = [
         ("cgroup.max.depth", CGROUP_DEPTH_MAX.to_string()),
         ("cgroup.max.descendants", CGROUPS_MAX.to_string()),
-        ("memory.kmem.tcp.limit_in_bytes", TCP_BYTES_MAX.to_string()),
     ];
     let mut result = Ok(());
     for dir in directories(cgroup) {

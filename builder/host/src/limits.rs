@@ -46,8 +46,6 @@ pub const KILL_AGAIN_EVERY: Duration = Duration::from_secs(1);
 pub const CGROUP_DEPTH_MAX: u32 = 32;
 /// How many cgroups a machine can make below its own, on cgroup v2. One more is refused to it.
 pub const CGROUPS_MAX: u32 = 2048;
-/// Bytes of TCP buffers of a machine on cgroup v1, where its memory does not count them. Beyond it its connections get slower.
-pub const TCP_BYTES_MAX: u64 = 256 << 20;
 /// How long a killed machine may take to be gone. Then the verb fails, and may be asked again.
 pub const KILL_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long a program that the daemon runs (`runc`, `ip`, `nft`, `mount`, `unsquashfs`) may take. Then it is killed.

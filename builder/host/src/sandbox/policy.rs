@@ -109,6 +109,25 @@ const FAMILIES: [(u32, &str); 5] = [
         "AF_PACKET: ping, DHCP clients and packet captures in the machine's own network",
     ),
 ];
+/// `AF_PACKET` options (`linux/if_packet.h`) that stay open: those that take no memory of the kernel. Not `PACKET_RX_RING`,
+/// `PACKET_TX_RING`: a ring is gigabytes for the asking, which no cgroup counts. Not `PACKET_FANOUT` and its kin.
+const PACKET_OPTIONS: [u32; 16] = [1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 14, 15, 17, 19, 20, 23];
+/// `SOL_PACKET`.
+const PACKET_LEVEL: u32 = 263;
+/// The other levels of `setsockopt(2)` for sockets of [`FAMILIES`], and what each is for.
+const LEVELS: [(u32, &str); 11] = [
+    (0, "SOL_IP, with iptables and arptables"),
+    (1, "SOL_SOCKET"),
+    (6, "SOL_TCP"),
+    (17, "SOL_UDP"),
+    (41, "SOL_IPV6, with ip6tables"),
+    (58, "SOL_ICMPV6"),
+    (132, "SOL_SCTP"),
+    (136, "SOL_UDPLITE"),
+    (255, "SOL_RAW"),
+    (270, "SOL_NETLINK"),
+    (284, "SOL_MPTCP"),
+];
 /// Operations of `keyctl(2)` that stay open. None adds a key or keeps a keyring alive that no process has, so that there are no
 /// more of them than processes: the kernel counts keys for each user id, of which a machine has 65,536.
 const KEY_OPERATIONS: [(u32, &str); 3] = [
@@ -161,14 +180,26 @@ pub(super) fn seccomp() -> Result<Value, InvalidSeccompFile> {
         // with those.
         json!({ "names": ["socketcall"], "action": "SCMP_ACT_ERRNO", "errnoRet": nix::libc::ENOSYS }),
     ];
+    // The masked comparison has the mask first (config-linux.md, "seccomp").
+    let masked = |index: u32, value: u32| json!({ "index": index, "value": LOW_BITS, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ" });
     // Each is a rule of its own, because runc joins conditions on the same argument by "or".
     let families = FAMILIES.map(|(family, _)| (["socket", "socketpair"].as_slice(), family));
     let operations = KEY_OPERATIONS.map(|(operation, _)| (["keyctl"].as_slice(), operation));
     for (names, value) in families.into_iter().chain(operations) {
-        // The masked comparison has the mask first (config-linux.md, "seccomp").
         rules.push(json!({
             "names": names, "action": "SCMP_ACT_ALLOW",
-            "args": [{ "index": 0, "value": LOW_BITS, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ" }],
+            "args": [masked(0, value)],
+        }));
+    }
+    for (level, _) in LEVELS {
+        rules.push(json!({
+            "names": ["setsockopt"], "action": "SCMP_ACT_ALLOW", "args": [masked(1, level)],
+        }));
+    }
+    for option in PACKET_OPTIONS {
+        rules.push(json!({
+            "names": ["setsockopt"], "action": "SCMP_ACT_ALLOW",
+            "args": [masked(1, PACKET_LEVEL), masked(2, option)],
         }));
     }
     for value in PERSONALITIES {
@@ -228,6 +259,7 @@ mod tests {
             "socket",
             "socketpair",
             "socketcall",
+            "setsockopt",
             "keyctl",
             "personality",
         ] {

@@ -14,6 +14,8 @@ const EPERM: i64 = -1;
 const ENOSYS: i64 = -38;
 /// `AF_UNIX`, `AF_INET`, `AF_INET6`, `AF_NETLINK`, `AF_PACKET`.
 const FAMILIES: [i64; 5] = [1, 2, 10, 16, 17];
+/// Options of `AF_PACKET` that would take memory of the kernel that no cgroup counts, or join sockets: both rings and fan-outs.
+const RINGS: [i64; 4] = [5, 13, 18, 22];
 /// `KEYCTL_JOIN_SESSION_KEYRING`, `KEYCTL_SETPERM`, `KEYCTL_DESCRIBE`.
 const KEY_OPERATIONS: [i64; 3] = [1, 5, 6];
 
@@ -75,18 +77,28 @@ fn sockets_of_five_families_three_key_operations_and_no_more_whatever_the_other_
             let open = match (name.trim_end_matches(at), at.parse::<i64>()) {
                 ("socket" | "pair" | "high", Ok(family)) => FAMILIES.contains(&family),
                 ("keyctl", Ok(operation)) => KEY_OPERATIONS.contains(&operation),
-                ("add_key" | "request_key", _) => false,
+                ("packet_option" | "packet_high", Ok(option)) if RINGS.contains(&option) => false,
+                ("add_key" | "request_key" | "option_alg", _) => false,
                 _ => continue,
             };
             // What is open may still be refused by the kernel, which has other errors for it.
             assert!(open || *number == EPERM, "{bits} bits: {name}={number}");
             assert!(!open || *number != EPERM, "{bits} bits: {name}={number}");
         }
+        for name in [
+            "packet_option01",
+            "option_socket",
+            "option_ip",
+            "option_tcp",
+        ] {
+            assert_ne!(given[name], EPERM, "{bits} bits: {name}");
+        }
         assert!(given["socket02"] >= 0, "{given:?}");
         assert!(given["keyctl01"] >= 0, "{given:?}");
     }
     let given = calls(&host, &machine, "32");
     assert_eq!(given["socketcall"], ENOSYS, "it hides the family");
+    assert_eq!(given["socketcall_option"], ENOSYS, "it hides the option");
     for name in ["uname", "stat64", "fstat64", "getuid32", "clock_gettime64"] {
         assert_eq!(given[name], 0, "{name}");
     }

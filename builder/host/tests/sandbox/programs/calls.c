@@ -1,7 +1,7 @@
 /* Makes system calls and prints what each gives, as lines "name=number". Without a library, for 64 and 32 bit x86. */
 
 #if defined(__x86_64__)
-enum { WRITE = 1, SOCKET = 41, SOCKETPAIR = 53, ADD_KEY = 248, REQUEST_KEY = 249, KEYCTL = 250, EXIT_GROUP = 231 };
+enum { WRITE = 1, SOCKET = 41, SOCKETPAIR = 53, SETSOCKOPT = 54, ADD_KEY = 248, REQUEST_KEY = 249, KEYCTL = 250, EXIT_GROUP = 231 };
 static long call(long number, long a, long b, long c, long d)
 {
 	register long fourth __asm__("r10") = d;
@@ -10,7 +10,7 @@ static long call(long number, long a, long b, long c, long d)
 	return result;
 }
 #else
-enum { WRITE = 4, SOCKETCALL = 102, SOCKET = 359, SOCKETPAIR = 360, ADD_KEY = 286, REQUEST_KEY = 287, KEYCTL = 288, EXIT_GROUP = 252 };
+enum { WRITE = 4, SOCKETCALL = 102, SOCKET = 359, SOCKETPAIR = 360, SETSOCKOPT = 366, ADD_KEY = 286, REQUEST_KEY = 287, KEYCTL = 288, EXIT_GROUP = 252 };
 enum { UNAME = 122, MMAP2 = 192, STAT64 = 195, FSTAT64 = 197, GETUID32 = 199, CLOCK_GETTIME64 = 403 };
 static long call(long number, long a, long b, long c, long d)
 {
@@ -55,6 +55,17 @@ void _start(void)
 		say("high", family, call(SOCKET, family | 1L << 32, 2, 0, 0));
 #endif
 	}
+	/* Of no socket: what the filter lets through, the kernel refuses with another error. */
+	for (int option = 0; option < 26; option++) {
+		say("packet_option", option, call(SETSOCKOPT, -1, 263, option, 0));
+#if defined(__x86_64__)
+		say("packet_high", option, call(SETSOCKOPT, -1, 263 | 1L << 32, option | 1L << 32, 0));
+#endif
+	}
+	say("option_socket", -1, call(SETSOCKOPT, -1, 1, 2, 0));
+	say("option_ip", -1, call(SETSOCKOPT, -1, 0, 64, 0));
+	say("option_tcp", -1, call(SETSOCKOPT, -1, 6, 1, 0));
+	say("option_alg", -1, call(SETSOCKOPT, -1, 279, 1, 0));
 	for (int operation = 0; operation < 33; operation++)
 		if (operation != 7) /* clears a keyring of whoever runs this outside */
 			say("keyctl", operation, call(KEYCTL, operation, 0, 0, 0));
@@ -65,6 +76,7 @@ void _start(void)
 	char room[512];
 	long long time[2];
 	say("socketcall", -1, call(SOCKETCALL, 1, (long)arguments, 0, 0));
+	say("socketcall_option", -1, call(SOCKETCALL, 14, (long)arguments, 0, 0));
 	say("uname", -1, call(UNAME, (long)room, 0, 0, 0));
 	say("stat64", -1, call(STAT64, (long)"/", (long)room, 0, 0));
 	say("fstat64", -1, call(FSTAT64, 1, (long)room, 0, 0));
