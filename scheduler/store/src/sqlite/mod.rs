@@ -29,7 +29,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Connection, Sqlite, Transaction};
+use sqlx::{ConnectOptions, Connection, Sqlite, SqliteConnection, Transaction};
 use std::borrow::Cow;
 use std::path::Path;
 
@@ -65,6 +65,7 @@ impl SqliteStore {
                 .acquire_timeout(CONNECTION_WAIT_MAX)
                 .idle_timeout(None)
                 .max_lifetime(None)
+                .before_acquire(|connection, _| Box::pin(async { Ok(is_usable(connection)) }))
         };
         let writer = pool(1)
             .connect_with(options.clone())
@@ -180,6 +181,16 @@ impl SqliteStore {
 /// The turn of a writer that uses the other connection: nobody else writes while it is held.
 struct Turn(#[expect(dead_code, reason = "held, not used")] PoolConnection<Sqlite>);
 
+/// Whether a connection that comes back to its pool can begin a transaction. When a commit fails, on a full disk say, SQLite rolls back by
+/// itself; sqlx's own `ROLLBACK` then fails too, and it counts one open transaction more for as long as the connection lives.
+fn is_usable(connection: &SqliteConnection) -> bool {
+    let is_usable = !connection.is_in_transaction();
+    if !is_usable {
+        tracing::warn!("a transaction ended badly; its connection to the database is replaced");
+    }
+    is_usable
+}
+
 /// Wraps a database error with what was tried.
 fn unavailable(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
     move |source| StoreError::Unavailable { action, source }
@@ -258,6 +269,33 @@ mod tests {
     use crate::verbs::Store;
     use crate::volume::{VolumePurpose, VolumeState};
     use slipway_core::units::ByteSize;
+
+    #[tokio::test]
+    async fn a_transaction_that_ended_by_itself_stops_no_later_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = SqliteStore::open(&dir.path().join("db"))
+            .await
+            .expect("opens");
+        for _ in 0..2 {
+            let mut transaction = store.write().await.expect("begins");
+            let (_turn, mut unsynced);
+            // As SQLite does when a commit fails.
+            sqlx::query("ROLLBACK")
+                .execute(&mut *transaction)
+                .await
+                .expect("ends");
+            drop(transaction);
+            (_turn, unsynced) = store.write_unsynced().await.expect("begins afterwards");
+            sqlx::query("ROLLBACK")
+                .execute(&mut *unsynced)
+                .await
+                .expect("ends");
+        }
+        let writes = store.write().await.expect("begins afterwards");
+        writes.commit().await.expect("commits");
+        let (_turn, writes) = store.write_unsynced().await.expect("begins afterwards");
+        writes.commit().await.expect("commits");
+    }
 
     /// Those before volumes had names.
     #[derive(Debug)]
