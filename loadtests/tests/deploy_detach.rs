@@ -152,6 +152,18 @@ fn how_a_detached_build_ends_is_told_to_who_attaches() -> Result<()> {
     let excerpt = told["excerpt"].as_str().unwrap_or_default();
     ensure!(excerpt.contains(place), "{told}");
 
+    // A registry that the farm closes to builders is told before the build has run.
+    let long = bed.project("long", &[("Dockerfile", "FROM busybox\nRUN sleep 3600\n")])?;
+    let closed = "10.255.255.1:5000/long:1";
+    bed.refused(
+        bed.deploy_as(&long, closed).args(["--progress", "plain"]),
+        2,
+        &[
+            "no way to the registry 10.255.255.1:5000",
+            "operator allows",
+        ],
+    )?;
+
     // A build that is over before its deploy could detach gives the same line to a script.
     let quick = bed.project(
         "quick",

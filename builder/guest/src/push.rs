@@ -68,6 +68,9 @@ impl PushFailure {
             PushFailure::Push(error) if lacks_credential(error) => Some(
                 "store a login with `slipway registry login REGISTRY --username NAME`, or `docker login` where you deploy",
             ),
+            PushFailure::Push(error) if matches!(**error, PushError::Unreachable { .. }) => Some(
+                "check the host and port; builders reach private addresses, and registries without TLS, only where the farm's operator allows it",
+            ),
             PushFailure::Push(error) => error.hint(),
         }
     }

@@ -5,6 +5,7 @@
 
 mod convert;
 mod outcome;
+mod reach;
 mod record;
 mod run;
 mod tails;

@@ -3,7 +3,7 @@
 //! It must not know how events are kept or read.
 
 use super::convert::Converter;
-use super::{Build, Stop, Throttle, outcome};
+use super::{Build, Stop, Throttle, outcome, reach};
 use crate::books::InFlight;
 use crate::docker::{Docker, DockerError};
 use crate::garbage::{Pressure, Reason, pressure};
@@ -120,7 +120,11 @@ async fn work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOu
         Ok(pushes) => pushes,
         Err(outcome) => return outcome,
     };
-    let solved = match solve(guest, build, &request).await {
+    let solved = tokio::select! {
+        solved = solve(guest, build, &request) => solved,
+        closed = reach::closed(guest, &request) => Err(closed),
+    };
+    let solved = match solved {
         Ok(solved) => solved,
         Err(outcome) => return outcome,
     };
