@@ -5,7 +5,7 @@
 //!
 //! It must not know what is done about damage.
 
-use crate::engine::DATA_ROOT;
+use crate::disk::DATA_ROOT;
 
 /// What dockerd says when it gives its start up, and what the runtime says of a program that broke off.
 const LAST_WORDS: [&str; 4] = [

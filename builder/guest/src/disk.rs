@@ -3,6 +3,9 @@
 use slipway_core::guest_api::DiskUse;
 use std::path::Path;
 
+/// Where dockerd keeps everything: the cache volume.
+pub(crate) const DATA_ROOT: &str = "/var/lib/docker";
+
 /// What the file system of `path` has and how much of it is in use. Fails as `statvfs` fails.
 pub(crate) fn measure(path: &Path) -> nix::Result<DiskUse> {
     let stat = nix::sys::statvfs::statvfs(path)?;

@@ -10,6 +10,7 @@
 use crate::complaint;
 use crate::config::{self, GuestConfig};
 use crate::descriptors::{Descriptors, Inherited, inherit};
+pub(crate) use crate::disk::DATA_ROOT;
 use crate::init::{Child, Children, Exit};
 use crate::limits;
 use crate::output::Output;
@@ -24,8 +25,6 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::net::UnixStream;
 
-/// Where dockerd keeps everything: the cache volume.
-pub(crate) const DATA_ROOT: &str = "/var/lib/docker";
 /// dockerd's socket inside the machine.
 pub(crate) const ENGINE_SOCKET: &str = "/run/docker.sock";
 /// Where dockerd writes its process id.

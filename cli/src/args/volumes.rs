@@ -48,7 +48,7 @@ pub(crate) enum VolumesVerb {
         /// Ids, as vol_...
         #[arg(required = true, value_name = "ID")]
         ids: Vec<String>,
-        /// Now, and for good
+        /// Now, without a way back
         #[arg(long)]
         now: bool,
         /// Do it without asking
@@ -251,7 +251,7 @@ pub(crate) enum SnapshotsVerb {
         /// Id of the volume, as vol_...
         volume: String,
     },
-    /// Delete snapshots, for good; volumes made from them stay
+    /// Delete snapshots, without a way back; volumes made from them stay
     #[command(visible_alias = "rm")]
     Delete {
         /// Ids, as snp_...

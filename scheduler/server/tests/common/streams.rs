@@ -49,7 +49,7 @@ impl World {
             ours.write_all(first)?;
             let until = Instant::now() + DEADLINE;
             while held.load(Ordering::SeqCst) && Instant::now() < until {
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(10));
             }
             ours.write_all(rest)
         });
