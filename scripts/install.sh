@@ -21,6 +21,8 @@ done
 for unit in "$here"/*.service; do
   install -D -m 0644 "$unit" "$root/etc/systemd/system/${unit##*/}"
 done
+# No program of this computer looks into volumes.
+install -D -m 0644 "$here/12-slipway.rules" "$root/etc/udev/rules.d/12-slipway.rules"
 
 if [[ -z $root ]] && ! id slipway >/dev/null 2>&1; then
   useradd --system --home-dir /var/lib/slipway/serve --no-create-home --shell /usr/sbin/nologin --user-group slipway
@@ -33,6 +35,7 @@ done
 [[ -z $root ]] || exit 0
 
 install -d -m 0755 /var/lib/slipway
+[[ ! -S /run/udev/control ]] || udevadm control --reload
 install -d -m 0700 -o slipway -g slipway /var/lib/slipway/serve
 if [[ -d /run/systemd/system ]]; then
   systemctl daemon-reload

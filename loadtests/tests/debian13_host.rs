@@ -41,8 +41,8 @@ fn deploy(command: &str) -> Result<()> {
     Ok(())
 }
 
-/// `make install` under systemd: units, user, settings; a restart of both services ends no machine. loadtests/vm/install.sh
-/// says what is looked at.
+/// `make install` under systemd: units, user, settings; a restart of both services ends no machine; udev, LVM and what else the
+/// system has look into no volume. loadtests/vm/install.sh and loadtests/vm/udev.sh say what is looked at.
 #[test]
 fn an_installed_farm_runs_under_systemd() -> Result<()> {
     let binaries = binaries_dir()?;
@@ -53,7 +53,13 @@ fn an_installed_farm_runs_under_systemd() -> Result<()> {
         .arg(checkout_dir())
         .arg("-cf")
         .arg(&tree)
-        .args(["scripts", "docs", "README.md", "CHANGELOG.md"])
+        .args([
+            "scripts",
+            "docs",
+            "README.md",
+            "CHANGELOG.md",
+            "loadtests/vm",
+        ])
         .output()?;
     ensure!(packed.status.success(), "tar: {}", show(&packed));
     let end = Vm::new()?

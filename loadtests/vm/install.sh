@@ -30,6 +30,8 @@ echo '# mine' >>/etc/slipway/host.toml
 SLIPWAY_BIN_DIR=$bin scripts/install.sh >/dev/null
 grep -q '^# mine$' /etc/slipway/host.toml
 systemd-analyze verify /etc/systemd/system/slipway-*.service
+udevadm verify --no-style /etc/udev/rules.d/12-slipway.rules
+if journalctl --no-pager -q -u slipway-host | grep 'udev looks into volumes'; then exit 1; fi
 
 export SLIPWAY_CONFIG_DIR=/root/slipway-config
 data=/var/lib/slipway/serve
@@ -55,5 +57,6 @@ kill -0 "$first"
 [[ $(systemctl is-active slipway-host slipway-serve | sort -u) == active ]]
 slipway builders stop --org acme
 slipway status
+loadtests/vm/udev.sh /etc/udev/rules.d/12-slipway.rules
 systemctl stop slipway-serve slipway-host
 slipway host --config /etc/slipway/host.toml purge

@@ -39,6 +39,7 @@ pub mod settings;
 mod snapshot;
 mod subids;
 mod sys;
+mod udev;
 mod undo;
 mod vm;
 mod wire;
@@ -306,6 +307,7 @@ fn take_over(
     if let Err(error) = process::number_as_many_as_there_can_be() {
         tracing::warn!(%error, "kernel.pid_max cannot be raised: machines share the host's numbers of processes");
     }
+    udev::warn_if_it_looks_into_volumes();
     let volumes = open_pool(settings).map_err(HostRunError::Pool)?;
     let network = Arc::new(Network::set_up(settings)?);
     let images = Arc::new(Images::new(settings));
