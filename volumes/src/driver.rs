@@ -41,6 +41,8 @@ pub enum Encryption {
 /// A pool's accounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolReport {
+    /// Which pool it is: drawn once and kept with it. Absent while it cannot be kept, as on a full disk.
+    pub id: Option<String>,
     /// How much may be promised in all.
     pub capacity: ByteSize,
     /// Sum of the volumes' sizes, and of what snapshots may take by themselves.

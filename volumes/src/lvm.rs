@@ -4,7 +4,7 @@
 //! VG/slipway_vol_ID      a volume; its device exists exactly while it is in use
 //! VG/slipway_snp_ID      what one held, read-only
 //! POOL/volumes/ID.used   what a volume that is not in use takes on disk: only a device tells that
-//! POOL/pool.id           which volumes of the group are this pool's
+//! POOL/pool.id           the pool's id, which the volumes of the group that are this pool's are tagged with
 //! ```
 //! What each is stands in its tags: `slipway.pool=ID` says that it is ours, and nothing without it is ever touched;
 //! `slipway.making=short|import` that it is not whole; `slipway.luks` that it is encrypted; `slipway.of=VOLUME`,
@@ -125,7 +125,7 @@ impl ThinVolumes {
         };
         Ok(Self {
             dir: layout.volumes_dir(),
-            ours: format!("slipway.pool={}", pool_id(layout)?),
+            ours: format!("slipway.pool={}", layout.pool_id()?),
             thin_pool,
             extent: found.extent,
             capacity,
@@ -615,35 +615,6 @@ fn notices(pool: &PoolLv) -> Vec<String> {
         }
     }
     notices
-}
-
-/// Which volumes of the group are this pool's. Made once.
-fn pool_id(layout: &Layout) -> Result<String, VolumeError> {
-    let path = layout.root().join("pool.id");
-    let read = || std::fs::read_to_string(&path).map(|text| text.trim().to_owned());
-    match read() {
-        Ok(id) if !id.is_empty() => return Ok(id),
-        Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(VolumeError::io("read", &path)(error)),
-    }
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid")
-        .map_err(VolumeError::io("draw an id for", &path))?;
-    // Two that open it at once agree, since only one can make the file.
-    let fresh = path.with_extension(format!("{}.tmp", id.trim()));
-    std::fs::write(&fresh, &id).map_err(VolumeError::io("write", &fresh))?;
-    std::fs::File::open(&fresh)
-        .and_then(|file| file.sync_all())
-        .map_err(VolumeError::io("sync", &fresh))?;
-    let linked = std::fs::hard_link(&fresh, &path);
-    remove_if_there(&fresh)?;
-    match linked {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(VolumeError::io("write", &path)(error));
-        }
-        Ok(()) | Err(_) => crate::marker::sync_parent(&path)?,
-    }
-    read().map_err(VolumeError::io("read", &path))
 }
 
 fn volume_name(id: &VolumeId) -> String {

@@ -414,7 +414,12 @@ impl<B: Backing> VolumeDriver for Pool<B> {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         notices.extend(found.iter().cloned());
+        let id = self.layout.pool_id();
+        if let Err(error) = &id {
+            notices.push(format!("the pool's id cannot be kept: {error}"));
+        }
         Ok(PoolReport {
+            id: id.ok(),
             capacity: ByteSize(state.capacity),
             promised: ByteSize(promised),
             used: ByteSize(used),
@@ -440,7 +445,10 @@ fn shortage(disk: &Account) -> Option<String> {
 fn lock_pool(path: &Path, wait: Duration, what: &str) -> Result<FileLock, VolumeError> {
     match FileLock::acquire(path, wait).map_err(VolumeError::io("lock", path))? {
         Locked::Held(lock) => {
-            lock.note(what).map_err(VolumeError::io("write", path))?;
+            // It only tells those who wait; on a full disk it cannot.
+            if let Err(error) = lock.note(what) {
+                tracing::debug!(%error, what, "the pool's lock does not say what for");
+            }
             Ok(lock)
         }
         Locked::TimedOut => {

@@ -370,6 +370,7 @@ fn info(service: &Service) -> Result<HostReply, VerbError> {
         encrypts: capabilities.encryption,
         cloning: capabilities.cloning,
         pool_notices: pool.notices,
+        pool: pool.id,
         image: service.images.hash()?,
     }))
 }

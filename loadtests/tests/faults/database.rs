@@ -97,6 +97,7 @@ fn host(name: &str, n: u8) -> Host {
         pool_capacity: ByteSize::gib(100),
         memory: ByteSize::gib(64),
         cpu_millis: 8000,
+        pool: None,
     }
 }
 

@@ -402,6 +402,10 @@ pub struct HostInfo {
     /// What the operator must see to, in plain words: a pool about to be full, things found that belong to nobody.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pool_notices: Vec<String>,
+    /// Id of its pool, drawn once and kept with the volumes: two hosts that say the same are one. Absent if it cannot be kept (a full
+    /// disk), or from an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
     /// Content hash of the builder image that new machines boot.
     pub image: String,
 }

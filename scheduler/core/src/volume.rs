@@ -125,6 +125,27 @@ pub enum MoveStep {
     Halted,
 }
 
+/// What the copy is that a move has left, seen from the pools of the two hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtherCopy {
+    /// It is in another pool than the volume, and may be destroyed.
+    Apart,
+    /// Both names are of one pool: it is the volume itself.
+    TheVolume,
+    /// One of the hosts does not say which pool it has. Nothing is destroyed before it does.
+    Unknown,
+}
+
+/// Which of these it is, from what both hosts say of their pools now. Names of hosts are of no use here: one that was renamed, or has
+/// two names, is one host.
+pub fn other_copy(volume: Option<&str>, copy: Option<&str>) -> OtherCopy {
+    match (volume, copy) {
+        (Some(volume), Some(copy)) if volume == copy => OtherCopy::TheVolume,
+        (Some(_), Some(_)) => OtherCopy::Apart,
+        (None, _) | (_, None) => OtherCopy::Unknown,
+    }
+}
+
 /// What is to be done next about a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Todo {
@@ -309,6 +330,19 @@ mod tests {
                 };
                 assert_eq!(todo(Timestamp(5), &moving), expected);
             }
+        }
+    }
+
+    #[test]
+    fn only_a_copy_that_is_seen_to_be_in_another_pool_may_be_destroyed() {
+        for (volume, copy, expected) in [
+            (Some("x"), Some("y"), OtherCopy::Apart),
+            (Some("x"), Some("x"), OtherCopy::TheVolume),
+            (None, Some("x"), OtherCopy::Unknown),
+            (Some("x"), None, OtherCopy::Unknown),
+            (None, None, OtherCopy::Unknown),
+        ] {
+            assert_eq!(other_copy(volume, copy), expected, "{volume:?} {copy:?}");
         }
     }
 

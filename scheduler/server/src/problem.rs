@@ -233,6 +233,7 @@ impl From<&FarmError> for Problem {
             | FarmError::TimedOut { .. }
             | FarmError::TakesNone { .. }
             | FarmError::HostAway
+            | FarmError::OneHost { .. }
             | FarmError::Closed => Self::new(Code::Unavailable, error.to_string()),
             FarmError::WontStart(_) => {
                 tracing::warn!(why = ?chain(error), "builder does not start");

@@ -164,6 +164,16 @@ pub enum InvalidSettings {
     /// Two hosts have one name.
     #[error("two hosts are called '{0}'")]
     HostTwice(String),
+    /// Two hosts have one socket, so they are one host.
+    #[error(
+        "hosts '{first}' and '{second}' have the same socket, so they are one host (hint: leave one of them out)"
+    )]
+    SocketTwice {
+        /// One name.
+        first: String,
+        /// The other.
+        second: String,
+    },
     /// Not a share.
     #[error("limits.org_pool_percent: {0} is not between 1 and 100")]
     Percent(u32),
@@ -201,7 +211,16 @@ impl ServeSettings {
         self.ceilings().check_builder_size(&self.builder.size())?;
         check_idle(self.builder.idle())?;
         let mut names = HashSet::new();
-        for host in &self.hosts {
+        for (index, host) in self.hosts.iter().enumerate() {
+            let before = self.hosts.iter().take(index);
+            if let Some(first) = before.clone().find(|other| other.socket == host.socket)
+                && first.name != host.name
+            {
+                return Err(InvalidSettings::SocketTwice {
+                    first: first.name.clone(),
+                    second: host.name.clone(),
+                });
+            }
             for (field, value) in [("hosts.name", &host.name), ("hosts.region", &host.region)] {
                 if !is_label(value) {
                     return Err(InvalidSettings::Word {
@@ -352,6 +371,12 @@ mod tests {
         };
         twice.hosts = vec![host.clone(), host];
         assert_eq!(twice.check(), Err(InvalidSettings::HostTwice("a".into())));
+        twice.hosts[1].name = "b".into();
+        let one = InvalidSettings::SocketTwice {
+            first: "a".into(),
+            second: "b".into(),
+        };
+        assert_eq!(twice.check(), Err(one));
         let mut small = settings();
         small.builder.memory_bytes = 1;
         assert!(matches!(small.check(), Err(InvalidSettings::Builder(_))));

@@ -146,6 +146,8 @@ pub struct Host {
     pub arch: String,
     /// Where its API listens.
     pub socket: PathBuf,
+    /// Id of its pool, if it has said; no two hosts have the same.
+    pub pool: Option<String>,
     /// What its pool can hold.
     pub pool_capacity: ByteSize,
     /// Memory it may give out.

@@ -267,8 +267,12 @@ pub trait SystemStore: Send + Sync + std::fmt::Debug {
     async fn tokens_by_id(&self, tokens: &[TokenId]) -> Result<Vec<Token>>;
     /// Notes that a token was used. Absent is fine.
     async fn touch_token(&self, token: &TokenId, at: Timestamp) -> Result<()>;
-    /// Records a host by its name, or changes the one of that name, which keeps its id. Gives the host.
+    /// Records a host by its name, or changes the one of that name, which keeps its id, and its pool if none is given. Gives the
+    /// host. [`crate::StoreError::Exists`] if another has that pool.
     async fn put_host(&self, host: &Host) -> Result<Host>;
+    /// Gives a host another name. If there is a host of that name, the two are one: it gets all that the first has, moves between
+    /// the two are forgotten, and the first goes.
+    async fn rename_host(&self, host: &HostId, name: &str) -> Result<()>;
     /// All hosts and what is promised of each, by name.
     async fn hosts(&self) -> Result<Vec<HostUse>>;
     /// All machines.

@@ -1,6 +1,7 @@
 //! Where a pool keeps what is not blocks: locks, markers, mount points. Ids are validated types, so that no path leaves it.
 //!
 //! ```text
+//! POOL/pool.id                which pool it is, whatever its host is called
 //! POOL/pool.lock              held while the sum of the promises may change
 //! POOL/volumes/ID.attached    who holds it (see `marker`)
 //! POOL/volumes/ID.foreign     its blocks are not of this host's kernel (see `marker`)
@@ -11,9 +12,9 @@
 //! Must not know: what volumes are made of.
 
 use crate::error::VolumeError;
-use crate::marker::Foreign;
+use crate::marker::{Foreign, remove_if_there, sync_parent};
 use slipway_core::id::{SnapshotId, VolumeId};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -42,6 +43,33 @@ impl Layout {
 
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Which pool this is. Drawn once.
+    pub(crate) fn pool_id(&self) -> Result<String, VolumeError> {
+        let path = self.root.join("pool.id");
+        let read = || std::fs::read_to_string(&path).map(|text| text.trim().to_owned());
+        match read() {
+            Ok(id) if !id.is_empty() => return Ok(id),
+            // An empty one is of a disk that was full.
+            Ok(_) => remove_if_there(&path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(VolumeError::io("read", &path)(error)),
+        }
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid")
+            .map_err(VolumeError::io("draw an id for", &path))?;
+        // Two that open it at once agree, since only one can make the file.
+        let fresh = path.with_extension(format!("{}.tmp", id.trim()));
+        let written = write_synced(&fresh, &id);
+        let linked = written.and_then(|()| std::fs::hard_link(&fresh, &path));
+        remove_if_there(&fresh)?;
+        match linked {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(VolumeError::io("write", &path)(error));
+            }
+            Ok(()) | Err(_) => sync_parent(&path)?,
+        }
+        read().map_err(VolumeError::io("read", &path))
     }
 
     pub(crate) fn pool_lock(&self) -> PathBuf {
@@ -91,6 +119,12 @@ impl Layout {
     }
 }
 
+fn write_synced(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
 /// For root alone.
 pub(crate) fn make_dir(path: &Path) -> Result<(), VolumeError> {
     std::fs::DirBuilder::new()
@@ -98,4 +132,29 @@ pub(crate) fn make_dir(path: &Path) -> Result<(), VolumeError> {
         .mode(0o700)
         .create(path)
         .map_err(VolumeError::io("make directory", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_is_the_same_at_each_opening_and_no_two_are_alike() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |name: &str| {
+            let layout = Layout::make(&dir.path().join(name)).unwrap();
+            layout.pool_id().unwrap()
+        };
+        let first = of("a");
+        assert!(!first.is_empty());
+        assert_eq!(of("a"), first);
+        assert_ne!(of("b"), first);
+        // What a full disk has left.
+        std::fs::write(dir.path().join("c"), "").unwrap_or_default();
+        std::fs::remove_file(dir.path().join("c")).unwrap();
+        std::fs::create_dir(dir.path().join("c")).unwrap();
+        std::fs::write(dir.path().join("c/pool.id"), "").unwrap();
+        let third = of("c");
+        assert!(!third.is_empty() && of("c") == third);
+    }
 }

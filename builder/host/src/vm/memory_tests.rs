@@ -117,6 +117,7 @@ fn the_oldest_makes_room() {
 
 fn pool(disk: Option<SharedDisk>) -> PoolReport {
     PoolReport {
+        id: None,
         capacity: ByteSize(0),
         promised: ByteSize(0),
         used: ByteSize(0),

@@ -55,6 +55,17 @@ pub enum FarmError {
     /// The host that it is on does not answer.
     #[error("the builder's host does not answer")]
     HostAway,
+    /// A host of another name has the same pool.
+    #[error(
+        "host '{name}' is not used: it has the pool of host '{other}', so they are one (hint: leave one of them out of the settings; after \
+         a change of its name, start `slipway serve` anew)"
+    )]
+    OneHost {
+        /// Its name.
+        name: String,
+        /// The name that it is known by.
+        other: String,
+    },
     /// Too many connections at once.
     #[error("the builder has {max} connections, and takes no more")]
     TooManyConnections {
@@ -118,6 +129,7 @@ impl FarmError {
             | Self::TimedOut { .. }
             | Self::TakesNone { .. }
             | Self::HostAway
+            | Self::OneHost { .. }
             | Self::Host(_)
             | Self::Key(_)
             | Self::Guest(_)
@@ -160,6 +172,7 @@ impl FarmError {
             | Self::Host(_)
             | Self::Key(_)
             | Self::HostAway
+            | Self::OneHost { .. }
             | Self::TimedOut { .. }
             | Self::Closed => Some("try again in a minute, and tell the operator if it stays so"),
             Self::Quota(error) | Self::Store(StoreError::Quota(error)) => error.hint(),

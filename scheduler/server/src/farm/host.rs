@@ -16,7 +16,7 @@ use slipway_core::isolation::Isolation;
 use slipway_core::limits::{MACHINE_SILENCE_EMULATED_MAX, MACHINE_SILENCE_MAX};
 use slipway_core::planner::Observed;
 use slipway_core::units::ByteSize;
-use slipway_store::Host;
+use slipway_store::{Host, StoreError, What};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -164,6 +164,7 @@ impl HostLink {
 /// Watches one host until the control plane ends. Never ends for an error of the host.
 pub(super) async fn watch_host(shared: Arc<Shared>, link: Arc<HostLink>) {
     let mut pause = HOST_RETRY_MIN;
+    let mut refused = false;
     loop {
         let life = link.forget();
         let result = tokio::select! {
@@ -178,6 +179,10 @@ pub(super) async fn watch_host(shared: Arc<Shared>, link: Arc<HostLink>) {
             if was_reachable {
                 pause = HOST_RETRY_MIN;
                 tracing::warn!(host, ?why, "host went away");
+            } else if matches!(error, super::FarmError::OneHost { .. }) && !refused {
+                // Once: it is tried again, for the settings of the other may be the wrong ones.
+                refused = true;
+                tracing::error!(host, ?why, "host is not used");
             } else {
                 tracing::debug!(host, ?why, "host does not answer");
             }
@@ -258,11 +263,28 @@ async fn take_info(
             "the host's pool needs its operator"
         );
     }
-    let host = shared.store.put_host(&host_record(link, info)?).await?;
+    let host = put_host(shared, &host_record(link, info)?).await?;
     let mut heard = link.heard();
     heard.emulated = info.vm_accelerator.as_deref() == Some("tcg");
     heard.drivers.clone_from(&info.drivers);
     Ok(host)
+}
+
+/// Records it, unless another name is known to have its pool: what is told to destroy a copy under one name would destroy the only
+/// one.
+async fn put_host(shared: &Shared, record: &Host) -> Result<Host, super::FarmError> {
+    match shared.store.put_host(record).await {
+        Err(StoreError::Exists(What::Host)) => {}
+        put => return Ok(put?),
+    }
+    let known = shared.store.hosts().await?;
+    let other = known
+        .into_iter()
+        .find(|used| used.host.pool == record.pool && used.host.name != record.name);
+    Err(super::FarmError::OneHost {
+        name: record.name.clone(),
+        other: other.map_or_else(String::new, |used| used.host.name),
+    })
 }
 
 fn host_record(link: &HostLink, info: &HostInfo) -> Result<Host, super::FarmError> {
@@ -272,6 +294,7 @@ fn host_record(link: &HostLink, info: &HostInfo) -> Result<Host, super::FarmErro
         region: link.settings.region.clone(),
         arch: info.arch.clone(),
         socket: link.settings.socket.clone(),
+        pool: info.pool.clone(),
         pool_capacity: ByteSize(info.pool_capacity_bytes),
         memory: ByteSize(info.memory_bytes),
         cpu_millis: info.cpu_millis,

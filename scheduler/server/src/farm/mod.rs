@@ -12,6 +12,7 @@ mod drive;
 mod ensure;
 mod error;
 mod host;
+mod identity;
 mod keys;
 mod ready;
 mod reap;
@@ -129,6 +130,7 @@ impl Farm {
             ceilings: settings.ceilings,
             store,
         });
+        identity::recognise(&*shared.store, &settings.hosts).await?;
         let links = shared.adopt(settings.hosts).await?;
         for link in &links {
             shared

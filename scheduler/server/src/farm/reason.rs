@@ -71,7 +71,7 @@ impl Told for FarmError {
             Self::Key(error) => error.told(),
             Self::Store(error) => error.told(),
             Self::Volume(VolumeError::Moving) => MOVING.to_owned(),
-            Self::HostAway => HOST_AWAY.to_owned(),
+            Self::HostAway | Self::OneHost { .. } => HOST_AWAY.to_owned(),
             Self::Place(_)
             | Self::Quota(_)
             | Self::NoBuilder { .. }

@@ -168,6 +168,7 @@ async fn placed(store: &Arc<dyn Store>, n: u8) -> Placed {
         socket: "/run/x".into(),
         pool_capacity: ByteSize::gib(100),
         memory: ByteSize::gib(8),
+        pool: None,
         cpu_millis: 4000,
     };
     store.put_host(&host).await.unwrap();

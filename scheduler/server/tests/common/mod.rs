@@ -53,6 +53,8 @@ pub struct Bed {
     pub other: Option<Arc<World>>,
     /// Cuts the key store off.
     pub outage: Arc<Outage>,
+    /// What the first host is called in the settings.
+    pub name: &'static str,
     ceilings: Ceilings,
     daemon: Option<JoinHandle<()>>,
     other_daemon: Option<JoinHandle<()>>,
@@ -78,6 +80,13 @@ impl Bed {
         Self::start_on(world, Some(Arc::new(other)), Ceilings::default()).await
     }
 
+    /// On one host that has two sockets, and is in the settings as `test` and as `other`.
+    pub async fn start_twice() -> Self {
+        let world = Arc::new(World::default());
+        let other = Arc::clone(&world);
+        Self::start_with(world, Some(other), Ceilings::default()).await
+    }
+
     /// On a host that encrypts volumes.
     pub async fn start_encrypting() -> Self {
         let world = World::default();
@@ -86,18 +95,23 @@ impl Bed {
     }
 
     async fn start_on(world: World, other: Option<Arc<World>>, ceilings: Ceilings) -> Self {
+        Self::start_with(Arc::new(world), other, ceilings).await
+    }
+
+    async fn start_with(world: Arc<World>, other: Option<Arc<World>>, ceilings: Ceilings) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let store = SqliteStore::open(&dir.path().join("store.db"))
             .await
             .expect("a store");
         let store = Arc::new(store);
-        let world = Arc::new(world);
         let daemon = Some(daemon(dir.path().join("host.sock"), Arc::clone(&world)));
         let beside = other.as_ref().map(Arc::clone);
         let other_daemon = beside.map(|other| daemon_of(&dir, "other.sock", other));
         let outage = Arc::new(Outage::default());
-        let (farm, tasks) = start_farm(&dir, &store, &outage, (other.is_some(), ceilings)).await;
+        let (farm, tasks) =
+            start_farm(&dir, &store, &outage, ("test", other.is_some(), ceilings)).await;
         Self {
+            name: "test",
             dir,
             store,
             world,
@@ -142,8 +156,13 @@ impl Bed {
     pub async fn restart_farm(&mut self) {
         self.stop_farm().await;
         let two = self.other.is_some();
-        let (farm, tasks) =
-            start_farm(&self.dir, &self.store, &self.outage, (two, self.ceilings)).await;
+        let (farm, tasks) = start_farm(
+            &self.dir,
+            &self.store,
+            &self.outage,
+            (self.name, two, self.ceilings),
+        )
+        .await;
         (self.farm, self.tasks) = (farm, Some(tasks));
     }
 
@@ -208,7 +227,7 @@ async fn start_farm(
     dir: &tempfile::TempDir,
     store: &Arc<SqliteStore>,
     outage: &Arc<Outage>,
-    (two, ceilings): (bool, Ceilings),
+    (first, two, ceilings): (&str, bool, Ceilings),
 ) -> (Farm, FarmTasks) {
     let keys = outage::Keys {
         kept: keys(dir, store),
@@ -220,7 +239,7 @@ async fn start_farm(
         region: "local".into(),
         socket: dir.path().join(socket),
     };
-    let hosts = [("test", "host.sock"), ("other", "other.sock")];
+    let hosts = [(first, "host.sock"), ("other", "other.sock")];
     let settings = FarmSettings {
         hosts: hosts
             .into_iter()

@@ -10,7 +10,7 @@ use slipway_core::host_api::{
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::key::KeyLease;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -71,6 +71,8 @@ pub struct Inner {
     pub starts_asked: usize,
     /// Newest generation seen of each machine.
     seen: BTreeMap<MachineId, Generation>,
+    /// Which pool it is.
+    pub pool: String,
     /// Bytes that the pool has grown by.
     pub pool_grown_by: u64,
     /// What each machine was started as, last.
@@ -87,8 +89,13 @@ pub struct World {
 
 impl Default for World {
     fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let inner = Inner {
+            pool: format!("pool-{}", NEXT.fetch_add(1, Ordering::Relaxed)),
+            ..Inner::default()
+        };
         Self {
-            inner: Mutex::default(),
+            inner: Mutex::new(inner),
             revision: watch::Sender::new(1),
         }
     }
@@ -395,6 +402,7 @@ impl Inner {
             encrypts: self.encrypts,
             cloning: Cloning::FullCopy,
             pool_notices: vec![],
+            pool: Some(self.pool.clone()),
             image: "test".into(),
         }
     }

@@ -4,6 +4,7 @@ mod caches;
 #[path = "../common/mod.rs"]
 mod common;
 mod cuts;
+mod hosts;
 mod keys;
 mod life;
 mod moves;

@@ -9,7 +9,7 @@ use crate::limits::LIST_ROWS_MAX;
 use crate::model::{Ensured, Host, HostUse, Machine, MachineRecord, NewBuilder};
 use crate::volume::{Volume, VolumePurpose, VolumeState};
 use slipway_core::generation::Generation;
-use slipway_core::id::{AppId, MachineId, OrgId, VolumeId};
+use slipway_core::id::{AppId, HostId, MachineId, OrgId, VolumeId};
 use slipway_core::machine::MachineState;
 use slipway_core::quota::BuilderSize;
 use slipway_core::time::Timestamp;
@@ -74,6 +74,7 @@ fn host_of(row: &SqliteRow) -> Result<Host> {
         pool_capacity: row.size("pool_capacity")?,
         memory: row.size("memory")?,
         cpu_millis: row.u32("cpu_millis")?,
+        pool: row.text_opt("pool")?,
     })
 }
 
@@ -130,11 +131,12 @@ impl SqliteStore {
             .to_str()
             .ok_or(StoreError::OutOfRange("host socket path"))?;
         let row = sqlx::query(
-            "INSERT INTO hosts (id, name, region, arch, socket, pool_capacity, memory, cpu_millis) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET \
+            "INSERT INTO hosts (id, name, region, arch, socket, pool_capacity, memory, cpu_millis, pool) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET \
              region = excluded.region, arch = excluded.arch, socket = excluded.socket, \
              pool_capacity = excluded.pool_capacity, memory = excluded.memory, \
-             cpu_millis = excluded.cpu_millis RETURNING *",
+             cpu_millis = excluded.cpu_millis, \
+             pool = coalesce(excluded.pool, pool) RETURNING *",
         )
         .bind(host.id.as_str())
         .bind(&host.name)
@@ -144,10 +146,46 @@ impl SqliteStore {
         .bind(int("pool capacity", host.pool_capacity.0)?)
         .bind(int("memory", host.memory.0)?)
         .bind(i64::from(host.cpu_millis))
+        .bind(&host.pool)
         .fetch_one(&self.writer)
         .await
         .map_err(on_insert(What::Host, What::Host, "record a host"))?;
         host_of(&row)
+    }
+
+    pub(super) async fn rename_host_row(&self, host: &HostId, name: &str) -> Result<()> {
+        let mut tx = self.write().await?;
+        let own: Option<String> =
+            sqlx::query_scalar("SELECT id FROM hosts WHERE name = ? AND id <> ?")
+                .bind(name)
+                .bind(host.as_str())
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(unavailable("rename a host"))?;
+        let steps: &[&str] = match own {
+            None => &["UPDATE hosts SET name = ?1 WHERE id = ?2"],
+            Some(_) => &[
+                "UPDATE volumes SET host_id = ?1 WHERE host_id = ?2",
+                "UPDATE volumes SET copy_host = ?1 WHERE copy_host = ?2",
+                "UPDATE volumes SET copy_source = ?1 WHERE copy_source = ?2",
+                "UPDATE machines SET host_id = ?1 WHERE host_id = ?2",
+                "UPDATE snapshots SET host_id = ?1 WHERE host_id = ?2",
+                // What was to be copied, or destroyed, is the volume itself.
+                "UPDATE volumes SET copy_host = NULL, copy_step = NULL, copy_snapshot = NULL, copy_second = NULL, \
+                 copy_source = NULL, copy_reserve = 0, copy_halted = 0 WHERE copy_host = host_id",
+                "DELETE FROM hosts WHERE id = ?2",
+            ],
+        };
+        let to = own.as_deref().unwrap_or(name);
+        for step in steps {
+            sqlx::query(step)
+                .bind(to)
+                .bind(host.as_str())
+                .execute(&mut *tx)
+                .await
+                .map_err(unavailable("rename a host"))?;
+        }
+        tx.commit().await.map_err(unavailable("commit"))
     }
 
     pub(super) async fn select_hosts(&self) -> Result<Vec<HostUse>> {

@@ -246,6 +246,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "revisions",
         include_str!("../../migrations/sqlite/0012_revisions.sql"),
     ),
+    (
+        13,
+        "pools",
+        include_str!("../../migrations/sqlite/0013_pools.sql"),
+    ),
 ];
 
 impl<'s> MigrationSource<'s> for Embedded {

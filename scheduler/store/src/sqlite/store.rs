@@ -362,6 +362,10 @@ impl SystemStore for SqliteStore {
         self.upsert_host(host).await
     }
 
+    async fn rename_host(&self, host: &HostId, name: &str) -> Result<()> {
+        self.rename_host_row(host, name).await
+    }
+
     async fn hosts(&self) -> Result<Vec<HostUse>> {
         self.select_hosts().await
     }

@@ -82,6 +82,7 @@ pub(crate) async fn host(store: &SqliteStore, name: &str, capacity: u64) -> Host
         pool_capacity: ByteSize(capacity),
         memory: ByteSize::gib(64),
         cpu_millis: 8000,
+        pool: None,
     };
     store.put_host(&host).await.expect("a host")
 }

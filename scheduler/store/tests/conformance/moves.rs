@@ -236,3 +236,48 @@ async fn a_halted_move_is_not_cleared_before_a_copy_is_chosen() {
     s.forget_move(&acme.id, &id).await.expect("forgotten");
     assert_eq!(both(s, &a, &b).await, (alone.0 - size.0, size.0));
 }
+
+#[tokio::test]
+async fn a_renamed_host_keeps_what_it_had_and_a_pool_has_one_host() {
+    let it = fresh().await;
+    let s = &it.store;
+    let acme = org(s, "acme").await;
+    let pool = |host: &Host, pool: &str| Host {
+        pool: Some(pool.into()),
+        ..host.clone()
+    };
+    let (a, b) = (host(s, "a", 60).await, host(s, "b", 60).await);
+    s.put_host(&pool(&a, "x")).await.expect("it says so");
+    // Not said is not changed.
+    let kept = s.put_host(&a).await.expect("put");
+    assert_eq!(kept.pool.as_deref(), Some("x"));
+    match s.put_host(&pool(&b, "x")).await {
+        Err(StoreError::Exists(What::Host)) => {}
+        other => panic!("{other:?}"),
+    }
+    let id = ready_volume(s, &acme, &a, 10).await;
+    let machine = builder(s, &acme, &a).await;
+    s.rename_host(&a.id, "new").await.expect("renamed");
+    let volume = s.volume(&acme.id, &id).await.expect("there");
+    assert_eq!(volume.host, a.id);
+
+    // An older version took the new name for another host, and moved a volume between the two.
+    let new = NewMove {
+        to: b.id.clone(),
+        snapshot: SnapshotId::from_entropy([1; 10]),
+        reserve: ByteSize(4),
+    };
+    s.begin_move(&acme.id, &id, &new).await.expect("begun");
+    s.finish_move(&acme.id, &id).await.expect("finished");
+    s.rename_host(&a.id, "b").await.expect("they are one");
+    let hosts = s.hosts().await.expect("hosts");
+    assert_eq!(hosts.len(), 1);
+    assert_eq!((&hosts[0].host.id, &*hosts[0].host.name), (&b.id, "b"));
+    for id in [&id, &machine.volume] {
+        let volume = s.volume(&acme.id, id).await.expect("there");
+        assert_eq!((volume.host, volume.moving), (b.id.clone(), None));
+    }
+    let machines = s.all_machines().await.expect("machines");
+    assert_eq!(machines[0].host, b.id);
+    s.put_host(&pool(&b, "x")).await.expect("now it is its own");
+}

@@ -293,7 +293,7 @@ pub(super) fn told(error: &FarmError) -> String {
             "the key of the volume is lost, and nothing opens the volume any more".to_owned()
         }
         FarmError::Key(_) => "the key of the volume cannot be had; it is tried again".to_owned(),
-        FarmError::Host(_) | FarmError::HostAway => {
+        FarmError::Host(_) | FarmError::HostAway | FarmError::OneHost { .. } => {
             "the host did not do it; it is tried again".to_owned()
         }
         FarmError::Store(slipway_store::StoreError::PoolFull { .. }) => {

@@ -14,7 +14,7 @@ use crate::farm::host::chain;
 use crate::farm::{Farm, FarmError, Shared, entropy};
 use slipway_core::id::{HostId, OrgId, SnapshotId, VolumeId};
 use slipway_core::placement::{HostLoad, PlacementRequest, VolumeRequest, place, place_volume};
-use slipway_core::volume::MoveStep;
+use slipway_core::volume::{MoveStep, OtherCopy, other_copy};
 use slipway_store::{Move, NewMove, StoreError, Volume, VolumeState, What};
 use std::sync::Arc;
 
@@ -43,6 +43,9 @@ impl Farm {
         may_move(&volume)?;
         let to = shared.place_move(&volume, asked).await?;
         let link = shared.link(&volume.host).ok_or(VolumeError::HostAway)?;
+        if shared.compare_pools(&volume.host, &to).await? == OtherCopy::TheVolume {
+            return Err(VolumeError::IsThere.into());
+        }
         let new = NewMove {
             to,
             snapshot: SnapshotId::from_entropy(entropy()?),
@@ -322,6 +325,13 @@ impl Shared {
         }
     }
 
+    /// Asks both hosts now: what is remembered of them may be older than a change of the settings.
+    async fn compare_pools(&self, named: &HostId, copy: &HostId) -> Result<OtherCopy, FarmError> {
+        let (named, copy) = (self.reachable(named)?, self.reachable(copy)?);
+        let (named, copy) = (named.client.info().await?, copy.client.info().await?);
+        Ok(other_copy(named.pool.as_deref(), copy.pool.as_deref()))
+    }
+
     /// Destroys the copy that the record does not name, and the snapshot.
     pub(super) async fn clear_move(&self, volume: &Volume) -> Result<(), FarmError> {
         let (org, id) = (&volume.org, &volume.id);
@@ -340,8 +350,20 @@ impl Shared {
             return Err(VolumeError::Halted.into());
         }
         self.release(org, id).await;
-        let copy = self.reachable(&moving.copy)?;
-        copy.client.destroy_volume(id.clone()).await?;
+        match self.compare_pools(&volume.host, &moving.copy).await? {
+            OtherCopy::Apart => {
+                let copy = self.reachable(&moving.copy)?;
+                copy.client.destroy_volume(id.clone()).await?;
+            }
+            OtherCopy::TheVolume => {
+                tracing::error!(%org, volume = %id, host = %volume.host, copy = %moving.copy, "both hosts of a move are one; nothing is destroyed");
+            }
+            OtherCopy::Unknown => {
+                let why =
+                    "a host does not say which pool it has, so the other copy stays until it does";
+                return Err(VolumeError::Unsupported(why.to_owned()).into());
+            }
+        }
         let source = self.reachable(&moving.source)?;
         let snapshots = [Some(&moving.snapshot), moving.second.as_ref()];
         for snapshot in snapshots.into_iter().flatten() {
