@@ -186,6 +186,14 @@ pub enum VolumeError {
     },
 }
 
+/// Whether the system says that a disk, or what a user may have of it, is full.
+pub(crate) fn is_full(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+    )
+}
+
 impl VolumeError {
     /// For `map_err`: names the failed action and its object.
     pub(crate) fn io<E: Into<std::io::Error>>(

@@ -108,10 +108,10 @@ impl Foreign {
 
     /// Marks it, also through a power cut.
     pub(crate) fn set(&self) -> Result<(), VolumeError> {
-        if self.is_set()? {
-            return Ok(());
+        if !self.is_set()? {
+            std::fs::File::create(&self.path).map_err(VolumeError::io("make", &self.path))?;
         }
-        std::fs::File::create(&self.path).map_err(VolumeError::io("make", &self.path))?;
+        // Also of one that is there: whoever made it may have been killed before this. It costs nothing where it was done.
         sync_parent(&self.path)
     }
 

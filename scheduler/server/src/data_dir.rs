@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Its lock is what counts; what is in it tells whose that is.
@@ -64,6 +64,7 @@ pub(crate) fn take(dir: &Path) -> Result<DataDirLock, DataDirError> {
         .mode(0o700)
         .create(dir);
     made.map_err(failed("make the data directory", dir))?;
+    make_private(dir).map_err(failed("restrict the data directory", dir))?;
     let path = dir.join(LOCK_FILE);
     let mut file = OpenOptions::new()
         .read(true)
@@ -80,7 +81,10 @@ pub(crate) fn take(dir: &Path) -> Result<DataDirLock, DataDirError> {
                 file.rewind()?;
                 write!(file, "{}", std::process::id())
             };
-            write(&mut file).map_err(failed("write", &path))?;
+            // It only tells others whose it is. On a full disk it cannot, and what is there must still be served.
+            if let Err(error) = write(&mut file) {
+                tracing::warn!(path = %path.display(), %error, "the lock of the data directory does not say whose it is");
+            }
             return Ok(DataDirLock { _file: file });
         }
         Err((file, Errno::EWOULDBLOCK)) => file,
@@ -95,10 +99,20 @@ pub(crate) fn take(dir: &Path) -> Result<DataDirLock, DataDirError> {
     })
 }
 
+/// One that was made by others may be open to all; what is in it is not for them.
+fn make_private(dir: &Path) -> io::Result<()> {
+    let mode = std::fs::metadata(dir)?.permissions().mode() & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let was = format!("{mode:o}");
+    tracing::warn!(dir = %dir.display(), was, "others could enter the data directory; its mode is 700 now");
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode & !0o077))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_data_directory_is_held_by_one_and_the_next_learns_by_whom() {
@@ -115,5 +129,22 @@ mod tests {
         }
         drop(held);
         take(&path).unwrap();
+    }
+
+    #[test]
+    fn a_data_directory_that_others_could_enter_is_made_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), open).unwrap();
+        take(dir.path()).unwrap();
+        let mode = std::fs::metadata(dir.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_full_disk_does_not_keep_the_data_directory_from_being_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/full", dir.path().join(LOCK_FILE)).unwrap();
+        take(dir.path()).unwrap();
     }
 }

@@ -192,7 +192,13 @@ pub(crate) async fn start(
     let addresses = listeners.addresses();
     listeners.spawn(&tasks, &cancel, gateway, api);
     let path = settings.data_dir.join(ADDRESSES_FILE);
-    secret_file::write_public(&path, addresses.to_string().as_bytes())?;
+    // For tools beside this process. On a full disk they find what was there before.
+    if let Err(error) = secret_file::write_public(&path, addresses.to_string().as_bytes()) {
+        tracing::warn!(
+            why = crate::farm::chain(&error),
+            "the addresses are not written"
+        );
+    }
     tracing::info!(%addresses, "serving");
     let store = opened.store;
     Ok(Running {

@@ -111,21 +111,42 @@ fn probe(dir: &Path) -> Result<Option<File>, VolumeError> {
     }
 }
 
-/// Whether the pool's file system can take blocks out of the middle of a file, as a discard asks.
+/// On a full disk nothing can be tried out. The volumes that are there must still be served, so it is no error.
+fn is_full(error: &VolumeError) -> bool {
+    matches!(error, VolumeError::Io { source, .. } if crate::error::is_full(source))
+}
+
+/// Whether the pool's file system can take blocks out of the middle of a file, as a discard asks. On a full disk: yes, for
+/// freed blocks are what it needs, and where it cannot, a discard fails by itself.
 pub(super) fn can_punch_holes(dir: &Path) -> Result<bool, VolumeError> {
-    let Some(probe) = probe(dir)? else {
-        return Ok(false);
+    let probe = match probe(dir) {
+        Ok(Some(probe)) => probe,
+        Ok(None) => return Ok(false),
+        Err(error) if is_full(&error) => return Ok(true),
+        Err(error) => return Err(error),
     };
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     match nix::fcntl::fallocate(&probe, flags, 0, 4096) {
         Ok(()) => Ok(true),
         Err(Errno::EOPNOTSUPP) => Ok(false),
+        Err(Errno::ENOSPC | Errno::EDQUOT) => Ok(true),
         Err(errno) => Err(VolumeError::io("probe", dir)(errno)),
     }
 }
 
-/// Whether files there can share blocks.
+/// Whether files there can share blocks. On a full disk: no, until the pool is opened again.
 pub(super) fn can_share_blocks(dir: &Path) -> Result<bool, VolumeError> {
+    let tried = try_sharing(dir);
+    match tried {
+        Err(error) if is_full(&error) => {
+            tracing::warn!(dir = %dir.display(), "the disk is full; copies are not made by sharing blocks before the next start");
+            Ok(false)
+        }
+        tried => tried,
+    }
+}
+
+fn try_sharing(dir: &Path) -> Result<bool, VolumeError> {
     let (Some(from), Some(to)) = (probe(dir)?, probe(dir)?) else {
         return Ok(false);
     };

@@ -840,3 +840,37 @@ fn whoever_waits_in_vain_for_the_pool_reads_who_has_it() {
     drop(held);
     lock_pool(&path, Duration::ZERO, "the extension of vol_y").unwrap();
 }
+
+/// What exists must be served, and what may be freed must be freed, however full the disk is.
+#[test]
+fn a_pool_on_a_full_disk_opens_and_destroys() {
+    let Some(pool) = TestPool::new() else {
+        return;
+    };
+    let full = pool.path().join("full");
+    fs::create_dir(&full).unwrap();
+    let (name, data) = (Some("slipway-test"), Some("size=1m,mode=0700"));
+    nix::mount::mount(
+        name,
+        &full,
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        data,
+    )
+    .unwrap();
+    let opened = std::panic::catch_unwind(|| {
+        let small = SIZE;
+        drop(open(&full));
+        let image = full.join("volumes").join(image_name());
+        fs::File::create(&image).unwrap().set_len(small.0).unwrap();
+        let filler = fs::File::create(full.join("filler")).unwrap();
+        let mut written = &filler;
+        while written.write_all(&[1; 4096]).is_ok() {}
+        let driver = open(&full);
+        assert_eq!(driver.list().unwrap().len(), 1);
+        driver.destroy(&volume()).unwrap();
+        assert!(driver.list().unwrap().is_empty());
+    });
+    nix::mount::umount(&full).unwrap();
+    opened.unwrap();
+}
