@@ -96,9 +96,13 @@ pub(crate) fn engine_config(
         .entry("shutdown-timeout")
         .or_insert_with(|| json!(limits::CONTAINER_STOP_WAIT_S));
     let keep_bytes = volume_bytes / 100 * limits::CACHE_KEEP_PERCENT;
-    config.entry("builder").or_insert_with(
-        || json!({"gc": {"enabled": true, "defaultKeepStorage": format!("{keep_bytes}")}}),
-    );
+    config.entry("builder").or_insert_with(|| {
+        json!({
+            "gc": {"enabled": true, "defaultKeepStorage": format!("{keep_bytes}")},
+            // Root of a container can be no more than root of the machine, which whoever builds is.
+            "entitlements": {"security-insecure": true},
+        })
+    });
     Ok(Value::Object(config).to_string())
 }
 
@@ -182,7 +186,10 @@ mod tests {
                 "registry-mirrors": ["http://m:3"],
                 "debug": true,
                 "shutdown-timeout": 10,
-                "builder": {"gc": {"enabled": true, "defaultKeepStorage": "600"}},
+                "builder": {
+                    "gc": {"enabled": true, "defaultKeepStorage": "600"},
+                    "entitlements": {"security-insecure": true},
+                },
             })
         );
     }

@@ -16,10 +16,10 @@ use crate::limits;
 use crate::output::Output;
 use crate::phase::Manner;
 use crate::progress::{self, GivenUp, Progress};
+use crate::runtime::{self, PROGRAMS_DIR};
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -35,8 +35,6 @@ pub(crate) const STEPS_DIR: &str = "/var/lib/docker/buildkit/executor";
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const CONTAINERD_DIR: &str = "/run/containerd";
 const CONFIG_DIR: &str = "/run/slipway";
-/// Programs that the daemons find before the image's own.
-const PROGRAMS_DIR: &str = "/run/slipway/bin";
 const IMAGE_CONFIG: &str = "/etc/docker/daemon.json";
 /// Where Debian's programs look for certificates.
 const CA_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -52,8 +50,6 @@ const STALE: [&str; 5] = [
 ];
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// By how much a build's step is more likely than the daemons to be ended when memory runs out (proc_pid_oom_score_adj(5)).
-const STEP_OOM_SCORE: u32 = 300;
 
 /// The daemons.
 #[derive(Debug)]
@@ -87,7 +83,7 @@ impl Engine {
         }
         write_configs(host)?;
         trust(&host.ca_pem).context("add the host's certificates to those that are trusted")?;
-        write_runtime().context("write the runtime of steps")?;
+        runtime::install()?;
         let path = search_path();
         let mut containerd = children
             .start(
@@ -175,18 +171,6 @@ async fn listens(containerd: &mut Child, output: &Output, progress: &mut Progres
 fn search_path() -> String {
     let path = std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned());
     format!("{PROGRAMS_DIR}:{path}")
-}
-
-/// What the daemons run as `runc`. When the machine's memory runs out, the kernel then ends a step and not what all of them
-/// need: BuildKit has no setting for that.
-fn write_runtime() -> io::Result<()> {
-    std::fs::create_dir_all(PROGRAMS_DIR)?;
-    let runtime = Path::new(PROGRAMS_DIR).join("runc");
-    let script = format!(
-        "#!/bin/sh\necho {STEP_OOM_SCORE} > /proc/self/oom_score_adj\nPATH=${{PATH#{PROGRAMS_DIR}:}}\nexport PATH\nexec runc \"$@\"\n"
-    );
-    std::fs::write(&runtime, script)?;
-    std::fs::set_permissions(&runtime, PermissionsExt::from_mode(0o755))
 }
 
 fn dockerd_command() -> Command {

@@ -25,6 +25,8 @@ mod output;
 mod phase;
 mod progress;
 mod push;
+mod runtime;
+mod share;
 mod watcher;
 
 use anyhow::Context as _;
@@ -32,6 +34,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 fn main() -> ExitCode {
+    if runtime::is_called() {
+        eprintln!("become runc: {}", runtime::become_runc());
+        return ExitCode::FAILURE;
+    }
     let started = Instant::now();
     let virtual_machine = boot::is_virtual_machine();
     // It opens no descriptor, and nothing else does before the given ones are taken.
@@ -43,6 +49,8 @@ fn main() -> ExitCode {
     };
     let lived = given.and_then(|given| {
         init::prepare_cgroups();
+        init::share_mounts();
+        share::meminfo::install();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()

@@ -8,6 +8,7 @@ use crate::garbage::{Pressure, Reason, pressure};
 use crate::guest::Guest;
 use crate::limits;
 use crate::phase::Phase;
+use crate::share::meminfo;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ async fn look_again_and_again(guest: &Guest) {
     let mut collected_at: Option<Instant> = None;
     loop {
         look(guest).await;
+        meminfo::refresh();
         guest.builds.forget_old();
         let due = collected_at.is_none_or(|at| at.elapsed() >= limits::COLLECT_PERIOD);
         let high = guest
