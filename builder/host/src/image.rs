@@ -367,6 +367,8 @@ impl Images {
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
             "default-address-pools": [{ "base": network.docker_pool().to_string(), "size": 24 }],
             "mtu": network.mtu(),
+            // The former is for the default network alone.
+            "default-network-opts": { "bridge": { "com.docker.network.driver.mtu": network.mtu().to_string() } },
             "registry-mirrors": self.registry_mirrors,
             "insecure-registries": self.insecure_registries,
         })

@@ -32,6 +32,7 @@ mod process;
 mod program;
 mod purge;
 mod record;
+mod rlimits;
 mod sandbox;
 mod server;
 pub mod settings;
@@ -180,6 +181,7 @@ pub async fn run(
     if !nix::unistd::geteuid().is_root() {
         return Err(HostRunError::NotRoot);
     }
+    rlimits::raise();
     let settings = Arc::new(settings);
     let prepared = {
         let settings = Arc::clone(&settings);

@@ -29,6 +29,10 @@ pub const HOST_MEMORY_MIN: u64 = 1 << 30;
 pub const HOST_MEMORY_PART: u64 = 20;
 /// Files that a program in a sandbox may have open unless it asks for more, which it may up to what the daemon has itself.
 pub const OPEN_FILES_SOFT: u64 = 65_536;
+/// Most files that a program in a sandbox can have open, where the host lets the daemon have as many. What clients ask for.
+pub const OPEN_FILES_MAX: u64 = 1 << 20;
+/// Bytes that a program in a sandbox may lock in memory unless it asks for more, which it may up to what the daemon has itself.
+pub const LOCKED_BYTES_SOFT: u64 = 8 << 20;
 /// User and group ids that a machine has. Fixed by the images people build (`nobody` is 65534).
 pub const MACHINE_IDS: u32 = 1 << 16;
 /// Longest grace that `stop_machine` may ask for; more is cut to it.

@@ -4,7 +4,7 @@
 //! Must not know: how the root file system or the network is made.
 
 use super::policy;
-use crate::limits::{MACHINE_IDS, OPEN_FILES_SOFT};
+use crate::limits::{LOCKED_BYTES_SOFT, MACHINE_IDS, OPEN_FILES_SOFT};
 use serde_json::{Value, json};
 use slipway_core::host_api::MachineSpec;
 use std::path::Path;
@@ -38,6 +38,8 @@ pub(super) struct Bundle<'a> {
     pub(super) ipv6: bool,
     /// Most descriptors a process may have.
     pub(super) nofile: u64,
+    /// Most bytes that it may lock in memory.
+    pub(super) memlock: u64,
 }
 
 /// The document.
@@ -56,6 +58,7 @@ pub(super) fn config(bundle: &Bundle<'_>) -> Result<Value, policy::InvalidSeccom
             "capabilities": policy::capabilities(),
             "rlimits": [
                 { "type": "RLIMIT_NOFILE", "soft": bundle.nofile.min(OPEN_FILES_SOFT), "hard": bundle.nofile },
+                { "type": "RLIMIT_MEMLOCK", "soft": bundle.memlock.min(LOCKED_BYTES_SOFT), "hard": bundle.memlock },
                 { "type": "RLIMIT_CORE", "soft": CORE_BYTES, "hard": CORE_BYTES },
             ],
             // Builds use sudo and the like; what a set-user-id program can become is bounded by the user namespace.
@@ -169,6 +172,7 @@ mod tests {
             swap_limit: true,
             ipv6: true,
             nofile: 65536,
+            memlock: u64::MAX,
         })
         .unwrap();
         // The list of system calls has its own file and test.

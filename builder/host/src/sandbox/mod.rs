@@ -24,9 +24,11 @@ use crate::mounts;
 use crate::network::Network;
 use crate::process::{Process, ProcessId, Program};
 use crate::program::{ProgramError, run, run_status};
+use crate::rlimits;
 use crate::settings::HostSettings;
 use crate::sys;
 use crate::undo::Undo;
+use nix::sys::resource::Resource;
 use nix::sys::signal::Signal;
 use rootfs::Places;
 use slipway_core::end_record::Ending;
@@ -169,7 +171,8 @@ impl Sandbox {
             cgroup: &self.cgroup(machine),
             swap_limit: self.swap_limit,
             ipv6: Path::new("/proc/sys/net/ipv6").exists(),
-            nofile: nofile_max(),
+            nofile: rlimits::hard(Resource::RLIMIT_NOFILE),
+            memlock: rlimits::hard(Resource::RLIMIT_MEMLOCK),
         })
         .map_err(|_| DriverError::Policy)?;
         let file = dir.join("config.json");
@@ -418,11 +421,4 @@ fn logged(result: Result<(), DriverError>) {
     if let Err(error) = result {
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot take back");
     }
-}
-
-/// The most descriptors a machine's process can get: raising a limit above the daemon's own needs more than root has
-/// in some places.
-fn nofile_max() -> u64 {
-    nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
-        .map_or(1024, |(_, hard)| hard)
 }

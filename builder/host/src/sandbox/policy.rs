@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// Capabilities and why the machine has each.
-pub(super) const CAPABILITIES: [(&str, &str); 18] = [
+pub(super) const CAPABILITIES: [(&str, &str); 22] = [
     (
         "CAP_AUDIT_WRITE",
         "in Docker's default set, which dockerd must have to pass it on",
@@ -30,6 +30,14 @@ pub(super) const CAPABILITIES: [(&str, &str); 18] = [
     (
         "CAP_FSETID",
         "set-id bits of image layers survive; in Docker's default set",
+    ),
+    (
+        "CAP_IPC_LOCK",
+        "containers ask for it (Vault, Elasticsearch); the kernel lets it lock System V memory of the machine, and no more",
+    ),
+    (
+        "CAP_IPC_OWNER",
+        "containers ask for it; System V objects are the machine's own",
     ),
     ("CAP_KILL", "in Docker's default set"),
     (
@@ -59,6 +67,14 @@ pub(super) const CAPABILITIES: [(&str, &str); 18] = [
         "containers change user; in Docker's default set",
     ),
     ("CAP_SYS_ADMIN", "mounts and namespaces of containers"),
+    (
+        "CAP_SYS_NICE",
+        "containers ask for it (MySQL); it reaches other users' processes of the machine, and raises no priority",
+    ),
+    (
+        "CAP_SYS_RESOURCE",
+        "containers ask for it; it raises no limit that the host set, as the kernel wants it of the host's root for that",
+    ),
     (
         "CAP_SYS_CHROOT",
         "dockerd unpacks layers in a chroot; in Docker's default set",
@@ -278,7 +294,10 @@ mod tests {
             "CAP_SYS_BOOT",
             "CAP_SYS_TIME",
             "CAP_BPF",
+            "CAP_PERFMON",
             "CAP_SYSLOG",
+            "CAP_AUDIT_CONTROL",
+            "CAP_MAC_ADMIN",
         ] {
             assert!(
                 !CAPABILITIES.iter().any(|(name, _)| *name == never),
