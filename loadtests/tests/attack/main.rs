@@ -4,5 +4,6 @@
 //! Attacks are bounded in time and size, and reach nothing but the farm that the test made.
 
 mod hostile_builder;
+mod privileged;
 mod quotas;
 mod tenants;
