@@ -1,5 +1,8 @@
 //! Unmodified Docker clients through the gateway: build, run, exec, attach, logs, cp, events, save, load, push, buildx.
 
+#[path = "docker_clients/buildx.rs"]
+mod buildx;
+
 use anyhow::{Context, Result, ensure};
 use slipway_loadtests::testbed::{DockerClient, Testbed, cache_dir, checkout_dir, show, wait_for};
 use std::io::Write;

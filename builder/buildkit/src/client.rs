@@ -17,10 +17,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tonic::body::Body;
 
-/// Attribute of the exporter's answer that holds the image id.
-const IMAGE_ID_KEY: &str = "containerimage.config.digest";
-/// dockerd's exporter when it keeps images in containerd's store answers with this instead.
-const IMAGE_DIGEST_KEY: &str = "containerimage.digest";
+/// Attribute of the exporter's answer that holds the image id: with containerd's store the digest of its manifest, else that of its config.
+const IMAGE_ID_KEY: &str = "containerimage.digest";
+/// Older exporters of dockerd's answer with this alone.
+const IMAGE_CONFIG_KEY: &str = "containerimage.config.digest";
+/// How an image without a name is called in containerd's store, before its digest.
+const DANGLING_PREFIX: &str = "moby-dangling";
 
 /// Why a connection could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +51,19 @@ pub struct SolveRequest {
     pub cache_to: Vec<CacheEntry>,
     /// Send the result's files to the session as well, as one archive ([`crate::SessionOptions::export`]).
     pub export: bool,
+    /// Where the image goes.
+    pub exporter: Exporter,
+}
+
+/// What makes the image of what was solved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Exporter {
+    /// dockerd's own, whichever store it keeps images in; takes short names.
+    #[default]
+    Dockerd,
+    /// For a dockerd that keeps images in containerd's store: new layers become uncompressed blobs, and nothing is unpacked before a
+    /// container is made of it. Takes whole names only (with registry and tag).
+    Containerd,
 }
 
 /// A cache outside of the builder.
@@ -83,7 +98,7 @@ pub struct BadCacheEntry;
 /// What a solve made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SolveResult {
-    /// Image id in dockerd (digest of its config).
+    /// Image id in dockerd: the digest of its config, or of its manifest where images are in containerd's store.
     pub image_id: String,
     /// All that the exporter answered.
     pub exporter_response: BTreeMap<String, String>,
@@ -246,10 +261,7 @@ impl FailedSteps {
 }
 
 fn control_request(request: SolveRequest) -> control::SolveRequest {
-    let mut attrs = HashMap::new();
-    if !request.image_name.is_empty() {
-        attrs.insert("name".to_owned(), request.image_name);
-    }
+    let (image_exporter, attrs) = exporter_of(request.exporter, request.image_name);
     let mut frontend_attrs: HashMap<_, _> = request.frontend_attrs.into_iter().collect();
     if !request.cache_from.is_empty() {
         // The frontend solves by itself, and looks at these only.
@@ -259,7 +271,7 @@ fn control_request(request: SolveRequest) -> control::SolveRequest {
         r#type: kind.to_owned(),
         attrs,
     };
-    let mut exporters = vec![exporter("moby", attrs.clone())];
+    let mut exporters = vec![exporter(image_exporter, attrs.clone())];
     if request.export {
         exporters.push(exporter("tar", HashMap::new()));
     }
@@ -270,7 +282,7 @@ fn control_request(request: SolveRequest) -> control::SolveRequest {
         frontend_attrs,
         // Both ways of naming the exporter: BuildKit before 0.13 knows the first only, and later ones ignore it when
         // they see the second.
-        exporter_deprecated: "moby".to_owned(),
+        exporter_deprecated: image_exporter.to_owned(),
         exporter_attrs_deprecated: attrs,
         exporters,
         cache: Some(control::CacheOptions {
@@ -302,11 +314,30 @@ fn cache_options(entries: Vec<CacheEntry>) -> Vec<control::CacheOptionsEntry> {
         .collect()
 }
 
+fn exporter_of(exporter: Exporter, name: String) -> (&'static str, HashMap<String, String>) {
+    let mut attrs = HashMap::new();
+    if !name.is_empty() {
+        attrs.insert("name".to_owned(), name);
+    }
+    match exporter {
+        Exporter::Dockerd => ("moby", attrs),
+        Exporter::Containerd => {
+            let more = [
+                ("compression", "uncompressed"),
+                ("dangling-name-prefix", DANGLING_PREFIX),
+                ("unpack", "false"),
+            ];
+            attrs.extend(more.map(|(key, value)| (key.to_owned(), value.to_owned())));
+            ("image", attrs)
+        }
+    }
+}
+
 fn result_of(response: control::SolveResponse) -> Result<SolveResult, SolveError> {
     let exporter_response: BTreeMap<_, _> = response.exporter_response.into_iter().collect();
     let image_id = exporter_response
         .get(IMAGE_ID_KEY)
-        .or_else(|| exporter_response.get(IMAGE_DIGEST_KEY))
+        .or_else(|| exporter_response.get(IMAGE_CONFIG_KEY))
         .cloned()
         .ok_or(SolveError::NoImage)?;
     Ok(SolveResult {

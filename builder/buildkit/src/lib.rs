@@ -17,7 +17,9 @@ pub mod limits;
 mod session;
 mod solve_error;
 
-pub use client::{BadCacheEntry, CacheEntry, Client, ConnectError, SolveRequest, SolveResult};
+pub use client::{
+    BadCacheEntry, CacheEntry, Client, ConnectError, Exporter, SolveRequest, SolveResult,
+};
 pub use dial::{DialError, Upgraded, dial_docker_grpc, dial_docker_session};
 pub use event::SolveEvent;
 pub use session::{

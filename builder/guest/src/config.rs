@@ -4,6 +4,7 @@
 //! It must not know how the daemons are started.
 
 use crate::limits;
+use crate::store::ImageStore;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -19,6 +20,8 @@ pub(crate) struct GuestConfig {
     pub(crate) ca_pem: String,
     /// How the internet is reached.
     pub(crate) proxies: Proxies,
+    /// How an empty volume is begun.
+    pub(crate) image_store: ImageStore,
 }
 
 /// HTTP proxies of the host's network. Absent or empty: there is none.
@@ -68,6 +71,7 @@ pub(crate) fn parse_guest(text: &str) -> Result<GuestConfig, ConfigError> {
 pub(crate) fn engine_config(
     image: &str,
     host: &GuestConfig,
+    store: ImageStore,
     volume_bytes: u64,
 ) -> Result<String, ConfigError> {
     let mut config: Map<String, Value> = if image.trim().is_empty() {
@@ -95,6 +99,14 @@ pub(crate) fn engine_config(
     config
         .entry("shutdown-timeout")
         .or_insert_with(|| json!(limits::CONTAINER_STOP_WAIT_S));
+    config.insert("storage-driver".to_owned(), json!(store.driver()));
+    let features = config.entry("features").or_insert_with(|| json!({}));
+    let features = features.as_object_mut().ok_or(ConfigError::Kind {
+        key: "features",
+        wanted: "an object",
+    })?;
+    let in_containerd = store == ImageStore::Containerd;
+    features.insert("containerd-snapshotter".to_owned(), json!(in_containerd));
     let keep_bytes = volume_bytes / 100 * limits::CACHE_KEEP_PERCENT;
     config.entry("builder").or_insert_with(|| {
         json!({
@@ -137,9 +149,9 @@ fn extend(
     Ok(())
 }
 
-/// containerd's settings. Everything it keeps goes below `state_dir`, which does not outlive the machine: with
-/// dockerd's own image store it holds the tasks that run and nothing else, so a crash leaves nothing stale behind.
-pub(crate) fn containerd_config(state_dir: &str, socket: &str) -> String {
+/// containerd's settings. What runs is kept below `state_dir`, which does not outlive the machine; everything else below `root`,
+/// which is on the volume where containerd keeps the images.
+pub(crate) fn containerd_config(root: &str, state_dir: &str, socket: &str) -> String {
     let disabled = [
         "io.containerd.grpc.v1.cri",
         "io.containerd.nri.v1.nri",
@@ -155,7 +167,7 @@ pub(crate) fn containerd_config(state_dir: &str, socket: &str) -> String {
     // JSON strings without escapes are TOML strings too; the paths are ours and have none.
     format!(
         "version = 2\nroot = {root}\nstate = {state}\ndisabled_plugins = {disabled}\n[grpc]\naddress = {socket}\n",
-        root = json!(format!("{state_dir}/root")),
+        root = json!(root),
         state = json!(format!("{state_dir}/state")),
         disabled = json!(disabled),
         socket = json!(socket),
@@ -175,6 +187,7 @@ mod tests {
         let config = engine_config(
             r#"{"insecure-registries": ["a:1"], "debug": true}"#,
             &host,
+            ImageStore::Containerd,
             1000,
         )
         .expect("valid");
@@ -185,6 +198,8 @@ mod tests {
                 "insecure-registries": ["a:1", "b:2"],
                 "registry-mirrors": ["http://m:3"],
                 "debug": true,
+                "storage-driver": "overlayfs",
+                "features": {"containerd-snapshotter": true},
                 "shutdown-timeout": 10,
                 "builder": {
                     "gc": {"enabled": true, "defaultKeepStorage": "600"},
@@ -200,13 +215,14 @@ mod tests {
             r#"{"proxies": {"https": "http://proxy.test:3128", "none": ["10.0.0.0/8", ".corp.test"]}}"#,
         )
         .expect("valid");
-        let config = engine_config("", &host, 1000).expect("valid");
+        let config = engine_config("", &host, ImageStore::Classic, 1000).expect("valid");
         let config: Value = serde_json::from_str(&config).expect("JSON");
         let expected = json!({
             "http-proxy": "", "https-proxy": "http://proxy.test:3128", "no-proxy": "10.0.0.0/8,.corp.test",
         });
         assert_eq!(config["proxies"], expected);
-        let without = engine_config("", &GuestConfig::default(), 1000).expect("valid");
+        let without =
+            engine_config("", &GuestConfig::default(), ImageStore::Classic, 1000).expect("valid");
         assert!(!without.contains("proxies"), "{without}");
     }
 
@@ -221,11 +237,17 @@ mod tests {
 
     #[test]
     fn what_the_image_says_stays() {
-        let image = r#"{"shutdown-timeout": 3, "builder": {"gc": {"enabled": false}}}"#;
-        let config = engine_config(image, &GuestConfig::default(), 1000).expect("valid");
+        let image = r#"{"shutdown-timeout": 3, "builder": {"gc": {"enabled": false}}, "features": {"x": true}}"#;
+        let host = GuestConfig::default();
+        let config = engine_config(image, &host, ImageStore::Classic, 1000).expect("valid");
         assert_eq!(
             serde_json::from_str::<Value>(&config).expect("JSON"),
-            serde_json::from_str::<Value>(image).expect("JSON")
+            json!({
+                "shutdown-timeout": 3,
+                "builder": {"gc": {"enabled": false}},
+                "features": {"x": true, "containerd-snapshotter": false},
+                "storage-driver": "overlay2",
+            })
         );
     }
 
@@ -240,8 +262,14 @@ mod tests {
                 r#"{"registry-mirrors": "x"}"#,
                 "'registry-mirrors' in daemon.json is not a list",
             ),
+            (
+                "",
+                r#"{"features": 1}"#,
+                "'features' in daemon.json is not an object",
+            ),
         ] {
-            let got = parse_guest(guest).and_then(|host| engine_config(image, &host, 0));
+            let got = parse_guest(guest)
+                .and_then(|host| engine_config(image, &host, ImageStore::Classic, 0));
             assert_eq!(got.expect_err("bad").to_string(), want);
         }
         assert_eq!(

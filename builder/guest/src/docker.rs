@@ -58,17 +58,26 @@ pub(crate) enum DockerError {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Image {
-    /// Digest of its config.
+    /// Digest of its config; of its manifest or index where images are in containerd's store.
     pub(crate) id: String,
-    /// Sum of its layers, uncompressed, in bytes.
+    /// Sum of its layers, uncompressed, in bytes; as containerd's store has them where they are in that.
     pub(crate) size: u64,
+    /// What it runs on, as Go names it.
+    #[serde(default)]
+    pub(crate) os: String,
+    /// The same of the processor.
+    #[serde(default)]
+    pub(crate) architecture: String,
+    /// `v7`, where it matters.
+    #[serde(default)]
+    pub(crate) variant: Option<String>,
 }
 
 /// A row of dockerd's list of images.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct ImageRow {
-    /// Digest of its config.
+    /// As [`Image::id`].
     pub(crate) id: String,
     /// When it was made, in seconds since 1970.
     pub(crate) created: i64,

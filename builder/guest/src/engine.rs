@@ -17,6 +17,7 @@ use crate::output::Output;
 use crate::phase::Manner;
 use crate::progress::{self, GivenUp, Progress};
 use crate::runtime::{self, PROGRAMS_DIR};
+use crate::store::ImageStore;
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 use std::io;
@@ -34,6 +35,8 @@ pub(crate) const STEPS_DIR: &str = "/var/lib/docker/buildkit/executor";
 
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const CONTAINERD_DIR: &str = "/run/containerd";
+/// Where containerd keeps everything, where it keeps images: on the cache volume.
+pub(crate) const CONTAINERD_ROOT: &str = "/var/lib/docker/containerd";
 const CONFIG_DIR: &str = "/run/slipway";
 const IMAGE_CONFIG: &str = "/etc/docker/daemon.json";
 /// Where Debian's programs look for certificates.
@@ -76,12 +79,13 @@ impl Engine {
         children: &Children,
         descriptors: &Descriptors,
         host: &GuestConfig,
+        store: ImageStore,
         progress: &mut Progress,
     ) -> Result<Engine> {
         for path in STALE {
             remove(Path::new(path)).with_context(|| format!("remove stale {path}"))?;
         }
-        write_configs(host)?;
+        write_configs(host, store)?;
         trust(&host.ca_pem).context("add the host's certificates to those that are trusted")?;
         runtime::install()?;
         let path = search_path();
@@ -196,10 +200,16 @@ pub(crate) fn host_config() -> Result<GuestConfig> {
     Ok(config::parse_guest(&read_or_empty(GUEST_CONFIG)?)?)
 }
 
-fn write_configs(host: &GuestConfig) -> Result<()> {
+fn write_configs(host: &GuestConfig, store: ImageStore) -> Result<()> {
     let disk = crate::disk::measure(Path::new(DATA_ROOT)).context("look at the cache volume")?;
-    let engine = config::engine_config(&read_or_empty(IMAGE_CONFIG)?, host, disk.total_bytes)?;
-    let containerd = config::containerd_config(CONTAINERD_DIR, CONTAINERD_SOCKET);
+    let image = read_or_empty(IMAGE_CONFIG)?;
+    let engine = config::engine_config(&image, host, store, disk.total_bytes)?;
+    let root = match store {
+        // It holds the tasks that run and nothing else, so a crash leaves nothing stale behind.
+        ImageStore::Classic => format!("{CONTAINERD_DIR}/root"),
+        ImageStore::Containerd => CONTAINERD_ROOT.to_owned(),
+    };
+    let containerd = config::containerd_config(&root, CONTAINERD_DIR, CONTAINERD_SOCKET);
     std::fs::create_dir_all(CONFIG_DIR).context("make the directory for settings")?;
     std::fs::create_dir_all(CONTAINERD_DIR).context("make containerd's directory")?;
     std::fs::write(format!("{CONFIG_DIR}/daemon.json"), engine)

@@ -8,6 +8,7 @@ use crate::config::GuestConfig;
 use crate::docker::Docker;
 use crate::engine::{DATA_ROOT, ENGINE_SOCKET};
 use crate::garbage::{Collector, Reason, World};
+use crate::store::ImageStore;
 use crate::{disk, watcher};
 use slipway_core::guest_api::{DiskUse, GuestStatus};
 use std::path::Path;
@@ -24,18 +25,21 @@ pub(crate) struct Guest {
     pub(crate) builds: Builds,
     /// What the host says about registries.
     pub(crate) config: GuestConfig,
+    /// Where dockerd keeps its images.
+    pub(crate) store: ImageStore,
     collector: Collector,
 }
 
 impl Guest {
     /// A guest whose engine was just started.
-    pub(crate) fn new(books: Books, config: GuestConfig) -> Arc<Guest> {
+    pub(crate) fn new(books: Books, config: GuestConfig, store: ImageStore) -> Arc<Guest> {
         Arc::new(Guest {
             docker: Docker::at(Path::new(ENGINE_SOCKET)),
             builds: Builds::default(),
             collector: Collector::default(),
             books,
             config,
+            store,
         })
     }
 

@@ -11,11 +11,12 @@ use crate::guest::Guest;
 use crate::init::{self, Children};
 use crate::phase::{Event, Phase};
 use crate::progress::{GivenUp, Progress};
-use crate::{api, limits, watcher};
+use crate::{api, limits, store, watcher};
 use anyhow::{Context as _, Result};
 use slipway_core::end_record;
 use std::fs::File;
 use std::io::Write as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -100,7 +101,9 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
     };
     let config = engine::host_config()?;
     let mut progress = Progress::new(Instant::now(), limits::START_STALL_MAX * patience);
-    let mut engine = Engine::start(&children, &descriptors, &config, &mut progress).await?;
+    let store = store::of_volume(Path::new(DATA_ROOT), config.image_store)
+        .context("find out how the cache volume keeps images")?;
+    let mut engine = Engine::start(&children, &descriptors, &config, store, &mut progress).await?;
     let Descriptors {
         engine: engine_socket,
         guest: guest_socket,
@@ -109,7 +112,7 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
     // dockerd has its own copy; ours would keep the socket open after dockerd is gone.
     drop(engine_socket);
 
-    let guest = Guest::new(books.clone(), config);
+    let guest = Guest::new(books.clone(), config, store);
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let server = api::serve(guest_socket, guest.clone(), stop.clone(), tasks.clone())?;

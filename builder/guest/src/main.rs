@@ -27,6 +27,7 @@ mod progress;
 mod push;
 mod runtime;
 mod share;
+mod store;
 mod watcher;
 
 use anyhow::Context as _;

@@ -2,15 +2,17 @@
 //!
 //! It must not know who asked, nor how progress is shown.
 
-use crate::engine::{DATA_ROOT, ENGINE_PID_FILE};
+use crate::docker::{Docker, DockerError};
+use crate::engine::{CONTAINERD_ROOT, DATA_ROOT, ENGINE_PID_FILE};
 use crate::guest::Guest;
 use crate::ledger::{Closed, Work};
+use crate::store::ImageStore;
 use slipway_core::build::{Fault, PushProgress, PushState, RegistryCredential};
 use slipway_core::compression::Compression;
 use slipway_registry_push as registry;
 use slipway_registry_push::{
-    Blame, Codec, Credential, DockerStore, Export, PushError, PushOptions, Pushed, SourceError,
-    Target, TargetError,
+    Blame, Codec, Credential, Digest, DockerStore, Export, ImageSource, Layout, Platform,
+    PushError, PushOptions, Pushed, SourceError, Target, TargetError,
 };
 use std::path::Path;
 use tokio::runtime::Handle;
@@ -31,6 +33,9 @@ pub(crate) enum PushFailure {
     /// The image is not there or cannot be read.
     #[error("cannot read the image")]
     Source(#[from] SourceError),
+    /// dockerd did not say what the image is.
+    #[error("look the image up")]
+    Docker(#[source] DockerError),
     /// The registry or the way to it failed.
     #[error("push")]
     Push(#[source] Box<PushError>),
@@ -47,7 +52,10 @@ impl PushFailure {
     pub(crate) fn fault(&self) -> Fault {
         let blame = match self {
             PushFailure::Target(_) => Blame::User,
-            PushFailure::Closed(_) | PushFailure::Broken(_) | PushFailure::Dropped => Blame::Local,
+            PushFailure::Closed(_)
+            | PushFailure::Broken(_)
+            | PushFailure::Docker(_)
+            | PushFailure::Dropped => Blame::Local,
             PushFailure::Source(source) => source.blame(),
             PushFailure::Push(error) => error.blame(),
         };
@@ -61,9 +69,10 @@ impl PushFailure {
     pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {
             PushFailure::Target(_) => Some("name it as registry/repository:tag"),
-            PushFailure::Closed(_) | PushFailure::Broken(_) | PushFailure::Dropped => {
-                Some("try again")
-            }
+            PushFailure::Closed(_)
+            | PushFailure::Broken(_)
+            | PushFailure::Docker(_)
+            | PushFailure::Dropped => Some("try again"),
             PushFailure::Source(source) => source.hint(),
             PushFailure::Push(error) if lacks_credential(error) => Some(
                 "store a login with `slipway registry login REGISTRY --username NAME`, or `docker login` where you deploy",
@@ -143,7 +152,7 @@ impl Prepared {
         progress: impl Fn(PushProgress) + Send + Sync + 'static,
     ) -> Result<Pushed, PushFailure> {
         let in_flight = guest.books.begin(Work::Push)?;
-        let image = image.to_owned();
+        let place = place(guest, image).await?;
         let dropped = CancellationToken::new();
         let _guard = dropped.clone().drop_guard();
         let runtime = Handle::current();
@@ -151,7 +160,7 @@ impl Prepared {
         let pushed = tokio::task::spawn_blocking(move || {
             // Until the last byte is no longer read: dropping this future must not let the image be collected before.
             let _in_flight = in_flight;
-            let source = DockerStore::open(Path::new(DATA_ROOT))?.image(&image)?;
+            let source = place.open()?;
             let told = |news: registry::Progress| progress(progress_of(news));
             let push = self.push.image(source, told);
             runtime
@@ -168,6 +177,50 @@ fn roots(pem: &str) -> Vec<Vec<u8>> {
         return Vec::new();
     }
     vec![pem.as_bytes().to_vec()]
+}
+
+/// Where an image is read.
+enum Place {
+    /// In dockerd's own store, by name or id.
+    Classic(String),
+    /// In containerd's content store, which knows no names.
+    Containerd(Digest, Platform),
+}
+
+impl Place {
+    fn open(&self) -> Result<ImageSource, SourceError> {
+        match self {
+            Place::Classic(image) => DockerStore::open(Path::new(DATA_ROOT))?.image(image),
+            Place::Containerd(digest, platform) => {
+                Layout::containerd(Path::new(CONTAINERD_ROOT))?.by_digest(digest, platform)
+            }
+        }
+    }
+}
+
+async fn place(guest: &Guest, image: &str) -> Result<Place, PushFailure> {
+    match guest.store {
+        ImageStore::Classic => Ok(Place::Classic(image.to_owned())),
+        ImageStore::Containerd => in_containerd(&guest.docker, image).await,
+    }
+}
+
+async fn in_containerd(docker: &Docker, image: &str) -> Result<Place, PushFailure> {
+    let name = image.to_owned();
+    let found = match docker.image(image).await {
+        Err(DockerError::Refused {
+            status: http::StatusCode::NOT_FOUND,
+            ..
+        }) => return Err(SourceError::NoImage { name }.into()),
+        found => found.map_err(PushFailure::Docker)?,
+    };
+    let digest = Digest::parse(&found.id).map_err(|_| SourceError::NoImage { name })?;
+    let platform = Platform {
+        os: found.os,
+        architecture: found.architecture,
+        variant: found.variant.filter(|variant| !variant.is_empty()),
+    };
+    Ok(Place::Containerd(digest, platform))
 }
 
 /// The credential, if it is for the registry that is pushed to; any other registry never sees it.

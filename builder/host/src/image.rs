@@ -8,7 +8,7 @@ use crate::limits::{CA_FILE_BYTES_MAX, MACHINE_IDS};
 use crate::network::Network;
 use crate::network::resolvers::resolv_conf;
 use crate::program::{ProgramError, run};
-use crate::settings::{HostSettings, ImageMount};
+use crate::settings::{HostSettings, ImageMount, ImageStoreSetting};
 use crate::sys;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -100,6 +100,7 @@ pub(crate) struct Images {
     ca_files: Vec<PathBuf>,
     /// As the guest reads them.
     proxies: serde_json::Value,
+    image_store: ImageStoreSetting,
     /// Content hashes by what a file looks like from outside.
     hashes: Mutex<HashMap<PathBuf, (FileStamp, String)>>,
     /// One at a time makes images.
@@ -128,6 +129,7 @@ impl Images {
                 "https": settings.https_proxy,
                 "none": settings.no_proxy,
             }),
+            image_store: settings.image_store,
             hashes: Mutex::default(),
             making: Mutex::default(),
         }
@@ -357,10 +359,9 @@ impl Images {
         publish(&part, target)
     }
 
-    /// dockerd's own settings. What to keep of the build cache is the guest's affair.
+    /// dockerd's own settings. Where it keeps images and what of the build cache is the guest's affair.
     fn daemon_json(&self, network: &Network) -> String {
         json!({
-            "storage-driver": "overlay2",
             "features": { "buildkit": true },
             "live-restore": false,
             "log-level": "warn",
@@ -403,6 +404,7 @@ impl Images {
             "insecure_registries": self.insecure_registries,
             "ca_pem": ca_pem,
             "proxies": self.proxies,
+            "image_store": self.image_store,
         })
         .to_string()
     }

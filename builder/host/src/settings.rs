@@ -6,7 +6,7 @@ use crate::disk::DiskCap;
 use crate::limits::{DISK_RATE_MIN, MACHINE_IDS, MACHINES_MAX};
 use crate::network::address::{Allowed, Ipv4Net};
 use crate::network::rate::BitRate;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use slipway_core::units::ByteSize;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -119,6 +119,8 @@ pub struct HostSettings {
     pub https_proxy: Option<String>,
     /// Hosts, domains (`.corp.example`) and networks that machines reach without the proxy. Empty.
     pub no_proxy: Vec<String>,
+    /// How builders that start on an empty cache keep their images; one that has a cache keeps what that was made with. `classic`.
+    pub image_store: ImageStoreSetting,
     /// What a machine may write outside its volume (and `/tmp`), at most half of its memory, as which it counts. `1GiB`.
     #[serde(deserialize_with = "size")]
     pub scratch: ByteSize,
@@ -169,6 +171,17 @@ pub enum IsolationSetting {
     Vm,
     /// Sandboxes only.
     Sandbox,
+}
+
+/// Where dockerd keeps images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageStoreSetting {
+    /// In its own store on overlay2.
+    #[default]
+    Classic,
+    /// In containerd's. Its BuildKit then has the exporters `image`, `oci` and `docker` and all cache exporters.
+    Containerd,
 }
 
 /// How the image is mounted.
@@ -225,6 +238,7 @@ impl Default for HostSettings {
             http_proxy: None,
             https_proxy: None,
             no_proxy: Vec::new(),
+            image_store: ImageStoreSetting::default(),
             scratch: ByteSize::gib(1),
             cpu_millis: None,
             memory: None,

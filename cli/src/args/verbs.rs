@@ -309,11 +309,11 @@ pub(crate) struct DockerContextArgs {
 /// Write a client certificate and print the line that makes your builder a builder of docker buildx
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_long_help = "Examples:\n  eval \"$(slipway buildx)\" && docker buildx build --builder slipway ."
+    after_long_help = "Examples:\n  eval \"$(slipway buildx)\" && docker buildx build --builder slipway-buildx ."
 )]
 pub(crate) struct BuildxArgs {
-    /// Name of the builder in buildx
-    #[arg(default_value = "slipway", value_name = "NAME")]
+    /// Name of the builder in buildx; not the name of a Docker context, which is a builder of its own to buildx
+    #[arg(default_value = "slipway-buildx", value_name = "NAME")]
     pub(crate) name: String,
     #[command(flatten)]
     pub(crate) org: OrgArg,

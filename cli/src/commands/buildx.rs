@@ -3,6 +3,7 @@
 use super::context::Caller;
 use super::docker_context::issue;
 use crate::args::BuildxArgs;
+use crate::docker_context::DockerConfig;
 use crate::exit::{Failure, Outcome};
 use crate::printer::Printer;
 use serde::Serialize;
@@ -32,6 +33,13 @@ pub(crate) async fn run(args: &BuildxArgs, caller: &Caller, printer: Printer) ->
                 .hint("letters, digits, and - _ ."),
         );
     }
+    if DockerConfig::locate()?.has(&args.name) {
+        return Err(Failure::user(format!(
+            "there is a docker context {}, whose name buildx takes for its own",
+            args.name
+        ))
+        .hint("choose another name, or use the context: docker buildx build --builder CONTEXT ."));
+    }
     let issued = issue(caller, args.org.org.as_deref()).await?;
     let dir = caller
         .file()?
@@ -41,12 +49,13 @@ pub(crate) async fn run(args: &BuildxArgs, caller: &Caller, printer: Printer) ->
     issued.certificate.write(&dir)?;
     let endpoint = format!("tcp://{}", issued.buildkit);
     let dir = dir.display().to_string();
+    // With the node's name buildx changes a builder that it has already.
     let command = format!(
-        "docker buildx create --name {} --driver remote --driver-opt {} {endpoint}",
-        args.name,
+        "docker buildx create --name {name} --node {name}0 --driver remote --driver-opt {} {endpoint}",
         quote(&format!(
             "cacert={dir}/ca.pem,cert={dir}/cert.pem,key={dir}/key.pem"
         )),
+        name = args.name,
     );
     printer.record(
         &Made {

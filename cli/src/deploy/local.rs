@@ -196,6 +196,7 @@ async fn solve(
         cache_from: caches(&plan.cache_from)?,
         cache_to: caches(&plan.cache_to)?,
         export: plan.output.is_some(),
+        exporter: slipway_buildkit::Exporter::Dockerd,
     };
     let (sender, mut events) = mpsc::channel(SOLVE_EVENTS_QUEUED_MAX);
     let solving = client.solve(request, sender);

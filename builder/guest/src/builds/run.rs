@@ -11,13 +11,15 @@ use crate::guest::Guest;
 use crate::limits;
 use crate::phase::Phase;
 use crate::push::{self, Prepared};
+use crate::store::ImageStore;
 use slipway_buildkit::{
-    BadCacheEntry, CacheEntry, Client, ConnectError, DialError, SolveError, SolveFailure,
+    BadCacheEntry, CacheEntry, Client, ConnectError, DialError, Exporter, SolveError, SolveFailure,
     SolveRequest, SolveResult, dial_docker_grpc,
 };
 use slipway_core::build::{BuildEvent, BuildOutcome, Fault, PushProgress, PushState};
 use slipway_core::guest_api::StartBuild;
 use slipway_core::limits::BUILD_DURATION_MAX;
+use slipway_registry_push::Target;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -309,11 +311,19 @@ async fn solve_once(
             build_ref: format!("{}{attempt}", names_of(build)),
             session: request.session.clone(),
             frontend_attrs: spec.frontend_attrs.clone(),
-            image_name: names.join(","),
+            image_name: names
+                .iter()
+                .map(|name| image_name(guest.store, name))
+                .collect::<Vec<_>>()
+                .join(","),
             entitlements: spec.entitlements.clone(),
             cache_from: caches(&spec.cache_from)?,
             cache_to: caches(&spec.cache_to)?,
             export: spec.export,
+            exporter: match guest.store {
+                ImageStore::Classic => Exporter::Dockerd,
+                ImageStore::Containerd => Exporter::Containerd,
+            },
         },
         events,
     );
@@ -331,6 +341,20 @@ async fn solve_once(
 
 fn caches(entries: &[String]) -> Result<Vec<CacheEntry>, BadCacheEntry> {
     entries.iter().map(|entry| entry.parse()).collect()
+}
+
+/// What the exporter is to name the image. dockerd's own makes whole names of short ones; BuildKit's does not.
+fn image_name(store: ImageStore, image: &str) -> String {
+    let target = Target::parse(image).ok();
+    match (store, target) {
+        (ImageStore::Containerd, Some(target)) => format!(
+            "{}/{}:{}",
+            target.registry(),
+            target.repository(),
+            target.tag()
+        ),
+        (ImageStore::Containerd, None) | (ImageStore::Classic, _) => image.to_owned(),
+    }
 }
 
 /// The pushes that the build wants, if it wants any, one for each name: the first begins with the export.

@@ -37,6 +37,7 @@ const WAIT_MAX: Duration = Duration::from_secs(300);
 /// What a machine keeps when it is started again: the volume. Everything else is new each time.
 pub(crate) struct Volume {
     dir: TempDir,
+    store: &'static str,
 }
 
 /// A running machine.
@@ -67,6 +68,11 @@ impl Answer {
 
 /// A new volume of this size; none if something is missing, which was said.
 pub(crate) fn volume(bytes: u64) -> Option<Volume> {
+    volume_with("classic", bytes)
+}
+
+/// The same, for machines whose images are kept in this store.
+pub(crate) fn volume_with(store: &'static str, bytes: u64) -> Option<Volume> {
     let missing: Vec<&str> = PROGRAMS
         .into_iter()
         .filter(|name| !is_program(name))
@@ -93,7 +99,7 @@ pub(crate) fn volume(bytes: u64) -> Option<Volume> {
                 "lazy_itable_init=1,lazy_journal_init=1",
             ])
             .arg(dir.path().join("volume")));
-        return Some(Volume { dir });
+        return Some(Volume { dir, store });
     };
     assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{why}");
     eprintln!("skipped: {why}");
@@ -154,6 +160,7 @@ impl Volume {
             .env("VOLUME", self.dir.path().join("volume"))
             .env("GUEST", env!("CARGO_BIN_EXE_slipway-guest"))
             .env("DIR", dir.path())
+            .env("STORE", self.store)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(console)
@@ -191,7 +198,7 @@ mkdir -p var/lib/docker etc/slipway
 mount -o loop $VOLUME var/lib/docker
 ip link set lo up
 cp $GUEST sbin/slipway-guest
-echo '{"insecure_registries": ["127.0.0.1:5000"]}' > etc/slipway/guest.json
+echo '{"insecure_registries": ["127.0.0.1:5000"], "image_store": "'"$STORE"'"}' > etc/slipway/guest.json
 exec chroot . /sbin/slipway-guest
 "#;
 
