@@ -49,9 +49,45 @@ pub(crate) fn of_damage<'a>(mut lines: impl Iterator<Item = &'a str> + Clone) ->
     })
 }
 
+/// Whether the lines, of a containerd that keeps the images, say that a part of it does not work over damaged data. It goes on without the
+/// part, and dockerd, which needs it, gives its start up for a reason that names no damage.
+pub(crate) fn of_damaged_images<'a>(mut lines: impl Iterator<Item = &'a str>) -> bool {
+    lines.any(|line| {
+        let line = line.to_ascii_lowercase();
+        let says = |words: &[&str]| words.iter().any(|word| line.contains(word));
+        line.contains("failed to load plugin io.containerd.")
+            && (says(&BROKEN_DATABASE) || (line.contains(DATA_ROOT) && says(&BROKEN_TREE)))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn damaged_images_are_told_from_a_part_that_is_missing() {
+        for (line, damage) in [
+            (
+                "level=warning msg=\"failed to load plugin io.containerd.grpc.v1.images\" error=\"invalid database\"",
+                true,
+            ),
+            (
+                "level=warning msg=\"failed to load plugin io.containerd.transfer.v1.local\" error=\"mkdir /var/lib/docker/containerd/io.containerd.metadata.v1.bolt: not a directory\"",
+                true,
+            ),
+            (
+                "level=warning msg=\"failed to load plugin io.containerd.grpc.v1.tasks\" error=\"no runtimes available to create task service\"",
+                false,
+            ),
+            (
+                "level=warning msg=\"failed to load plugin io.containerd.metadata.v1.bolt\" error=\"no space left on device\"",
+                false,
+            ),
+            ("level=error msg=\"invalid database\"", false),
+        ] {
+            assert_eq!(of_damaged_images([line].into_iter()), damage, "{line}");
+        }
+    }
 
     fn check(text: &str, damage: bool) {
         assert_eq!(of_damage(text.lines()), damage, "{text}");

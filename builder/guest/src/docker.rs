@@ -130,6 +130,23 @@ impl Docker {
         self.ask("GET", "/_ping", wait).await.map(drop)
     }
 
+    /// dockerd's version. Each of its answers has it, and only `/version` starts programs to find more.
+    pub(crate) async fn version(&self) -> Result<String, DockerError> {
+        let (path, wait) = ("/_ping", limits::ENGINE_REQUEST_WAIT_MAX);
+        let answered = tokio::time::timeout(wait, self.ask_unbounded("GET", path)).await;
+        let answer = answered.unwrap_or_else(|_elapsed| {
+            Err(DockerError::TimedOut {
+                path: path.to_owned(),
+            })
+        })?;
+        let server = answer.headers().get(http::header::SERVER);
+        let version = server.and_then(|text| version_of(text.to_str().ok()?));
+        version.ok_or_else(|| DockerError::Answer {
+            path: path.to_owned(),
+            source: "it names no version".into(),
+        })
+    }
+
     /// How many containers run.
     pub(crate) async fn containers_running(&self) -> Result<u32, DockerError> {
         let running: Vec<IgnoredAny> = self
@@ -230,14 +247,18 @@ impl Docker {
     async fn ask(&self, method: &str, path: &str, wait: Duration) -> Result<Bytes, DockerError> {
         let asked = self.ask_unbounded(method, path);
         match tokio::time::timeout(wait, asked).await {
-            Ok(answered) => answered,
+            Ok(answered) => answered.map(http::Response::into_body),
             Err(_elapsed) => Err(DockerError::TimedOut {
                 path: path.to_owned(),
             }),
         }
     }
 
-    async fn ask_unbounded(&self, method: &str, path: &str) -> Result<Bytes, DockerError> {
+    async fn ask_unbounded(
+        &self,
+        method: &str,
+        path: &str,
+    ) -> Result<http::Response<Bytes>, DockerError> {
         let stream = self.connect().await?;
         let broke = |source| DockerError::Request {
             path: path.to_owned(),
@@ -257,8 +278,9 @@ impl Docker {
             })?;
         let exchange = async {
             let response = sender.send_request(request).await.map_err(broke)?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), limits::ENGINE_ANSWER_BYTES_MAX)
+            let (head, body) = response.into_parts();
+            let status = head.status;
+            let body = Limited::new(body, limits::ENGINE_ANSWER_BYTES_MAX)
                 .collect()
                 .await
                 .map_err(|source| DockerError::Answer {
@@ -267,7 +289,7 @@ impl Docker {
                 })?
                 .to_bytes();
             if status.is_success() {
-                Ok(body)
+                Ok(http::Response::from_parts(head, body))
             } else {
                 Err(DockerError::Refused {
                     status,
@@ -282,6 +304,12 @@ impl Docker {
             _ = connection => exchange.await,
         }
     }
+}
+
+/// Of `Docker/VERSION (linux)`.
+fn version_of(server: &str) -> Option<String> {
+    let version = server.strip_prefix("Docker/")?.split(' ').next()?;
+    (!version.is_empty()).then(|| version.chars().take(100).collect())
 }
 
 fn message_of(body: &[u8]) -> String {
@@ -329,6 +357,17 @@ mod tests {
             "reg.example:5000/a/b:tag@sha256:0"
         );
         assert_eq!(escape("a b?x=../\n{\"é"), "a%20b%3Fx%3D../%0A%7B%22%C3%A9");
+    }
+
+    #[test]
+    fn the_version_is_dockerds_own() {
+        let version = |server| version_of(server);
+        assert_eq!(
+            version("Docker/26.1.5+dfsg1 (linux)").as_deref(),
+            Some("26.1.5+dfsg1")
+        );
+        assert_eq!(version("Docker/ (linux)"), None);
+        assert_eq!(version("nginx"), None);
     }
 
     #[test]

@@ -61,6 +61,7 @@ pub(crate) struct Engine {
     containerd: Child,
     dockerd_output: Output,
     containerd_output: Output,
+    store: ImageStore,
 }
 
 /// Which daemon ended.
@@ -115,6 +116,7 @@ impl Engine {
             containerd_output,
             dockerd,
             containerd,
+            store,
         })
     }
 
@@ -143,10 +145,16 @@ impl Engine {
         manner(exit)
     }
 
-    /// Whether dockerd's last words speak of damage in its data. For a dockerd that ended by itself.
+    /// Whether dockerd's last words speak of damage in its data, or containerd's in what it keeps for dockerd. For a dockerd that ended by
+    /// itself.
     pub(crate) fn complains_of_damage(&self) -> bool {
-        let last = self.dockerd_output.last();
-        complaint::of_damage(last.iter().map(String::as_str))
+        let of_dockerd = self.dockerd_output.last();
+        let of_containerd = match self.store {
+            ImageStore::Classic => Vec::new(),
+            ImageStore::Containerd => self.containerd_output.last(),
+        };
+        complaint::of_damage(of_dockerd.iter().map(String::as_str))
+            || complaint::of_damaged_images(of_containerd.iter().map(String::as_str))
     }
 
     /// Logs the last lines of both daemons' output, for whoever has to find out why they ended.

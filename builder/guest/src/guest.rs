@@ -8,11 +8,13 @@ use crate::config::GuestConfig;
 use crate::docker::Docker;
 use crate::engine::{DATA_ROOT, ENGINE_SOCKET};
 use crate::garbage::{Collector, Reason, World};
+use crate::phase::Phase;
 use crate::store::ImageStore;
 use crate::{disk, watcher};
-use slipway_core::guest_api::{DiskUse, GuestStatus};
+use slipway_core::guest_api::{DiskUse, EngineStatus, GuestStatus};
 use std::path::Path;
 use std::sync::Arc;
+use tokio::sync::OnceCell;
 
 /// The guest.
 #[derive(Debug)]
@@ -27,6 +29,7 @@ pub(crate) struct Guest {
     pub(crate) config: GuestConfig,
     /// Where dockerd keeps its images.
     pub(crate) store: ImageStore,
+    engine_version: OnceCell<String>,
     collector: Collector,
 }
 
@@ -40,6 +43,7 @@ impl Guest {
             books,
             config,
             store,
+            engine_version: OnceCell::new(),
         })
     }
 
@@ -64,13 +68,32 @@ impl Guest {
     /// How the guest does, with containers counted now.
     pub(crate) async fn status(&self) -> GuestStatus {
         watcher::look(self).await;
+        let engine = self.engine().await;
         let ledger = self.books.read();
         GuestStatus {
+            engine,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            ready: ledger.phase() == crate::phase::Phase::Ready,
+            ready: ledger.phase() == Phase::Ready,
             activity: ledger.activity(self.books.now_ms()),
             disk: self.disk().unwrap_or_default(),
             ready_after_ms: ledger.ready_after_ms(),
         }
+    }
+
+    /// The engine, asked once.
+    async fn engine(&self) -> Option<EngineStatus> {
+        if self.books.phase() != Phase::Ready {
+            return None;
+        }
+        let version = self
+            .engine_version
+            .get_or_try_init(|| self.docker.version());
+        let version = version
+            .await
+            .inspect_err(|error| tracing::debug!(%error, "dockerd does not say its version"));
+        Some(EngineStatus {
+            version: version.ok()?.clone(),
+            image_store: self.store.name().to_owned(),
+        })
     }
 }

@@ -63,7 +63,7 @@ queries! {
     TOKENS = "tokens": concat!("query($org: String, $before: ID) { tokens(org: $org, before: $before) { ", token!(), " } }");
     CREATE_TOKEN = "createToken": concat!("mutation($input: CreateTokenInput!) { createToken(input: $input) { secret token { ", token!(), " } } }");
     REVOKE_TOKEN = "revokeToken": concat!("mutation($id: ID!) { revokeToken(id: $id) { ", token!(), " } }");
-    BUILDERS = "builders": concat!("query($org: String) { builders(org: $org) { ", builder!(), " volumeUsedBytes idleMs } }");
+    BUILDERS = "builders": concat!("query($org: String) { builders(org: $org) { ", builder!(), " volumeUsedBytes idleMs engine { version imageStore } } }");
     ENSURE_BUILDER = "ensureBuilder": concat!("mutation($input: BuilderInput!) { ensureBuilder(input: $input) { ", builder!(), " } }");
     STOP_BUILDER = "stopBuilder": concat!("mutation($input: BuilderInput!) { stopBuilder(input: $input) { ", builder!(), " } }");
     RESET_CACHE = "resetBuilderCache": concat!("mutation($input: BuilderInput!) { resetBuilderCache(input: $input) { ", builder!(), " } }");

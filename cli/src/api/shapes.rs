@@ -100,6 +100,9 @@ pub(crate) struct Builder {
     /// Bytes in use on its cache volume, where it was asked for and the builder runs.
     #[serde(default)]
     pub(crate) volume_used_bytes: Option<u64>,
+    /// Its Docker engine, where it was asked for and the builder runs.
+    #[serde(default)]
+    pub(crate) engine: Option<Engine>,
     /// For how long nothing was in flight inside, where it was asked for and the builder runs.
     #[serde(default)]
     pub(crate) idle_ms: Option<u64>,
@@ -110,6 +113,16 @@ pub(crate) struct Builder {
     pub(crate) last_error: Option<String>,
     /// What its owner should know, such as a cache that was replaced.
     pub(crate) notice: Option<String>,
+}
+
+/// The Docker engine of a builder.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Engine {
+    /// Its version.
+    pub(crate) version: String,
+    /// Where it keeps images.
+    pub(crate) image_store: String,
 }
 
 /// A build.

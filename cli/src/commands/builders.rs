@@ -4,7 +4,7 @@ use super::confirm::confirm;
 use super::context::Caller;
 use super::orgs::cpus;
 use crate::api::queries;
-use crate::api::shapes::Builder;
+use crate::api::shapes::{Builder, Engine};
 use crate::args::{BuilderChoice, BuildersVerb};
 use crate::deploy::seconds;
 use crate::exit::{Failure, Outcome};
@@ -143,6 +143,11 @@ fn show(builder: &Builder, printer: Printer) {
         ("cache", cache(builder)),
         ("connections", builder.connections.to_string()),
     ];
+    let engine = |engine: &Engine| {
+        let text = format!("{}, {} image store", engine.version, engine.image_store);
+        ("docker", text)
+    };
+    fields.extend(builder.engine.as_ref().map(engine));
     fields.extend(builder.idle_ms.map(|ms| ("idle", seconds(ms))));
     fields.extend(builder.last_error.clone().map(|error| ("error", error)));
     fields.extend(builder.notice.clone().map(|notice| ("notice", notice)));

@@ -4,8 +4,15 @@ use super::{certificates, write};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use slipway_loadtests::testbed::{DockerClient, Testbed, checkout_dir, show};
+use std::process::Command;
 
 const STORE: &str = "isolation = \"sandbox\"\nimage_store = \"containerd\"\n";
+const MANIFESTS: [&str; 4] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
 const REMOTE: &str = "cacert=/certs/ca.pem,cert=/certs/cert.pem,key=/certs/key.pem";
 
 /// README's lines that begin with these words, each with the command that its remark shows.
@@ -100,14 +107,52 @@ impl Farm {
         let mut all = vec!["buildx", "build", "--builder", "farm"];
         all.extend(arguments);
         all.push("/ctx");
-        self.docker.docker_ok(&all).with_context(|| self.bed.logs())
+        self.docker
+            .docker_ok(&all)
+            .with_context(|| format!("{arguments:?}\n{}", self.bed.logs()))
     }
 
+    /// A manifest or index in the farm's registry.
     fn manifest(&self, repository: &str, reference: &str) -> Result<Value> {
-        let path = format!("/v2/{repository}/manifests/{reference}");
-        let (code, body) = self.bed.registry.get(&path)?;
-        ensure!(code == 200, "{path}: {code} {body}");
-        Ok(serde_json::from_str(&body)?)
+        let url = format!(
+            "http://{}/v2/{repository}/manifests/{reference}",
+            self.registry
+        );
+        let mut curl = Command::new("curl");
+        for kind in MANIFESTS {
+            curl.args(["--header", &format!("Accept: {kind}")]);
+        }
+        let output = curl
+            .args(["--fail", "--silent", "--show-error", &url])
+            .output()?;
+        ensure!(output.status.success(), "{url}: {}", show(&output));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    fn empty_cache(&self) -> Result<()> {
+        let prune = ["buildx", "prune", "--builder", "farm", "--force", "--all"];
+        self.docker.docker_ok(&prune).map(drop)
+    }
+
+    /// Whether the first step came from a cache, with these options.
+    fn is_cached(&self, options: &[&str]) -> Result<bool> {
+        let mut all = vec![
+            "buildx",
+            "build",
+            "--builder",
+            "farm",
+            "--progress",
+            "plain",
+        ];
+        all.extend(options);
+        all.extend(["--output", "type=local,dest=/again", "/ctx"]);
+        let output = self.docker.command("docker", &all).output()?;
+        let text = show(&output);
+        ensure!(output.status.success(), "{options:?}: {text}");
+        let step = text.lines().find(|line| line.contains("RUN echo made"));
+        let number = step.and_then(|line| line.trim_start().split(' ').next());
+        let number = number.with_context(|| format!("no step: {text}"))?;
+        Ok(text.contains(&format!("{number} CACHED")))
     }
 }
 
@@ -128,8 +173,7 @@ fn buildx_pushes_loads_exports_and_caches_where_containerd_keeps_the_images() ->
         .docker
         .docker_ok(&["buildx", "du", "--builder", "farm"])?;
     ensure!(used.contains("Total:"), "{used}");
-    farm.docker
-        .docker_ok(&["buildx", "prune", "--builder", "farm", "--force", "--all"])?;
+    farm.empty_cache()?;
     deploys(&farm)
 }
 
@@ -177,7 +221,10 @@ fn exports(farm: &Farm) -> Result<()> {
     let root = farm.docker.root();
     for (kind, made) in [
         ("type=oci,dest=/oci.tar", "oci.tar"),
-        ("type=docker,dest=/docker.tar", "docker.tar"),
+        (
+            "type=docker,dest=/docker.tar,name=docker.io/library/exported:1",
+            "docker.tar",
+        ),
         ("type=tar,dest=/plain.tar", "plain.tar"),
         ("type=local,dest=/out", "out/m"),
     ] {
@@ -186,7 +233,7 @@ fn exports(farm: &Farm) -> Result<()> {
         ensure!(length > 0, "{kind} wrote nothing");
     }
     let loaded = farm.docker.docker_ok(&["load", "--input", "/docker.tar"])?;
-    ensure!(loaded.contains("Loaded image"), "{loaded}");
+    ensure!(loaded.contains("exported:1"), "{loaded}");
     Ok(())
 }
 
@@ -202,31 +249,17 @@ fn caches(farm: &Farm) -> Result<()> {
     ] {
         let push = push.map_or(vec![], |name| vec!["--push", "-t", name]);
         farm.build(&[&["--cache-to", to], &push[..]].concat())?;
-        farm.docker
-            .docker_ok(&["buildx", "prune", "--builder", "farm", "--force", "--all"])?;
-        let output = farm
-            .docker
-            .command(
-                "docker",
-                &[
-                    "buildx",
-                    "build",
-                    "--builder",
-                    "farm",
-                    "--progress",
-                    "plain",
-                    "--cache-from",
-                    from,
-                    "-o",
-                    "type=local,dest=/again",
-                    "/ctx",
-                ],
-            )
-            .output()?;
-        let text = show(&output);
-        ensure!(output.status.success(), "{from}: {text}");
-        ensure!(text.contains("CACHED"), "{from} had nothing: {text}");
+        farm.empty_cache()?;
+        ensure!(
+            farm.is_cached(&["--cache-from", from])?,
+            "{from} had nothing"
+        );
+        farm.empty_cache()?;
     }
+    ensure!(
+        !farm.is_cached(&[])?,
+        "the builder's own cache was not empty"
+    );
     Ok(())
 }
 
@@ -282,6 +315,16 @@ fn deploys(farm: &Farm) -> Result<()> {
         .slipway_ok(&["builders", "stop", "--org", "acme"])?;
     let third = farm.bed.deployed(&mut farm.bed.deploy(&dir, "web:2"))?;
     ensure!(third["steps_cached"] == third["steps"], "{third}");
+    let org = ["builders", "list", "--org", "acme", "--json"];
+    let builders = farm.bed.slipway_json(&org)?;
+    let engine = &builders[0]["engine"];
+    ensure!(engine["imageStore"] == "containerd", "{builders}");
+    ensure!(
+        engine["version"]
+            .as_str()
+            .is_some_and(|version| version.starts_with("26.")),
+        "{builders}"
+    );
     let driver = farm
         .docker
         .docker_ok(&["info", "--format", "{{.Driver}}"])?;

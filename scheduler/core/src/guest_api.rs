@@ -30,6 +30,18 @@ pub struct GuestStatus {
     pub disk: DiskUse,
     /// Milliseconds from the guest's start to ready; absent until ready.
     pub ready_after_ms: Option<u64>,
+    /// The Docker engine; absent until ready.
+    #[serde(default)]
+    pub engine: Option<EngineStatus>,
+}
+
+/// The Docker engine of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineStatus {
+    /// Its version, such as `26.1.5+dfsg1`.
+    pub version: String,
+    /// Where it keeps images: `classic` or `containerd`.
+    pub image_store: String,
 }
 
 /// What is in flight inside a machine.

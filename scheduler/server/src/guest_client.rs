@@ -91,7 +91,15 @@ impl GuestClient {
     pub async fn status(&mut self, wait_ready: Duration) -> Result<GuestStatus, GuestError> {
         let path = format!("/v1/status?wait_ready_ms={}", wait_ready.as_millis());
         let wait = wait_ready + GUEST_ANSWER_WAIT_MAX;
-        json(accept(self.ask(Method::GET, &path, Bytes::new(), wait).await?).await?).await
+        let answer = accept(self.ask(Method::GET, &path, Bytes::new(), wait).await?).await?;
+        let mut status: GuestStatus = json(answer).await?;
+        if let Some(engine) = &mut status.engine {
+            for text in [&mut engine.version, &mut engine.image_store] {
+                text.retain(|c| !c.is_control());
+                *text = bounded(std::mem::take(text), GUEST_MESSAGE_BYTES_MAX);
+            }
+        }
+        Ok(status)
     }
 
     /// Asks the machine to end.

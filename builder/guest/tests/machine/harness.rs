@@ -107,11 +107,18 @@ pub(crate) fn volume_with(store: &'static str, bytes: u64) -> Option<Volume> {
 }
 
 impl Volume {
-    /// Puts a file where dockerd keeps its volumes, as a file system that lost a directory may have it.
+    /// Puts a file where the engine keeps a directory, as a file system that lost one may have it: dockerd's volumes, or what
+    /// containerd knows of its images.
     pub(crate) fn spoil(&self) {
-        let script = "mount -o loop $VOLUME /mnt && rm -rf /mnt/volumes && echo x > /mnt/volumes && umount /mnt";
+        let lost = match self.store {
+            "containerd" => "containerd/io.containerd.metadata.v1.bolt",
+            _ => "volumes",
+        };
+        let script = format!(
+            "mount -o loop $VOLUME /mnt && rm -rf /mnt/{lost} && echo x > /mnt/{lost} && umount /mnt"
+        );
         run(Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", script])
+            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
             .env("VOLUME", self.dir.path().join("volume")));
     }
 

@@ -1,6 +1,6 @@
 //! How a machine starts and ends.
 
-use crate::harness::{children_of, signal, volume, wait_for};
+use crate::harness::{children_of, signal, volume, volume_with, wait_for};
 use nix::sys::signal::Signal;
 use std::process::Command;
 use std::time::Instant;
@@ -55,31 +55,36 @@ fn sigterm_ends_it_cleanly_even_while_it_starts() {
 
 #[test]
 fn the_crash_of_a_daemon_is_a_crash_of_the_machine_and_leaves_no_record() {
-    let Some(volume) = volume(VOLUME_BYTES) else {
-        return;
-    };
-    for daemon in ["dockerd", "containerd"] {
-        let machine = volume.start();
-        signal(machine.daemon(daemon), Signal::SIGKILL);
-        assert_eq!(machine.wait().code(), Some(1), "{}", machine.console());
-        assert_eq!(machine.record(), "");
+    for store in ["classic", "containerd"] {
+        let Some(volume) = volume_with(store, VOLUME_BYTES) else {
+            return;
+        };
+        for daemon in ["dockerd", "containerd"] {
+            let machine = volume.start();
+            assert_eq!(machine.status()["engine"]["image_store"], store);
+            signal(machine.daemon(daemon), Signal::SIGKILL);
+            assert_eq!(machine.wait().code(), Some(1), "{}", machine.console());
+            assert_eq!(machine.record(), "");
+        }
+        // What a crash leaves on the volume does not keep the next machine from starting.
+        volume.start().end();
     }
-    // What a crash leaves on the volume does not keep the next machine from starting.
-    volume.start().end();
 }
 
 /// Whoever runs the machine may then think of another volume; of a start that fails for anything else it may not.
 #[test]
 fn damaged_data_is_told_in_the_end_record() {
-    let Some(volume) = volume(VOLUME_BYTES) else {
-        return;
-    };
-    let machine = volume.start();
-    machine.end();
-    volume.spoil();
-    let machine = volume.boot();
-    assert_eq!(machine.wait().code(), Some(1), "{}", machine.console());
-    assert_eq!(machine.record(), "end damaged\n", "{}", machine.console());
+    for store in ["classic", "containerd"] {
+        let Some(volume) = volume_with(store, VOLUME_BYTES) else {
+            return;
+        };
+        let machine = volume.start();
+        machine.end();
+        volume.spoil();
+        let machine = volume.boot();
+        assert_eq!(machine.wait().code(), Some(1), "{}", machine.console());
+        assert_eq!(machine.record(), "end damaged\n", "{}", machine.console());
+    }
 }
 
 #[test]

@@ -192,6 +192,7 @@ impl TestGuest {
                         activity: self.activity(),
                         disk: DiskUse::default(),
                         ready_after_ms: None,
+                        engine: None,
                     },
                 )
             }

@@ -48,6 +48,15 @@ pub(in crate::graphql) struct Activity {
     idle_ms: Long,
 }
 
+/// The Docker engine in a builder.
+#[derive(SimpleObject)]
+pub(in crate::graphql) struct Engine {
+    /// Its version.
+    version: String,
+    /// Where it keeps images: `classic` or `containerd`.
+    image_store: String,
+}
+
 /// A builder: one per org, region and architecture.
 pub(in crate::graphql) struct Builder {
     view: BuilderView,
@@ -164,6 +173,16 @@ impl Builder {
     #[graphql(complexity = "GRAPHQL_GUEST_WEIGHT + child_complexity")]
     async fn volume_used_bytes(&self, context: &Context<'_>) -> Option<Long> {
         self.used(context).await.map(Long)
+    }
+
+    /// Its Docker engine; absent while it does not run.
+    #[graphql(complexity = "GRAPHQL_GUEST_WEIGHT + child_complexity")]
+    async fn engine(&self, context: &Context<'_>) -> Option<Engine> {
+        let engine = self.guest(context).await?.engine.as_ref()?;
+        Some(Engine {
+            version: engine.version.clone(),
+            image_store: engine.image_store.clone(),
+        })
     }
 
     /// What is in flight inside; absent while it does not run.
