@@ -194,10 +194,8 @@ pub(crate) async fn start(
     let path = settings.data_dir.join(ADDRESSES_FILE);
     // For tools beside this process. On a full disk they find what was there before.
     if let Err(error) = secret_file::write_public(&path, addresses.to_string().as_bytes()) {
-        tracing::warn!(
-            why = crate::farm::chain(&error),
-            "the addresses are not written"
-        );
+        let why = crate::farm::chain(&error);
+        tracing::warn!(?why, "the addresses are not written");
     }
     tracing::info!(%addresses, "serving");
     let store = opened.store;

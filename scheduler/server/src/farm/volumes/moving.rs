@@ -359,9 +359,8 @@ impl Shared {
                 tracing::error!(%org, volume = %id, host = %volume.host, copy = %moving.copy, "both hosts of a move are one; nothing is destroyed");
             }
             OtherCopy::Unknown => {
-                let why =
-                    "a host does not say which pool it has, so the other copy stays until it does";
-                return Err(VolumeError::Unsupported(why.to_owned()).into());
+                tracing::warn!(%org, volume = %id, "a host does not say which pool it has, so the other copy stays until it does");
+                return Err(VolumeError::HostAway.into());
             }
         }
         let source = self.reachable(&moving.source)?;
