@@ -50,5 +50,5 @@ fi
 cat <<'EOF'
 log in as the administrator, on this computer:
   slipway login --server https://127.0.0.1:7443 --ca /var/lib/slipway/serve/ca.pem --token-stdin < /var/lib/slipway/serve/admin.token
-then: slipway orgs create NAME; slipway tokens create NAME --org NAME
+then: slipway orgs create ORG; slipway tokens create TOKEN-NAME --org ORG
 EOF
