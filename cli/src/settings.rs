@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 pub(crate) const ENV_CONFIG_DIR: &str = "SLIPWAY_CONFIG_DIR";
 /// Token, instead of the stored one.
 pub(crate) const ENV_TOKEN: &str = "SLIPWAY_TOKEN";
+/// What to do about a token that the server does not take.
+pub(crate) const LOG_IN_AGAIN: &str =
+    "log in again with `slipway login`, or correct SLIPWAY_TOKEN where it is set";
 const FILE_NAME: &str = "config.toml";
 
 /// An API token. `Debug` never prints it.

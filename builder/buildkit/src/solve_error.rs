@@ -186,7 +186,7 @@ impl SolveError {
                 Some("check the name and tag, and log in to the registry if the image is private")
             }
             SolveError::RegistryUnreachable { .. } => Some(
-                "the registry of a base image does not answer the builder: check its name, or try again later",
+                "the registry of a base image does not answer the builder: check its name (after `COPY --from`, the name of the stage), or try again later",
             ),
             SolveError::SourceUnreachable { .. } => Some(
                 "the server does not answer the builder: check the address, or try again later; builders reach private addresses only where the operator allows it",

@@ -249,7 +249,7 @@ fn explain(error: &Value) -> ApiError {
     };
     let failure = failure.maybe_hint(text(extension("hint")));
     let failure = match code.as_str() {
-        "UNAUTHENTICATED" => failure.hint("log in again: `slipway login`"),
+        "UNAUTHENTICATED" => failure.hint(crate::settings::LOG_IN_AGAIN),
         "" | "INVALID" if is_schema_mismatch(&message) => {
             OTHER_VERSION.clone_into(&mut code);
             failure

@@ -239,7 +239,7 @@ pub(super) fn refused(status: StatusCode, body: &[u8]) -> Failure {
         Err(_) => format!("the server answered {status}"),
     };
     if status == StatusCode::UNAUTHORIZED {
-        Failure::user(message).hint("log in again: `slipway login`")
+        Failure::user(message).hint(crate::settings::LOG_IN_AGAIN)
     } else if status.is_client_error() {
         Failure::user(message)
     } else {

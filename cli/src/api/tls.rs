@@ -56,7 +56,7 @@ impl Transport {
         if added == 0 && ca_pem.is_some() {
             return Err(
                 Failure::user("there is no usable certificate in the authority's file")
-                    .hint("give the server's own with `slipway login --ca FILE`"),
+                    .hint("give the server's own with `slipway login --server https://HOST:PORT --ca FILE`"),
             );
         }
         if added == 0 {
@@ -140,7 +140,7 @@ fn explain_tls(address: &ServerAddress, error: &std::io::Error) -> Failure {
         Some(rustls::Error::InvalidCertificate(reason)) => Failure::user(format!(
             "the certificate of {address} is not trusted: {reason}"
         ))
-        .hint("log in again with the server's own authority: `slipway login --ca FILE`"),
+        .hint("log in again with the server's own authority: `slipway login --server https://HOST:PORT --ca FILE`"),
         Some(_) | None => {
             Failure::system_caused(format_args!("cannot speak tls with {address}"), error)
         }

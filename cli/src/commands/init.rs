@@ -51,7 +51,14 @@ pub(crate) fn run(args: &InitArgs, printer: Printer) -> Outcome<()> {
             dir.display()
         ));
     } else {
-        printer.note("hint: `slipway deploy` builds and pushes it");
+        let has_a_place = args.registry.is_some() || text.contains("registry = ");
+        printer.note(match has_a_place {
+            true => "hint: `slipway deploy` builds and pushes it",
+            false => {
+                "hint: say where images go: registry = \"HOST/TEAM\" at the top of slipway.toml, or `slipway deploy --image HOST/TEAM/APP:TAG`; \
+                 `slipway deploy --build-only` pushes nothing"
+            }
+        });
     }
     Ok(())
 }

@@ -90,7 +90,7 @@ fn explain_serve(error: &ServeError) -> Failure {
         | ServeError::Seal(_)
         | ServeError::Tls(_)
         | ServeError::Farm(_)
-        | ServeError::Builds(_) => Failure::system_caused(ACTION, error),
+        | ServeError::Builds(_) => Failure::system_caused(ACTION, error).hint(TROUBLE),
     }
 }
 
@@ -133,11 +133,21 @@ fn explain_host(error: &HostRunError) -> Failure {
             | HostRunError::Image(_)
     );
     if is_the_callers {
-        Failure::user_caused(ACTION, error)
+        let hint = if matches!(error, HostRunError::NotRoot) {
+            "run it as root"
+        } else if matches!(error, HostRunError::AlreadyRunning { .. }) {
+            "stop the other one first: `systemctl stop slipway-host`"
+        } else {
+            "docs/settings.md has every setting of the host"
+        };
+        Failure::user_caused(ACTION, error).hint(hint)
     } else {
-        Failure::system_caused(ACTION, error)
+        Failure::system_caused(ACTION, error).hint(TROUBLE)
     }
 }
+
+/// Where an operator looks for what no hint can know.
+const TROUBLE: &str = "docs/operations.md, \"When something is wrong\" and \"Back up\", says what to look at";
 
 fn block_on<T>(future: impl Future<Output = Outcome<T>>) -> Outcome<T> {
     tokio::runtime::Builder::new_multi_thread()
@@ -235,7 +245,10 @@ fn parse<T: DeserializeOwned>(
         let (key, value) = flag.split_once('=').ok_or_else(|| {
             Failure::user(format!("'{flag}' is not a setting")).hint("--set takes NAME=VALUE")
         })?;
-        table.insert(key.to_owned(), scalar(value));
+        insert(&mut table, key, scalar(value)).ok_or_else(|| {
+            Failure::user(format!("'{key}' is not a setting"))
+                .hint("a name with dots is a setting in a table, as limits.org_pool_percent")
+        })?;
         changed.push(format!("--set {key}"));
     }
     if changed.is_empty() {
@@ -243,6 +256,22 @@ fn parse<T: DeserializeOwned>(
     }
     T::deserialize(Value::Table(table))
         .map_err(|error| place(&format!("{shown} with {}", changed.join(", ")), &error))
+}
+
+/// Sets a value in a table, or, by a name with dots, in a table of it. `None` if something else than a table is in the way.
+fn insert(table: &mut Table, key: &str, value: Value) -> Option<()> {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+            Some(())
+        }
+        Some((outer, rest)) => {
+            let inner = table
+                .entry(outer)
+                .or_insert_with(|| Value::Table(Table::new()));
+            insert(inner.as_table_mut()?, rest, value)
+        }
+    }
 }
 
 /// A value as TOML writes it, else a text.
@@ -265,6 +294,8 @@ mod tests {
         count: u32,
         #[serde(default)]
         list: Vec<u32>,
+        #[serde(default)]
+        inner: Table,
     }
 
     fn read(text: &str, env: &[(&str, &str)], flags: &[&str]) -> Outcome<Sample> {
@@ -287,8 +318,19 @@ mod tests {
             name: "127.0.0.1:0".to_owned(),
             count: 3,
             list: vec![1, 2],
+            inner: Table::new(),
         };
         assert_eq!(sample, want);
+    }
+
+    #[test]
+    fn a_flag_sets_one_value_of_a_table_and_leaves_the_others() {
+        let text = "name='a'\n[inner]\nfirst=1\nsecond=2\n";
+        let sample = read(text, &[], &["inner.second=3", "inner.third.x='y'"]).unwrap();
+        let want = "first=1\nsecond=3\nthird={x='y'}\n";
+        assert_eq!(sample.inner, toml::from_str(want).unwrap());
+        let failure = read(text, &[], &["name.first=1"]).unwrap_err();
+        assert!(failure.message().contains("name.first"), "{failure}");
     }
 
     #[test]

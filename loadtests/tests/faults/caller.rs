@@ -69,7 +69,7 @@ fn tokens_that_do_not_count_and_names_that_do_not_exist() -> Result<()> {
     bed.refused(
         &mut bed.slipway(&["apps", "create", "Bad Name", "--org", "acme"]),
         1,
-        &["will not do as a name", "lower-case"],
+        &["not valid as a name", "lower-case"],
     )?;
     Ok(())
 }

@@ -36,7 +36,7 @@ const TABLE: [(&str, &str); 28] = [
     ("no matching entries in passwd file", NO_USER),
     (
         "no SSH key",
-        "the step mounts an SSH agent, and none was forwarded: `docker buildx build --ssh default` through the farm's gateway does so",
+        "the step mounts an SSH agent, and none was forwarded: pass yours with --ssh default",
     ),
     (
         "digest mismatch",

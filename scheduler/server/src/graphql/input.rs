@@ -388,7 +388,7 @@ pub(super) fn label(text: String, what: &str) -> Result<String> {
         return Ok(text);
     }
     Err(
-        Problem::new(Code::Invalid, format!("that will not do as a {what}"))
+        Problem::new(Code::Invalid, format!("not valid as a {what}: {:?}", text.chars().take(80).collect::<String>()))
             .hint("1 to 63 lower-case letters, digits and hyphens, with none of these at the ends")
             .into(),
     )

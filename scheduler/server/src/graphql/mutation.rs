@@ -42,7 +42,7 @@ impl CoreMutation {
         let access = Access::of(context)?;
         access.principal.require_administrator()?;
         let settings = &access.parts.settings;
-        let slug = label(input.slug, "slug")?;
+        let slug = label(input.slug, "name of an org")?;
         let size = settings.builder.size();
         let most = settings.ceilings();
         let retention = most.cut_retention(BuildRetention::default());
