@@ -260,12 +260,22 @@ fn flags_of_buildx(bed: &Testbed) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_users_of_flyctl_and_buildx_type() -> Result<()> {
-    let bed = Testbed::start()?;
+fn what_users_type(image_store: &str) -> Result<()> {
+    let bed = Testbed::start_with(&format!(
+        "isolation = \"sandbox\"\nimage_store = \"{image_store}\"\n"
+    ))?;
     bed.registry.seed(&["busybox"])?;
     a_fly_file_is_used_told_or_refused(&bed)?;
     an_ssh_agent_is_forwarded(&bed)?;
-    flags_of_buildx(&bed)?;
-    Ok(())
+    flags_of_buildx(&bed)
+}
+
+#[test]
+fn what_users_of_flyctl_and_buildx_type() -> Result<()> {
+    what_users_type("classic")
+}
+
+#[test]
+fn what_users_type_works_with_containerds_image_store_too() -> Result<()> {
+    what_users_type("containerd")
 }

@@ -20,8 +20,16 @@ const TABLES: [(&str, &str, &str); 8] = [
     ("`[[hosts]]` of `serve.toml`", SERVE, "HostEntry"),
     ("`[builder]` of `serve.toml`", SERVE, "BuilderDefaults"),
     ("`[limits]` of `serve.toml`", SERVE, "LimitSettings"),
-    ("`[keys]` of `serve.toml`, store = \"embedded\"", SERVE, "Embedded"),
-    ("`[keys]` of `serve.toml`, store = \"vault\"", VAULT, "VaultSettings"),
+    (
+        "`[keys]` of `serve.toml`, store = \"embedded\"",
+        SERVE,
+        "Embedded",
+    ),
+    (
+        "`[keys]` of `serve.toml`, store = \"vault\"",
+        VAULT,
+        "VaultSettings",
+    ),
 ];
 const HOST: &str = "builder/host/src/settings.rs";
 const SERVE: &str = "scheduler/server/src/settings.rs";
@@ -34,7 +42,10 @@ fn the_page_has_every_setting_as_its_comment_says() -> Result<()> {
         let text = std::fs::read_to_string(checkout_dir().join(module)).context(module)?;
         let fields = fields(&text, name)?;
         ensure!(!fields.is_empty(), "{name} of {module} has no settings");
-        write!(page, "\n## {heading}\n\n| setting | what it is, and its default |\n|---|---|\n")?;
+        write!(
+            page,
+            "\n## {heading}\n\n| setting | what it is, and its default |\n|---|---|\n"
+        )?;
         for (field, what) in fields {
             ensure!(!what.is_empty(), "{name}::{field} has no comment");
             writeln!(page, "| `{field}` | {what} |")?;

@@ -65,6 +65,9 @@ const _: () = assert!(
     "the buffers of one push must fit its memory bound, with a fifth left for everything else"
 );
 
+/// Insecure registries of which a process remembers how they speak. Beyond it they are asked again.
+pub const SCHEMES_KNOWN: usize = 64;
+
 /// One connection attempt, TLS included. After it the attempt counts as failed and is retried.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 

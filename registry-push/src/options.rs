@@ -12,7 +12,10 @@ use std::path::PathBuf;
 pub struct PushOptions {
     /// Registries (`host` or `host:port`) spoken to over plain http. Loopback hosts always are, as with Docker.
     pub insecure_http: Vec<String>,
-    /// TLS even for loopback hosts and those named in `insecure_http`.
+    /// Registries with TLS that nobody vouches for, or without TLS, as dockerd's `insecure-registries` names them: `host:port`, `host`, or a
+    /// network. Which of both it is is found by asking.
+    pub insecure: Vec<String>,
+    /// TLS even for loopback hosts and those named in `insecure_http`; a certificate that can be verified even for those in `insecure`.
     pub require_tls: bool,
     /// Certificates (PEM) trusted beside the system's own.
     pub extra_roots_pem: Vec<Vec<u8>>,

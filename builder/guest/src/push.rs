@@ -111,7 +111,7 @@ pub(crate) fn prepare(
     let mut fitting = credentials.iter().filter_map(|it| fitting(it, &target));
     let credential = fitting.next();
     let options = PushOptions {
-        insecure_http: guest.config.insecure_registries.clone(),
+        insecure: guest.config.insecure_registries.clone(),
         extra_roots_pem: roots(&guest.config.ca_pem),
         http_proxy: guest.config.proxies.http.clone(),
         https_proxy: guest.config.proxies.https.clone(),

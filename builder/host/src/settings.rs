@@ -108,7 +108,7 @@ pub struct HostSettings {
     pub resolvers: Option<Vec<Ipv4Addr>>,
     /// Mirrors of Docker Hub, as URLs. Empty.
     pub registry_mirrors: Vec<String>,
-    /// Registries without TLS, as `HOST:PORT`. Empty.
+    /// Registries without TLS, or with a certificate that nobody vouches for, as dockerd names them: `HOST:PORT`, `HOST`, or a network. Empty.
     pub insecure_registries: Vec<String>,
     /// PEM files of certificates that machines trust for pulls, pushes and `ADD`, beside the image's own: those of a private CA. A changed
     /// file counts from a machine's next start. Empty.

@@ -147,7 +147,8 @@ fn explain_host(error: &HostRunError) -> Failure {
 }
 
 /// Where an operator looks for what no hint can know.
-const TROUBLE: &str = "docs/operations.md, \"When something is wrong\" and \"Back up\", says what to look at";
+const TROUBLE: &str =
+    "docs/operations.md, \"When something is wrong\" and \"Back up\", says what to look at";
 
 fn block_on<T>(future: impl Future<Output = Outcome<T>>) -> Outcome<T> {
     tokio::runtime::Builder::new_multi_thread()

@@ -64,6 +64,7 @@ impl Sending {
                 let compressors = base.compressors();
                 let mut feed = Feed::new(compressors, layer, &on_move);
                 let item = "a layer ahead of its image";
+                base.registry.settle().await?;
                 upload_ahead(&base.registry, item, &mut feed, is_wanted).await
             }
         });

@@ -115,6 +115,7 @@ impl Push {
         let mut wanted: HashSet<Digest> = image.diff_ids().cloned().collect();
         wanted.insert(image_id.clone());
         let base = &*self.base;
+        base.registry.settle().await?;
         let index = open_index(base.options.index.clone(), wanted.clone()).await;
         let ahead = match self.ahead {
             Some(ahead) => ahead.of(&image).await,

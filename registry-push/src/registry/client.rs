@@ -5,6 +5,7 @@
 
 use super::auth::Auth;
 use super::failures::is_hopeless;
+use super::insecure::{self, Scheme};
 use super::retry::{Attempts, is_rate_limit, is_transient, retry_after};
 use crate::digest::Digest;
 use crate::error::{ProtocolFault, PushError, Said};
@@ -28,7 +29,10 @@ pub(crate) struct Registry {
     pub(super) host: String,
     pub(super) repository: String,
     pub(super) credential: Option<Credential>,
-    base: Url,
+    /// As it is without asking.
+    presumed: Url,
+    /// As it is by an answer of an insecure registry; of the others never set.
+    found: OnceLock<Found>,
     options: PushOptions,
     auth: Auth,
     /// Most bytes of one streamed request, as far as is known of the registry or a proxy before it.
@@ -36,6 +40,13 @@ pub(crate) struct Registry {
     clear: reqwest::Client,
     /// Made when first needed, so that a push in clear works without any root certificate.
     secure: OnceLock<reqwest::Client>,
+}
+
+/// What was found of an insecure registry.
+struct Found {
+    base: Url,
+    /// The client for it, if it has TLS.
+    unverified: Option<reqwest::Client>,
 }
 
 /// A whole answer; the body is cut at [`ANSWER_BODY_BYTES`].
@@ -100,7 +111,7 @@ impl Registry {
             item: "its name".to_string(),
             fault,
         };
-        let base = Url::parse(&format!("{scheme}://{host}/v2/{}/", target.repository()))
+        let presumed = Url::parse(&format!("{scheme}://{host}/v2/{}/", target.repository()))
             .map_err(|_| protocol(ProtocolFault::Location))?;
         let clear = client_builder(options)
             .and_then(|builder| builder.tls_certs_only([]).build())
@@ -112,13 +123,46 @@ impl Registry {
             host,
             repository: target.repository().to_string(),
             credential: credential.cloned(),
-            base,
+            presumed,
+            found: OnceLock::new(),
             options: options.clone(),
             auth: Auth::default(),
             request_most: AtomicU64::new(u64::MAX),
             clear,
             secure: OnceLock::new(),
         })
+    }
+
+    /// Finds out how an insecure registry speaks. To be awaited before the first request; asks others nothing.
+    pub(crate) async fn settle(&self) -> Result<(), PushError> {
+        let (list, host) = (&self.options.insecure, &self.host);
+        if list.is_empty() || self.options.require_tls || self.found.get().is_some() {
+            return Ok(());
+        }
+        if !insecure::is_named(list, host, &insecure::addresses(host).await) {
+            return Ok(());
+        }
+        let failed = |source| PushError::Client {
+            host: host.clone(),
+            source,
+        };
+        let (scheme, unverified) = match insecure::scheme(host, &self.clear).await {
+            Scheme::Clear => ("http", None),
+            Scheme::Unverified => {
+                let builder = client_builder(&self.options).map_err(failed)?;
+                let client = builder.tls_danger_accept_invalid_certs(true).build();
+                ("https", Some(client.map_err(failed)?))
+            }
+        };
+        let base = Url::parse(&format!("{scheme}://{host}/v2/{}/", self.repository))
+            .map_err(|_| self.protocol("its name", ProtocolFault::Location))?;
+        // Who settles at the same time has found the same.
+        let _ = self.found.set(Found { base, unverified });
+        Ok(())
+    }
+
+    fn base(&self) -> &Url {
+        self.found.get().map_or(&self.presumed, |found| &found.base)
     }
 
     /// Host and port of the API.
@@ -139,7 +183,9 @@ impl Registry {
     /// `/v2/<repository>/<path>`. The path is made of digests and tags, which need no escaping.
     pub(crate) fn url(&self, path: &str) -> Url {
         // The base was parsed; joining a plain relative path to it cannot fail.
-        self.base.join(path).unwrap_or_else(|_| self.base.clone())
+        self.base()
+            .join(path)
+            .unwrap_or_else(|_| self.base().clone())
     }
 
     /// Most bytes of one streamed request.
@@ -156,6 +202,12 @@ impl Registry {
     pub(super) fn http(&self, url: &Url) -> Result<&reqwest::Client, PushError> {
         if url.scheme() == "http" {
             return Ok(&self.clear);
+        }
+        // Of a redirect to somebody else the certificate is verified.
+        if let Some(client) = self.found.get().and_then(|found| found.unverified.as_ref())
+            && self.is_own(url)
+        {
+            return Ok(client);
         }
         if let Some(client) = self.secure.get() {
             return Ok(client);
@@ -180,13 +232,16 @@ impl Registry {
             .port()
             .map_or_else(|| host.to_string(), |port| format!("{host}:{port}"));
         self.options.is_plain(&with_port)
+            || (self.is_own(url) && self.base().scheme() == "http")
+            || (!self.options.require_tls
+                && insecure::is_named(&self.options.insecure, &with_port, &address_of(host)))
     }
 
     /// The URL with TLS, if that makes it one of the registry's own: a registry behind a TLS proxy often writes its own scheme wrongly.
     pub(super) fn secured(&self, url: &Url) -> Option<Url> {
         let is_meant = url.scheme() == "http"
-            && self.base.scheme() == "https"
-            && url.host() == self.base.host();
+            && self.base().scheme() == "https"
+            && url.host() == self.base().host();
         let mut secured = url.clone();
         let is_secured = is_meant && secured.set_scheme("https").is_ok();
         (is_secured && self.is_own(&secured)).then_some(secured)
@@ -206,7 +261,7 @@ impl Registry {
             .and_then(|text| from.join(text).ok())
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
             .ok_or_else(|| self.protocol(item, ProtocolFault::Location))?;
-        if url.scheme() == "http" && self.base.scheme() == "https" {
+        if url.scheme() == "http" && self.base().scheme() == "https" {
             if let Some(secured) = self.secured(&url) {
                 return Ok(secured);
             }
@@ -324,7 +379,7 @@ impl Registry {
 
     /// Same scheme, host and port as the registry.
     pub(super) fn is_own(&self, url: &Url) -> bool {
-        url.origin() == self.base.origin()
+        url.origin() == self.base().origin()
     }
 
     /// Whether the registry gives this blob away, whatever it says of it: some answer HEAD for blobs that are gone. Asks for one byte.
@@ -366,6 +421,11 @@ impl Registry {
             _ => Err(self.failed(item, &answer, 1)),
         }
     }
+}
+
+fn address_of(host: &str) -> Vec<std::net::IpAddr> {
+    let name = host.trim_start_matches('[').trim_end_matches(']');
+    name.parse().into_iter().collect()
 }
 
 fn is_limited(answer: &Answer) -> bool {

@@ -10,6 +10,7 @@ mod failures;
 mod feed;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
+mod insecure;
 mod retry;
 mod small;
 mod upload;

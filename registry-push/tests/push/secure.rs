@@ -123,6 +123,50 @@ async fn a_registry_with_tls_is_trusted_by_its_root_alone() {
     assert_complete(&registry, "app", "v1", &image, &pushed);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insecure_registry_is_spoken_to_as_it_speaks() {
+    let Some(identity) = Identity::new() else {
+        return;
+    };
+    let tls = format!(
+        "  tls: {{certificate: {}, key: {}}}\n",
+        identity.certificate.display(),
+        identity.key.display()
+    );
+    let image = image(&[Made::new(3 << 20, 1)]);
+    let with_tls = Registry::start_with(&Access::Password, &tls);
+    let (Some(with_tls), Some(without)) = (with_tls, Registry::start(&Access::Password)) else {
+        return;
+    };
+    for (name, registry, named) in [
+        ("host", &with_tls, with_tls.address.to_string()),
+        ("network", &with_tls, "127.0.0.0/8".to_string()),
+        ("clear", &without, format!("http://{}", without.address)),
+    ] {
+        let options = PushOptions {
+            insecure: vec![named],
+            ..PushOptions::default()
+        };
+        let target = Target::parse(&registry.target(&format!("{name}:v1"))).unwrap();
+        let login = credential(PASSWORD);
+        let pushed = push(image.clone(), &target, Some(&login), &options, |_| ())
+            .await
+            .unwrap();
+        assert_complete(registry, name, "v1", &image, &pushed);
+    }
+    // A name that is not on the list is not spoken to without a certificate that can be verified.
+    let options = PushOptions {
+        insecure: vec!["10.0.0.0/8".to_string()],
+        require_tls: true,
+        ..PushOptions::default()
+    };
+    let target = Target::parse(&with_tls.target("other:v1")).unwrap();
+    let error = push(image, &target, None, &options, |_| ())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, PushError::Unreachable { .. }), "{error:?}");
+}
+
 /// What identity tokens are exchanged for.
 const IDENTITY_TOKEN: &str = "identity/token+of=someone";
 

@@ -2,11 +2,13 @@
 
 use crate::conformance::context;
 use crate::harness::{Guest, Host, Kind, WAIT, http, wait_for};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{EndpointPort, MachineSpec};
 use slipway_core::vm::Wanted;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, IoSlice, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -213,8 +215,13 @@ fn tempfile_dir(host: &Host) -> String {
     dir.display().to_string()
 }
 
-/// QEMU's monitor, as another than the daemon has it.
-fn monitor(host: &Host, spec: &MachineSpec, commands: &[(&str, serde_json::Value)]) {
+/// QEMU's monitor, as another than the daemon has it. The file goes with the command `add-fd`: QEMU sees no directory of the host.
+fn monitor(
+    host: &Host,
+    spec: &MachineSpec,
+    commands: &[(&str, serde_json::Value)],
+    file: Option<&fs::File>,
+) {
     let stream = UnixStream::connect(
         host.dir
             .join("state/machines")
@@ -227,7 +234,19 @@ fn monitor(host: &Host, spec: &MachineSpec, commands: &[(&str, serde_json::Value
     let ready = ("qmp_capabilities", serde_json::json!({}));
     for (command, arguments) in std::iter::once(&ready).chain(commands) {
         let line = serde_json::json!({ "execute": command, "arguments": arguments });
-        writeln!(&stream, "{line}").unwrap();
+        let descriptors = match (*command, file) {
+            ("add-fd", Some(file)) => vec![file.as_raw_fd()],
+            _ => Vec::new(),
+        };
+        let line = format!("{line}\n");
+        let sent = sendmsg::<()>(
+            stream.as_raw_fd(),
+            &[IoSlice::new(line.as_bytes())],
+            &[ControlMessage::ScmRights(&descriptors)][..descriptors.len()],
+            MsgFlags::empty(),
+            None,
+        );
+        assert_eq!(sent, Ok(line.len()));
         let answer = lines.find(|line| {
             let line = line.as_ref().unwrap();
             line.contains("\"return\"") || line.contains("\"error\"")
@@ -282,20 +301,15 @@ fn a_daemon_killed_while_it_keeps_memory_is_followed_by_one_that_has_the_machine
         stand_still(&mut host, &mut spec);
         fs::write(file(&host, &spec, "memory.next"), "").unwrap();
         if step >= 1 {
-            monitor(&host, &spec, &[("stop", serde_json::json!({}))]);
+            monitor(&host, &spec, &[("stop", serde_json::json!({}))], None);
         }
         if step >= 2 {
-            let dir = tempfile_dir(&host);
-            fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-            let uri = format!("file:{dir}/{step}");
-            monitor(
-                &host,
-                &spec,
-                &[("migrate", serde_json::json!({ "uri": uri }))],
-            );
+            let memory = fs::File::create(format!("{}/{step}", tempfile_dir(&host))).unwrap();
+            let set = ("add-fd", serde_json::json!({ "fdset-id": 77 }));
+            let uri = serde_json::json!({ "uri": "file:/dev/fdset/77" });
+            monitor(&host, &spec, &[set, ("migrate", uri)], Some(&memory));
             wait_for("the end of the migration", || {
-                let length = fs::metadata(format!("{dir}/{step}")).ok()?.len();
-                (length > 0).then_some(())
+                (memory.metadata().unwrap().len() > 0).then_some(())
             });
         }
         if step >= 3 {

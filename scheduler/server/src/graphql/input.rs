@@ -387,11 +387,15 @@ pub(super) fn label(text: String, what: &str) -> Result<String> {
     if is_label(&text) {
         return Ok(text);
     }
-    Err(
-        Problem::new(Code::Invalid, format!("not valid as a {what}: {:?}", text.chars().take(80).collect::<String>()))
-            .hint("1 to 63 lower-case letters, digits and hyphens, with none of these at the ends")
-            .into(),
+    Err(Problem::new(
+        Code::Invalid,
+        format!(
+            "not valid as a {what}: {:?}",
+            text.chars().take(80).collect::<String>()
+        ),
     )
+    .hint("1 to 63 lower-case letters, digits and hyphens, with none of these at the ends")
+    .into())
 }
 
 /// A text as a name for people.
