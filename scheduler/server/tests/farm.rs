@@ -459,6 +459,8 @@ async fn what_delays_a_start_is_told_while_it_lasts() {
     let (farm_too, other) = (farm.clone(), key.clone());
     let waiting = tokio::spawn(async move { connect(&farm_too, &other).await });
     waits_for(&farm, "its host does not answer").await;
+    let notices = farm.notices();
+    assert!(notices[0].contains("does not answer"), "{notices:?}");
     bed.start_daemon();
     drop(waiting.await.expect("no panic"));
     bed.end().await;

@@ -107,8 +107,14 @@ impl HostLink {
         }
     }
 
-    /// What is worth knowing about it, in words.
+    /// What is worth knowing about it, in words that everybody may read.
     pub(super) fn notice(&self) -> Option<String> {
+        if !*self.reachable.borrow() {
+            return Some(format!(
+                "a host in region '{}' does not answer: builders there do not start, and may be in another state than is shown",
+                self.settings.region
+            ));
+        }
         self.heard().emulated.then(|| {
             format!(
                 "virtual machines in region '{}' are emulated (KVM does not work there): they are many times slower",
