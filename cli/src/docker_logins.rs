@@ -99,7 +99,7 @@ impl RegistryLogins for DockerLogins {
 }
 
 impl DockerLogins {
-    /// Reads `config.json` of a directory, and the environment. Absent is as good as empty; what is there and cannot be read is told by
+    /// Reads `config.json` of a directory, and the environment. Absent is as good as empty; what is there and cannot be read is reported by
     /// [`DockerLogins::complaints`].
     pub(crate) fn read(dir: Option<&Path>, env: &dyn Fn(&str) -> Option<String>) -> Self {
         let mut complaints = Vec::new();

@@ -152,7 +152,7 @@ fn how_a_detached_build_ends_is_told_to_who_attaches() -> Result<()> {
     let excerpt = told["excerpt"].as_str().unwrap_or_default();
     ensure!(excerpt.contains(place), "{told}");
 
-    // A registry that the farm closes to builders is told before the build has run.
+    // A registry that the farm closes to builders is reported before the build has run.
     let long = bed.project("long", &[("Dockerfile", "FROM busybox\nRUN sleep 3600\n")])?;
     let closed = "10.255.255.1:5000/long:1";
     bed.refused(

@@ -6,10 +6,11 @@
 mod advice;
 mod details;
 mod excerpt;
+mod tidy;
 mod words;
 
+pub(crate) use tidy::tidy;
 pub use words::registry_out_of_reach;
-pub(crate) use words::tidy;
 
 use details::Details;
 use std::error::Error;

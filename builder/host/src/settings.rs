@@ -54,7 +54,7 @@ pub struct HostSettings {
     pub image_mount: ImageMount,
     /// The machine's PID 1, a static program. `/usr/lib/slipway/slipway-guest`.
     pub guest_binary: PathBuf,
-    /// How machines are walled off: `auto`, `vm` or `sandbox`. `auto`.
+    /// How machines are isolated: `auto`, `vm` or `sandbox`. `auto`.
     pub isolation: IsolationSetting,
     /// Seconds without any use after which a virtual machine is paused until its next use. Its memory stays taken.
     /// Absent: never.

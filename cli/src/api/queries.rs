@@ -332,19 +332,18 @@ pub(crate) async fn set_credential(
         .await?)
 }
 
-/// Removes a registry credential.
+/// Removes a registry credential; says whether there was one.
 pub(crate) async fn remove_credential(
     client: &ApiClient,
     org: &str,
     registry: &str,
-) -> Outcome<()> {
-    let _: Value = client
+) -> Outcome<bool> {
+    Ok(client
         .call(
             ask::REMOVE_CREDENTIAL,
             json!({ "org": org, "registry": registry }),
         )
-        .await?;
-    Ok(())
+        .await?)
 }
 
 /// Has a client certificate issued.

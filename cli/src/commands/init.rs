@@ -51,8 +51,7 @@ pub(crate) fn run(args: &InitArgs, printer: Printer) -> Outcome<()> {
             dir.display()
         ));
     } else {
-        let has_a_place = args.registry.is_some() || text.contains("registry = ");
-        printer.note(match has_a_place {
+        printer.note(match args.registry.is_some() {
             true => "hint: `slipway deploy` builds and pushes it",
             false => {
                 "hint: say where images go: registry = \"HOST/TEAM\" at the top of slipway.toml, or `slipway deploy --image HOST/TEAM/APP:TAG`; \

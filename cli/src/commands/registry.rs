@@ -55,15 +55,13 @@ pub(crate) async fn run(verb: RegistryVerb, caller: &Caller, printer: Printer) -
         }
         RegistryVerb::Logout { registry, org } => {
             let org = queries::org_or_own(&client, org.org.as_deref()).await?;
-            let stored = queries::credentials(&client, &org).await?;
-            if !stored.iter().any(|stored| stored.registry == registry) {
+            if !queries::remove_credential(&client, &org, &registry).await? {
                 return Err(
                     Failure::user(format!("org {org} has no credential for {registry}")).hint(
                         "`slipway registry list` shows the registries that it has credentials for",
                     ),
                 );
             }
-            queries::remove_credential(&client, &org, &registry).await?;
             printer.note(&format!("the credential of {registry} is gone"));
         }
     }

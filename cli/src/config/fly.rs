@@ -1,5 +1,5 @@
 //! The part of Fly's file that a build needs (facts from Fly's configuration reference). Each name in it is used, told or refused:
-//! what Fly runs with, such as services and checks, is told by name, since nothing here runs.
+//! what Fly runs with, such as services and checks, is reported by name, since nothing here runs.
 
 use super::native::{Scalar, texts};
 use super::{BuildConfig, ProjectConfig};

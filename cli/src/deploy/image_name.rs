@@ -1,4 +1,4 @@
-//! The grammar of image names, as dockerd and the registries have it: a wrong name is told before a builder is woken for it.
+//! The grammar of image names, as dockerd and the registries have it: a wrong name is refused before a builder wakes.
 //!
 //! Pure. Must not know where a name comes from.
 

@@ -5,6 +5,7 @@
 mod attach;
 mod csv;
 mod detach;
+mod env;
 mod follow;
 mod image_name;
 mod local;

@@ -12,6 +12,7 @@ use super::secret::{self, Secret};
 use super::ssh::{self, SshSource};
 use crate::args::DeployArgs;
 use crate::config::{FLY_NAME, ProjectConfig};
+use crate::deploy::env::Env;
 use crate::exit::{Failure, Outcome};
 use options::Options;
 use slipway_core::compression::Compression;
@@ -103,9 +104,6 @@ pub(crate) enum Place {
     /// Here if that serves, else remotely.
     Auto,
 }
-
-/// What the environment gives; tests give their own.
-pub(crate) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 impl Plan {
     /// Puts flags before the configuration and checks both. Reads the directory and the secrets' files.

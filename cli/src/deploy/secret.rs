@@ -1,7 +1,7 @@
 //! `--secret id=NAME,src=FILE` and `--secret id=NAME,env=VARIABLE`: parsed, read, and kept out of every message.
 
 use super::csv;
-use super::plan::Env;
+use super::env::Env;
 use crate::exit::{Failure, Outcome};
 use crate::limits::SECRET_BYTES_MAX;
 use std::fmt;

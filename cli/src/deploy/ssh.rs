@@ -2,7 +2,7 @@
 //!
 //! Must not know the agent protocol, nor how a step reaches an agent.
 
-use super::plan::Env;
+use super::env::Env;
 use crate::exit::{Failure, Outcome};
 use crate::limits::SSH_AGENT_WAIT_MAX;
 use std::collections::BTreeMap;

@@ -168,7 +168,7 @@ const WHOLE: &[Profile] = &[
         },
     },
     Profile {
-        // zot takes OCI's manifests alone unless it is told otherwise; zot#724.
+        // zot takes OCI's manifests alone unless its settings say otherwise; zot#724.
         name: "zot",
         layer: 2 << 20,
         rule: || {

@@ -154,9 +154,9 @@ async fn an_insecure_registry_is_spoken_to_as_it_speaks() {
             .unwrap();
         assert_complete(registry, name, "v1", &image, &pushed);
     }
-    // A name that is not on the list is not spoken to without a certificate that can be verified.
+    // Whoever requires TLS gets it verified, whatever the list says.
     let options = PushOptions {
-        insecure: vec!["10.0.0.0/8".to_string()],
+        insecure: vec![with_tls.address.to_string()],
         require_tls: true,
         ..PushOptions::default()
     };
@@ -275,19 +275,21 @@ fn token(identity: &Identity, scopes: &[String]) -> String {
     format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn signed_tokens_of_exactly_the_scopes_needed() {
-    let Some(identity) = Identity::new() else {
-        return;
-    };
-    let identity = Arc::new(identity);
+/// A registry that wants tokens, its token server, and the scopes that were asked for. `None` when a program is missing.
+async fn with_tokens() -> Option<(Registry, Arc<Mutex<Vec<String>>>)> {
+    let identity = Arc::new(Identity::new()?);
     let scopes: Arc<Mutex<Vec<String>>> = Arc::default();
     let realm = token_server(identity.clone(), scopes.clone()).await;
     let access = Access::Token {
         realm,
         certificate: identity.certificate.clone(),
     };
-    let Some(registry) = Registry::start(&access) else {
+    Some((Registry::start(&access)?, scopes))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signed_tokens_of_exactly_the_scopes_needed() {
+    let Some((registry, scopes)) = with_tokens().await else {
         return;
     };
     let base = tempfile::tempdir().unwrap();
@@ -364,17 +366,7 @@ async fn signed_tokens_of_exactly_the_scopes_needed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn identity_tokens_are_exchanged() {
-    let Some(identity) = Identity::new() else {
-        return;
-    };
-    let identity = Arc::new(identity);
-    let scopes: Arc<Mutex<Vec<String>>> = Arc::default();
-    let realm = token_server(identity.clone(), scopes.clone()).await;
-    let access = Access::Token {
-        realm,
-        certificate: identity.certificate.clone(),
-    };
-    let Some(registry) = Registry::start(&access) else {
+    let Some((registry, scopes)) = with_tokens().await else {
         return;
     };
     let image = image(&[Made::new(2 << 20, 1)]);

@@ -57,7 +57,7 @@ pub const BUILD_SILENCE_MAX: Duration = Duration::from_secs(600);
 /// A placement is tried so often when the pool it chose has filled up meanwhile; then the caller is told.
 pub const PLACEMENT_TRIES_MAX: usize = 3;
 /// A change of what is wanted of a volume is retried this many times when something else of it was changed meanwhile; then the
-/// caller is told.
+/// caller gets an error.
 pub const POLICY_TRIES_MAX: usize = 10;
 /// A connection gives up when it has seen so many generations crash.
 pub const CRASHES_SEEN_MAX: u32 = 5;

@@ -94,7 +94,7 @@ impl<B: Backing> Pool<B> {
         Ok(())
     }
 
-    /// Adopts what is attached, and lets go of devices that a crash left for nobody: of a volume that was being destroyed, of a
+    /// Adopts what is attached, and detaches devices that a crash left: of a volume that was being destroyed, of a
     /// snapshot that was read.
     fn adopt_or_close(&self, there: &Inventory) -> Result<(), VolumeError> {
         let active = self.backing.all_active()?;

@@ -795,7 +795,7 @@ fn the_default_capacity_is_what_can_be_kept() {
     assert!(ensure(&driver, ByteSize(capacity.0 + (1 << 20))).is_err());
     assert_eq!(driver.pool().unwrap().notices, [""; 0]);
 
-    // What is owed to others of the same disk is none of it.
+    // What is promised to others on the same disk does not count.
     let others = Capacity {
         set: None,
         owed_to_others: ByteSize(capacity.0 / 2),

@@ -29,7 +29,7 @@ impl std::fmt::Debug for RegistryLogin {
 /// Where the logins of registries are. Asked when the builder asks, and only for the registry that it asks for.
 #[tonic::async_trait]
 pub trait RegistryLogins: std::fmt::Debug + Send + Sync {
-    /// The login of a registry host, or none. `docker.io` stands for Docker Hub's other names. A failure is told elsewhere: an image
+    /// The login of a registry host, or none. `docker.io` stands for Docker Hub's other names. A failure is reported elsewhere: an image
     /// that everybody may read needs no login.
     async fn find(&self, registry: &str) -> Option<RegistryLogin>;
 }

@@ -1,6 +1,6 @@
 //! Instructions that cannot be carried out: the words that tell them, and what to do. Pure.
 
-use super::words::tidy;
+use super::tidy::tidy;
 
 /// Longest instruction shown in a message, in characters.
 const INSTRUCTION_CHARS_MAX: usize = 200;

@@ -1,5 +1,5 @@
 //! What is kept of one build: its events as JSON lines, numbered, within a bound. Of what no longer fits, the newest output of each
-//! step that runs is held back: it is told if the step fails.
+//! step that runs is held back: it is recorded if the step fails.
 //!
 //! Pure: callers pass the time. It must not know how a build is run, nor who reads.
 

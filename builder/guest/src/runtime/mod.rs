@@ -1,5 +1,5 @@
 //! What the daemons run as `runc`: this program under that name. It fits a container to its machine and becomes the real
-//! `runc`. For steps of builds there is no other place: BuildKit has settings for none of it.
+//! `runc`. For steps of builds there is no other place: BuildKit has no settings for it.
 //!
 //! It must not know which daemon calls, nor what a container is for.
 

@@ -1,7 +1,7 @@
 //! What of the computer this machine may use, as its own cgroup says. A virtual machine's cgroup says nothing: its kernel has
 //! no more than that.
 //!
-//! It must not know who is told.
+//! It must not know who reads it.
 
 pub(crate) mod meminfo;
 

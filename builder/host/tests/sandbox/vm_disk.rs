@@ -106,7 +106,7 @@ fn a_virtual_machine_grows_and_checks_its_own_disk_and_says_when_it_is_damaged()
     assert_eq!(now[0] & 2, 0, "it was checked, and found whole");
     assert!(!host.log().contains("checking the file system"));
 
-    // What cannot be repaired is told, and the host still reads nothing of it.
+    // What cannot be repaired is reported, and the host still reads nothing of it.
     disk.set_len(0).unwrap();
     disk.set_len(8 * GIB).unwrap();
     spec.generation = Generation(3);

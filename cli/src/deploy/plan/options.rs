@@ -2,10 +2,11 @@
 //!
 //! Must not know where context and image come from or go to.
 
-use super::{Context, Env, Source};
+use super::{Context, Source};
 use crate::args::DeployArgs;
 use crate::config::ProjectConfig;
 use crate::deploy::csv;
+use crate::deploy::env::Env;
 use crate::exit::{Failure, Outcome};
 use std::collections::BTreeMap;
 use std::net::IpAddr;

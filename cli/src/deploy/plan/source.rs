@@ -248,7 +248,7 @@ fn find_dockerfile(
         return Err(Failure::user(format!("{} is not a file", path.display()))
             .hint("-f takes a Dockerfile"));
     }
-    // Opened, so that an unreadable one is told before a builder is woken for it.
+    // Opened, so that an unreadable one is refused before a builder wakes.
     let real = std::fs::File::open(&path)
         .and_then(|_file| std::fs::canonicalize(&path))
         .map_err(|error| Failure::user_caused(format_args!("read {}", path.display()), &error))?;

@@ -276,7 +276,7 @@ async fn take_info(
     Ok(host)
 }
 
-/// Records it, unless another name is known to have its pool: what is told to destroy a copy under one name would destroy the only
+/// Records it, unless another name is known to have its pool: a request to destroy a copy under one name would destroy the only
 /// one.
 async fn put_host(shared: &Shared, record: &Host) -> Result<Host, super::FarmError> {
     match shared.store.put_host(record).await {
