@@ -14,6 +14,7 @@ mod exit;
 mod interrupt;
 mod limits;
 mod moments;
+mod names;
 mod printer;
 mod settings;
 

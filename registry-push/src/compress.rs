@@ -6,7 +6,7 @@
 //! their number. Which library does what, and how that was measured: docs/benchmarks/codecs.md.
 
 use crate::limits::MEMBER_BYTES;
-use crate::source::Packing;
+use crate::manifest::Packing;
 use bytes::Bytes;
 use libdeflater::{CompressionLvl, Compressor};
 use std::str::FromStr;

@@ -3,25 +3,13 @@
 //! Registry answers appear as the registry's own words, cut and stripped of control characters. No variant holds a
 //! credential, a token or a signed URL.
 
+use crate::blame::Blame;
+use crate::challenge::ChallengeError;
 use crate::digest::Digest;
-use crate::registry::challenge::ChallengeError;
 use crate::source::SourceError;
 use crate::target::TargetError;
 use http::StatusCode;
 use std::time::Duration;
-
-/// Who can mend a failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blame {
-    /// The one who asked for the push: wrong name, credential or size.
-    User,
-    /// The registry: it failed or broke the protocol.
-    Registry,
-    /// The way to the registry.
-    Network,
-    /// This machine: its layers, memory or certificates.
-    Local,
-}
 
 /// A push that did not complete. The tag was not written, or (for the variants that say so) could not be proved.
 #[derive(Debug, thiserror::Error)]

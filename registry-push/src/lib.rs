@@ -10,6 +10,8 @@
 //! Every arrow is a bounded queue, so a slow registry slows the reading down and memory stays flat. The manifest is sent
 //! only when each layer was read whole, hashed to the diffID that the config names, and stored by the registry.
 
+mod blame;
+mod challenge;
 mod compress;
 mod digest;
 mod error;
@@ -29,16 +31,18 @@ mod source;
 pub mod spool;
 mod target;
 
+pub use blame::Blame;
+pub use challenge::ChallengeError;
 pub use compress::{Codec, CodecError};
 pub use digest::{Digest, DigestError};
-pub use error::{Blame, ProtocolFault, PushError, Said};
+pub use error::{ProtocolFault, PushError, Said};
 pub use index::IndexError;
+pub use manifest::Packing;
 pub use options::PushOptions;
 pub use push::{Push, push};
-pub use registry::challenge::ChallengeError;
 pub use report::{Progress, PushState, Pushed, PushedLayer};
 pub use source::{
-    DockerStore, Export, ImageSource, LayerReader, LayerSource, Layout, Overlay, Packed, Packing,
-    Platform, SourceError,
+    DockerStore, Export, ImageSource, LayerReader, LayerSource, Layout, Overlay, Packed, Platform,
+    SourceError,
 };
 pub use target::{Credential, Target, TargetError};

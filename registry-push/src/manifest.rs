@@ -4,12 +4,22 @@
 //! Pure: knows what an image became, and nothing of how it gets to a registry.
 
 use crate::digest::Digest;
-use crate::source::Packing;
 
 /// Media type of a Docker schema 2 manifest.
 pub(crate) const DOCKER_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Media type of an OCI image manifest (image-spec 1.1, manifest.md).
 pub(crate) const OCI_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// How a layer's blob is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Packing {
+    /// Not at all.
+    Tar,
+    /// gzip.
+    Gzip,
+    /// zstd.
+    Zstd,
+}
 
 /// A manifest, byte for byte, and what it is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,19 +3,20 @@
 use crate::args::InitArgs;
 use crate::config::{FLY_NAME, NATIVE_NAME, ProjectConfig};
 use crate::exit::{Failure, Outcome};
+use crate::names::{self, APP_NAME_BYTES_MAX};
 use crate::printer::Printer;
 use std::io::Write as _;
 use std::path::Path;
 use toml::{Table, Value};
 
-/// Longest name an app may have.
-const APP_NAME_BYTES_MAX: usize = 63;
-
 /// Writes the file and says what to do next.
 ///
 /// # Errors
-/// The caller's fault: a file is there already, or cannot be written.
+/// The caller's fault: a name that is none, a file that is there already or cannot be written.
 pub(crate) fn run(args: &InitArgs, printer: Printer) -> Outcome<()> {
+    args.app.as_deref().map_or(Ok(()), names::check_app)?;
+    let registry = args.registry.as_deref();
+    registry.map_or(Ok(()), names::check_registry)?;
     let dir = std::fs::canonicalize(&args.dir).map_err(|error| {
         Failure::user_caused(format_args!("read {}", args.dir.display()), &error)
     })?;
@@ -156,6 +157,27 @@ mod tests {
         assert_eq!(config.app.as_deref(), Some("my-shop-2"));
         assert_eq!(config.registry.as_deref(), Some("r.example/x"));
         assert_eq!(init(&dir, false).unwrap_err().code(), 1);
+    }
+
+    #[test]
+    fn names_that_no_deploy_would_take_are_refused_and_nothing_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        for (app, registry) in [
+            (Some("Bad App!"), None),
+            (Some("-x"), None),
+            (None, Some("https://r.example")),
+            (None, Some("r.example/Team")),
+        ] {
+            let args = InitArgs {
+                dir: dir.path().to_owned(),
+                app: app.map(str::to_owned),
+                registry: registry.map(str::to_owned),
+                force: false,
+            };
+            let refused = run(&args, Printer::new(Format::Human)).unwrap_err();
+            assert_eq!(refused.code(), 1, "{app:?} {registry:?}");
+            assert!(!dir.path().join(NATIVE_NAME).exists());
+        }
     }
 
     #[test]

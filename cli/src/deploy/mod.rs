@@ -7,7 +7,6 @@ mod csv;
 mod detach;
 mod env;
 mod follow;
-mod image_name;
 mod local;
 mod output;
 mod plan;

@@ -6,7 +6,6 @@
 mod options;
 mod source;
 
-use super::image_name;
 use super::output::Output;
 use super::secret::{self, Secret};
 use super::ssh::{self, SshSource};
@@ -14,14 +13,13 @@ use crate::args::DeployArgs;
 use crate::config::{FLY_NAME, ProjectConfig};
 use crate::deploy::env::Env;
 use crate::exit::{Failure, Outcome};
+use crate::names;
 use options::Options;
 use slipway_core::compression::Compression;
 pub(crate) use source::{Context, Source};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Longest name of an app.
-const APP_NAME_BYTES_MAX: usize = 63;
 /// Longest tag that registries take.
 const TAG_BYTES_MAX: usize = 128;
 
@@ -125,7 +123,7 @@ impl Plan {
         };
         let mut names = args.image.iter();
         let image = image_name(names.next(), args, config)?;
-        let tags = names.map(|name| image_name::check(name).map(|()| name.clone()));
+        let tags = names.map(|name| names::check_image(name).map(|()| name.clone()));
         let region = args.region.clone().or_else(|| config.region.clone());
         Ok(Self {
             app: app_name(args, config)?,
@@ -264,18 +262,7 @@ fn app_name(args: &DeployArgs, config: &ProjectConfig) -> Outcome<String> {
             Failure::user("no app is named")
                 .hint("say --app NAME, or write a slipway.toml with `slipway init`")
         })
-        .and_then(check_app)
-}
-
-/// What the server takes as a name; said here, before a builder is woken for it.
-fn check_app(name: String) -> Outcome<String> {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let fits = (1..=APP_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(inner);
-    if fits && !name.starts_with('-') && !name.ends_with('-') {
-        return Ok(name);
-    }
-    Err(Failure::user(format!("'{name}' is not the name of an app"))
-        .hint("1 to 63 lower-case letters, digits and hyphens, with none of these at the ends"))
+        .and_then(|name| names::check_app(&name).map(|()| name))
 }
 
 fn image_name(
@@ -294,9 +281,9 @@ fn image_name(
     }
     let registry = args.registry.as_ref().or(config.registry.as_ref());
     match (given, registry) {
-        (Some(name), _) => image_name::check(&name).map(|()| ImageName::Given(name)),
+        (Some(name), _) => names::check_image(&name).map(|()| ImageName::Given(name)),
         (None, Some(registry)) => {
-            image_name::check_registry(registry).map(|()| ImageName::In(registry.clone()))
+            names::check_registry(registry).map(|()| ImageName::In(registry.clone()))
         }
         (None, None) => Ok(ImageName::Unsaid),
     }

@@ -24,7 +24,7 @@ type Sent = Result<Option<(Summary, u64)>, PushError>;
 
 /// The key of the turn for a layer that lies here, whatever its diffID will be.
 pub(super) fn place_key(base: &Base, directory: &Path) -> String {
-    let (host, codec) = (base.registry.name(), base.options.codec.id());
+    let (host, codec) = (base.registry.at.name(), base.options.codec.id());
     format!("{host} {} {codec}", directory.display())
 }
 
@@ -64,7 +64,7 @@ impl Sending {
                 let compressors = base.compressors();
                 let mut feed = Feed::new(compressors, layer, &on_move);
                 let item = "a layer ahead of its image";
-                base.registry.settle().await?;
+                base.registry.at.settle().await?;
                 upload_ahead(&base.registry, item, &mut feed, is_wanted).await
             }
         });

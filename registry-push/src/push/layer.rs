@@ -72,7 +72,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         };
         let key = format!(
             "{} {} {}",
-            self.registry.name(),
+            self.registry.at.name(),
             layer.diff_id(),
             self.codec_of(&**layer)
         );
@@ -289,7 +289,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             }
         };
         Err(PushError::Incomplete {
-            host: self.registry.name().to_string(),
+            host: self.registry.at.name().to_string(),
             item,
             found,
         })
@@ -302,7 +302,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         known: &Known,
         origin: Option<&str>,
     ) -> Result<Mount, PushError> {
-        let own = self.registry.repository();
+        let own = self.registry.at.repository();
         let remembered: Vec<String> = {
             let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
             let places = index.places(&known.digest, self.target.registry());
@@ -319,7 +319,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         }
         let mut opened = Mount::Nothing;
         for origin in origins {
-            let mut url = self.registry.url("blobs/uploads/");
+            let mut url = self.registry.at.url("blobs/uploads/");
             url.query_pairs_mut()
                 .append_pair("mount", known.digest.as_str())
                 .append_pair("from", origin);

@@ -115,7 +115,7 @@ impl Push {
         let mut wanted: HashSet<Digest> = image.diff_ids().cloned().collect();
         wanted.insert(image_id.clone());
         let base = &*self.base;
-        base.registry.settle().await?;
+        base.registry.at.settle().await?;
         let index = open_index(base.options.index.clone(), wanted.clone()).await;
         let ahead = match self.ahead {
             Some(ahead) => ahead.of(&image).await,
@@ -207,7 +207,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         }
         let config = Bytes::copy_from_slice(&image.config);
         // With a credential the first request alone learns how to authenticate; the others then go with it at once.
-        let has_config = match self.registry.has_credential() {
+        let has_config = match self.registry.at.has_credential() {
             true => Some(self.has_config(&image_id).await?),
             false => None,
         };

@@ -54,7 +54,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         while !self.names(digest.as_str(), digest, manifest).await? {
             if looks == PROOF_LOOKS {
                 return Err(PushError::Incomplete {
-                    host: self.registry.name().to_string(),
+                    host: self.registry.at.name().to_string(),
                     item: format!("manifest {digest}"),
                     found: "another manifest or none".to_string(),
                 });
@@ -75,7 +75,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         digest: &Digest,
         manifest: &Manifest,
     ) -> Result<bool, PushError> {
-        let url = self.registry.url(&format!("manifests/{reference}"));
+        let url = self.registry.at.url(&format!("manifests/{reference}"));
         let mut ask = Ask::new("the manifest", Method::HEAD, url);
         ask.headers.extend(typed(header::ACCEPT, manifest));
         let answer = self.registry.request(ask).await?;
@@ -99,13 +99,13 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         tag: &str,
     ) -> Result<(), PushError> {
         let item = "the manifest";
-        let url = self.registry.url(&format!("manifests/{tag}"));
+        let url = self.registry.at.url(&format!("manifests/{tag}"));
         let mut ask = Ask::new(item, Method::PUT, url);
         ask.headers.extend(typed(header::CONTENT_TYPE, manifest));
         ask.body = Bytes::copy_from_slice(&manifest.bytes);
         let answer = self.registry.request(ask).await?;
         if !answer.status.is_success() {
-            return Err(self.registry.failed(item, &answer, 1));
+            return Err(self.registry.at.failed(item, &answer, 1));
         }
         check_digest(self.registry, item, &answer, digest)
     }

@@ -4,11 +4,9 @@
 //! push and never written down. Token servers are asked as Docker asks them: by GET with Basic (distribution, docs/spec/auth/token), or,
 //! for an identity token, by POST (docs/spec/auth/oauth).
 
-use super::challenge::{Challenge, ChallengeError, choose};
-use super::client::Answer;
-use super::client::{Registry, read_answer};
-use super::retry::is_rate_limit;
-use super::retry::{Attempts, is_transient, retry_after};
+use super::endpoint::{Answer, Endpoint, read_answer};
+use super::retry::{Attempts, is_rate_limit, is_transient, retry_after};
+use crate::challenge::{Challenge, ChallengeError, choose};
 use crate::error::{ProtocolFault, PushError, Said};
 use crate::limits::{ANSWER_TIMEOUT, REDIRECTS, TOKEN_LIFETIME, TOKEN_SLACK};
 use crate::target::Credential;
@@ -52,7 +50,7 @@ impl Auth {
     /// The header to send, if the registry has asked for one. Renews a token that is about to end.
     pub(crate) async fn header(
         &self,
-        registry: &Registry,
+        registry: &Endpoint,
         mount_from: Option<&str>,
     ) -> Result<Option<HeaderValue>, PushError> {
         let mut state = self.state.lock().await;
@@ -79,7 +77,7 @@ impl Auth {
     /// Takes in a 401. `shown` is the header it was answered to; when that is the newest we could show, there is no use in another try.
     pub(crate) async fn refused(
         &self,
-        registry: &Registry,
+        registry: &Endpoint,
         headers: &HeaderMap,
         shown: Option<&HeaderValue>,
         said: Said,
@@ -124,7 +122,7 @@ fn sensitive(text: &str) -> Option<HeaderValue> {
 
 /// Asks the token server.
 async fn fetch(
-    registry: &Registry,
+    registry: &Endpoint,
     realm: &str,
     service: Option<&str>,
     mount_from: Option<&str>,
@@ -195,7 +193,7 @@ struct Question {
 }
 
 /// The token server's URL, if a credential may go there.
-fn token_server(registry: &Registry, realm: &str) -> Result<Url, PushError> {
+fn token_server(registry: &Endpoint, realm: &str) -> Result<Url, PushError> {
     let challenge = |source: ChallengeError| PushError::Challenge {
         host: registry.host.clone(),
         source,
@@ -208,7 +206,7 @@ fn token_server(registry: &Registry, realm: &str) -> Result<Url, PushError> {
     Ok(url)
 }
 
-fn may_see_credential(registry: &Registry, url: &Url) -> bool {
+fn may_see_credential(registry: &Endpoint, url: &Url) -> bool {
     url.scheme() == "https" || registry.may_be_plain(url)
 }
 
@@ -237,7 +235,7 @@ fn exchange(credential: &Credential, service: Option<&str>, scopes: &[String]) -
 }
 
 /// Asks once, and follows redirects: within the host (to TLS, to a path with a slash), or to another one, which gets no credential.
-async fn asked(registry: &Registry, question: &Question) -> Result<Answer, PushError> {
+async fn asked(registry: &Endpoint, question: &Question) -> Result<Answer, PushError> {
     let mut url = question.url.clone();
     for _ in 0..=REDIRECTS {
         let is_meant = url.host() == question.url.host() && may_see_credential(registry, &url);
@@ -277,7 +275,7 @@ async fn asked(registry: &Registry, question: &Question) -> Result<Answer, PushE
 
 /// Reads the answer of a token server; the token is never longer than the answer, and lives for a day at most.
 #[cfg(feature = "fuzz")]
-pub(super) fn fuzz_token(registry: &Registry, body: &[u8]) {
+pub(super) fn fuzz_token(registry: &Endpoint, body: &[u8]) {
     if let Ok(token) = token(registry, body) {
         assert!(token.header.len() <= body.len() + "Bearer ".len());
         assert!(token.header.is_sensitive());
@@ -285,7 +283,7 @@ pub(super) fn fuzz_token(registry: &Registry, body: &[u8]) {
     }
 }
 
-fn token(registry: &Registry, body: &[u8]) -> Result<Token, PushError> {
+fn token(registry: &Endpoint, body: &[u8]) -> Result<Token, PushError> {
     let fault = || registry.protocol("the token", ProtocolFault::Token);
     let answer: TokenAnswer = serde_json::from_slice(body).map_err(|_| fault())?;
     let text = answer
@@ -320,7 +318,7 @@ mod tests {
             password: "secret".into(),
         };
         let options = PushOptions::default();
-        let registry = Registry::new(&target, Some(&credential), &options).expect("prepares");
+        let registry = Endpoint::new(&target, Some(&credential), &options).expect("prepares");
         for (realm, expected) in [
             (
                 "https://auth.example.test/t",

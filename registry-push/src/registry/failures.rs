@@ -2,32 +2,13 @@
 //!
 //! Knows statuses and transport errors; sends nothing.
 
-use super::client::{Answer, Registry};
+use super::endpoint::{Answer, Endpoint};
 use super::retry::is_rate_limit;
 use crate::error::{ProtocolFault, PushError, Said};
 use http::StatusCode;
 use std::time::Duration;
 
-/// A failure to connect that no retry mends: a name that does not exist, a certificate that is not trusted.
-pub(super) fn is_hopeless(error: &PushError) -> bool {
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    while let Some(this) = cause {
-        if this.downcast_ref::<rustls::Error>().is_some() {
-            return true;
-        }
-        // An io::Error leaves the error that it wraps out of its `source`.
-        let wrapped = this
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref);
-        cause = match wrapped {
-            Some(inner) => Some(inner),
-            None => this.source(),
-        };
-    }
-    false
-}
-
-impl Registry {
+impl Endpoint {
     pub(crate) fn protocol(&self, item: &str, fault: ProtocolFault) -> PushError {
         PushError::Protocol {
             host: self.host.clone(),

@@ -1,10 +1,10 @@
 //! The registry's part of [`crate::fuzz`].
 
 use super::auth;
-use super::challenge::{Challenge, choose};
 use super::client::Registry;
 use super::retry::retry_after;
 use super::small::stored_bytes;
+use crate::challenge::{Challenge, choose};
 use crate::error::Said;
 use crate::options::PushOptions;
 use crate::target::{Credential, Target};
@@ -67,7 +67,7 @@ pub(crate) fn answer(bytes: &[u8]) {
     for secure in [true, false] {
         let look = |registry: &Registry| {
             stays(registry, &headers, secure);
-            auth::fuzz_token(registry, body);
+            auth::fuzz_token(&registry.at, body);
         };
         if secure {
             SECURE.with(look);
@@ -78,17 +78,17 @@ pub(crate) fn answer(bytes: &[u8]) {
 }
 
 fn stays(registry: &Registry, headers: &HeaderMap, secure: bool) {
-    let base = registry.url("blobs/uploads/");
-    let Ok(url) = registry.location("a blob", &base, headers) else {
+    let base = registry.at.url("blobs/uploads/");
+    let Ok(url) = registry.at.location("a blob", &base, headers) else {
         return;
     };
     assert!(headers.contains_key(header::LOCATION));
     assert!(url.has_host(), "{url}");
-    let loopback = registry.may_be_plain(&url);
+    let loopback = registry.at.may_be_plain(&url);
     match url.scheme() {
         "https" => {}
         "http" => assert!(!secure || loopback, "{url}"),
         other => panic!("{other}"),
     }
-    assert!(!secure || !registry.is_own(&url) || url.scheme() == "https");
+    assert!(!secure || !registry.at.is_own(&url) || url.scheme() == "https");
 }

@@ -4,8 +4,8 @@
 //! Redirects are followed by hand, because the credential must stay with the registry's own host.
 
 mod auth;
-pub(crate) mod challenge;
 mod client;
+mod endpoint;
 mod failures;
 mod feed;
 #[cfg(feature = "fuzz")]

@@ -2,7 +2,7 @@
 //!
 //! Pure but for the random part of a wait.
 
-use crate::error::Said;
+use crate::error::{PushError, Said};
 use crate::limits::{
     ATTEMPTS, BACKOFF_FIRST, BACKOFF_MAX, RATE_BACKOFF_FACTOR, RATE_BACKOFF_MAX, RETRY_AFTER_MAX,
 };
@@ -34,6 +34,25 @@ pub(crate) fn is_rate_limit(status: StatusCode, headers: &HeaderMap, said: &Said
                 ]
                 .iter()
                 .any(|words| said.mentions(words))))
+}
+
+/// A failure to connect that no retry mends: a name that does not exist, a certificate that is not trusted.
+pub(super) fn is_hopeless(error: &PushError) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(this) = cause {
+        if this.downcast_ref::<rustls::Error>().is_some() {
+            return true;
+        }
+        // An io::Error leaves the error that it wraps out of its `source`.
+        let wrapped = this
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        cause = match wrapped {
+            Some(inner) => Some(inner),
+            None => this.source(),
+        };
+    }
+    false
 }
 
 /// Attempts at one thing.

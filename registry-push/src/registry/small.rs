@@ -2,7 +2,8 @@
 //!
 //! Knows nothing of layers.
 
-use super::client::{Answer, Ask, Registry};
+use super::client::{Ask, Registry};
+use super::endpoint::Answer;
 use super::retry::Attempts;
 use crate::digest::Digest;
 use crate::error::{ProtocolFault, PushError};
@@ -36,8 +37,8 @@ impl Opened {
         let least = answer.headers.get("oci-chunk-min-length");
         let least = least.and_then(|value| value.to_str().ok()?.trim().parse().ok());
         Ok(Opened {
-            url: registry.location(item, &answer.url, &answer.headers)?,
-            chunk_least: least.unwrap_or(match registry.name().ends_with(".amazonaws.com") {
+            url: registry.at.location(item, &answer.url, &answer.headers)?,
+            chunk_least: least.unwrap_or(match registry.at.name().ends_with(".amazonaws.com") {
                 true => ECR_PART_LEAST,
                 false => 0,
             }),
@@ -49,14 +50,14 @@ impl Opened {
 pub(crate) async fn open(registry: &Registry, item: &str) -> Result<Opened, PushError> {
     let mut attempts = Attempts::default();
     loop {
-        let ask = Ask::new(item, Method::POST, registry.url("blobs/uploads/"));
+        let ask = Ask::new(item, Method::POST, registry.at.url("blobs/uploads/"));
         let answer = registry.request(ask).await?;
         let is_opened = answer.status == StatusCode::ACCEPTED
             || (answer.status.is_success() && answer.headers.contains_key(header::LOCATION));
         if is_opened {
             return Opened::of(registry, item, &answer);
         }
-        let error = registry.failed(item, &answer, 1);
+        let error = registry.at.failed(item, &answer, 1);
         let wait = match answer.status.is_success() {
             true => attempts.failed(None),
             false => None,
@@ -99,7 +100,7 @@ pub(crate) async fn upload_bytes(
             check_digest(registry, item, &answer, digest)?;
             return Ok(blob.len() as u64);
         }
-        let error = registry.failed(item, &answer, 1);
+        let error = registry.at.failed(item, &answer, 1);
         // A try whose answer was lost may have stored it, or left a part of it in this upload.
         let may_pass = matches!(
             answer.status,
@@ -159,7 +160,7 @@ async fn put_in_two(
         return Ok(answer);
     }
     let url = match answer.headers.contains_key(header::LOCATION) {
-        true => registry.location(item, &answer.url, &answer.headers)?,
+        true => registry.at.location(item, &answer.url, &answer.headers)?,
         false => url,
     };
     put(registry, item, Bytes::new(), digest, url).await
@@ -179,7 +180,9 @@ pub(crate) fn check_digest(
     match named {
         Some(found) if found.starts_with("sha256:") && found != expected.as_str() => {
             let (found, expected) = (found.chars().take(100).collect(), expected.clone());
-            Err(registry.protocol(item, ProtocolFault::Digest { found, expected }))
+            Err(registry
+                .at
+                .protocol(item, ProtocolFault::Digest { found, expected }))
         }
         Some(_) | None => Ok(()),
     }

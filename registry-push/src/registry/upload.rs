@@ -9,7 +9,8 @@
 
 mod stream;
 
-use super::client::{Answer, Ask, Registry};
+use super::client::{Ask, Registry};
+use super::endpoint::Answer;
 use super::feed::Feed;
 use super::retry::{Attempts, is_rate_limit, is_transient, retry_after};
 use super::small::{Opened, cancel, check_digest, open, stored_bytes};
@@ -167,10 +168,14 @@ impl Upload<'_, '_> {
             Pass::Answered(answer, shown) => (answer, shown),
         };
         let registry = self.registry;
-        let failed = || registry.failed(self.item, &answer, self.attempts.made() + 1);
+        let failed = || {
+            registry
+                .at
+                .failed(self.item, &answer, self.attempts.made() + 1)
+        };
         match answer.status {
             status if status.is_success() => self.taken(&answer, position),
-            StatusCode::UNAUTHORIZED if registry.is_own(&self.url) => {
+            StatusCode::UNAUTHORIZED if registry.at.is_own(&self.url) => {
                 registry.refused(&answer, shown.as_ref()).await?;
                 Ok(Step::Resume {
                     error: failed(),
@@ -180,9 +185,11 @@ impl Upload<'_, '_> {
             status if status.is_redirection() && answer.headers.contains_key(header::LOCATION) => {
                 self.redirects += 1;
                 if self.redirects > REDIRECTS {
-                    return Err(registry.protocol(self.item, ProtocolFault::Redirects));
+                    return Err(registry.at.protocol(self.item, ProtocolFault::Redirects));
                 }
-                self.url = registry.location(self.item, &self.url, &answer.headers)?;
+                self.url = registry
+                    .at
+                    .location(self.item, &self.url, &answer.headers)?;
                 self.rewind()
             }
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(Step::Reopen(failed())),
@@ -216,6 +223,7 @@ impl Upload<'_, '_> {
         if answer.headers.contains_key(header::LOCATION) {
             self.url = self
                 .registry
+                .at
                 .location(self.item, &answer.url, &answer.headers)?;
         }
         let stored = stored_bytes(&answer.headers).unwrap_or(position);
@@ -232,7 +240,7 @@ impl Upload<'_, '_> {
         if stored > self.stored {
             self.attempts.progressed();
         } else {
-            let error = self.registry.protocol(
+            let error = self.registry.at.protocol(
                 self.item,
                 ProtocolFault::Offset {
                     claimed: stored,
@@ -250,6 +258,7 @@ impl Upload<'_, '_> {
         if claimed > sent.saturating_add(1) {
             return Err(self
                 .registry
+                .at
                 .protocol(self.item, ProtocolFault::Offset { claimed, sent }));
         }
         Ok(claimed.min(sent))
@@ -278,7 +287,10 @@ impl Upload<'_, '_> {
         }
         self.rereads += 1;
         if self.rereads > REREADS {
-            return Err(self.registry.protocol(self.item, ProtocolFault::LostUpload));
+            return Err(self
+                .registry
+                .at
+                .protocol(self.item, ProtocolFault::LostUpload));
         }
         tracing::debug!(
             item = self.item,
@@ -314,6 +326,7 @@ impl Upload<'_, '_> {
         if answer.headers.contains_key(header::LOCATION) {
             self.url = self
                 .registry
+                .at
                 .location(self.item, &answer.url, &answer.headers)?;
         }
         let most = self.feed.kept_to.max(self.stored);
@@ -394,7 +407,7 @@ impl Upload<'_, '_> {
         {
             return Ok(None);
         }
-        let error = self.registry.failed(self.item, &answer, 1);
+        let error = self.registry.at.failed(self.item, &answer, 1);
         // 400 is how registries say that the digest does not fit: bytes were lost on the way. 416: some are missing.
         let may_pass = is_gone
             || matches!(

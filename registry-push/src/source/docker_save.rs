@@ -5,9 +5,10 @@
 use super::blob_layer::{BlobLayer, Kind};
 use super::blobs::Blobs;
 use super::docker_store::familiar;
-use super::{ImageSource, LayerSource, Packed, Packing, SourceError, config_diff_ids};
+use super::{ImageSource, LayerSource, Packed, SourceError, config_diff_ids};
 use crate::digest::Digest;
 use crate::limits::{CONFIG_BYTES, LAYERS, MANIFEST_BYTES};
+use crate::manifest::Packing;
 use std::sync::Arc;
 
 const LIST: &str = "manifest.json";

@@ -7,10 +7,10 @@
 use super::blob_layer::{BlobLayer, Kind};
 use super::blobs::Blobs;
 use super::docker_save;
-use super::{ImageSource, LayerSource, Packed, Packing, SourceError, config_diff_ids};
+use super::{ImageSource, LayerSource, Packed, SourceError, config_diff_ids};
 use crate::digest::Digest;
 use crate::limits::{CONFIG_BYTES, INDEX_DEPTH, LAYERS, MANIFEST_BYTES};
-use crate::manifest::{DOCKER_TYPE, Manifest, OCI_TYPE};
+use crate::manifest::{DOCKER_TYPE, Manifest, OCI_TYPE, Packing};
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;

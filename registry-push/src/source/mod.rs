@@ -15,9 +15,9 @@ mod layout;
 mod overlay_layer;
 mod tar_split;
 
+use crate::blame::Blame;
 use crate::digest::Digest;
-use crate::error::Blame;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Packing};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -119,17 +119,6 @@ pub struct Packed {
     pub size: u64,
     /// How it is compressed.
     pub packing: Packing,
-}
-
-/// How a layer's blob is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Packing {
-    /// Not at all.
-    Tar,
-    /// gzip.
-    Gzip,
-    /// zstd.
-    Zstd,
 }
 
 /// A layer being read.

@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of what follows its answer.
 
-use super::super::client::{Answer, read_answer};
+use super::super::endpoint::{Answer, read_answer};
 use super::super::small::OCTETS;
 use super::Upload;
 use crate::error::PushError;
@@ -57,7 +57,7 @@ impl Upload<'_, '_> {
                 Ok(Err(_)) => break None,
                 Err(_) => {
                     return Ok(Pass::Broke(
-                        self.registry.timed_out(self.item, IDLE_TIMEOUT),
+                        self.registry.at.timed_out(self.item, IDLE_TIMEOUT),
                     ));
                 }
             }
@@ -69,14 +69,14 @@ impl Upload<'_, '_> {
                 Ok(answered) => answered,
                 Err(_) => {
                     return Ok(Pass::Broke(
-                        self.registry.timed_out(self.item, COMMIT_TIMEOUT),
+                        self.registry.at.timed_out(self.item, COMMIT_TIMEOUT),
                     ));
                 }
             },
         };
         Ok(match answered {
             Ok(response) => Pass::Answered(read_answer(response).await, shown),
-            Err(source) => Pass::Broke(self.registry.transport(
+            Err(source) => Pass::Broke(self.registry.at.transport(
                 self.item,
                 self.attempts.made() + 1,
                 source,
@@ -107,11 +107,11 @@ impl Upload<'_, '_> {
             Ok(Err(source)) => {
                 let attempt = self.attempts.made() + 1;
                 Ok(Pass::Broke(
-                    self.registry.transport(self.item, attempt, source),
+                    self.registry.at.transport(self.item, attempt, source),
                 ))
             }
             Err(_) => Ok(Pass::Broke(
-                self.registry.timed_out(self.item, COMMIT_TIMEOUT),
+                self.registry.at.timed_out(self.item, COMMIT_TIMEOUT),
             )),
         }
     }

@@ -1,4 +1,5 @@
-//! The grammar of image names, as dockerd and the registries have it: a wrong name is refused before a builder wakes.
+//! The grammar of names: of images and registries as dockerd has it, of apps as the server has it. A wrong name is refused before a builder
+//! wakes.
 //!
 //! Pure. Must not know where a name comes from.
 
@@ -7,12 +8,14 @@ use crate::exit::{Failure, Outcome};
 /// Longest image name and tag that registries take.
 const NAME_BYTES_MAX: usize = 255;
 const TAG_BYTES_MAX: usize = 128;
+/// Longest name an app may have.
+pub(crate) const APP_NAME_BYTES_MAX: usize = 63;
 
 /// Checks `[registry/]path[:tag]`.
 ///
 /// # Errors
 /// The caller's fault, with what is wrong about it.
-pub(super) fn check(name: &str) -> Outcome<()> {
+pub(crate) fn check_image(name: &str) -> Outcome<()> {
     fault(name).map_or(Ok(()), |why| {
         Err(
             Failure::user(format!("'{name}' is not the name of an image: {why}"))
@@ -25,7 +28,7 @@ pub(super) fn check(name: &str) -> Outcome<()> {
 ///
 /// # Errors
 /// The caller's fault, with what is wrong about it.
-pub(super) fn check_registry(registry: &str) -> Outcome<()> {
+pub(crate) fn check_registry(registry: &str) -> Outcome<()> {
     let sample = format!("{}/app", registry.trim_end_matches('/'));
     fault(&sample).map_or(Ok(()), |why| {
         Err(
@@ -33,6 +36,20 @@ pub(super) fn check_registry(registry: &str) -> Outcome<()> {
                 .hint("it looks like registry.example/team, without https://"),
         )
     })
+}
+
+/// Checks an app's name.
+///
+/// # Errors
+/// The caller's fault.
+pub(crate) fn check_app(name: &str) -> Outcome<()> {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let fits = (1..=APP_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(inner);
+    if fits && !name.starts_with('-') && !name.ends_with('-') {
+        return Ok(());
+    }
+    Err(Failure::user(format!("'{name}' is not the name of an app"))
+        .hint("1 to 63 lower-case letters, digits and hyphens, with none of these at the ends"))
 }
 
 fn fault(name: &str) -> Option<&'static str> {
