@@ -1,11 +1,11 @@
 # Each target is the only command a newcomer needs: it does the set-up itself. Run as root on Debian 12 or 13.
-.PHONY: help setup build demo test bench fuzz install lint schema docs
+.PHONY: help setup build demo test bench fuzz install image-refresh image-back lint schema docs
 
 # Cargo may just have been installed by the set-up, for this very shell.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 help: ## Show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: ## Install what is missing, make the images (idempotent; asks for nothing)
 	@scripts/setup.sh
@@ -43,6 +43,16 @@ install: ## Install this computer as a farm: programs, settings, systemd units (
 	@scripts/setup.sh host
 	cargo build --release --locked -p slipway -p slipway-guest -p slipway-registry-push
 	scripts/install.sh
+
+IMAGES = $${SLIPWAY_CACHE:-/var/cache/slipway}/image
+image-refresh: ## Make builder image and kernel of virtual machines anew, from today's packages
+	@scripts/setup.sh host
+	builder/image/build.sh --refresh "$(IMAGES)"
+	builder/image/kernel.sh --refresh "$(IMAGES)"
+
+image-back: ## Take the previous builder image again (KERNEL=1: the previous kernel too)
+	builder/image/build.sh --back "$(IMAGES)"
+	@if [ -n "$(KERNEL)" ]; then builder/image/kernel.sh --back "$(IMAGES)"; fi
 
 lint: ## Formatting and clippy, warnings are errors; licenses and sources of what is depended on
 	@scripts/setup.sh lint

@@ -76,6 +76,8 @@ fi
 if wants test; then
 	packages+=(
 		python3 python3-venv
+		# an apt source of the tests' own, with its signature
+		dpkg-dev gnupg
 		# shells that completions are tried in, besides bash
 		zsh fish
 		# file systems that share blocks, for the tests of volumes

@@ -1,12 +1,13 @@
 #!/bin/bash
-# Last step of the recipe, run by mmdebstrap with the root's directory as $1: makes what a machine expects, and
-# removes whatever differs from one build or one build machine to the next.
+# Last step of the recipe, run with the root's directory as $1: makes what a machine expects, and removes whatever differs from one
+# build or one build machine to the next. With `as-it-is` as $2, for a root of the operator's, nothing else is removed.
 set -euo pipefail
 root=${1:?root directory}
 
 # What a machine mounts over; the root itself is read-only.
-# (/proc, /sys and /dev are there already, and mounted while this runs.)
+# (mmdebstrap has /proc, /sys and /dev mounted while this runs.)
 install -d -m 0755 "$root"/{run,etc/slipway,etc/docker}
+mkdir -p -- "$root"/{proc,sys,dev}
 install -d -m 0710 "$root/var/lib/docker"
 install -d -m 1777 "$root/tmp"
 install -m 0644 /dev/null "$root/etc/resolv.conf.new"
@@ -19,8 +20,10 @@ printf '127.0.0.1\tlocalhost builder\n::1\tlocalhost\n' >"$root/etc/hosts"
 # Nobody logs in and nobody changes identity here: no program has to gain anything by being started.
 find "$root" -xdev -type f -perm /6000 -exec chmod a-s {} +
 
+[[ ${2:-} != as-it-is ]] || exit 0
+
 # Names of the build machine's mirrors, caches, logs, backups.
-rm -rf "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/* \
+rm -rf "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/* "$root"/etc/apt/preferences.d/* \
 	"$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/cache/debconf/*-old \
 	"$root"/var/cache/ldconfig/* "$root"/var/lib/dpkg/*-old "$root"/var/log/* \
 	"$root"/var/lib/dbus/machine-id "$root"/var/lib/systemd \

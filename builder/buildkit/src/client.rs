@@ -192,6 +192,13 @@ impl Client {
         Ok(some)
     }
 
+    /// The builder's version of BuildKit, such as `v0.13.1`; empty if it names none. Builders before 0.11 do not know the question.
+    pub async fn version(&self) -> Result<String, SolveError> {
+        let answer = self.control().info(control::InfoRequest {}).await;
+        let info = answer.map_err(SolveError::of_status)?.into_inner();
+        Ok(info.buildkit_version.unwrap_or_default().version)
+    }
+
     fn control(&self) -> ControlClient<Connection> {
         // BuildKit takes any authority; gRPC wants one.
         let origin = http::Uri::from_static("http://builder");

@@ -7,6 +7,7 @@ use crate::limits;
 use crate::store::ImageStore;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use slipway_core::time::Timestamp;
 
 /// What the host says about registries.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -22,6 +23,8 @@ pub(crate) struct GuestConfig {
     pub(crate) proxies: Proxies,
     /// How an empty volume is begun.
     pub(crate) image_store: ImageStore,
+    /// When the packages of the image were last looked up, if the host says so.
+    pub(crate) image_made_at: Option<Timestamp>,
 }
 
 /// HTTP proxies of the host's network. Absent or empty: there is none.

@@ -12,6 +12,7 @@ use crate::config::{self, GuestConfig};
 use crate::descriptors::{Descriptors, Inherited, inherit};
 pub(crate) use crate::disk::DATA_ROOT;
 use crate::init::{Child, Children, Exit};
+use crate::inventory;
 use crate::limits;
 use crate::output::Output;
 use crate::phase::Manner;
@@ -157,6 +158,20 @@ impl Engine {
             || complaint::of_damaged_images(of_containerd.iter().map(String::as_str))
     }
 
+    /// Why a dockerd does not work that ended by itself while it started, whatever is on the volume.
+    pub(crate) async fn why_it_does_not_start(&self, children: &Children) -> String {
+        let old = installed_version(children).await;
+        let old = old
+            .inspect_err(|error| tracing::warn!(%error, "dockerd does not say its version"))
+            .ok();
+        let told = || {
+            let (first, then) = (self.containerd_output.last(), self.dockerd_output.last());
+            inventory::reason(first.iter().chain(&then).map(String::as_str))
+        };
+        old.and_then(|answer| inventory::too_old(&answer))
+            .unwrap_or_else(told)
+    }
+
     /// Logs the last lines of both daemons' output, for whoever has to find out why they ended.
     pub(crate) fn log_last_output(&self) {
         self.dockerd_output.log_last();
@@ -177,6 +192,38 @@ async fn listens(containerd: &mut Child, output: &Output, progress: &mut Progres
         }
         exit = containerd.wait() => bail!("containerd ended by itself: {exit:?}"),
     }
+}
+
+/// What `dockerd --version` says.
+async fn installed_version(children: &Children) -> Result<String> {
+    let mut asked = children.start(
+        Command::new("/bin/sh")
+            // Only this stream of a child is read here.
+            .args(["-c", "exec dockerd --version >&2"])
+            .env("PATH", search_path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped()),
+    )?;
+    let output = Output::follow("dockerd --version", asked.stderr.take())?;
+    let answered = async {
+        while output.lines() == 0 {
+            tokio::time::sleep(limits::START_RETRY_PERIOD).await;
+        }
+    };
+    let wait = limits::ENGINE_REQUEST_WAIT_MAX;
+    if tokio::time::timeout(wait, answered).await.is_err() {
+        asked.signal(Signal::SIGKILL);
+        bail!("no answer within {wait:?}");
+    }
+    Ok(output.last().join(" "))
+}
+
+/// Why the engine cannot start in this machine, as far as that can be seen beforehand.
+pub(crate) fn is_impossible() -> Result<Option<String>> {
+    let filesystems = read_or_empty("/proc/filesystems")?;
+    let path = std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned());
+    Ok(inventory::missing(Path::new("/"), &path, &filesystems))
 }
 
 /// Where the daemons look for programs.

@@ -10,10 +10,11 @@ use crate::engine::{DATA_ROOT, ENGINE_SOCKET};
 use crate::garbage::{Collector, Reason, World};
 use crate::phase::Phase;
 use crate::store::ImageStore;
-use crate::{disk, watcher};
+use crate::{disk, limits, watcher};
+use slipway_buildkit::{Client, dial_docker_grpc};
 use slipway_core::guest_api::{DiskUse, EngineStatus, GuestStatus};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::OnceCell;
 
 /// The guest.
@@ -30,6 +31,7 @@ pub(crate) struct Guest {
     /// Where dockerd keeps its images.
     pub(crate) store: ImageStore,
     engine_version: OnceCell<String>,
+    buildkit_version: OnceLock<String>,
     collector: Collector,
 }
 
@@ -44,6 +46,7 @@ impl Guest {
             config,
             store,
             engine_version: OnceCell::new(),
+            buildkit_version: OnceLock::new(),
         })
     }
 
@@ -94,6 +97,28 @@ impl Guest {
         Some(EngineStatus {
             version: version.ok()?.clone(),
             image_store: self.store.name().to_owned(),
+            buildkit: self.buildkit_version.get().cloned(),
+            image_made_at: self.config.image_made_at,
         })
+    }
+
+    /// Whether [`Guest::ask_buildkit`] has been answered.
+    pub(crate) fn knows_buildkit(&self) -> bool {
+        self.buildkit_version.get().is_some()
+    }
+
+    /// Asks BuildKit for its version, for whoever wants to know it later: nobody who waits for the engine waits for that.
+    pub(crate) async fn ask_buildkit(&self) {
+        let asked = tokio::time::timeout(limits::ENGINE_REQUEST_WAIT_MAX, async {
+            let stream = dial_docker_grpc(self.docker.connect().await?).await?;
+            anyhow::Ok(Client::connect(stream).await?.version().await?)
+        });
+        match asked.await {
+            Ok(Ok(version)) => drop(self.buildkit_version.set(version)),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "BuildKit does not say its version");
+            }
+            Err(_elapsed) => tracing::debug!("BuildKit does not say its version in time"),
+        }
     }
 }

@@ -81,34 +81,29 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let books = Books::new(started);
     let capture = Capture::new(DATA_ROOT);
-    let (volume, patience, offers_memory) = match machine {
-        Machine::Sandbox => (Volume::OfHost, 1, false),
-        Machine::Virtual {
-            channel,
-            volume,
-            emulated,
-            offers_memory,
-        } => {
-            tokio::spawn(volume.keep_filled());
-            tokio::spawn(channel.serve(books.clone(), capture.clone()));
-            let factor = if emulated {
-                limits::EMULATED_PATIENCE
-            } else {
-                1
-            };
-            (Volume::Own, factor, offers_memory)
-        }
-    };
+    let (volume, patience, offers_memory) = serve_host(machine, &books, &capture);
     let config = engine::host_config()?;
     let mut progress = Progress::new(Instant::now(), limits::START_STALL_MAX * patience);
     let store = store::of_volume(Path::new(DATA_ROOT), config.image_store)
         .context("find out how the cache volume keeps images")?;
-    let mut engine = Engine::start(&children, &descriptors, &config, store, &mut progress).await?;
+    if let Some(why) = engine::is_impossible()? {
+        tracing::error!(why, "the engine cannot start here");
+        refuse(&descriptors.record, &why)?;
+        return Ok(End::Crashed);
+    }
+    let started = Engine::start(&children, &descriptors, &config, store, &mut progress).await;
     let Descriptors {
         engine: engine_socket,
         guest: guest_socket,
         mut record,
     } = descriptors;
+    let mut engine = match started {
+        Ok(engine) => engine,
+        Err(error) => {
+            refuse(&record, &format!("Docker does not start: {error:#}"))?;
+            return Err(error);
+        }
+    };
     // dockerd has its own copy; ours would keep the socket open after dockerd is gone.
     drop(engine_socket);
 
@@ -157,14 +152,49 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
         }
     }
     engine.log_last_output();
-    if until == Until::StartFailed && engine.complains_of_damage() {
-        tracing::error!("dockerd finds its data damaged");
-        record
-            .write_all(end_record::DAMAGED)
-            .context("write the end record")?;
+    if until == Until::StartFailed {
+        if engine.complains_of_damage() {
+            tracing::error!("dockerd finds its data damaged");
+            record
+                .write_all(end_record::DAMAGED)
+                .context("write the end record")?;
+        } else {
+            let why = engine.why_it_does_not_start(&children).await;
+            refuse(&record, &why)?;
+        }
     }
     init::kill_all();
     Ok(End::Crashed)
+}
+
+/// Begins what a virtual machine does for its host besides. Gives who mounted the cache volume, how many times as long the start of the
+/// daemons may take, and whether memory is offered at the end.
+fn serve_host(machine: Machine, books: &Books, capture: &Capture) -> (Volume, u32, bool) {
+    match machine {
+        Machine::Sandbox => (Volume::OfHost, 1, false),
+        Machine::Virtual {
+            channel,
+            volume,
+            emulated,
+            offers_memory,
+        } => {
+            tokio::spawn(volume.keep_filled());
+            tokio::spawn(channel.serve(books.clone(), capture.clone()));
+            let factor = if emulated {
+                limits::EMULATED_PATIENCE
+            } else {
+                1
+            };
+            (Volume::Own, factor, offers_memory)
+        }
+    }
+}
+
+/// Writes down why the engine cannot start.
+fn refuse(mut record: &File, why: &str) -> Result<()> {
+    record
+        .write_all(&end_record::refusal(why))
+        .context("write the end record")
 }
 
 /// Why a machine is no longer to run.

@@ -18,6 +18,10 @@ pub(crate) const START_STALL_MAX: Duration = Duration::from_secs(60);
 pub(crate) const EMULATED_PATIENCE: u32 = 3;
 /// How long their start may take in all, whatever progress it makes. Then the machine ends as crashed.
 pub(crate) const START_WAIT_MAX: Duration = Duration::from_secs(840);
+/// The oldest major version of dockerd that knows the settings it is given. The machine of an older one ends, and says so.
+pub(crate) const ENGINE_MAJOR_MIN: u32 = 24;
+/// How often BuildKit is asked for its version, until it answers. Then nobody hears of it.
+pub(crate) const BUILDKIT_ASKS_MAX: u32 = 3;
 /// Time between two looks whether they make progress.
 pub(crate) const START_LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// How long dockerd lets a container's own end take before it kills it, in whole seconds.

@@ -18,6 +18,7 @@ mod engine;
 mod garbage;
 mod guest;
 mod init;
+mod inventory;
 mod ledger;
 mod life;
 mod limits;

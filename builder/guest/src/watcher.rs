@@ -27,6 +27,7 @@ async fn look_again_and_again(guest: &Guest) {
         .wait_phase(Duration::MAX, |phase| phase != Phase::Starting)
         .await;
     let mut collected_at: Option<Instant> = None;
+    let mut buildkit_asks = 0;
     loop {
         look(guest).await;
         meminfo::refresh();
@@ -40,6 +41,11 @@ async fn look_again_and_again(guest: &Guest) {
             collected_at = Some(Instant::now());
         }
         tokio::time::sleep(limits::WATCH_PERIOD).await;
+        // Not at once: whoever has woken the machine wants all of it.
+        if buildkit_asks < limits::BUILDKIT_ASKS_MAX && !guest.knows_buildkit() {
+            buildkit_asks += 1;
+            guest.ask_buildkit().await;
+        }
     }
 }
 

@@ -93,6 +93,9 @@ pub(crate) trait MachineDriver: Send + Sync + std::fmt::Debug {
     /// How the guest said that it ended. Ask before [`MachineDriver::clear`].
     fn ending(&self, machine: &MachineId) -> Ending;
 
+    /// Why the guest said that its engine could not start, if it did. Ask before [`MachineDriver::clear`].
+    fn refused(&self, machine: &MachineId) -> Option<String>;
+
     /// Takes away everything a start may have left, complete or cut off anywhere, and kills what runs. Idempotent.
     ///
     /// # Errors

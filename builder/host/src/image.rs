@@ -4,6 +4,7 @@
 //! Must not know: machines, or how a driver stacks the two.
 
 use crate::files::{make_dir, publish, remove_all};
+use crate::freshness;
 use crate::limits::{CA_FILE_BYTES_MAX, MACHINE_IDS};
 use crate::network::Network;
 use crate::network::resolvers::resolv_conf;
@@ -13,6 +14,7 @@ use crate::sys;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use slipway_core::time::Timestamp;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
@@ -141,6 +143,11 @@ impl Images {
     /// [`ImageError::File`].
     pub(crate) fn hash(&self) -> Result<String, ImageError> {
         self.hash_of(&self.image)
+    }
+
+    /// When the packages of the image that new machines boot were last looked up: the recipe leaves that as the file's time stamp.
+    pub(crate) fn made_at(&self) -> Option<Timestamp> {
+        freshness::made_at(&self.image)
     }
 
     /// What a new machine boots, as of now: a replaced image, guest program or resolver is noticed. Takes long only the first time.
@@ -302,7 +309,10 @@ impl Images {
             ("etc/resolv.conf", resolv_conf(&network.resolvers())),
             ("etc/hosts", "127.0.0.1 localhost\n".to_owned()),
             ("etc/docker/daemon.json", self.daemon_json(network)),
-            ("etc/slipway/guest.json", self.guest_json(&self.ca_pem()?)),
+            (
+                "etc/slipway/guest.json",
+                self.guest_json(&self.ca_pem()?, self.made_at()),
+            ),
         ];
         let mut hasher = Sha256::new();
         hasher.update(&guest);
@@ -398,13 +408,14 @@ impl Images {
         Ok(all)
     }
 
-    fn guest_json(&self, ca_pem: &str) -> String {
+    fn guest_json(&self, ca_pem: &str, made_at: Option<Timestamp>) -> String {
         json!({
             "registry_mirrors": self.registry_mirrors,
             "insecure_registries": self.insecure_registries,
             "ca_pem": ca_pem,
             "proxies": self.proxies,
             "image_store": self.image_store,
+            "image_made_at": made_at,
         })
         .to_string()
     }

@@ -18,6 +18,7 @@ mod driver;
 mod drivers;
 mod endpoint;
 mod files;
+mod freshness;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
@@ -190,6 +191,7 @@ pub async fn run(
     let (_lock, service, network) =
         prepared.map_err(|error| HostRunError::Recover(error.into()))??;
     let (keys, volumes) = (Arc::clone(&service.keys), Arc::clone(&service.volumes));
+    let (images, kernel_dir) = (Arc::clone(&service.images), service.kernel_dir.clone());
     let listener = server::bind(&settings).map_err(at("listen at", &settings.socket))?;
     tracing::info!(socket = %settings.socket.display(), "host ready");
     let stop = CancellationToken::new();
@@ -204,7 +206,16 @@ pub async fn run(
     let rests = settings.pause_after_s.is_some() || settings.kept_memory.is_some();
     let resting = rest_machines(&machines, rests, &stop);
     let watching = watch_pool(&volumes, &stop);
-    tokio::join!(serving, stopping, keeping, wiping, resting, watching);
+    let watched = freshness::Watched {
+        images,
+        network: Arc::clone(&network),
+        machines: Arc::clone(&machines),
+        kernel_dir,
+    };
+    let looking = freshness::watch(&watched, &stop);
+    tokio::join!(
+        serving, stopping, keeping, wiping, resting, watching, looking
+    );
     Ok(())
 }
 
@@ -371,6 +382,9 @@ fn prepare(
         keys,
         transfers: server::transfers(),
         images,
+        kernel_dir: vm_accelerator
+            .is_some()
+            .then(|| settings.kernel_dir.clone()),
         drivers: names,
         vm_accelerator,
         cpu_millis: settings.cpu_millis.unwrap_or_else(all_cpu_millis),

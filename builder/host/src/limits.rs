@@ -107,6 +107,11 @@ pub const FENCE_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 pub const UNMOUNT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How often the pool is looked at, to tell its operator in time that it fills.
 pub const POOL_CHECK_EVERY: Duration = Duration::from_secs(30);
+/// How often the builder image and the kernel of virtual machines are looked at: a replaced image is read and mounted before a start
+/// needs it.
+pub const IMAGE_CHECK_EVERY: Duration = Duration::from_secs(30);
+/// How often the log says that one of them is older than it should be.
+pub const IMAGE_WARN_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// Longest lease of a volume's key; more is cut to it.
 pub const KEY_LEASE_MAX: Duration = Duration::from_secs(3600);
 /// How long older generations than the last that was lent for a volume are refused after its last lease was made or revoked.

@@ -6,7 +6,7 @@
 use crate::driver::DriverError;
 use crate::limits::{CONSOLE_BYTES_MAX, CONSOLE_KEPT_BYTES, END_RECORD_BYTES_MAX};
 use crate::mounts::tmpfs;
-use slipway_core::end_record::Ending;
+use slipway_core::end_record::{self, Ending};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::OpenOptionsExt;
@@ -69,10 +69,21 @@ impl MachineLog {
 
     /// How the guest wrote that it ended.
     pub(crate) fn ending(&self) -> Ending {
+        self.record()
+            .map_or(Ending::Crashed, |text| Ending::of(&text))
+    }
+
+    /// Why the guest wrote that its engine could not start, if it did.
+    pub(crate) fn refused(&self) -> Option<String> {
+        end_record::refused(&self.record().ok()?)
+    }
+
+    fn record(&self) -> io::Result<Vec<u8>> {
         let mut text = Vec::new();
-        let read = File::open(self.end_record())
-            .and_then(|file| file.take(END_RECORD_BYTES_MAX).read_to_end(&mut text));
-        read.map_or(Ending::Crashed, |_| Ending::of(&text))
+        File::open(self.end_record())?
+            .take(END_RECORD_BYTES_MAX)
+            .read_to_end(&mut text)?;
+        Ok(text)
     }
 
     /// Saves the end of the console as `target`; none is fine.

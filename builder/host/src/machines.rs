@@ -210,13 +210,18 @@ impl Machines {
 
     /// Writes the record down, then takes it into the table.
     fn put(&self, spec: &MachineSpec, driver: DriverKind, phase: Phase) -> Result<(), VerbError> {
-        let record = Record {
+        self.put_record(Record {
             spec: spec.clone(),
             driver,
             phase,
-        };
+            refused: None,
+        })
+    }
+
+    fn put_record(&self, record: Record) -> Result<(), VerbError> {
         self.records.write(&record)?;
-        self.with_entry(&spec.machine, |entry| entry.record = Some(record));
+        let machine = record.spec.machine.clone();
+        self.with_entry(&machine, |entry| entry.record = Some(record));
         self.changed();
         Ok(())
     }
@@ -269,6 +274,14 @@ impl Machines {
                 kill.abort();
             }
         });
+        // What was recorded before: a part of the log may be cleared away already.
+        let refused = self
+            .record(&spec.machine)
+            .and_then(|record| record.refused)
+            .or_else(|| self.drivers.get(driver).refused(&spec.machine));
+        if let Some(why) = &refused {
+            tracing::error!(machine = %spec.machine, why, "its engine could not start");
+        }
         // First the fact, for clearing removes what it is known from. Callers are told only when nothing is left, so that
         // whoever hears of the end can have the volume.
         let ended = Record {
@@ -279,6 +292,7 @@ impl Machines {
                 clean,
                 damaged,
             },
+            refused,
         };
         self.records.write(&ended)?;
         if let Err(error) = self.clear(spec, driver, slot) {
@@ -286,7 +300,10 @@ impl Machines {
             self.changed();
             return Err(error);
         }
-        self.put(spec, driver, Phase::Exited { clean, damaged })?;
+        self.put_record(Record {
+            phase: Phase::Exited { clean, damaged },
+            ..ended
+        })?;
         tracing::info!(machine = %spec.machine, generation = %spec.generation, ?ending, "ended");
         self.prune_images();
         Ok(())
@@ -440,5 +457,6 @@ fn report(record: &Record) -> Option<MachineReport> {
         generation: record.spec.generation,
         volume: record.spec.volume.clone(),
         state,
+        refused: record.refused.clone(),
     })
 }

@@ -33,6 +33,9 @@ pub(crate) struct Record {
     pub(crate) driver: DriverKind,
     /// How far it has come.
     pub(crate) phase: Phase,
+    /// Why its guest said that the engine could not start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) refused: Option<String>,
 }
 
 /// How far a machine has come.
@@ -296,6 +299,7 @@ mod tests {
                 spec: spec.clone(),
                 driver: DriverKind::Vm,
                 phase,
+                refused: Some("no iptables".to_owned()),
             };
             records.write(&record).unwrap();
             assert_eq!(records.all().unwrap(), [record]);

@@ -4,6 +4,7 @@
 
 use crate::endpoint;
 use crate::files::remove_all;
+use crate::freshness;
 use crate::image::Images;
 use crate::keys::{Keys, LeaseError};
 use crate::limits::{
@@ -24,6 +25,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
@@ -50,6 +52,8 @@ pub(crate) struct Service {
     pub(crate) drivers: Vec<String>,
     /// What virtual machines run on; absent if they are not to be had.
     pub(crate) vm_accelerator: Option<&'static str>,
+    /// What virtual machines boot; none where they cannot be had.
+    pub(crate) kernel_dir: Option<PathBuf>,
     pub(crate) cpu_millis: u32,
     pub(crate) memory: ByteSize,
     pub(crate) allowed_uids: Vec<u32>,
@@ -372,6 +376,8 @@ fn info(service: &Service) -> Result<HostReply, VerbError> {
         pool_notices: pool.notices,
         pool: pool.id,
         image: service.images.hash()?,
+        image_made_at: service.images.made_at(),
+        kernel_made_at: service.kernel_dir.as_deref().and_then(freshness::made_at),
     }))
 }
 

@@ -54,7 +54,7 @@ macro_rules! credential {
 }
 
 queries! {
-    VIEWER = "viewer": concat!("query { viewer { token { ", token!(), " } org { ", org!(), " } server { version docker buildkit notices } } }");
+    VIEWER = "viewer": concat!("query { viewer { token { ", token!(), " } org { ", org!(), " } server { version docker buildkit notices images { region imageMadeAt kernelMadeAt } } } }");
     ORGS = "orgs": concat!("query { orgs { ", org!(), " } }");
     CREATE_ORG = "createOrg": concat!("mutation($input: CreateOrgInput!) { createOrg(input: $input) { ", org!(), " } }");
     UPDATE_ORG = "updateOrg": concat!("mutation($input: UpdateOrgInput!) { updateOrg(input: $input) { ", org!(), " } }");
@@ -63,7 +63,7 @@ queries! {
     TOKENS = "tokens": concat!("query($org: String, $before: ID) { tokens(org: $org, before: $before) { ", token!(), " } }");
     CREATE_TOKEN = "createToken": concat!("mutation($input: CreateTokenInput!) { createToken(input: $input) { secret token { ", token!(), " } } }");
     REVOKE_TOKEN = "revokeToken": concat!("mutation($id: ID!) { revokeToken(id: $id) { ", token!(), " } }");
-    BUILDERS = "builders": concat!("query($org: String) { builders(org: $org) { ", builder!(), " volumeUsedBytes idleMs engine { version imageStore } } }");
+    BUILDERS = "builders": concat!("query($org: String) { builders(org: $org) { ", builder!(), " volumeUsedBytes idleMs engine { version imageStore buildkit imageMadeAt } } }");
     ENSURE_BUILDER = "ensureBuilder": concat!("mutation($input: BuilderInput!) { ensureBuilder(input: $input) { ", builder!(), " } }");
     STOP_BUILDER = "stopBuilder": concat!("mutation($input: BuilderInput!) { stopBuilder(input: $input) { ", builder!(), " } }");
     RESET_CACHE = "resetBuilderCache": concat!("mutation($input: BuilderInput!) { resetBuilderCache(input: $input) { ", builder!(), " } }");

@@ -123,6 +123,37 @@ pub(crate) struct Engine {
     pub(crate) version: String,
     /// Where it keeps images.
     pub(crate) image_store: String,
+    /// Version of its BuildKit, once it was asked. Some builds of dockerd do not know it: Debian's says `v0.0.0+unknown`.
+    #[serde(default)]
+    pub(crate) buildkit: Option<String>,
+    /// When the packages of the image that it has booted were last looked up.
+    #[serde(default)]
+    pub(crate) image_made_at: Option<String>,
+}
+
+impl Engine {
+    /// For people.
+    pub(crate) fn describe(&self) -> String {
+        let known = |version: &&String| !version.contains("unknown");
+        let buildkit = self.buildkit.iter().filter(known);
+        let buildkit = buildkit.map(|version| format!("BuildKit {version}"));
+        let parts = std::iter::once(self.version.clone())
+            .chain(buildkit)
+            .chain([format!("{} image store", self.image_store)]);
+        parts.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// What builders of a region boot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct BootedImages {
+    /// The region.
+    pub(crate) region: String,
+    /// When the packages of the builder image were last looked up.
+    pub(crate) image_made_at: Option<String>,
+    /// The same of the kernel of virtual machines, where there are any.
+    pub(crate) kernel_made_at: Option<String>,
 }
 
 /// A build.
@@ -192,6 +223,9 @@ pub(crate) struct ServerInfo {
     pub(crate) buildkit: String,
     /// What is worth knowing about its hosts.
     pub(crate) notices: Vec<String>,
+    /// What builders boot, by region.
+    #[serde(default)]
+    pub(crate) images: Vec<BootedImages>,
 }
 
 /// Who asks.

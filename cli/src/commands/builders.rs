@@ -4,10 +4,11 @@ use super::confirm::confirm;
 use super::context::Caller;
 use super::orgs::cpus;
 use crate::api::queries;
-use crate::api::shapes::{Builder, Engine};
+use crate::api::shapes::Builder;
 use crate::args::{BuilderChoice, BuildersVerb};
 use crate::deploy::seconds;
 use crate::exit::{Failure, Outcome};
+use crate::moments::ago;
 use crate::printer::Printer;
 use slipway_core::units::ByteSize;
 
@@ -143,11 +144,10 @@ fn show(builder: &Builder, printer: Printer) {
         ("cache", cache(builder)),
         ("connections", builder.connections.to_string()),
     ];
-    let engine = |engine: &Engine| {
-        let text = format!("{}, {} image store", engine.version, engine.image_store);
-        ("docker", text)
-    };
-    fields.extend(builder.engine.as_ref().map(engine));
+    let engine = builder.engine.as_ref();
+    fields.extend(engine.map(|engine| ("docker", engine.describe())));
+    let image = engine.and_then(|engine| engine.image_made_at.as_deref());
+    fields.extend(image.map(|at| ("image", format!("of {}", ago(at)))));
     fields.extend(builder.idle_ms.map(|ms| ("idle", seconds(ms))));
     fields.extend(builder.last_error.clone().map(|error| ("error", error)));
     fields.extend(builder.notice.clone().map(|notice| ("notice", notice)));

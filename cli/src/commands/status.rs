@@ -4,6 +4,7 @@ use super::context::Caller;
 use crate::api::queries;
 use crate::api::shapes::{Builder, ServerInfo};
 use crate::exit::Outcome;
+use crate::moments::ago;
 use crate::printer::Printer;
 use serde::Serialize;
 
@@ -49,8 +50,20 @@ pub(crate) async fn run(caller: &Caller, printer: Printer) -> Outcome<()> {
         let state = builder.state.to_lowercase();
         (
             "builder",
-            format!("{}, {} {}", state, builder.region, builder.arch),
+            builder.engine.iter().fold(
+                format!("{}, {} {}", state, builder.region, builder.arch),
+                |line, engine| format!("{line}, Docker {}", engine.describe()),
+            ),
         )
+    }));
+    fields.extend(status.info.images.iter().map(|images| {
+        let image = images.image_made_at.iter().map(|at| ("image", at));
+        let kernel = images.kernel_made_at.iter().map(|at| ("kernel", at));
+        let ages = image
+            .chain(kernel)
+            .map(|(what, at)| format!("{what} of {}", ago(at)));
+        let ages: Vec<String> = ages.collect();
+        ("boots", format!("{}, {}", images.region, ages.join(", ")))
     }));
     let notices = status.info.notices.iter();
     fields.extend(notices.map(|notice| ("notice", notice.clone())));

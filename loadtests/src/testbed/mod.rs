@@ -66,6 +66,7 @@ impl Testbed {
     }
 
     /// The same with these lines in the host's settings, its `isolation` among them. `GATEWAY` in them is the farm's gateway address.
+    /// Without an `image_base` among them it boots the image of `make setup`.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -369,13 +370,18 @@ impl Testbed {
             "{} is missing; run `make setup`",
             base.display()
         );
+        let image = if host_settings.contains("image_base") {
+            String::new()
+        } else {
+            format!("image_base = \"{}\"", base.display())
+        };
         let host = format!(
             r#"state_dir = "{dir}/host"
 run_dir = "{dir}/run"
 socket = "{dir}/host.sock"
 pool_dir = "{dir}/pool"
 pool_capacity = "200GiB"
-image_base = "{base}"
+{image}
 guest_binary = "{bin}/slipway-guest"
 kernel_dir = "{kernel}"
 {host_settings}
@@ -392,7 +398,6 @@ allow = [{registries}, "{secure}"]
 registry_mirrors = ["http://{registry}"]
 insecure_registries = [{registries}]
 "#,
-            base = base.display(),
             kernel = cache.join("image/kernel").display(),
             cidr = self.slot.cidr(),
             interface = self.slot.interface(),

@@ -15,6 +15,7 @@
 
 use crate::build::{BuildOutcome, BuildSpec, RegistryCredential};
 use crate::id::BuildId;
+use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// How the guest does.
@@ -42,6 +43,12 @@ pub struct EngineStatus {
     pub version: String,
     /// Where it keeps images: `classic` or `containerd`.
     pub image_store: String,
+    /// Version of the BuildKit in it, such as `v0.13.1`, or what it says instead; absent until it was asked, and from an older guest.
+    #[serde(default)]
+    pub buildkit: Option<String>,
+    /// When the packages of the image that the machine has booted were last looked up; absent if its host does not say.
+    #[serde(default)]
+    pub image_made_at: Option<Timestamp>,
 }
 
 /// What is in flight inside a machine.

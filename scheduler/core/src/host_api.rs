@@ -21,6 +21,7 @@ use crate::generation::Generation;
 use crate::id::{MachineId, SnapshotId, VolumeId};
 use crate::isolation::Isolation;
 use crate::key::KeyLease;
+use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -408,6 +409,12 @@ pub struct HostInfo {
     pub pool: Option<String>,
     /// Content hash of the builder image that new machines boot.
     pub image: String,
+    /// When the packages of that image were last looked up; absent from an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_made_at: Option<Timestamp>,
+    /// The same of the kernel of virtual machines; absent also where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_made_at: Option<Timestamp>,
 }
 
 /// A volume as its host sees it.
@@ -488,6 +495,9 @@ pub struct MachineReport {
     pub volume: VolumeId,
     /// What it is doing.
     pub state: MachineRunState,
+    /// Why its engine could not start, in its guest's words: the builder image lacks something, or is too old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// What a machine is doing, seen from outside.

@@ -31,6 +31,9 @@ pub const BUILD_LOG_CHUNK_BYTES_MAX: usize = 64 << 10;
 pub const BUILDS_RUNNING_MAX: usize = 8;
 /// Builds that may wait on one builder; one more is refused with a hint.
 pub const BUILDS_WAITING_MAX: usize = 64;
+/// A builder image, or a kernel of virtual machines, whose packages were looked up longer ago is told of in the host's log and by
+/// `slipway status`. It is used on.
+pub const IMAGE_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Longest a build may run.
 pub const BUILD_DURATION_MAX: Duration = Duration::from_secs(4 * 3600);
 

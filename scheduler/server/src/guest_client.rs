@@ -94,7 +94,8 @@ impl GuestClient {
         let answer = accept(self.ask(Method::GET, &path, Bytes::new(), wait).await?).await?;
         let mut status: GuestStatus = json(answer).await?;
         if let Some(engine) = &mut status.engine {
-            for text in [&mut engine.version, &mut engine.image_store] {
+            let texts = [&mut engine.version, &mut engine.image_store];
+            for text in texts.into_iter().chain(&mut engine.buildkit) {
                 text.retain(|c| !c.is_control());
                 *text = bounded(std::mem::take(text), GUEST_MESSAGE_BYTES_MAX);
             }

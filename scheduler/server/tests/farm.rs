@@ -4,9 +4,11 @@ mod common;
 
 use common::{Bed, eventually, recorded};
 use slipway_core::ceilings::Ceilings;
+use slipway_core::generation::Generation;
 use slipway_core::host_api::{EndpointPort, HostErrorCode};
 use slipway_core::machine::MachineState;
 use slipway_core::quota::BuilderSize;
+use slipway_core::time::Timestamp;
 use slipway_core::units::ByteSize;
 use slipway_scheduler::farm::{
     ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent, NextEvent, VolumeError,
@@ -15,6 +17,7 @@ use slipway_scheduler::limits::HOST_STARTS_MAX;
 use slipway_scheduler::machine_stream::MachineStream;
 use slipway_store::{Intent, OrgChange, VolumeState};
 use slipway_store::{Store, SystemStore};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -463,6 +466,74 @@ async fn what_delays_a_start_is_told_while_it_lasts() {
     assert!(notices[0].contains("does not answer"), "{notices:?}");
     bed.start_daemon();
     drop(waiting.await.expect("no panic"));
+    bed.end().await;
+}
+
+/// What a builder image lacks is for whoever waits to read, and for as long as nothing has changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_reads_why_the_engine_cannot_start() {
+    let bed = Bed::start().await;
+    let key = bed.org(HOUR).await;
+    bed.world.lock().hold_ready = true;
+    bed.farm.ensure_builder(&key).await.expect("ensured");
+    // As often as it is started.
+    let world = Arc::clone(&bed.world);
+    let refusing = tokio::spawn(async move {
+        let mut refused = Generation(0);
+        loop {
+            let last = world.lock().started.last().cloned();
+            if let Some((machine, generation)) = last.filter(|(_, last)| *last > refused) {
+                refused = generation;
+                world.end_refused(&machine, generation, "it has no iptables");
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    in_state(&bed.farm, &key, "crashed").await;
+    let told = bed.farm.connect(&key, EndpointPort::Docker).await;
+    refusing.abort();
+    let error = told.map(drop).expect_err("it cannot start").to_string();
+    assert!(error.contains("it has no iptables"), "{error}");
+    let view = bed.farm.builder(&key).expect("there");
+    assert_eq!(view.last_error.as_deref(), Some("it has no iptables"));
+    bed.end().await;
+}
+
+/// Nobody has to look for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_builder_image_is_a_notice() {
+    let mut bed = Bed::start().await;
+    let key = bed.org(HOUR).await;
+    bed.farm.ensure_builder(&key).await.expect("ensured");
+    assert_eq!(bed.farm.notices(), Vec::<String>::new());
+    let days = |n: u64| Duration::from_secs(n * 24 * 60 * 60);
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970");
+    for (age, notice) in [(days(29), false), (days(40), true)] {
+        let made_at = Timestamp(u64::try_from((now - age).as_millis()).expect("small"));
+        bed.kill_daemon().await;
+        bed.world.lock().image_made_at = Some(made_at);
+        bed.start_daemon();
+        eventually("the age of the image", || async {
+            let images = bed.farm.images();
+            images
+                .iter()
+                .any(|(_, ages)| ages.image == Some(made_at))
+                .then_some(())
+        })
+        .await;
+        let notices = eventually("the host", || async {
+            let notices = bed.farm.notices();
+            (!notices
+                .iter()
+                .any(|words| words.contains("does not answer")))
+            .then_some(notices)
+        })
+        .await;
+        let told = notices.iter().any(|words| words.contains("40 days old"));
+        assert_eq!(told, notice, "{notices:?}");
+    }
     bed.end().await;
 }
 

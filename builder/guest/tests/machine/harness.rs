@@ -139,6 +139,11 @@ impl Volume {
 
     /// Starts a machine on it, and waits for nothing.
     pub(crate) fn boot(&self) -> Machine<'_> {
+        self.boot_changed(":")
+    }
+
+    /// The same with a root file system in which this shell script has changed something, as another image has it.
+    pub(crate) fn boot_changed(&self, change: &str) -> Machine<'_> {
         let dir = tempfile::Builder::new()
             .prefix("slipway-guest-test-")
             .tempdir()
@@ -168,6 +173,7 @@ impl Volume {
             .env("GUEST", env!("CARGO_BIN_EXE_slipway-guest"))
             .env("DIR", dir.path())
             .env("STORE", self.store)
+            .env("CHANGE", change)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(console)
@@ -206,6 +212,7 @@ mount -o loop $VOLUME var/lib/docker
 ip link set lo up
 cp $GUEST sbin/slipway-guest
 echo '{"insecure_registries": ["127.0.0.1:5000"], "image_store": "'"$STORE"'"}' > etc/slipway/guest.json
+eval "$CHANGE"
 exec chroot . /sbin/slipway-guest
 "#;
 

@@ -27,6 +27,13 @@ fn it_starts_answers_ends_cleanly_and_starts_again() {
             "{status}"
         );
         assert_eq!(machine.record(), "", "no record before the end");
+        wait_for("the version of BuildKit", || {
+            let engine = machine.status()["engine"].clone();
+            engine["version"].is_string()
+                && engine["buildkit"]
+                    .as_str()
+                    .is_some_and(|version| version.starts_with('v'))
+        });
         let ended = Instant::now();
         machine.end();
         eprintln!(
@@ -85,6 +92,40 @@ fn damaged_data_is_told_in_the_end_record() {
         assert_eq!(machine.wait().code(), Some(1), "{}", machine.console());
         assert_eq!(machine.record(), "end damaged\n", "{}", machine.console());
     }
+}
+
+/// Whoever waits for the builder reads it, so it names what is to be changed.
+#[test]
+fn an_image_that_cannot_work_is_refused_in_words() {
+    let Some(volume) = volume(VOLUME_BYTES) else {
+        return;
+    };
+    for (change, words) in [
+        ("rm usr/sbin/iptables", "it has no iptables"),
+        (
+            "rm -f usr/bin/containerd usr/sbin/runc usr/bin/runc",
+            "it has no containerd, no runc",
+        ),
+        (
+            "rm -r etc/ssl/certs",
+            "it has no certificates of authorities",
+        ),
+        (
+            r#"echo '{"no-such-setting": true}' > etc/docker/daemon.json"#,
+            "match any configuration option: no-such-setting",
+        ),
+    ] {
+        let machine = volume.boot_changed(change);
+        assert_eq!(machine.wait().code(), Some(1), "{}", machine.console());
+        let record = machine.record();
+        assert!(
+            record.starts_with("end refused ") && record.contains(words),
+            "{record}\n{}",
+            machine.console()
+        );
+    }
+    // Nothing of it has harmed the volume.
+    volume.start().end();
 }
 
 #[test]

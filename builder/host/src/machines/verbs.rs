@@ -89,6 +89,7 @@ impl Machines {
             spec: spec.clone(),
             driver,
             phase: Phase::Starting { slot },
+            refused: None,
         };
         self.records.write(&starting)?;
         self.records.write_image(&spec.machine, &image.names)?;

@@ -382,6 +382,10 @@ impl MachineDriver for Sandbox {
         self.places(machine).log.ending()
     }
 
+    fn refused(&self, machine: &MachineId) -> Option<String> {
+        self.places(machine).log.refused()
+    }
+
     fn clear(&self, machine: &MachineId, slot: u16) -> Result<(), DriverError> {
         let places = self.places(machine);
         let console = self.state(machine).join("console.log");

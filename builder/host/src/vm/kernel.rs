@@ -42,10 +42,12 @@ impl Kernel {
     /// # Errors
     /// [`DriverError::System`] that names the missing one.
     pub(super) fn open(&self) -> Result<KernelFiles, DriverError> {
+        // A refresh points the link elsewhere at any moment: a kernel is of use only with its own modules.
+        let dir = std::fs::canonicalize(&self.dir).map_err(DriverError::at("find", &self.dir))?;
         Ok(KernelFiles {
-            kernel: open(&self.dir.join("vmlinuz"))?,
-            initrd: open(&self.dir.join("initrd"))?,
-            modules: open(&self.dir.join("modules.squashfs"))?,
+            kernel: open(&dir.join("vmlinuz"))?,
+            initrd: open(&dir.join("initrd"))?,
+            modules: open(&dir.join("modules.squashfs"))?,
         })
     }
 

@@ -317,6 +317,10 @@ impl MachineDriver for VirtualMachines {
         self.log(machine).ending()
     }
 
+    fn refused(&self, machine: &MachineId) -> Option<String> {
+        self.log(machine).refused()
+    }
+
     fn clear(&self, machine: &MachineId, slot: u16) -> Result<(), DriverError> {
         let console = self.state(machine).join("console.log");
         if let Err(error) = self.log(machine).keep_console(&console) {

@@ -310,8 +310,19 @@ impl Builder {
     }
 
     /// Applies an event to the state.
-    pub(super) fn learn(&self, event: MachineEvent) -> Result<MachineState, IllegalTransition> {
-        self.change(|inner| inner.learn(event))
+    /// Takes a fact in. `refused` is what the guest of that machine said about why its engine could not start.
+    pub(super) fn learn(
+        &self,
+        event: MachineEvent,
+        refused: Option<String>,
+    ) -> Result<MachineState, IllegalTransition> {
+        self.change(|inner| {
+            let state = inner.learn(event)?;
+            if refused.is_some() && matches!(state, MachineState::Crashed { .. }) {
+                inner.machine.last_error = refused;
+            }
+            Ok(state)
+        })
     }
 }
 

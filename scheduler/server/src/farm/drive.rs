@@ -103,7 +103,8 @@ async fn act(shared: &Shared, builder: &Builder, plan: &Plan) -> bool {
 async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), Held> {
     match step.action {
         Action::Learn(event) => {
-            let Err(illegal) = builder.learn(event) else {
+            let refused = builder.host().refused(&step.machine, step.generation);
+            let Err(illegal) = builder.learn(event, refused) else {
                 return Ok(());
             };
             tracing::error!(machine = %step.machine, %illegal, "the planner erred");
@@ -247,10 +248,8 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
         Ok(report) => {
             if report.generation == generation && report.state == MachineRunState::Running {
                 // Those who wait may connect at once; what else the host says comes with its list.
-                let _ = builder.learn(MachineEvent::HostRuns {
-                    generation,
-                    at: now(),
-                });
+                let at = now();
+                let _ = builder.learn(MachineEvent::HostRuns { generation, at }, None);
             }
             settle(builder).await;
             Ok(())

@@ -10,11 +10,15 @@ use super::Shared;
 use super::starts::Starts;
 use crate::host_client::{HostClient, HostClientError, MachineList};
 use crate::limits::{HOST_INFO_KEEP, HOST_RETRY_MAX, HOST_RETRY_MIN, HOST_WATCH_WAIT};
+use crate::text::bounded;
+use slipway_core::end_record::REFUSAL_CHARS_MAX;
+use slipway_core::generation::Generation;
 use slipway_core::host_api::{HostInfo, MachineReport, OperatorText};
 use slipway_core::id::{HostId, MachineId};
 use slipway_core::isolation::Isolation;
-use slipway_core::limits::{MACHINE_SILENCE_EMULATED_MAX, MACHINE_SILENCE_MAX};
+use slipway_core::limits::{IMAGE_AGE_MAX, MACHINE_SILENCE_EMULATED_MAX, MACHINE_SILENCE_MAX};
 use slipway_core::planner::Observed;
+use slipway_core::time::Timestamp;
 use slipway_core::units::ByteSize;
 use slipway_store::{Host, StoreError, What};
 use std::collections::HashMap;
@@ -65,6 +69,17 @@ struct Heard {
     drivers: Vec<String>,
     /// Virtual machines there have an emulated processor.
     emulated: bool,
+    /// When what machines boot there was made.
+    images: ImageAges,
+}
+
+/// When the packages of what machines boot were last looked up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ImageAges {
+    /// Of the builder image; absent if its host does not say.
+    pub image: Option<Timestamp>,
+    /// Of the kernel of virtual machines; absent also where there are none.
+    pub kernel: Option<Timestamp>,
 }
 
 impl HostLink {
@@ -107,20 +122,45 @@ impl HostLink {
         }
     }
 
-    /// What is worth knowing about it, in words that everybody may read.
-    pub(super) fn notice(&self) -> Option<String> {
+    /// What is worth knowing about it at `now`, in words that everybody may read.
+    pub(super) fn notices(&self, now: Timestamp) -> Vec<String> {
+        let region = &self.settings.region;
         if !*self.reachable.borrow() {
-            return Some(format!(
-                "a host in region '{}' does not answer: builders there do not start, and may be in another state than is shown",
-                self.settings.region
-            ));
+            return vec![format!(
+                "a host in region '{region}' does not answer: builders there do not start, and may be in another state than is shown"
+            )];
         }
-        self.heard().emulated.then(|| {
+        let heard = self.heard();
+        let emulated = heard.emulated.then(|| {
             format!(
-                "virtual machines in region '{}' are emulated (KVM does not work there): they are many times slower",
-                self.settings.region
+                "virtual machines in region '{region}' are emulated (KVM does not work there): they are many times slower"
             )
-        })
+        });
+        let aged = |what, made_at: Option<Timestamp>| {
+            let age = now.since(made_at?);
+            let days = age.as_secs() / (24 * 60 * 60);
+            (age > IMAGE_AGE_MAX).then(|| {
+                format!(
+                    "{what} in region '{region}' is {days} days old: its packages lack what was mended since (hint for who runs the farm: make image-refresh)"
+                )
+            })
+        };
+        let image = aged("the builder image", heard.images.image);
+        let kernel = aged("the kernel of virtual machines", heard.images.kernel);
+        [emulated, image, kernel].into_iter().flatten().collect()
+    }
+
+    /// When what machines boot here was made.
+    pub(super) fn images(&self) -> ImageAges {
+        self.heard().images
+    }
+
+    /// Why the guest of this generation said that its engine could not start.
+    pub(super) fn refused(&self, machine: &MachineId, generation: Generation) -> Option<String> {
+        let heard = self.heard();
+        let report = heard.machines.get(machine)?;
+        let refused = report.refused.as_ref()?;
+        (report.generation == generation).then(|| bounded(refused.clone(), REFUSAL_CHARS_MAX * 4))
     }
 
     /// What the newest list says about a machine.
@@ -273,6 +313,10 @@ async fn take_info(
     let mut heard = link.heard();
     heard.emulated = info.vm_accelerator.as_deref() == Some("tcg");
     heard.drivers.clone_from(&info.drivers);
+    heard.images = ImageAges {
+        image: info.image_made_at,
+        kernel: info.kernel_made_at,
+    };
     Ok(host)
 }
 

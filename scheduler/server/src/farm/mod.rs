@@ -25,8 +25,8 @@ mod wake;
 pub use builder::ActivityGuard;
 pub(crate) use builder::now;
 pub use error::FarmError;
-pub use host::HostSettings;
 pub(crate) use host::chain;
+pub use host::{HostSettings, ImageAges};
 pub use keys::LendError;
 pub use view::{BuilderKey, BuilderView, FarmEvent, NextEvent, Subscription};
 pub use volumes::{
@@ -305,10 +305,23 @@ impl Farm {
     /// What is worth knowing about the hosts, in words; each place once.
     pub fn notices(&self) -> Vec<String> {
         let hosts = self.0.hosts.read().unwrap_or_else(PoisonError::into_inner);
-        let mut notices: Vec<String> = hosts.values().filter_map(|link| link.notice()).collect();
+        let at = now();
+        let mut notices: Vec<String> = hosts.values().flat_map(|link| link.notices(at)).collect();
         notices.sort();
         notices.dedup();
         notices
+    }
+
+    /// When the packages of what machines boot were last looked up, by region; each once.
+    pub fn images(&self) -> Vec<(String, ImageAges)> {
+        let hosts = self.0.hosts.read().unwrap_or_else(PoisonError::into_inner);
+        let known = hosts
+            .values()
+            .map(|link| (link.settings.region.clone(), link.images()));
+        let mut images: Vec<_> = known.filter(|(_, ages)| ages.image.is_some()).collect();
+        images.sort();
+        images.dedup();
+        images
     }
 
     /// The changes of one org's builders and builds from now on.

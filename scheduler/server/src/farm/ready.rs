@@ -24,7 +24,7 @@ pub(super) async fn await_ready(builder: &Builder, generation: Generation) {
         }
         match ask(builder, generation).await {
             Ok(Said::Ready) => {
-                let _ = builder.learn(MachineEvent::GuestReady { generation });
+                let _ = builder.learn(MachineEvent::GuestReady { generation }, None);
                 return;
             }
             // It gives up by itself when dockerd makes no progress.

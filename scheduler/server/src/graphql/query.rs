@@ -4,8 +4,12 @@ use super::Result;
 use super::access::Access;
 use super::input::parse_id;
 use super::limits::GRAPHQL_LIST_WEIGHT;
-use super::view::{App, Build, Builder, Org, RegistryCredential, Server, Token, Viewer};
+use super::scalar::DateTime;
+use super::view::{
+    App, BootedImages, Build, Builder, Org, RegistryCredential, Server, Token, Viewer,
+};
 use crate::bounds::PAGE_MAX;
+use crate::farm::ImageAges;
 use async_graphql::{Context, ID, Object};
 use slipway_core::quota::ORG_BUILDERS_MAX;
 use slipway_store::{BuildFilter, TokenPage, TokenRole};
@@ -183,11 +187,18 @@ impl CoreQuery {
 
 fn server(access: &Access<'_>) -> Server {
     let addresses = access.parts.addresses.clone();
+    let images = access.parts.farm.images().into_iter();
+    let booted = |(region, made): (String, ImageAges)| BootedImages {
+        region,
+        image_made_at: made.image.map(DateTime),
+        kernel_made_at: made.kernel.map(DateTime),
+    };
     Server {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         api: addresses.api,
         docker: addresses.docker,
         buildkit: addresses.buildkit,
         notices: access.parts.farm.notices(),
+        images: images.map(booted).collect(),
     }
 }

@@ -220,6 +220,19 @@ pub(super) struct Server {
     pub(super) buildkit: String,
     /// What is worth knowing about its hosts, in words.
     pub(super) notices: Vec<String>,
+    /// When the packages of what builders boot were last looked up, by region.
+    pub(super) images: Vec<BootedImages>,
+}
+
+/// What builders of a region boot, on one of its hosts or more.
+#[derive(SimpleObject)]
+pub(super) struct BootedImages {
+    /// The region.
+    pub(super) region: String,
+    /// Of the builder image.
+    pub(super) image_made_at: Option<DateTime>,
+    /// Of the kernel of virtual machines; absent where there are none.
+    pub(super) kernel_made_at: Option<DateTime>,
 }
 
 /// Who asks.

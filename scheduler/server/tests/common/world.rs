@@ -9,6 +9,7 @@ use slipway_core::host_api::{
 };
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::key::KeyLease;
+use slipway_core::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,6 +20,7 @@ pub struct Machine {
     pub generation: Generation,
     pub volume: VolumeId,
     pub state: MachineRunState,
+    refused: Option<String>,
     pub guest: Arc<TestGuest>,
 }
 
@@ -73,6 +75,8 @@ pub struct Inner {
     seen: BTreeMap<MachineId, Generation>,
     /// Which pool it is.
     pub pool: String,
+    /// When its builder image was made.
+    pub image_made_at: Option<Timestamp>,
     /// Bytes that the pool has grown by.
     pub pool_grown_by: u64,
     /// What each machine was started as, last.
@@ -178,6 +182,14 @@ impl World {
         self.end_as(id, generation, clean, false);
     }
 
+    /// The guest of this generation says that its engine cannot start, and ends.
+    pub fn end_refused(&self, id: &MachineId, generation: Generation, why: &str) {
+        if let Some(machine) = self.lock().machines.get_mut(id) {
+            machine.refused = Some(why.to_owned());
+        }
+        self.end_as(id, generation, false, false);
+    }
+
     /// The guest of this generation finds what is on its volume damaged, and ends.
     pub fn end_damaged(&self, id: &MachineId, generation: Generation) {
         self.end_as(id, generation, false, true);
@@ -223,6 +235,7 @@ impl World {
                 generation: m.generation,
                 volume: m.volume.clone(),
                 state: m.state,
+                refused: m.refused.clone(),
             })
             .collect();
         // Read under the lock: the list is at least as new as the revision.
@@ -301,6 +314,7 @@ impl World {
             generation: spec.generation,
             volume: spec.volume.clone(),
             state: MachineRunState::Running,
+            refused: None,
             guest,
         };
         inner.machines.insert(spec.machine.clone(), machine);
@@ -309,6 +323,7 @@ impl World {
             generation: spec.generation,
             volume: spec.volume.clone(),
             state: MachineRunState::Running,
+            refused: None,
         })
     }
 
@@ -358,6 +373,7 @@ impl World {
                     generation: m.generation,
                     volume: m.volume.clone(),
                     state: m.state,
+                    refused: m.refused.clone(),
                 },
             }
         };
@@ -404,6 +420,8 @@ impl Inner {
             pool_notices: vec![],
             pool: Some(self.pool.clone()),
             image: "test".into(),
+            image_made_at: self.image_made_at,
+            kernel_made_at: None,
         }
     }
 

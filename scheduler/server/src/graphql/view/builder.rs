@@ -55,6 +55,10 @@ pub(in crate::graphql) struct Engine {
     version: String,
     /// Where it keeps images: `classic` or `containerd`.
     image_store: String,
+    /// Version of its BuildKit, as that says itself (Debian's says `v0.0.0+unknown`); absent in the first moments after its start.
+    buildkit: Option<String>,
+    /// When the packages of the image that it has booted were last looked up.
+    image_made_at: Option<DateTime>,
 }
 
 /// A builder: one per org, region and architecture.
@@ -182,6 +186,8 @@ impl Builder {
         Some(Engine {
             version: engine.version.clone(),
             image_store: engine.image_store.clone(),
+            buildkit: engine.buildkit.clone().filter(|text| !text.is_empty()),
+            image_made_at: engine.image_made_at.map(DateTime),
         })
     }
 
