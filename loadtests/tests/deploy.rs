@@ -238,7 +238,17 @@ fn deploy_many(bed: &Testbed, number: u8) -> Result<Vec<Value>> {
 
 #[test]
 fn a_layer_is_sent_while_it_is_exported_and_pulls_back_right() -> Result<()> {
-    let bed = Testbed::start()?;
+    sent_while_exported("classic")
+}
+
+#[test]
+fn a_layer_is_sent_while_containerd_is_given_it_and_pulls_back_right() -> Result<()> {
+    sent_while_exported("containerd")
+}
+
+fn sent_while_exported(image_store: &str) -> Result<()> {
+    let settings = format!("isolation = \"sandbox\"\nimage_store = \"{image_store}\"\n");
+    let bed = Testbed::start_with(&settings)?;
     bed.slipway_ok(&["builders", "ensure", "--org", "acme"])?;
     // On a busy machine an export may be over before anybody has looked.
     let mut number = 0;

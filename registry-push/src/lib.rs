@@ -42,7 +42,7 @@ pub use options::PushOptions;
 pub use push::{Push, push};
 pub use report::{Progress, PushState, Pushed, PushedLayer};
 pub use source::{
-    DockerStore, Export, ImageSource, LayerReader, LayerSource, Layout, Overlay, Packed, Platform,
+    DockerStore, Export, ImageSource, LayerReader, LayerSource, Layout, Packed, Place, Platform,
     SourceError,
 };
 pub use target::{Credential, Target, TargetError};

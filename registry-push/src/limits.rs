@@ -194,6 +194,12 @@ pub const RECORD_LOOK: Duration = Duration::from_millis(2);
 /// shorter one is there whole when there is anything of it, and so is the image soon.
 pub const AHEAD_RECORD_BYTES: u64 = 8 << 10;
 
+/// Bytes of a layer that containerd is given, from which on it is sent ahead. A smaller one is there whole soon, and goes in one request.
+pub const AHEAD_BLOB_BYTES: u64 = 2 * SMALL_LAYER_BYTES as u64;
+
+/// Bytes that are read of the name of what containerd is given. A layer's is far shorter.
+pub const INGEST_NAME_BYTES: u64 = 1 << 10;
+
 /// Files at a record's start that must be in the directory it is taken for.
 pub const AHEAD_FILES: usize = 32;
 

@@ -127,18 +127,16 @@ pub(crate) fn prepare(
 
 impl Prepared {
     /// Begins to send what dockerd exports from now on, if whoever is asked says that nobody else builds.
-    pub(crate) fn send_ahead<F>(&mut self, is_alone: impl Fn() -> F + Send + Sync + 'static)
-    where
+    pub(crate) fn send_ahead<F>(
+        &mut self,
+        store: ImageStore,
+        is_alone: impl Fn() -> F + Send + Sync + 'static,
+    ) where
         F: Future<Output = bool> + Send,
     {
-        let process = std::fs::read_to_string(ENGINE_PID_FILE);
-        let Some(process) = process.ok().and_then(|text| text.trim().parse().ok()) else {
+        let Some(export) = export(store) else {
             tracing::debug!("dockerd's process is not known: nothing is sent ahead");
             return;
-        };
-        let export = Export {
-            root: DATA_ROOT.into(),
-            process,
         };
         self.push.send_ahead(export, is_alone);
     }
@@ -169,6 +167,22 @@ impl Prepared {
                 .map_err(|error| PushFailure::Push(Box::new(error)))
         });
         pushed.await.map_err(PushFailure::Broken)?
+    }
+}
+
+/// Where layers are exported. None where dockerd does not say its process.
+fn export(store: ImageStore) -> Option<Export> {
+    match store {
+        ImageStore::Classic => {
+            let process = std::fs::read_to_string(ENGINE_PID_FILE).ok()?;
+            Some(Export::Dockerd {
+                root: DATA_ROOT.into(),
+                process: process.trim().parse().ok()?,
+            })
+        }
+        ImageStore::Containerd => Some(Export::Containerd {
+            root: CONTAINERD_ROOT.into(),
+        }),
     }
 }
 

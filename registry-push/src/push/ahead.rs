@@ -1,8 +1,8 @@
 //! Layers that are compressed and sent while dockerd still exports their image.
 //!
-//! dockerd reads each new layer for its diffID on one thread and writes a record as it goes. The layer is read, compressed and sent right
-//! behind it, into an upload that stays open. What was sent counts only if the image turns out to have this very layer, by directory and
-//! record; else the upload is cancelled and nothing has happened. A layer that is sent so is sent by one push alone, as any other
+//! dockerd reads each new layer for its diffID on one thread, and writes a record as it goes or gives containerd the layer's tar. The layer is
+//! read, compressed and sent right behind it, into an upload that stays open. What was sent counts only if the image turns out to have this
+//! very layer, by directory and record or by the file that it is; else the upload is cancelled and nothing has happened. A layer that is sent so is sent by one push alone, as any other
 //! ([`super::turns`]). Knows nothing of who exports, but that it can be asked whether anybody else does.
 
 use super::Base;
@@ -13,9 +13,8 @@ use crate::limits::EXPORT_LOOK;
 use crate::pipeline::{Compressors, Summary};
 use crate::registry::{Feed, upload_ahead};
 use crate::report::Moved;
-use crate::source::{Export, GrowingLayer, ImageSource, LayerSource, Looker};
+use crate::source::{Export, Growing, ImageSource, LayerSource, Looker};
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::{JoinError, JoinHandle};
@@ -23,14 +22,14 @@ use tokio::task::{JoinError, JoinHandle};
 type Sent = Result<Option<(Summary, u64)>, PushError>;
 
 /// The key of the turn for a layer that lies here, whatever its diffID will be.
-pub(super) fn place_key(base: &Base, directory: &Path) -> String {
+pub(super) fn place_key(base: &Base, place: &str) -> String {
     let (host, codec) = (base.registry.at.name(), base.options.codec.id());
-    format!("{host} {} {codec}", directory.display())
+    format!("{host} {place} {codec}")
 }
 
 /// One layer on its way. Dropped, it ends and the registry is told to forget it.
 pub(super) struct Sending {
-    layer: Arc<GrowingLayer>,
+    layer: Arc<dyn Growing>,
     /// True lets the upload be closed; dropped, the upload ends.
     wanted: watch::Sender<bool>,
     moved: watch::Receiver<Moved>,
@@ -48,7 +47,7 @@ impl Drop for Sending {
 impl Sending {
     fn start(
         base: Arc<Base>,
-        layer: Arc<GrowingLayer>,
+        layer: Arc<dyn Growing>,
         turn: Turn,
         place: OwnedSemaphorePermit,
     ) -> Sending {
@@ -78,7 +77,11 @@ impl Sending {
     }
 
     /// Waits until all is sent and stored. `None` when that failed, which leaves the layer to be sent as if nothing had been.
-    pub(super) async fn finish(mut self, tell: impl Fn(Moved)) -> Option<(Summary, u64)> {
+    pub(super) async fn finish(
+        mut self,
+        diff_id: &Digest,
+        tell: impl Fn(Moved),
+    ) -> Option<(Summary, u64)> {
         self.wanted.send_replace(true);
         let sent = loop {
             tokio::select! {
@@ -90,13 +93,13 @@ impl Sending {
                 }
             }
         };
-        self.take(sent)
+        self.take(diff_id, sent)
     }
 
-    fn take(&self, sent: Result<Sent, JoinError>) -> Option<(Summary, u64)> {
+    fn take(&self, diff_id: &Digest, sent: Result<Sent, JoinError>) -> Option<(Summary, u64)> {
         match sent {
-            // A record that goes on behind its end is not the one that was read.
-            Ok(Ok(Some(sent))) if self.layer.was_read() => Some(sent),
+            // A record that goes on behind its end is not the one that was read, and a file may read as another than it was stored as.
+            Ok(Ok(Some(sent))) if self.layer.was_read_as(diff_id) => Some(sent),
             Ok(Ok(_)) => None,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a layer that was sent ahead is sent again");
@@ -174,7 +177,7 @@ async fn look<F: Future<Output = bool> + Send>(
         };
         looker = back;
         for found in all {
-            tracing::debug!(?found, "dockerd exports a layer");
+            tracing::debug!(?found, "a layer is exported");
             let Ok(place) = base.streams.clone().try_acquire_owned() else {
                 continue;
             };
@@ -190,8 +193,8 @@ async fn look<F: Future<Output = bool> + Send>(
                 tracing::debug!("not sent ahead: other builds run, or it is done");
                 continue;
             }
-            if let Some(turn) = turn_now(&place_key(&base, layer.directory())) {
-                let one = Sending::start(base.clone(), Arc::new(layer), turn, place);
+            if let Some(turn) = turn_now(&place_key(&base, &layer.place_key())) {
+                let one = Sending::start(base.clone(), layer, turn, place);
                 sending
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)

@@ -63,11 +63,11 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         ahead.remove(diff_id)
     }
 
-    /// First the turn for the directory, which who sends ahead has; then the one for the layer.
+    /// First the turn for the layer's place, which who sends ahead has; then the one for the layer.
     async fn turns(&self, layer: &Arc<dyn LayerSource>, ahead: Option<&mut Sending>) -> Turns {
-        let place = match (ahead, layer.overlay()) {
+        let place = match (ahead, layer.place()) {
             (Some(ahead), _) => ahead.turn.take(),
-            (None, Some(overlay)) => turn(&place_key(self.base, overlay.directory), None).await,
+            (None, Some(place)) => turn(&place_key(self.base, &place.key()), None).await,
             (None, None) => None,
         };
         let key = format!(
@@ -128,7 +128,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
     ) -> Result<Option<Done>, PushError> {
         let (name, total) = (layer.diff_id().as_str(), layer.size_hint().unwrap_or(0));
         let told = |moved: Moved| self.tell(name, PushState::Pushing, moved, total.max(moved.raw));
-        let Some((summary, sent)) = ahead.finish(told).await else {
+        let Some((summary, sent)) = ahead.finish(layer.diff_id(), told).await else {
             return Ok(None);
         };
         self.sent(layer, summary, sent).await.map(Some)

@@ -1,7 +1,7 @@
 //! One layer of an image layout: a blob that is sent as it is, or a tar that is still to be compressed.
 
 use super::blobs::{Blobs, Slice};
-use super::{LayerReader, LayerSource, Packed, SourceError};
+use super::{LayerReader, LayerSource, Packed, Place, SourceError};
 use crate::digest::Digest;
 use flate2::read::MultiGzDecoder;
 use std::io::Read as _;
@@ -55,6 +55,13 @@ impl LayerSource for BlobLayer {
         match &self.kind {
             Kind::Packed(packed) => Some(packed),
             Kind::Tar | Kind::Gzip => None,
+        }
+    }
+
+    fn place(&self) -> Option<Place> {
+        match &self.kind {
+            Kind::Tar => self.blobs.place_of(&self.name),
+            Kind::Packed(_) | Kind::Gzip => None,
         }
     }
 

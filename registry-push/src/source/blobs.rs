@@ -2,7 +2,7 @@
 //!
 //! A tar is not unpacked: its entries are found once and read where they lie. Knows nothing of images.
 
-use super::SourceError;
+use super::{Place, SourceError};
 use crate::limits::{ARCHIVE_ENTRIES, ARCHIVE_HEADER_BYTES, ARCHIVE_LINKS};
 use rustix::fs::{CWD, Mode, OFlags};
 use std::cell::Cell;
@@ -166,6 +166,15 @@ impl Blobs {
             Blobs::Directory(directory) => open_file(&directory.join(name)),
             Blobs::Tar(tar) => Ok(tar.find(&name)),
         }
+    }
+
+    /// The file that a piece is, if it is one by itself.
+    pub(super) fn place_of(&self, name: &str) -> Option<Place> {
+        let Blobs::Directory(directory) = self else {
+            return None;
+        };
+        let kind = std::fs::metadata(directory.join(clean("", name)?)).ok()?;
+        Some(Place::of_file(&kind))
     }
 
     /// For messages.

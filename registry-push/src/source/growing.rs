@@ -6,7 +6,7 @@
 use super::beneath::LayerDir;
 use super::overlay_layer::OverlayReader;
 use super::tar_split::{Entry, TarSplit};
-use super::{LayerReader, LayerSource, SourceError};
+use super::{Growing, LayerReader, LayerSource, Place, SourceError};
 use crate::digest::Digest;
 use crate::limits::{AHEAD_FILES, RECORD_LOOK};
 use flate2::bufread::GzDecoder;
@@ -23,7 +23,7 @@ const BUFFER: usize = 64 << 10;
 
 /// A record that is held open: dockerd removes it when the layer is registered.
 #[derive(Debug)]
-pub(super) struct Growing {
+pub(super) struct Record {
     path: PathBuf,
     file: File,
     is_given_up: AtomicBool,
@@ -31,10 +31,10 @@ pub(super) struct Growing {
     whole: AtomicU64,
 }
 
-impl Growing {
+impl Record {
     /// Holds the record open.
-    pub(super) fn open(path: &Path) -> io::Result<Growing> {
-        Ok(Growing {
+    pub(super) fn open(path: &Path) -> io::Result<Record> {
+        Ok(Record {
             path: path.to_path_buf(),
             file: File::open(path)?,
             is_given_up: AtomicBool::new(false),
@@ -86,7 +86,7 @@ impl Growing {
 
 /// Reads a record from its start, and waits where it ends so far.
 struct Follow {
-    record: Arc<Growing>,
+    record: Arc<Record>,
     read: u64,
     waits: bool,
 }
@@ -109,8 +109,8 @@ impl Read for Follow {
 
 /// The layer.
 #[derive(Debug)]
-pub(crate) struct GrowingLayer {
-    record: Arc<Growing>,
+pub(super) struct GrowingLayer {
+    record: Arc<Record>,
     directory: PathBuf,
     /// In the place of the diffID, which nobody knows yet: the digest of the directory's name.
     name: Digest,
@@ -118,34 +118,33 @@ pub(crate) struct GrowingLayer {
 
 impl GrowingLayer {
     /// The layer of this record in this directory.
-    pub(super) fn new(record: Arc<Growing>, directory: PathBuf) -> GrowingLayer {
+    pub(super) fn new(record: Arc<Record>, directory: PathBuf) -> GrowingLayer {
         GrowingLayer {
             record,
             name: Digest::of(directory.as_os_str().as_bytes()),
             directory,
         }
     }
+}
 
-    /// Where its files lie.
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
+impl Growing for GrowingLayer {
+    fn place_key(&self) -> String {
+        self.directory.display().to_string()
     }
 
-    /// Whether it has become this layer of dockerd's. Blocks on the two records.
-    pub(crate) fn is(&self, layer: &dyn LayerSource) -> bool {
-        layer.overlay().is_some_and(|overlay| {
-            overlay.directory == self.directory && self.record.is(overlay.record).unwrap_or(false)
-        })
+    fn is(&self, layer: &dyn LayerSource) -> bool {
+        let Some(Place::Overlay { directory, record }) = layer.place() else {
+            return false;
+        };
+        directory == self.directory && self.record.is(&record).unwrap_or(false)
     }
 
-    /// Whether it was read to the very end of its record.
-    pub(crate) fn was_read(&self) -> bool {
+    fn was_read_as(&self, _diff_id: &Digest) -> bool {
         let length = self.record.file.metadata().map_or(0, |kind| kind.len());
         length > 0 && self.record.whole.load(Ordering::Relaxed) == length
     }
 
-    /// Ends whoever waits for more of the record.
-    pub(crate) fn give_up(&self) {
+    fn give_up(&self) {
         self.record.is_given_up.store(true, Ordering::Relaxed);
     }
 }
@@ -176,7 +175,7 @@ type Lines = BufReader<GzDecoder<BufReader<Follow>>>;
 
 struct GrowingReader {
     inner: OverlayReader<Lines>,
-    record: Arc<Growing>,
+    record: Arc<Record>,
 }
 
 impl LayerReader for GrowingReader {

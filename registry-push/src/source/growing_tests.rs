@@ -31,7 +31,7 @@ impl World {
     }
 
     fn layer(&self) -> Arc<GrowingLayer> {
-        let record = Growing::open(&self.path("growing")).expect("opens");
+        let record = Record::open(&self.path("growing")).expect("opens");
         Arc::new(GrowingLayer::new(Arc::new(record), self.path("diff")))
     }
 
@@ -72,10 +72,10 @@ impl LayerSource for Finished {
         None
     }
 
-    fn overlay(&self) -> Option<super::super::Overlay<'_>> {
-        Some(super::super::Overlay {
-            directory: &self.directory,
-            record: &self.record,
+    fn place(&self) -> Option<Place> {
+        Some(Place::Overlay {
+            directory: self.directory.clone(),
+            record: self.record.clone(),
         })
     }
 
@@ -119,7 +119,7 @@ fn a_record_is_read_as_it_grows_and_any_number_of_times() {
     let layer = world.layer();
     let reading = read(&layer);
     for byte in &bytes {
-        assert!(!layer.was_read());
+        assert!(!layer.was_read_as(layer.diff_id()));
         world.grow(&[*byte]);
         std::thread::sleep(RECORD_LOOK / 4);
     }
@@ -128,7 +128,7 @@ fn a_record_is_read_as_it_grows_and_any_number_of_times() {
     // dockerd removes it when the layer is registered.
     std::fs::remove_file(world.path("growing")).expect("remove");
     assert_eq!(read(&layer).join().expect("thread").expect("reads"), tar);
-    assert!(layer.was_read());
+    assert!(layer.was_read_as(layer.diff_id()));
     assert!(layer.is(&world.finished("diff", &bytes)));
 }
 
@@ -152,7 +152,7 @@ fn only_the_same_record_in_the_same_directory_is_the_layer() {
     }
     // A second member was never read.
     world.grow(&bytes);
-    assert!(!layer.was_read());
+    assert!(!layer.was_read_as(layer.diff_id()));
     assert!(!layer.is(&world.finished("diff", &bytes)));
 }
 
@@ -165,7 +165,7 @@ fn a_record_that_stays_cut_ends_when_it_is_given_up() {
     layer.give_up();
     let error = reading.join().expect("thread").expect_err("never whole");
     assert!(matches!(error, SourceError::Io { .. }), "{error:?}");
-    assert!(!layer.was_read());
+    assert!(!layer.was_read_as(layer.diff_id()));
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn a_directory_that_is_not_the_records_is_found_out() {
 #[test]
 fn the_first_files_of_what_is_there() {
     let (world, bytes) = (World::new(), record(CONTENT));
-    let record = Arc::new(Growing::open(&world.path("growing")).expect("opens"));
+    let record = Arc::new(Record::open(&world.path("growing")).expect("opens"));
     assert_eq!(record.first_files(), []);
     world.grow(&bytes[..bytes.len() / 3]);
     assert!(record.first_files().len() <= 1);

@@ -11,6 +11,7 @@ mod export;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod growing;
+mod ingest;
 mod layout;
 mod overlay_layer;
 mod tar_split;
@@ -18,13 +19,12 @@ mod tar_split;
 use crate::blame::Blame;
 use crate::digest::Digest;
 use crate::manifest::{Manifest, Packing};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use docker_store::DockerStore;
 pub use export::Export;
 pub(crate) use export::Looker;
-pub(crate) use growing::GrowingLayer;
 pub use layout::{Layout, Platform};
 
 /// An image ready to be pushed: its config, byte for byte, and its layers from the lowest up.
@@ -92,22 +92,71 @@ pub trait LayerSource: Send + Sync + std::fmt::Debug {
         None
     }
 
-    /// Where it lies, if in an overlay2 store of dockerd's: what was sent of it before dockerd had it is known by this.
-    fn overlay(&self) -> Option<Overlay<'_>> {
+    /// Where it lies, if in a store that can be seen making it: what was sent of it before the store had it is known by this. May block on
+    /// a look at one file.
+    fn place(&self) -> Option<Place> {
         None
+    }
+
+    /// Whether this is the digest that its tar must have. Whoever cannot know it beforehand keeps it for later.
+    fn is_proved_by(&self, found: &Digest) -> bool {
+        found == self.diff_id()
     }
 
     /// Starts reading. Called on a thread that may block.
     fn open(&self) -> Result<Box<dyn LayerReader>, SourceError>;
 }
 
-/// A layer's place in an overlay2 store of dockerd's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Overlay<'a> {
-    /// `overlay2/<cache-id>/diff`.
-    pub directory: &'a Path,
-    /// `layerdb/sha256/<chain>/tar-split.json.gz`.
-    pub record: &'a Path,
+/// A layer that is read while its store still makes it.
+pub(crate) trait Growing: LayerSource {
+    /// [`Place::key`] of the layer that it will be.
+    fn place_key(&self) -> String;
+
+    /// Whether it has become this layer of the store. May block.
+    fn is(&self, layer: &dyn LayerSource) -> bool;
+
+    /// Whether it was read to its very end, and what was read has this digest if the reader does not prove it.
+    fn was_read_as(&self, diff_id: &Digest) -> bool;
+
+    /// Ends whoever waits for more of it.
+    fn give_up(&self);
+}
+
+/// A layer's place in a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In an overlay2 store of dockerd's.
+    Overlay {
+        /// `overlay2/<cache-id>/diff`.
+        directory: PathBuf,
+        /// `layerdb/sha256/<chain>/tar-split.json.gz`.
+        record: PathBuf,
+    },
+    /// In a file of its own, as an uncompressed tar.
+    File {
+        /// Of the file system.
+        device: u64,
+        /// Of the file, which keeps it when it is renamed.
+        inode: u64,
+    },
+}
+
+impl Place {
+    /// What whoever sends the layer before its store has it, and whoever sends it afterwards, both call it by.
+    pub(crate) fn key(&self) -> String {
+        match self {
+            Place::Overlay { directory, .. } => directory.display().to_string(),
+            Place::File { device, inode } => format!("inode {device}:{inode}"),
+        }
+    }
+
+    fn of_file(file: &std::fs::Metadata) -> Place {
+        use std::os::unix::fs::MetadataExt as _;
+        Place::File {
+            device: file.dev(),
+            inode: file.ino(),
+        }
+    }
 }
 
 /// A layer that its store keeps as a blob fit for a registry. The pipeline checks the digest.

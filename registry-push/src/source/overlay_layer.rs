@@ -10,7 +10,7 @@
 
 use super::beneath::{LayerDir, shown};
 use super::tar_split::{Entry, TarSplit};
-use super::{LayerReader, LayerSource, Overlay, SourceError};
+use super::{LayerReader, LayerSource, Place, SourceError};
 use crate::digest::Digest;
 use crc_fast::CrcAlgorithm::Crc64GoIso;
 use flate2::bufread::MultiGzDecoder;
@@ -38,10 +38,10 @@ impl LayerSource for OverlayLayer {
         self.size_hint
     }
 
-    fn overlay(&self) -> Option<Overlay<'_>> {
-        Some(Overlay {
-            directory: &self.directory,
-            record: &self.record,
+    fn place(&self) -> Option<Place> {
+        Some(Place::Overlay {
+            directory: self.directory.clone(),
+            record: self.record.clone(),
         })
     }
 

@@ -1,13 +1,13 @@
 //! Layers that are sent while a real dockerd exports their image.
 
-use crate::dockerd::{Dockerd, tar};
+use crate::dockerd::{Dockerd, Store, tar};
 use crate::image::assert_complete;
 use crate::proxy::{Act, Proxy};
 use crate::registry::{Access, Registry};
 use http::Method;
 use slipway_registry_push::{
-    DockerStore, Export, ImageSource, Push, PushOptions, PushState, Pushed, Target,
-    push as push_plainly,
+    DockerStore, Export, ImageSource, Layout, Platform, Push, PushOptions, PushState, Pushed,
+    Target, push as push_plainly,
 };
 use std::fs;
 use std::path::Path;
@@ -17,17 +17,19 @@ use std::time::{Duration, Instant};
 
 /// Enough that dockerd's record comes in several steps.
 const FILES: u32 = 4000;
+/// Enough that a layer's tar does.
+const FILES_IN_CONTAINERD: u32 = 1000;
 const FILE_BYTES: u32 = 20_000;
 /// Exports until one is slow enough to be seen.
 const TRIES: u32 = 8;
 
 /// Files that pack to a half, no two alike, with links among them.
-fn fill(directory: &Path, seed: u32) {
+fn fill(directory: &Path, files: u32, seed: u32) {
     fs::create_dir_all(directory).unwrap();
-    let noise: Vec<u8> = (0..FILES + FILE_BYTES)
+    let noise: Vec<u8> = (0..files + FILE_BYTES)
         .map(|n| (n.wrapping_mul(2_654_435_761) >> 28).to_le_bytes()[0])
         .collect();
-    for number in 0..FILES as usize {
+    for number in 0..files as usize {
         let length = FILE_BYTES as usize / 2 + number % (FILE_BYTES as usize / 2);
         let content = [&seed.to_le_bytes()[..], &noise[number..number + length]].concat();
         let name = format!("file-{number:05}");
@@ -43,6 +45,7 @@ fn fill(directory: &Path, seed: u32) {
 }
 
 struct World {
+    store: Store,
     registry: Registry,
     proxy: Proxy,
     dockerd: Dockerd,
@@ -50,16 +53,17 @@ struct World {
 }
 
 impl World {
-    async fn start() -> Option<World> {
+    async fn start(store: Store) -> Option<World> {
         let registry = Registry::start(&Access::Open)?;
         let proxy = Proxy::start(registry.address, |_, _| Act::Forward).await;
-        let dockerd = Dockerd::start()?;
+        let dockerd = Dockerd::start(store)?;
         let root = dockerd.exchange().join("root");
         fs::create_dir(&root).unwrap();
         fs::write(root.join("base"), "base").unwrap();
         tar(&root, &dockerd.exchange().join("base.tar"));
         dockerd.docker(&["import", "/exchange/base.tar", "push-tests/base:1"]);
         Some(World {
+            store,
             registry,
             proxy,
             dockerd,
@@ -74,9 +78,14 @@ impl World {
     /// A push that sends ahead, while the answer to who else builds is this one.
     fn push(&self, name: &str, options: &PushOptions, is_alone: bool) -> Push {
         let mut push = Push::new(&self.target(name), None, options).unwrap();
-        let export = Export {
-            root: self.dockerd.data_root(),
-            process: self.dockerd.process(),
+        let export = match self.store {
+            Store::Classic => Export::Dockerd {
+                root: self.dockerd.data_root(),
+                process: self.dockerd.process(),
+            },
+            Store::Containerd => Export::Containerd {
+                root: self.dockerd.containerd_root(),
+            },
         };
         push.send_ahead(export, move || async move { is_alone });
         push
@@ -86,16 +95,27 @@ impl World {
     fn build(&self) -> ImageSource {
         let number = self.built.fetch_add(1, Ordering::SeqCst);
         let context = self.dockerd.exchange().join(format!("context-{number}"));
-        fill(&context.join("files"), number);
+        let files = match self.store {
+            Store::Classic => FILES,
+            Store::Containerd => FILES_IN_CONTAINERD,
+        };
+        fill(&context.join("files"), files, number);
         fs::write(
             context.join("Dockerfile"),
             "FROM push-tests/base:1\nCOPY files /files\n",
         )
         .unwrap();
-        let name = format!("push-tests/ahead:{number}");
+        let name = format!("docker.io/push-tests/ahead:{number}");
         let context = format!("/exchange/context-{number}");
+        let output = match self.store {
+            Store::Classic => format!("type=docker,name={name}"),
+            Store::Containerd => {
+                format!("type=image,name={name},compression=uncompressed,unpack=false")
+            }
+        };
+        let build = ["buildx", "build", "--provenance=false", "--network=none"];
         self.dockerd
-            .docker(&["build", "--network=none", "-t", &name, &context]);
+            .docker(&[&build[..], &["--output", &output, &context]].concat());
         self.image(&name)
     }
 
@@ -130,8 +150,14 @@ impl World {
     }
 
     fn image(&self, name: &str) -> ImageSource {
-        let store = DockerStore::open(&self.dockerd.data_root()).unwrap();
-        store.image(name).unwrap()
+        if self.store == Store::Classic {
+            let store = DockerStore::open(&self.dockerd.data_root()).unwrap();
+            return store.image(name).unwrap();
+        }
+        let inspect = ["image", "inspect", "--format", "{{.Id}}", name];
+        let id = self.dockerd.docker(&inspect);
+        let store = Layout::containerd(&self.dockerd.containerd_root()).unwrap();
+        store.image(Some(id.trim()), &Platform::default()).unwrap()
     }
 
     fn patches(&self) -> usize {
@@ -158,7 +184,16 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn layers_are_sent_while_dockerd_exports_them() {
-    let Some(world) = World::start().await else {
+    Box::pin(sent_while_exported(Store::Classic)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn layers_are_sent_while_containerd_is_given_them() {
+    Box::pin(sent_while_exported(Store::Containerd)).await;
+}
+
+async fn sent_while_exported(store: Store) {
+    let Some(world) = World::start(store).await else {
         return;
     };
     let world = Arc::new(world);
@@ -185,9 +220,9 @@ async fn layers_are_sent_while_dockerd_exports_them() {
     assert_eq!(world.dockerd.diff_ids(&reference), diff_ids);
 
     // Another image is pushed in the end: what was sent is given up.
+    let image = world.built().await;
     let (pushes, unwanted) = world.begun(&["other:1"], &options).await;
     let cancels = world.cancels();
-    let image = world.image(&reference);
     let pushed = only(pushes).image(image.clone(), |_| ()).await.unwrap();
     world.assert_complete("other", &image, &pushed);
     world.until_cancelled(cancels + 1).await;
@@ -213,7 +248,7 @@ async fn layers_are_sent_while_dockerd_exports_them() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_two_pushes_of_one_export_one_sends() {
-    let Some(world) = World::start().await else {
+    let Some(world) = World::start(Store::Classic).await else {
         return;
     };
     let world = Arc::new(world);

@@ -11,6 +11,24 @@ use std::time::{Duration, Instant};
 const ROOTFS: &str = "SLIPWAY_TEST_ROOTFS";
 const READY_WAIT_MAX: Duration = Duration::from_secs(300);
 
+/// Where it keeps its images.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    Classic,
+    Containerd,
+}
+
+impl Store {
+    fn settings(self) -> &'static str {
+        match self {
+            Store::Classic => r#"{"storage-driver": "overlay2"}"#,
+            Store::Containerd => {
+                r#"{"storage-driver": "overlayfs", "features": {"containerd-snapshotter": true}}"#
+            }
+        }
+    }
+}
+
 /// A running dockerd. Ends when dropped; should the test die first, with the pipe that holds it.
 pub(crate) struct Dockerd {
     child: Child,
@@ -20,7 +38,7 @@ pub(crate) struct Dockerd {
 
 impl Dockerd {
     /// Starts one; `None` when something it needs is missing, which is then said.
-    pub(crate) fn start() -> Option<Dockerd> {
+    pub(crate) fn start(store: Store) -> Option<Dockerd> {
         let Some(rootfs) =
             std::env::var_os(ROOTFS).filter(|_| rustix::process::geteuid().is_root())
         else {
@@ -46,6 +64,9 @@ impl Dockerd {
         for mount_point in ["data", "sock", "exchange"] {
             std::fs::create_dir(base.join("root").join(mount_point)).unwrap();
         }
+        std::fs::create_dir_all(base.join("root/etc/docker")).unwrap();
+        let settings = base.join("root/etc/docker/daemon.json");
+        std::fs::write(settings, store.settings()).unwrap();
         let log = std::fs::File::create(base.join("log")).unwrap();
         let mut child = Command::new("unshare")
             .args([
@@ -179,7 +200,7 @@ mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/run"
 for dir in data sock exchange; do mount --bind "$base/$dir" "$root/$dir"; done
-chroot "$root" dockerd -H unix:///sock/docker.sock --data-root /data --exec-root /sock/exec --storage-driver overlay2 \
+chroot "$root" dockerd -H unix:///sock/docker.sock --data-root /data --exec-root /sock/exec \
     --pidfile /run/docker.pid --bridge=none --iptables=false --ip6tables=false --insecure-registry 127.0.0.0/8 </dev/null &
 cat >/dev/null
 "#;

@@ -1,6 +1,6 @@
 //! Out of a real dockerd's store: layers with everything in them that a tar can hold, pulled back by clients that no one here wrote.
 
-use crate::dockerd::{Dockerd, tar};
+use crate::dockerd::{Dockerd, Store, tar};
 use crate::image::assert_complete;
 use crate::registry::{Access, Registry};
 use crate::{program, run, skip};
@@ -121,7 +121,7 @@ async fn images_of_a_real_dockerd_arrive_and_run() {
     let Some(registry) = Registry::start(&Access::Open) else {
         return;
     };
-    let Some(dockerd) = Dockerd::start() else {
+    let Some(dockerd) = Dockerd::start(Store::Classic) else {
         return;
     };
     build(&dockerd);

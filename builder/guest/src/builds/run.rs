@@ -374,7 +374,7 @@ fn prepared(
     };
     let mut push = prepare(&request.spec.image)?;
     let (docker, ours) = (guest.docker.clone(), names_of(build));
-    push.send_ahead(move || {
+    push.send_ahead(guest.store, move || {
         let (docker, ours) = (docker.clone(), ours.clone());
         async move {
             is_alone(&docker, &ours)
