@@ -2,9 +2,11 @@
 
 #[path = "docker_clients/buildx.rs"]
 mod buildx;
+#[path = "docker_clients/python.rs"]
+mod python;
 
 use anyhow::{Context, Result, ensure};
-use slipway_loadtests::testbed::{DockerClient, Testbed, cache_dir, checkout_dir, show, wait_for};
+use slipway_loadtests::testbed::{DockerClient, Testbed, show, wait_for};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -251,48 +253,5 @@ fn docker_compose_builds_and_runs_two_services() -> Result<()> {
     compose(&["down", "--timeout", "0"])?;
     let left = docker.docker_ok(&["ps", "--all", "--quiet"])?;
     ensure!(left.is_empty(), "containers are left: {left}");
-    Ok(())
-}
-
-/// docker-py comes from PyPI, into a virtual environment that is kept beside the other things made once.
-#[test]
-fn docker_py_works_unmodified() -> Result<()> {
-    let bed = Testbed::start()?;
-    bed.registry.seed(&["debian"])?;
-    let certificates = certificates(&bed)?;
-    let venv = cache_dir().join("docker-py");
-    let python = venv.join("bin/python");
-    if !venv.join("ready").exists() {
-        for (program, arguments) in [
-            (
-                Path::new("python3"),
-                vec!["-m", "venv", venv.to_str().context("path")?],
-            ),
-            (
-                &python,
-                vec!["-m", "pip", "install", "--quiet", "docker==7.1.0"],
-            ),
-        ] {
-            let output = std::process::Command::new(program)
-                .args(arguments)
-                .output()?;
-            ensure!(
-                output.status.success(),
-                "docker-py cannot be installed: {}",
-                show(&output)
-            );
-        }
-        std::fs::write(venv.join("ready"), "")?;
-    }
-    let output = std::process::Command::new(&python)
-        .arg(checkout_dir().join("loadtests/tests/docker_py/check.py"))
-        .env("DOCKER_URL", format!("https://{}", bed.address("docker")?))
-        .env("DOCKER_CERT_PATH", &certificates)
-        // requests would take this machine's own bundle instead of the authority it is told.
-        .env_remove("REQUESTS_CA_BUNDLE")
-        .env_remove("CURL_CA_BUNDLE")
-        .env("PUSH_TARGET", format!("{}/py:1", bed.registry.address()))
-        .output()?;
-    ensure!(output.status.success(), "{}\n{}", show(&output), bed.logs());
     Ok(())
 }

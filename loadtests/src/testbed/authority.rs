@@ -1,7 +1,7 @@
 //! A certificate authority of a test's own, as companies have them.
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::net::IpAddr;
 
 /// Signs certificates that nobody trusts who was not given its own.
@@ -36,7 +36,11 @@ impl Authority {
 
     pub(super) fn sign(&self, address: IpAddr) -> Result<Signed> {
         let key = KeyPair::generate()?;
-        let params = CertificateParams::new(vec![address.to_string()])?;
+        let mut params = CertificateParams::new(vec![address.to_string()])?;
+        // OpenSSL takes a certificate for self-signed whose subject is its issuer.
+        params
+            .distinguished_name
+            .push(DnType::CommonName, address.to_string());
         Ok(Signed {
             certificate: params.signed_by(&key, &self.issuer)?.pem(),
             key: key.serialize_pem(),

@@ -11,6 +11,9 @@ pub struct ImageRoot {
     mounted: Vec<PathBuf>,
 }
 
+/// Its mounts are shared as on a computer that systemd started.
+const PIVOT: &str = "cd \"$1\" && shift && pivot_root . mnt && umount -l /mnt && mount --make-rshared / && exec \"$@\"";
+
 impl ImageRoot {
     /// Mounts the builder image with a writable layer, `/proc`, `/sys` and `/dev`; `binds` are directories of this machine and
     /// where they are inside.
@@ -72,18 +75,32 @@ impl ImageRoot {
 
     /// The same as PID 1 of a PID namespace with a `/proc` of its own (runc looks there): what it starts or mounts ends with it.
     pub fn daemon<S: AsRef<std::ffi::OsStr>>(&self, program: &str, arguments: &[S]) -> Command {
-        let mut command = super::process::dies_with_us(&[]);
-        let proc = format!("--mount-proc={}", self.path().join("proc").display());
-        command.args([
-            "unshare",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            &proc,
-            "chroot",
-        ]);
+        let mut command = self.in_namespaces(&[]);
+        command.arg("chroot").arg(self.path());
+        command.arg(program).args(arguments);
+        clean(&mut command);
+        command
+    }
+
+    /// The same with a network namespace too, and the root as the mount namespace's own: with chroot alone, what is run in a running
+    /// container (`docker exec`) would have this machine's root.
+    pub(super) fn daemon_apart<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        program: &str,
+        arguments: &[S],
+    ) -> Command {
+        let mut command = self.in_namespaces(&["--net"]);
+        command.args(["sh", "-c", PIVOT, "sh"]);
         command.arg(self.path()).arg(program).args(arguments);
         clean(&mut command);
+        command
+    }
+
+    fn in_namespaces(&self, more: &[&str]) -> Command {
+        let mut command = super::process::dies_with_us(&[]);
+        let proc = format!("--mount-proc={}", self.path().join("proc").display());
+        command.arg("unshare").args(more);
+        command.args(["--pid", "--fork", "--kill-child", &proc]);
         command
     }
 

@@ -9,9 +9,11 @@ mod engine;
 mod http;
 mod image_root;
 mod leftovers;
+mod plain;
 mod power;
 mod process;
 mod proxy;
+mod python;
 mod registry;
 mod slot;
 
@@ -21,8 +23,10 @@ pub use docker_client::DockerClient;
 pub use engine::{Engine, ImageStore};
 pub use http::Connection;
 pub use image_root::ImageRoot;
+pub use plain::PlainDockerd;
 pub use process::{Process, running, wait_for};
 pub use proxy::{Manner, Proxy};
+pub use python::Python;
 pub use registry::Registry;
 
 use anyhow::{Context, Result, bail, ensure};

@@ -19,6 +19,14 @@ pub(super) struct Slot {
     lock: nix::fcntl::Flock<File>,
 }
 
+/// A link to a network namespace of a test's own.
+pub(super) struct Link {
+    /// Of this machine's end.
+    pub(super) name: String,
+    pub(super) outside: Ipv4Addr,
+    pub(super) inside: Ipv4Addr,
+}
+
 impl Slot {
     /// Takes a free number, none of whose ports another program has.
     ///
@@ -73,6 +81,15 @@ impl Slot {
 
     pub(super) fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 209, self.number * 16, 1)
+    }
+
+    /// Beside the farm's own network.
+    pub(super) fn link(&self) -> Link {
+        Link {
+            name: format!("slwp{}", self.number),
+            outside: Ipv4Addr::new(10, 210, self.number, 1),
+            inside: Ipv4Addr::new(10, 210, self.number, 2),
+        }
     }
 
     pub(super) fn cidr(&self) -> String {
