@@ -23,6 +23,7 @@ fn a_builder_is_a_whole_computer_to_docker() -> Result<()> {
     limits_are_raised_as_far_as_the_host_allows(&mut bed, &docker)?;
     mounts_are_shared_in_the_machine_and_nowhere_else(&docker)?;
     containers_and_steps_see_the_machines_memory(&docker)?;
+    memory_that_runs_out_is_told_whatever_the_step_ends_with(&bed)?;
     networks_of_users_have_the_mtu_of_the_way_out(&docker)?;
     what_containers_are_often_given_works(&docker)?;
     programs_run_and_their_locked_memory_counts(&docker)?;
@@ -191,6 +192,22 @@ fn containers_and_steps_see_the_machines_memory(docker: &DockerClient) -> Result
     let step = SEES.replace('\n', "; ");
     let said = build(docker, "sizes", &format!("FROM busybox\nRUN {step}\n"), &[])?;
     sees_the_machine(&said)
+}
+
+/// What is ended for it is a child here, as with `make`.
+fn memory_that_runs_out_is_told_whatever_the_step_ends_with(bed: &Testbed) -> Result<()> {
+    let step = "FROM debian:trixie\nRUN tail /dev/zero; exit 2\n";
+    let dir = bed.project("hungry", &[("Dockerfile", step)])?;
+    let says = ["exit code: 2", "(1024 MiB)", "orgs update --memory"];
+    let said = bed.refused(&mut bed.deploy(&dir, "hungry"), 1, &says)?;
+    std::fs::write(dir.join("Dockerfile"), "FROM debian:trixie\nRUN exit 2\n")?;
+    let other = bed.deploy(&dir, "hungry").output()?;
+    let other_said = show(&other);
+    ensure!(
+        other.status.code() == Some(1) && !other_said.contains("orgs update --memory"),
+        "{other_said}\nbefore: {said}"
+    );
+    Ok(())
 }
 
 /// `docker build` in a directory of its own; what it printed.
@@ -380,5 +397,15 @@ fn docker_runs_in_docker(docker: &DockerClient) -> Result<()> {
 fn steps_may_be_privileged(docker: &DockerClient) -> Result<()> {
     let allowed = ["--allow", "security.insecure"];
     build(docker, "granted", "FROM busybox\nRUN true\n", &allowed)?;
+    // The frontend of this engine has no such flag, and a newer one cannot be fetched here.
+    let dockerfile = "FROM busybox\nRUN --security=insecure true\n";
+    std::fs::write(docker.root().join("granted/Dockerfile"), dockerfile)?;
+    let again = [&["buildx", "build"], allowed.as_slice(), &["/granted"]].concat();
+    let refused = docker.command("docker", &again).output()?;
+    let words = show(&refused);
+    ensure!(
+        !refused.status.success() && words.contains("unknown flag: security"),
+        "{words}"
+    );
     Ok(())
 }

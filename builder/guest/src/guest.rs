@@ -9,6 +9,8 @@ use crate::docker::Docker;
 use crate::engine::{DATA_ROOT, ENGINE_SOCKET};
 use crate::garbage::{Collector, Reason, World};
 use crate::phase::Phase;
+use crate::share::CGROUPS;
+use crate::share::ooms::Ooms;
 use crate::store::ImageStore;
 use crate::{disk, limits, watcher};
 use slipway_buildkit::{Client, dial_docker_grpc};
@@ -30,6 +32,8 @@ pub(crate) struct Guest {
     pub(crate) config: GuestConfig,
     /// Where dockerd keeps its images.
     pub(crate) store: ImageStore,
+    /// How often memory ran out.
+    pub(crate) ooms: Ooms,
     engine_version: OnceCell<String>,
     buildkit_version: OnceLock<String>,
     collector: Collector,
@@ -42,6 +46,7 @@ impl Guest {
             docker: Docker::at(Path::new(ENGINE_SOCKET)),
             builds: Builds::default(),
             collector: Collector::default(),
+            ooms: Ooms::watch(Path::new(CGROUPS), Path::new("/proc/vmstat")),
             books,
             config,
             store,

@@ -42,6 +42,18 @@ pub(crate) fn of_solve(failure: &SolveFailure) -> BuildOutcome {
     at(failed(fault, &error.to_string(), hint), failure)
 }
 
+/// The outcome of a step that failed while the builder's memory ran out, of which there are `bytes`. Whatever its exit code: the
+/// program that the kernel ended may be a child, of which a shell or `make` says but that it failed.
+pub(crate) fn out_of_memory(failure: &SolveFailure, bytes: Option<u64>) -> BuildOutcome {
+    let all = bytes.map_or_else(String::new, |bytes| format!(" ({} MiB)", bytes >> 20));
+    let hint = format!(
+        "the builder's memory{all} ran out while the step ran, and the kernel ended a program for it: have the step do less at \
+         once, or give the builder more with `slipway orgs update --memory`"
+    );
+    let message = failure.error.to_string();
+    at(failed(Fault::User, &message, Some(&hint)), failure)
+}
+
 /// The outcome with the place in the Dockerfile.
 fn at(mut outcome: BuildOutcome, failure: &SolveFailure) -> BuildOutcome {
     if let BuildOutcome::Failed { excerpt, .. } = &mut outcome {
@@ -166,6 +178,23 @@ mod tests {
             of_solve(&SolveError::Cancelled.into()),
             BuildOutcome::Cancelled
         );
+    }
+
+    #[test]
+    fn memory_that_ran_out_is_told_with_how_much_there_is_and_how_to_have_more() {
+        for exit_code in [1, 2, 137] {
+            let error = SolveError::StepFailed {
+                message: "m".to_owned(),
+                exit_code,
+            };
+            let (fault, _, hint) = parts(out_of_memory(&error.into(), Some(4 << 30)));
+            let hint = hint.expect("a hint");
+            assert_eq!(fault, Fault::User);
+            assert!(
+                hint.contains("(4096 MiB)") && hint.contains("--memory"),
+                "{hint}"
+            );
+        }
     }
 
     #[test]

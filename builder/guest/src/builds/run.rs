@@ -11,6 +11,7 @@ use crate::guest::Guest;
 use crate::limits;
 use crate::phase::Phase;
 use crate::push::{self, Prepared};
+use crate::share::memory_bytes;
 use crate::store::ImageStore;
 use slipway_buildkit::{
     BadCacheEntry, CacheEntry, Client, ConnectError, DialError, Exporter, SolveError, SolveFailure,
@@ -203,6 +204,7 @@ async fn solve(
 ) -> Result<SolveResult, BuildOutcome> {
     let mut converter = Converter::new(build.accepted_at);
     let was_full = AtomicBool::new(false);
+    let ooms = guest.ooms.count();
     let mut attempt = 0;
     loop {
         attempt += 1;
@@ -228,7 +230,12 @@ async fn solve(
         };
         let said_so = converter.saw_disk_full() && was_full.load(Ordering::Relaxed);
         if !filled_the_disk(&failure.error, said_so) {
-            return Err(outcome::of_solve(&failure));
+            let is_step = matches!(failure.error, SolveError::StepFailed { .. });
+            return Err(if is_step && guest.ooms.count() > ooms {
+                outcome::out_of_memory(&failure, memory_bytes())
+            } else {
+                outcome::of_solve(&failure)
+            });
         }
         settle(guest).await;
         if attempt > limits::NO_SPACE_RETRIES || guest.collect(Reason::DiskFull).await == 0 {

@@ -4,6 +4,7 @@
 //! It must not know who reads it.
 
 pub(crate) mod meminfo;
+pub(crate) mod ooms;
 
 use std::fs;
 use std::path::Path;
@@ -53,6 +54,15 @@ impl Share {
             }),
         }
     }
+}
+
+/// Memory of the machine in bytes; none if it cannot be told.
+pub(crate) fn memory_bytes() -> Option<u64> {
+    let limit = Share::read(Path::new(CGROUPS)).memory_bytes;
+    limit.or_else(|| {
+        let kernel = fs::read_to_string(meminfo::PLACE).ok()?;
+        Some(field(&kernel, "MemTotal")? << 10)
+    })
 }
 
 fn cpu_v2(text: &str) -> Option<Cpu> {
