@@ -1,21 +1,49 @@
-//! Each test that docs/SECURITY.md names to show what it promises is there.
+//! Each test that a page names to show what it says is there: the promises of docs/SECURITY.md, and docs/compatibility.md.
 
 use anyhow::{Context, Result, ensure};
 use slipway_loadtests::testbed::checkout_dir;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The head of the table.
-const HEAD: &str = "| who or what is protected |";
+/// The line below the head of a table.
+const RULE: &str = "|---";
 
 #[test]
 fn the_tests_that_security_names_are_there() -> Result<()> {
     let page = std::fs::read_to_string(checkout_dir().join("docs/SECURITY.md"))?;
-    let (_, table) = page.split_once(HEAD).context(HEAD)?;
-    let rows = table
-        .lines()
-        .skip(2)
-        .take_while(|line| line.starts_with('|'));
+    let head = "| who or what is protected |";
+    let (_, table) = page.split_once(head).context(head)?;
+    are_there(rows(table)?)
+}
+
+#[test]
+fn the_tests_that_compatibility_names_are_there() -> Result<()> {
+    let page = std::fs::read_to_string(checkout_dir().join("docs/compatibility.md"))?;
+    let mut all = Vec::new();
+    for table in page.split("\n\n| ").skip(1) {
+        let table = rows(table)?;
+        for row in &table {
+            let works = row.split(" | ").nth(1).unwrap_or_default();
+            ensure!(
+                ["yes", "partly", "no"].contains(&works),
+                "neither yes, partly nor no: {row}"
+            );
+        }
+        all.extend(table);
+    }
+    are_there(all)
+}
+
+/// The rows of the table that begins in the first line.
+fn rows(table: &str) -> Result<Vec<&str>> {
+    let mut lines = table.lines().skip(1);
+    let rule = lines.next().context("an empty table")?;
+    ensure!(rule.starts_with(RULE), "no table: {rule}");
+    Ok(lines.take_while(|line| line.starts_with('|')).collect())
+}
+
+/// Each row names tests in its last column.
+fn are_there(rows: Vec<&str>) -> Result<()> {
     let mut named = BTreeSet::new();
     for row in rows {
         let last = row.trim_end_matches(" |").rsplit(" | ").next();
@@ -26,13 +54,20 @@ fn the_tests_that_security_names_are_there() -> Result<()> {
     }
     ensure!(named.len() > 10, "only {named:?}");
     let mut there = BTreeSet::new();
-    for folder in ["builder", "scheduler", "volumes", "loadtests"] {
+    for folder in [
+        "builder",
+        "cli",
+        "loadtests",
+        "registry-push",
+        "scheduler",
+        "volumes",
+    ] {
         functions(&checkout_dir().join(folder), &mut there)?;
     }
     let missing: Vec<_> = named.difference(&there).collect();
     ensure!(
         missing.is_empty(),
-        "docs/SECURITY.md names tests that are not there: {missing:?}"
+        "tests are named that are not there: {missing:?}"
     );
     Ok(())
 }
