@@ -16,7 +16,7 @@ build: ## Build everything
 
 demo: ## Show the main job: build remotely, push, build again warm, idle end, wake
 	@scripts/setup.sh demo
-	cargo build --locked -p slipway -p slipway-guest
+	cargo build --locked -p slipway -p slipwayd -p slipway-guest
 	scripts/demo.sh
 
 # Two suites share one dockerd among their tests, so each runs in one process; nextest, which runs every test in a process of
@@ -41,7 +41,7 @@ fuzz: ## Try the parsers of foreign bytes under libFuzzer (SECONDS=60 for each, 
 
 install: ## Install this computer as a farm: programs, settings, systemd units (DESTDIR is honoured)
 	@scripts/setup.sh host
-	cargo build --release --locked -p slipway -p slipway-guest -p slipway-registry-push
+	cargo build --release --locked -p slipway -p slipwayd -p slipway-guest -p slipway-registry-push
 	scripts/install.sh
 
 IMAGES = $${SLIPWAY_CACHE:-/var/cache/slipway}/image
@@ -63,5 +63,7 @@ lint: ## Formatting and clippy, warnings are errors; licenses and sources of wha
 schema: ## Write docs/schema.graphql anew
 	SLIPWAY_UPDATE=1 cargo test -p slipway-scheduler --test schema
 
-docs: ## Write docs/cli.md anew
-	cargo run -q -p slipway -- docs > docs/cli.md
+docs: ## Write docs/cli.md and docs/slipwayd.md anew
+	cargo build -q -p slipway -p slipwayd
+	target/debug/slipway docs > docs/cli.md
+	target/debug/slipwayd docs > docs/slipwayd.md

@@ -23,7 +23,7 @@ finish() {
   [ "$code" = 0 ] || logs
   [ -z "$serve_pid" ] || { kill "$serve_pid" 2>/dev/null && wait "$serve_pid" || true; }
   [ -z "$host_pid" ] || { kill "$host_pid" 2>/dev/null && wait "$host_pid" || true; }
-  "$bin/slipway" host --config "$work/host.toml" purge || true
+  "$bin/slipwayd" host --config "$work/host.toml" purge || true
   [ -z "$registry_pid" ] || { kill "$registry_pid" 2>/dev/null && wait "$registry_pid" || true; }
   rm -rf "$work"
   exit "$code"
@@ -65,10 +65,10 @@ region = "local"
 socket = "$work/host.sock"
 EOF
 install -d -o 65534 -g 65534 -m 0700 "$work/serve"
-install -m 0755 "$bin/slipway" "$work/slipway"
-"$bin/slipway" host --config "$work/host.toml" > "$work/host.log" 2>&1 & host_pid=$!
+install -m 0755 "$bin/slipwayd" "$work/slipwayd"
+"$bin/slipwayd" host --config "$work/host.toml" > "$work/host.log" 2>&1 & host_pid=$!
 wait_for "the host daemon" 20 test -S "$work/host.sock"
-setpriv --reuid=65534 --regid=65534 --clear-groups "$work/slipway" serve --config "$work/serve.toml" > "$work/serve.log" 2>&1 & serve_pid=$!
+setpriv --reuid=65534 --regid=65534 --clear-groups "$work/slipwayd" serve --config "$work/serve.toml" > "$work/serve.log" 2>&1 & serve_pid=$!
 wait_for "the control plane" 20 test -s "$work/serve/addresses.json"
 api=$(jq -r .api "$work/serve/addresses.json")
 echo "host daemon: pid $host_pid; control plane: https://$api"

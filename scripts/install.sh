@@ -9,6 +9,7 @@ from=${SLIPWAY_BIN_DIR:-target/release}
 here=scripts/install
 
 install -D -m 0755 "$from/slipway" "$root/usr/local/bin/slipway"
+install -D -m 0755 "$from/slipwayd" "$root/usr/local/bin/slipwayd"
 install -D -m 0755 "$from/slipway-push" "$root/usr/local/bin/slipway-push"
 install -D -m 0755 "$from/slipway-guest" "$root/usr/lib/slipway/slipway-guest"
 for shell in bash:usr/local/share/bash-completion/completions/slipway zsh:usr/local/share/zsh/site-functions/_slipway \
@@ -44,8 +45,8 @@ if [[ -d /run/systemd/system ]]; then
   echo "installed and running: systemctl status slipway-host slipway-serve"
 else
   echo "installed; no systemd runs here, so start these yourself:"
-  echo "  slipway host --config /etc/slipway/host.toml                                    (root)"
-  echo "  setpriv --reuid=slipway --regid=slipway --init-groups slipway serve --config /etc/slipway/serve.toml"
+  echo "  slipwayd host --config /etc/slipway/host.toml                                    (root)"
+  echo "  setpriv --reuid=slipway --regid=slipway --init-groups slipwayd serve --config /etc/slipway/serve.toml"
 fi
 cat <<'EOF'
 log in as the administrator, on this computer:

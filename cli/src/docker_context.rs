@@ -4,10 +4,10 @@
 //! Must not know where certificates come from.
 
 use crate::docker_logins::DockerLogins;
-use crate::exit::{Failure, Outcome};
 use crate::settings::write_private;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use slipway_terminal::exit::{Failure, Outcome};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 

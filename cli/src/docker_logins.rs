@@ -4,12 +4,13 @@
 //! A helper is asked when a registry's login is needed and for that registry alone, once. Must not know what a login is used for.
 //! Secrets go over pipes, never into arguments or messages.
 
-use crate::limits::{CONFIG_BYTES_MAX, CREDENTIAL_HELPER_WAIT_MAX};
+use crate::limits::CREDENTIAL_HELPER_WAIT_MAX;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use slipway_buildkit::{RegistryLogin, RegistryLogins};
 use slipway_core::build::RegistryCredential;
+use slipway_terminal::limits::CONFIG_BYTES_MAX;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::path::Path;

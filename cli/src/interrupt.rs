@@ -1,6 +1,6 @@
 //! Ctrl-C and SIGTERM, for commands that have something to end before they end.
 
-use crate::exit::{EXIT_INTERRUPTED, Failure, Outcome};
+use slipway_terminal::exit::{EXIT_INTERRUPTED, Failure, Outcome};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The signals, from when this is made: they no longer end the process by themselves.

@@ -40,8 +40,6 @@ pub(crate) const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(250);
 pub(crate) const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(8);
 /// After Ctrl-C: how long the server may take to confirm the end of the build. Then: exit 130 all the same.
 pub(crate) const CANCEL_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Configuration and credential files. Larger ones are refused: they are not what they should be.
-pub(crate) const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// An answer of a credential helper of docker. Then: as if there were no login.
 pub(crate) const CREDENTIAL_HELPER_WAIT_MAX: Duration = Duration::from_secs(10);
 /// The first answer of an SSH agent that was started for keys. Then: exit 2.

@@ -1,6 +1,6 @@
-//! The binary `slipway`: everything people type.
+//! The binary `slipway`: the client, everything that users of a farm type.
 //!
-//! Owns arguments, output and exit codes, and wires the processes. Must not know SQL, nor Docker's insides.
+//! Owns arguments and what each command does. Must not know SQL, Docker's insides, nor the daemons: those are `slipwayd`.
 
 mod api;
 mod args;
@@ -10,19 +10,18 @@ mod config;
 mod deploy;
 mod docker_context;
 mod docker_logins;
-mod exit;
 mod interrupt;
+mod last_hint;
 mod limits;
 mod moments;
 mod names;
-mod printer;
 mod settings;
 
 use args::{Cli, Command};
 use clap::Parser;
 use commands::context::Caller;
-use exit::{EXIT_OK, EXIT_USER, Failure, Outcome};
-use printer::{Format, Printer};
+use slipway_terminal::exit::{EXIT_OK, EXIT_USER, Failure, Outcome};
+use slipway_terminal::printer::{Format, Printer, data_was_lost};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -36,6 +35,12 @@ fn main() -> ExitCode {
                 EXIT_OK
             };
             let _ = error.print();
+            if let Some(daemon) = std::env::args()
+                .nth(1)
+                .filter(|word| word == "serve" || word == "host")
+            {
+                eprintln!("hint: `slipwayd {daemon}` is the daemon");
+            }
             return ExitCode::from(code);
         }
     };
@@ -46,7 +51,7 @@ fn main() -> ExitCode {
     };
     let printer = Printer::new(format);
     match run(cli, printer) {
-        Ok(()) if printer::data_was_lost() => {
+        Ok(()) if data_was_lost() => {
             let failure = Failure::user("the output could not be written")
                 .hint("the command has done its work; is the disk full?");
             printer.note(&failure.to_string());
@@ -54,6 +59,7 @@ fn main() -> ExitCode {
         }
         Ok(()) => ExitCode::from(EXIT_OK),
         Err(failure) => {
+            let failure = last_hint::with_last_hint(failure);
             printer.note(&failure.to_string());
             failure.exit_code()
         }
@@ -64,8 +70,6 @@ fn main() -> ExitCode {
 fn run(cli: Cli, printer: Printer) -> Outcome<()> {
     let caller = Caller::new(&cli.global);
     match cli.command {
-        Command::Serve(args) => commands::process::serve(&args, printer),
-        Command::Host(args) => commands::process::host(&args, printer),
         Command::Completions { shell } => commands::completions::run(shell, printer),
         Command::Version => {
             printer.data(concat!("slipway ", env!("CARGO_PKG_VERSION")));
@@ -98,7 +102,7 @@ fn run(cli: Cli, printer: Printer) -> Outcome<()> {
 }
 
 async fn talk(command: Command, caller: &Caller, printer: Printer) -> Outcome<()> {
-    commands::process::init_client_log()?;
+    slipway_terminal::log::start_if_asked()?;
     match command {
         Command::Deploy(args) => deploy::run(&args, caller, printer).await,
         Command::Login(args) => commands::login::login(&args, caller, printer).await,
@@ -115,8 +119,6 @@ async fn talk(command: Command, caller: &Caller, printer: Printer) -> Outcome<()
         // Those that do not talk were run before.
         Command::Init(_)
         | Command::Logout
-        | Command::Serve(_)
-        | Command::Host(_)
         | Command::Completions { .. }
         | Command::Version
         | Command::Docs => Ok(()),

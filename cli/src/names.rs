@@ -3,7 +3,7 @@
 //!
 //! Pure. Must not know where a name comes from.
 
-use crate::exit::{Failure, Outcome};
+use slipway_terminal::exit::{Failure, Outcome};
 
 /// Longest image name and tag that registries take.
 const NAME_BYTES_MAX: usize = 255;

@@ -2,9 +2,10 @@
 //!
 //! Owns the file `config.toml` (0600) and the rule flag > environment > file. Must not know the API.
 
-use crate::exit::{Failure, Outcome};
-use crate::limits::CONFIG_BYTES_MAX;
 use serde::{Deserialize, Serialize};
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::file::read_small;
+use slipway_terminal::limits::CONFIG_BYTES_MAX;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{Read, Write};
@@ -256,32 +257,9 @@ pub(crate) fn read_ca(path: &Path) -> Outcome<String> {
     if !text.contains("-----BEGIN CERTIFICATE-----") {
         return Err(
             Failure::user(format!("{} has no certificate in it", path.display())).hint(
-                "it should be a PEM file; `slipway serve` keeps its own in its data directory",
+                "it should be a PEM file; `slipwayd serve` keeps its own in its data directory",
             ),
         );
-    }
-    Ok(text)
-}
-
-/// Reads a text file of at most [`CONFIG_BYTES_MAX`] bytes.
-///
-/// # Errors
-/// The caller's fault.
-pub(crate) fn read_small(path: &Path) -> Outcome<String> {
-    let fail = |error: std::io::Error| {
-        Failure::user_caused(format_args!("read {}", path.display()), &error)
-    };
-    let file = std::fs::File::open(path).map_err(fail)?;
-    let mut text = String::new();
-    let read = file
-        .take(CONFIG_BYTES_MAX + 1)
-        .read_to_string(&mut text)
-        .map_err(fail)?;
-    if read as u64 > CONFIG_BYTES_MAX {
-        return Err(Failure::user(format!(
-            "{} is larger than {CONFIG_BYTES_MAX} bytes",
-            path.display()
-        )));
     }
     Ok(text)
 }

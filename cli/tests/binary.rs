@@ -171,7 +171,11 @@ fn what_is_mistyped_ends_with_1() {
         1,
         &["not a number of processors"],
     );
-    home.refused(&["serve"], 1, &["--config"]);
+    home.refused(
+        &["serve"],
+        1,
+        &["unrecognized subcommand", "slipwayd serve"],
+    );
 }
 
 #[test]
@@ -293,22 +297,6 @@ fn json_errors_are_the_last_line() {
         last["message"].as_str().unwrap().contains("Dockerfile"),
         "{last}"
     );
-}
-
-#[test]
-fn settings_of_the_processes_are_checked() {
-    let home = Home::new();
-    for process in ["serve", "host"] {
-        home.refused(&[process, "--config", "none.toml"], 1, &["none.toml"]);
-        home.write("bad.toml", "no_such_setting = 1\n");
-        home.refused(
-            &[process, "--config", "bad.toml"],
-            1,
-            &["bad.toml", "no_such_setting"],
-        );
-        home.write("syntax.toml", "a = \n");
-        home.refused(&[process, "--config", "syntax.toml"], 1, &["syntax.toml"]);
-    }
 }
 
 /// Somebody pipes help through `head`: the program ends, without a panic.

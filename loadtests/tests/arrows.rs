@@ -17,7 +17,28 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
         &["slipway-core", "slipway-store"],
         &["sqlx", "bollard"],
     ),
-    ("volumes", &["slipway-core"], &["sqlx", "hyper"]),
+    (
+        "volumes",
+        &["slipway-core", "slipway-volume-stream"],
+        &["sqlx", "hyper"],
+    ),
+    ("volumes/stream", &["slipway-core"], &["tokio", "nix"]),
+    (
+        "cli",
+        &[
+            "slipway-core",
+            "slipway-buildkit",
+            "slipway-terminal",
+            "slipway-volume-stream",
+        ],
+        &["sqlx", "async-graphql"],
+    ),
+    ("cli/terminal", &["slipway-core"], &["tokio", "hyper", "nix"]),
+    (
+        "daemon",
+        &["slipway-scheduler", "slipway-host", "slipway-terminal"],
+        &["sqlx", "async-graphql", "nix"],
+    ),
     (
         "builder/host",
         &["slipway-core", "slipway-volumes"],

@@ -30,6 +30,7 @@ fn deploy(command: &str) -> Result<()> {
     let end = Vm::new()?
         .init(Init::Systemd)
         .file("slipway", &binaries.join("slipway"))
+        .file("slipwayd", &binaries.join("slipwayd"))
         .file("slipway-guest", &binaries.join("slipway-guest"))
         .file("base.squashfs", &cache_dir().join("image/base.squashfs"))
         .file("deploy.sh", &checkout_dir().join("loadtests/vm/deploy.sh"))
@@ -65,6 +66,7 @@ fn an_installed_farm_runs_under_systemd() -> Result<()> {
     let end = Vm::new()?
         .init(Init::Systemd)
         .file("slipway", &binaries.join("slipway"))
+        .file("slipwayd", &binaries.join("slipwayd"))
         .file("slipway-guest", &binaries.join("slipway-guest"))
         .file("slipway-push", &binaries.join("slipway-push"))
         .file("base.squashfs", &cache_dir().join("image/base.squashfs"))

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use slipway_loadtests::testbed::checkout_dir;
 use std::collections::{BTreeMap, BTreeSet};
 
-const MODULES: [&str; 12] = [
+const MODULES: [&str; 14] = [
     "scheduler/core/src/limits.rs",
     "scheduler/core/src/quota.rs",
     "scheduler/server/src/limits.rs",
@@ -13,11 +13,13 @@ const MODULES: [&str; 12] = [
     "scheduler/server/src/graphql/limits.rs",
     "scheduler/store/src/limits.rs",
     "volumes/src/limits.rs",
+    "volumes/stream/src/limits.rs",
     "builder/host/src/limits.rs",
     "builder/guest/src/limits.rs",
     "builder/buildkit/src/limits.rs",
     "registry-push/src/limits.rs",
     "cli/src/limits.rs",
+    "cli/terminal/src/limits.rs",
 ];
 
 #[test]

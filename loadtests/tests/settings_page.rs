@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 const HEAD: &str = "# Settings
 
-Every setting of `slipway host` (`/etc/slipway/host.toml`) and `slipway serve` (`/etc/slipway/serve.toml`), written from the comments of the
+Every setting of `slipwayd host` (`/etc/slipway/host.toml`) and `slipwayd serve` (`/etc/slipway/serve.toml`), written from the comments of the
 code by a test. Each has a default unless it says otherwise; a name that is not here is an error. A value can be given on the command line
 too: `--set 'name=value'`, as TOML writes it, and for a value in a table `--set limits.org_pool_percent=100`.
 [operations.md](operations.md) says what to set when.

@@ -67,11 +67,11 @@ storage: {filesystem: {rootdirectory: $work/registry}, delete: {enabled: true}}
 http: {addr: "$registry"}
 EOF
 install -d -o 65534 -g 65534 -m 0700 "$work/serve"
-"$bin/slipway" host --config "$work/host.toml" >"$work/host.log" 2>&1 &
+"$bin/slipwayd" host --config "$work/host.toml" >"$work/host.log" 2>&1 &
 host=$!
 wait_for "the host daemon" 60 test -S "$work/host.sock"
 at "host daemon is up"
-setpriv --reuid=65534 --regid=65534 --clear-groups "$bin/slipway" serve --config "$work/serve.toml" >"$work/serve.log" 2>&1 &
+setpriv --reuid=65534 --regid=65534 --clear-groups "$bin/slipwayd" serve --config "$work/serve.toml" >"$work/serve.log" 2>&1 &
 docker-registry serve "$work/registry.yml" >"$work/registry.log" 2>&1 &
 wait_for "the control plane" 60 test -s "$work/serve/addresses.json"
 wait_for "the registry" 60 curl -fsS "http://$registry/v2/"
@@ -109,7 +109,7 @@ if [[ ${1:-} == encrypted ]]; then
 	kill -9 "$host"
 	wait "$host" || true
 	rm "$work/host.sock"
-	"$bin/slipway" host --config "$work/host.toml" >>"$work/host.log" 2>&1 &
+	"$bin/slipwayd" host --config "$work/host.toml" >>"$work/host.log" 2>&1 &
 	wait_for "the host daemon" 60 test -S "$work/host.sock"
 	at "host daemon is up again"
 fi
@@ -139,5 +139,5 @@ if [[ ${1:-} == encrypted ]]; then
 	[[ $(jobs -r | grep -c unshare) == 3 ]]
 	wait_for "the builder's own end" 90 stopped
 fi
-"$bin/slipway" host --config "$work/host.toml" purge || at "purge failed"
+"$bin/slipwayd" host --config "$work/host.toml" purge || at "purge failed"
 at done

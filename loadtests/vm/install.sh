@@ -59,4 +59,4 @@ slipway builders stop --org acme
 slipway status
 loadtests/vm/udev.sh /etc/udev/rules.d/12-slipway.rules
 systemctl stop slipway-serve slipway-host
-slipway host --config /etc/slipway/host.toml purge
+slipwayd host --config /etc/slipway/host.toml purge

@@ -5,8 +5,9 @@
 //!
 //! Must not know: snapshots, devices.
 
-use crate::limits::STREAM_RECORD_BYTES;
-use crate::stream::{Header, RECORD, Records, next_data};
+use crate::stream::{Header, next_data};
+use slipway_volume_stream::limits::RECORD_BYTES;
+use slipway_volume_stream::{RECORD, Records};
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -58,8 +59,8 @@ pub(crate) fn write(
         start: 0,
     };
     let mut records = Records::begin(header, to)?;
-    let mut old = vec![0; STREAM_RECORD_BYTES];
-    let mut new = vec![0; STREAM_RECORD_BYTES];
+    let mut old = vec![0; RECORD_BYTES];
+    let mut new = vec![0; RECORD_BYTES];
     let mut at = 0;
     while at < now.size {
         let next = base.next_data(at)?.min(now.next_data(at)?);

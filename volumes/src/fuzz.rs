@@ -1,8 +1,8 @@
 //! What fuzzing calls: a function for each parser of foreign bytes, which panics when the parser breaks its word.
 //! `loadtests/fuzz` runs them.
 
-use crate::frames::{Frame, Frames};
 use crate::stream::{Header, Target, read_header, read_records, write};
+use slipway_volume_stream::{Frame, Frames};
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;

@@ -21,7 +21,6 @@ mod difference;
 mod driver;
 mod error;
 mod file;
-pub mod frames;
 mod freeze;
 mod fs;
 #[cfg(feature = "fuzz")]

@@ -41,10 +41,6 @@ pub const CRYPTSETUP_DURATION_MAX: Duration = Duration::from_secs(60);
 pub const FREEZE_DURATION_MAX: Duration = Duration::from_secs(10);
 /// How long an import that broke off can be taken up again. Then its part is removed at the next opening of the pool.
 pub const IMPORT_KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
-/// Bytes of a volume in one record of an exported stream.
-pub const STREAM_RECORD_BYTES: usize = 1 << 20;
-/// Longest encoded record that is read from a stream; a longer one is not ours.
-pub const STREAM_ENCODED_BYTES_MAX: usize = STREAM_RECORD_BYTES + (64 << 10);
 /// How often an import makes what it has durable, in bytes: so much is sent again at most.
 pub const IMPORT_SYNC_BYTES: u64 = 64 << 20;
 /// Bytes of an image that are copied between two looks at whether there is time left.

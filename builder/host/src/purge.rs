@@ -1,4 +1,4 @@
-//! `slipway host purge`: ends every machine of this host and removes all it made.
+//! `slipwayd host purge`: ends every machine of this host and removes all it made.
 //!
 //! Must not know: how machines or volumes are ended; it asks for it as the host API's callers do.
 

@@ -1,6 +1,6 @@
 //! Addresses as people type them, and as certificates and connections need them.
 
-use crate::exit::{Failure, Outcome};
+use slipway_terminal::exit::{Failure, Outcome};
 use std::fmt;
 
 /// A server: host and port, and whether it speaks TLS.

@@ -2,7 +2,6 @@
 
 use super::http::{self as wire, Answer, Connections};
 use super::{EventStream, ServerAddress, Transport};
-use crate::exit::{Failure, FailureKind, Outcome};
 use crate::limits::{API_ANSWER_BYTES_MAX, API_WAIT_MAX};
 use crate::settings::{Access, Token};
 use bytes::Bytes;
@@ -10,6 +9,7 @@ use http::{Method, StatusCode, header};
 use http_body_util::Full;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use slipway_terminal::exit::{Failure, FailureKind, Outcome};
 use std::time::Duration;
 
 const PATH: &str = "/graphql";

@@ -2,7 +2,6 @@
 
 use super::tls::Stream;
 use super::{ServerAddress, Transport};
-use crate::exit::{Failure, Outcome};
 use crate::limits::API_ANSWER_BYTES_MAX;
 use crate::settings::Token;
 use bytes::Bytes;
@@ -10,6 +9,7 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use slipway_terminal::exit::{Failure, Outcome};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 

@@ -7,11 +7,11 @@ use super::shapes::{
 };
 use super::{ApiClient, ApiError, EventStream, ServerAddress, StreamEnd};
 use crate::args::Role;
-use crate::exit::{Failure, Outcome};
 use crate::limits::WAKE_WAIT_MAX;
 use serde::Serialize;
 use serde_json::{Value, json};
 use slipway_core::build::{NumberedEvent, RegistryCredential};
+use slipway_terminal::exit::{Failure, Outcome};
 use std::time::Duration;
 
 /// Where an org's builders are reached.

@@ -2,13 +2,13 @@
 //! GraphQL response.
 
 use super::graphql::{ApiError, interpret};
-use crate::exit::{Failure, Outcome};
 use crate::limits::{EVENT_LINE_BYTES_MAX, EVENT_SILENCE_MAX};
 use bytes::BytesMut;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use slipway_terminal::exit::{Failure, Outcome};
 
 /// The answers of a running subscription, in order.
 #[derive(Debug)]
@@ -50,7 +50,10 @@ impl EventStream {
                     }
                 }
                 Ok(Some(Err(error))) => {
-                    tracing::debug!(error = crate::exit::chain(&error), "event stream");
+                    tracing::debug!(
+                        error = slipway_terminal::exit::chain(&error),
+                        "event stream"
+                    );
                     return Err(StreamEnd::Broken(Failure::system(
                         "the connection to the server broke",
                     )));

@@ -1,13 +1,13 @@
 //! Connections: TCP, and TLS with the authority that `slipway login` stored.
 
 use super::ServerAddress;
-use crate::exit::{Failure, Outcome};
 use crate::limits::{CONNECT_WAIT_MAX, KEEPALIVE_EVERY, KEEPALIVES_LOST_MAX};
 use hyper_util::rt::TokioIo;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use slipway_terminal::exit::{Failure, Outcome};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -4,13 +4,13 @@
 
 use super::graphql::{ApiClient, ApiError};
 use super::http as wire;
-use crate::exit::{Failure, Outcome};
 use crate::limits::{API_WAIT_MAX, TRANSFER_SILENCE_MAX};
 use bytes::Bytes;
 use http::{Method, Response, header};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde::Deserialize;
+use slipway_terminal::exit::{Failure, Outcome};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;

@@ -2,10 +2,10 @@
 
 use super::ApiClient;
 use super::requests as ask;
-use crate::exit::Outcome;
 use crate::limits::WAKE_WAIT_MAX;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use slipway_terminal::exit::Outcome;
 
 /// A volume.
 #[derive(Debug, Clone, Serialize, Deserialize)]

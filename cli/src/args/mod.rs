@@ -9,8 +9,7 @@ mod volumes;
 pub(crate) use deploy::{DeployArgs, ProgressMode};
 pub(crate) use verbs::{
     AppsVerb, BuilderChoice, BuildersVerb, BuildsVerb, BuildxArgs, DockerContextArgs,
-    DockerContextVerb, HostArgs, HostVerb, InitArgs, LogFormat, LoginArgs, OrgSettings, OrgsVerb,
-    ProcessArgs, RegistryVerb, Role, ServeArgs, ServeVerb, TokensVerb,
+    DockerContextVerb, InitArgs, LoginArgs, OrgSettings, OrgsVerb, RegistryVerb, Role, TokensVerb,
 };
 pub(crate) use volumes::{
     CreateVolumeArgs, ExportArgs, ForkArgs, Growth, ImportArgs, MoveArgs, SnapshotsVerb,
@@ -115,21 +114,6 @@ pub(crate) enum Command {
     #[command(subcommand)]
     DockerContext(DockerContextVerb),
     Buildx(BuildxArgs),
-    /// Run the control plane
-    ///
-    /// Serves GraphQL, the Docker gateway and the BuildKit gateway. Needs no privilege.
-    /// SIGTERM and SIGINT end it cleanly; builds that run go on and are adopted by the next start.
-    #[command(
-        after_long_help = "Examples:\n  slipway serve --config /etc/slipway/serve.toml --log json\n  slipway serve --config /etc/slipway/serve.toml backup DIR"
-    )]
-    Serve(ServeArgs),
-    /// Run the host daemon (root): volumes, networks and machines of this computer
-    ///
-    /// Machines outlive it: its next start adopts them.
-    #[command(
-        after_long_help = "Examples:\n  slipway host --config /etc/slipway/host.toml --log json"
-    )]
-    Host(HostArgs),
     /// Print a completion script for your shell
     #[command(
         after_long_help = "Examples:\n  slipway completions bash > ~/.local/share/bash-completion/completions/slipway"

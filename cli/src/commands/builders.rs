@@ -7,9 +7,9 @@ use crate::api::queries;
 use crate::api::shapes::Builder;
 use crate::args::{BuilderChoice, BuildersVerb};
 use crate::deploy::seconds;
-use crate::exit::{Failure, Outcome};
+use slipway_terminal::exit::{Failure, Outcome};
 use crate::moments::ago;
-use crate::printer::Printer;
+use slipway_terminal::printer::Printer;
 use slipway_core::units::ByteSize;
 
 /// Does what the verb says.

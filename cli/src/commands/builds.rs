@@ -5,10 +5,10 @@ use crate::api::queries;
 use crate::api::shapes::Build;
 use crate::args::BuildsVerb;
 use crate::deploy::{attach, clean_lines, seconds, show_log};
-use crate::exit::Outcome;
 use crate::moments::{ago, exact, took};
-use crate::printer::{Format, Printer};
 use slipway_core::units::ByteSize;
+use slipway_terminal::exit::Outcome;
+use slipway_terminal::printer::{Format, Printer};
 
 /// Does what the verb says.
 ///

@@ -4,9 +4,9 @@ use super::context::Caller;
 use super::docker_context::issue;
 use crate::args::BuildxArgs;
 use crate::docker_context::DockerConfig;
-use crate::exit::{Failure, Outcome};
-use crate::printer::Printer;
 use serde::Serialize;
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::printer::Printer;
 
 /// What was made.
 #[derive(Serialize)]
@@ -65,7 +65,7 @@ pub(crate) async fn run(args: &BuildxArgs, caller: &Caller, printer: Printer) ->
         },
         &[],
     );
-    if printer.format() == crate::printer::Format::Human {
+    if printer.format() == slipway_terminal::printer::Format::Human {
         printer.data(&command);
     }
     Ok(())

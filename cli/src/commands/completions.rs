@@ -1,10 +1,10 @@
 //! `slipway completions`.
 
 use crate::args::{Cli, CompletionShell};
-use crate::exit::Outcome;
-use crate::printer::Printer;
 use clap::CommandFactory;
 use clap_complete::{Shell, generate};
+use slipway_terminal::exit::Outcome;
+use slipway_terminal::printer::Printer;
 
 /// Prints the script.
 pub(crate) fn run(shell: CompletionShell, printer: Printer) -> Outcome<()> {

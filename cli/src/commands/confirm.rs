@@ -1,7 +1,7 @@
 //! Asks before what cannot be taken back.
 
-use crate::exit::{Failure, Outcome};
-use crate::printer::stdin_is_terminal;
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::printer::stdin_is_terminal;
 
 /// Asks at the terminal, and goes on only after a yes. Without a terminal nobody can be asked: `what` says what it would do.
 ///

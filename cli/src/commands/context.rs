@@ -2,8 +2,8 @@
 
 use crate::api::ApiClient;
 use crate::args::GlobalArgs;
-use crate::exit::Outcome;
 use crate::settings::{Access, ENV_TOKEN, Overrides, SettingsFile, Stored};
+use slipway_terminal::exit::Outcome;
 
 /// The caller: flags, environment and stored settings.
 #[derive(Debug, Clone)]

@@ -4,9 +4,9 @@ use super::context::Caller;
 use crate::api::queries;
 use crate::args::{DockerContextArgs, DockerContextVerb};
 use crate::docker_context::{ClientCertificate, DockerConfig};
-use crate::exit::{Failure, Outcome};
-use crate::printer::Printer;
 use serde::Serialize;
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::printer::Printer;
 
 /// A certificate and where it is good.
 pub(super) struct Issued {

@@ -2,9 +2,9 @@
 
 use crate::args::InitArgs;
 use crate::config::{FLY_NAME, NATIVE_NAME, ProjectConfig};
-use crate::exit::{Failure, Outcome};
+use slipway_terminal::exit::{Failure, Outcome};
 use crate::names::{self, APP_NAME_BYTES_MAX};
-use crate::printer::Printer;
+use slipway_terminal::printer::Printer;
 use std::io::Write as _;
 use std::path::Path;
 use toml::{Table, Value};
@@ -135,7 +135,7 @@ fn has_dockerfile(dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::printer::Format;
+    use slipway_terminal::printer::Format;
 
     fn init(dir: &Path, force: bool) -> Outcome<()> {
         let args = InitArgs {

@@ -3,9 +3,9 @@
 use super::context::Caller;
 use crate::api::{ApiClient, queries};
 use crate::args::LoginArgs;
-use crate::exit::{Failure, Outcome};
-use crate::printer::{Printer, stdin_is_terminal};
 use crate::settings::{Access, ENV_TOKEN, Stored, Token, read_ca};
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::printer::{Printer, stdin_is_terminal};
 use std::io::Read;
 
 /// Longest token that is read.

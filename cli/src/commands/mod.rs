@@ -12,7 +12,6 @@ pub(crate) mod docs;
 pub(crate) mod init;
 pub(crate) mod login;
 pub(crate) mod orgs;
-pub(crate) mod process;
 pub(crate) mod registry;
 pub(crate) mod status;
 pub(crate) mod tokens;

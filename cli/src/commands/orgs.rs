@@ -4,10 +4,10 @@ use super::context::Caller;
 use crate::api::queries;
 use crate::api::shapes::{Org, OrgChange};
 use crate::args::{OrgSettings, OrgsVerb};
-use crate::exit::{Failure, Outcome};
-use crate::printer::Printer;
 use slipway_core::isolation::Isolation;
 use slipway_core::units::ByteSize;
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::printer::Printer;
 use std::time::Duration;
 
 /// Does what the verb says.

@@ -4,10 +4,10 @@ use super::context::Caller;
 use super::login::read_secret_stdin;
 use crate::api::queries;
 use crate::args::RegistryVerb;
-use crate::exit::{Failure, Outcome};
 use crate::moments::ago;
-use crate::printer::{Printer, stdin_is_terminal};
 use slipway_core::build::RegistryCredential;
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::printer::{Printer, stdin_is_terminal};
 
 /// Does what the verb says.
 ///

@@ -3,9 +3,9 @@
 use super::context::Caller;
 use crate::api::queries;
 use crate::api::shapes::{Builder, ServerInfo};
-use crate::exit::Outcome;
+use slipway_terminal::exit::Outcome;
 use crate::moments::ago;
-use crate::printer::Printer;
+use slipway_terminal::printer::Printer;
 use serde::Serialize;
 
 #[derive(Serialize)]

@@ -3,9 +3,9 @@
 use super::context::Caller;
 use crate::api::queries;
 use crate::args::TokensVerb;
-use crate::exit::Outcome;
 use crate::moments::{ago, until};
-use crate::printer::{Format, Printer};
+use slipway_terminal::exit::Outcome;
+use slipway_terminal::printer::{Format, Printer};
 
 /// Does what the verb says. A new token's secret is the only thing on standard output.
 ///

@@ -5,9 +5,9 @@
 mod fly;
 mod native;
 
-use crate::exit::{Failure, Outcome};
-use crate::settings::read_small;
 use slipway_core::compression::Compression;
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::file::read_small;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

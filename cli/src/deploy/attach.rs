@@ -5,11 +5,11 @@ use super::progress::{View, clean_lines};
 use super::summary::Summary;
 use crate::api::queries;
 use crate::api::{ApiClient, shapes::Build};
-use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupts;
 use crate::limits::TREE_PERIOD;
-use crate::printer::{Format, Printer};
 use slipway_core::build::BuildOutcome;
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::printer::{Format, Printer};
 
 /// Shows a build from its first event to its last, as its own deploy would.
 ///

@@ -1,6 +1,6 @@
 //! `KEY=VALUE,KEY=VALUE`, as flags of docker and buildx take it: comma-separated fields, any of which may be in double quotes.
 
-use crate::exit::{Failure, Outcome};
+use slipway_terminal::exit::{Failure, Outcome};
 
 /// The fields of one line.
 ///

@@ -5,12 +5,12 @@
 //! Must not know what a deploy does.
 
 use crate::api::shapes::Build;
-use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupts;
-use crate::printer::{Format, Printer};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use serde::Serialize;
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::printer::{Format, Printer};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;

@@ -5,9 +5,9 @@
 use crate::api::queries;
 use crate::api::{ApiClient, ApiError, EventStream, StreamEnd};
 use crate::backoff::Backoff;
-use crate::exit::{Failure, FailureKind, Outcome};
 use crate::limits::RECONNECT_FOR_MAX;
 use slipway_core::build::NumberedEvent;
+use slipway_terminal::exit::{Failure, FailureKind, Outcome};
 use std::time::Instant;
 
 /// Follows one build.

@@ -8,7 +8,6 @@ use super::progress::{View, clean_lines, millis};
 use super::session::SessionFactory;
 use super::summary::{Summary, Times};
 use crate::docker_logins::{DockerLogins, registry_of};
-use crate::exit::{Failure, Outcome, chain};
 use crate::interrupt::Interrupts;
 use crate::limits::{LOCAL_DOCKER_WAIT_MAX, SOLVE_EVENTS_QUEUED_MAX, TREE_PERIOD};
 use bollard::Docker;
@@ -20,6 +19,7 @@ use slipway_buildkit::{
     dial_docker_session, registry_out_of_reach,
 };
 use slipway_core::build::{BuildEvent, NumberedEvent, RegistryCredential, Step};
+use slipway_terminal::exit::{Failure, Outcome, chain};
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 use tokio::net::UnixStream;

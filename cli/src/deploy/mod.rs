@@ -23,8 +23,7 @@ use crate::commands::context::Caller;
 use crate::config::ProjectConfig;
 use crate::docker_context::DockerConfig;
 use crate::docker_logins::DockerLogins;
-use crate::exit::{Failure, FailureKind, Outcome};
-use crate::printer::{Format, Printer};
+use crate::last_hint::with_last_hint;
 pub(crate) use attach::show_log;
 use detach::HandOver;
 use output::Output;
@@ -32,6 +31,8 @@ use plan::{Place, Plan};
 use progress::View;
 pub(crate) use progress::{clean_lines, seconds};
 use serde::Serialize;
+use slipway_terminal::exit::{Failure, FailureKind, Outcome};
+use slipway_terminal::printer::{Format, Printer};
 use summary::Summary;
 
 /// The last line of `--json`.
@@ -92,6 +93,7 @@ fn conclude(
     to_stdout: bool,
     name: impl Fn(&Summary) -> String,
 ) -> Outcome<()> {
+    let result = result.map_err(with_last_hint);
     match (&result, printer.format()) {
         (Ok(None), _) => {}
         // Somebody reads an archive there.

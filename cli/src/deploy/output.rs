@@ -5,9 +5,9 @@
 use super::csv;
 use super::summary::Summary;
 use crate::args::DeployArgs;
-use crate::exit::{Failure, Outcome};
 use serde_json::json;
 use slipway_buildkit::ExportSink;
+use slipway_terminal::exit::{Failure, Outcome};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

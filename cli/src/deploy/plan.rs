@@ -12,7 +12,7 @@ use super::ssh::{self, SshSource};
 use crate::args::DeployArgs;
 use crate::config::{FLY_NAME, ProjectConfig};
 use crate::deploy::env::Env;
-use crate::exit::{Failure, Outcome};
+use slipway_terminal::exit::{Failure, Outcome};
 use crate::names;
 use options::Options;
 use slipway_core::compression::Compression;

@@ -13,10 +13,10 @@ use crate::api::ApiClient;
 use crate::api::queries;
 use crate::api::shapes::{Build, NewBuild};
 use crate::docker_logins::{DockerLogins, registry_of};
-use crate::exit::{Failure, FailureKind, Outcome};
 use crate::interrupt::{Interrupts, exit_now};
 use crate::limits::{CANCEL_WAIT_MAX, CONTEXT_WARN_BYTES, TREE_PERIOD, WAIT_REASON_PERIOD};
 use slipway_core::build::{BuildOutcome, RegistryCredential};
+use slipway_terminal::exit::{Failure, FailureKind, Outcome};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

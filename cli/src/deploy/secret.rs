@@ -2,8 +2,8 @@
 
 use super::csv;
 use super::env::Env;
-use crate::exit::{Failure, Outcome};
 use crate::limits::SECRET_BYTES_MAX;
+use slipway_terminal::exit::{Failure, Outcome};
 use std::fmt;
 use std::io::Read;
 use std::path::Path;

@@ -9,13 +9,13 @@ use super::ssh::SshAgents;
 use crate::api::{ServerAddress, Transport, open_upgraded};
 use crate::backoff::Backoff;
 use crate::docker_logins::DockerLogins;
-use crate::exit::{Failure, FailureKind, Outcome};
 use crate::limits::WAKE_WAIT_MAX;
 use crate::settings::Token;
 use sha2::{Digest, Sha256};
 use slipway_buildkit::{
     LocalDir, SecretSource, Session, SessionOptions, SessionStats, StatsHandle,
 };
+use slipway_terminal::exit::{Failure, FailureKind, Outcome};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -333,7 +333,10 @@ async fn serve_once(
     report.send_replace(StreamState::Open);
     // Whatever ends it, it was open: the caller tries again.
     if let Err(error) = session.serve(stream).await {
-        tracing::debug!(error = crate::exit::chain(&error), "build session");
+        tracing::debug!(
+            error = slipway_terminal::exit::chain(&error),
+            "build session"
+        );
     }
     Ok(())
 }

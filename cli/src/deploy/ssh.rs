@@ -3,8 +3,8 @@
 //! Must not know the agent protocol, nor how a step reaches an agent.
 
 use super::env::Env;
-use crate::exit::{Failure, Outcome};
 use crate::limits::SSH_AGENT_WAIT_MAX;
+use slipway_terminal::exit::{Failure, Outcome};
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};

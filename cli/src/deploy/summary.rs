@@ -2,10 +2,10 @@
 
 use super::progress::{Board, bytes, clean_lines, seconds};
 use crate::api::shapes::Build;
-use crate::exit::{Failure, Outcome};
-use crate::printer::record_lines;
 use serde::Serialize;
 use slipway_core::build::BuildOutcome;
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::printer::record_lines;
 
 /// The result of a deploy; printed for people, or as the last JSON document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

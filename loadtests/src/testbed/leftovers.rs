@@ -15,7 +15,7 @@ pub(super) fn clear(binaries: &Path, dir: &Path) -> Result<()> {
     if settings.exists() {
         // A daemon that is killed with its test may need a moment to be gone.
         wait_for("the purge", Duration::from_secs(20), || {
-            let output = Command::new(binaries.join("slipway"))
+            let output = Command::new(binaries.join("slipwayd"))
                 .args(["host", "--config"])
                 .arg(&settings)
                 .arg("purge")

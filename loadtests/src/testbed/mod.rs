@@ -37,7 +37,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-/// The unprivileged user that `slipway serve` runs as in a testbed (nobody).
+/// The unprivileged user that `slipwayd serve` runs as in a testbed (nobody).
 const SERVE_UID: u32 = 65534;
 const START_WAIT: Duration = Duration::from_secs(30);
 
@@ -283,13 +283,13 @@ impl Testbed {
         let socket = self.dir.join("host.sock");
         let mut command = dies_with_us(&[]);
         command
-            .arg(self.binaries.join("slipway"))
+            .arg(self.binaries.join("slipwayd"))
             .args(["host", "--config"])
             .arg(self.dir.join("host.toml"));
         command.env("SLIPWAY_LOG", "debug");
-        let mut host = Process::start("slipway host", command, &self.dir.join("host.log"))?;
+        let mut host = Process::start("slipwayd host", command, &self.dir.join("host.log"))?;
         wait_for("the host daemon", START_WAIT, || {
-            ensure!(host.is_running(), "slipway host ended:\n{}", host.output());
+            ensure!(host.is_running(), "slipwayd host ended:\n{}", host.output());
             Ok(std::os::unix::net::UnixStream::connect(&socket).map(drop)?)
         })?;
         self.host = Some(host);
@@ -310,14 +310,14 @@ impl Testbed {
             "--clear-groups".to_owned(),
         ]);
         command
-            .arg(self.dir.join("slipway"))
+            .arg(self.dir.join("slipwayd"))
             .args(["serve", "--config"])
             .arg(self.dir.join("serve.toml"));
-        let mut serve = Process::start("slipway serve", command, &self.dir.join("serve.log"))?;
+        let mut serve = Process::start("slipwayd serve", command, &self.dir.join("serve.log"))?;
         wait_for("the control plane", START_WAIT, || {
             ensure!(
                 serve.is_running(),
-                "slipway serve ended:\n{}",
+                "slipwayd serve ended:\n{}",
                 serve.output()
             );
             let text = std::fs::read_to_string(&addresses)?;
@@ -428,7 +428,9 @@ socket = "{dir}/host.sock"
         std::fs::write(self.dir.join("serve.toml"), serve)?;
         std::fs::create_dir(self.dir.join("serve"))?;
         std::os::unix::fs::chown(self.dir.join("serve"), Some(SERVE_UID), Some(SERVE_UID))?;
-        std::fs::copy(self.binaries.join("slipway"), self.dir.join("slipway"))?;
+        for program in ["slipway", "slipwayd"] {
+            std::fs::copy(self.binaries.join(program), self.dir.join(program))?;
+        }
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&self.dir, open)?;
         Ok(())
@@ -489,6 +491,9 @@ pub fn checkout_dir() -> PathBuf {
         .map_or_else(PathBuf::new, Path::to_owned)
 }
 
+/// What a farm needs of this build.
+const PROGRAMS: [&str; 3] = ["slipway", "slipwayd", "slipway-guest"];
+
 /// Where the programs of this build lie.
 ///
 /// # Errors
@@ -496,12 +501,13 @@ pub fn checkout_dir() -> PathBuf {
 pub fn binaries_dir() -> Result<PathBuf> {
     let here = std::env::current_exe()?;
     for dir in here.ancestors() {
-        if dir.join("slipway").is_file() && dir.join("slipway-guest").is_file() {
+        if PROGRAMS.iter().all(|program| dir.join(program).is_file()) {
             return Ok(dir.to_owned());
         }
     }
     bail!(
-        "no slipway and slipway-guest near {}; run `cargo build --workspace`",
+        "no {} near {}; run `cargo build --workspace`",
+        PROGRAMS.join(", "),
         here.display()
     )
 }

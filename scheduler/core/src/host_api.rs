@@ -1,4 +1,4 @@
-//! The host API: what a control plane may ask of `slipway host`.
+//! The host API: what a control plane may ask of `slipwayd host`.
 //!
 //! Transport: a unix stream socket. Each message is a big-endian `u32` length and that many bytes of JSON
 //! (at most [`crate::limits::HOST_API_FRAME_BYTES_MAX`]). A connection carries any number of requests, one at a
@@ -15,7 +15,7 @@
 //!
 //! **Streams.** The replies to [`HostRequest::ExportSnapshot`] and [`HostRequest::ImportVolume`] carry a descriptor as well:
 //! one end of a socket pair that the host writes to, or reads from, until the end of the stream
-//! (`slipway_volumes::stream` has its format).
+//! (`slipway_volume_stream` has its format).
 
 use crate::generation::Generation;
 use crate::id::{MachineId, SnapshotId, VolumeId};

@@ -1,4 +1,4 @@
-//! `slipway serve backup DIR`: everything that a control plane cannot be made anew from, in one directory, while it runs.
+//! `slipwayd serve backup DIR`: everything that a control plane cannot be made anew from, in one directory, while it runs.
 //!
 //! ```text
 //! DIR/database/slipway.db   everything that is recorded; without the secrets it opens no volume and no credential

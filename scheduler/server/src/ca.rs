@@ -158,7 +158,7 @@ impl CertificateAuthority {
         let mut params = leaf_params(CertificateParams::new(names)?, now, life)?;
         params
             .distinguished_name
-            .push(DnType::CommonName, "slipway serve");
+            .push(DnType::CommonName, "slipwayd serve");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(ServerCertificate {

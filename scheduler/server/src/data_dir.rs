@@ -27,7 +27,7 @@ pub enum DataDirError {
         source: io::Error,
     },
     /// Another process has it.
-    #[error("{path} is in use by another `slipway serve`{}", of(.process))]
+    #[error("{path} is in use by another `slipwayd serve`{}", of(.process))]
     InUse {
         /// Which directory.
         path: PathBuf,

@@ -1,4 +1,4 @@
-//! `slipway serve`: opens everything in the data directory, binds the listeners, and ends it all in order.
+//! `slipwayd serve`: opens everything in the data directory, binds the listeners, and ends it all in order.
 //!
 //! Must not know: what is asked of the listeners.
 

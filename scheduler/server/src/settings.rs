@@ -1,4 +1,4 @@
-//! Settings of `slipway serve`, as the operator writes them.
+//! Settings of `slipwayd serve`, as the operator writes them.
 //!
 //! Must not know: where the file lies, or how it is read (the CLI parses it).
 
@@ -82,7 +82,7 @@ pub struct HostEntry {
     pub name: String,
     /// Label of its region.
     pub region: String,
-    /// Where `slipway host` listens.
+    /// Where `slipwayd host` listens.
     pub socket: PathBuf,
 }
 

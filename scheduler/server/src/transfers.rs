@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /v1/snapshots/ID/export?offset=N` | the contents from byte N on, as a stream of `slipway_volumes::stream`; one without its trailer is not whole |
+//! | `GET /v1/snapshots/ID/export?offset=N` | the contents from byte N on, as a stream of `slipway_volume_stream`; one without its trailer is not whole |
 //! | `POST /v1/volumes/ID/import` | `{"offset": N}`: the import is waited for anew, and goes on from that byte of the contents; or `{"whole": true}` |
 //! | `PUT /v1/volumes/ID/import` | takes such a stream that begins there or before; 200 when the volume is made |
 //!

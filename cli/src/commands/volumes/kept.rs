@@ -5,11 +5,11 @@
 //!
 //! Must not know: the server.
 
-use crate::exit::{Failure, Outcome};
 use crate::limits::{RESUME_BYTES_MAX, TRANSFER_PIECE_BYTES};
 use serde::{Deserialize, Serialize};
-use slipway_volumes::frames::{Frame, Frames, Record, Sum};
-use slipway_volumes::stream::{HEADER_BYTES, Header};
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_volume_stream::{Frame, Frames, Record, Sum};
+use slipway_volume_stream::{HEADER_BYTES, Header};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};

@@ -2,9 +2,9 @@
 
 use super::super::sent::{Counter, Sent, feed};
 use super::*;
-use crate::exit::FailureKind;
-use slipway_volumes::stream::write;
-use std::os::unix::fs::FileExt;
+use slipway_terminal::exit::FailureKind;
+use slipway_volume_stream::Records;
+use slipway_volume_stream::limits::RECORD_BYTES;
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 
@@ -12,10 +12,9 @@ const SIZE: u64 = 6 << 20;
 
 /// What a server sends of a volume that holds this word here and there.
 fn exported(word: &str, start: u64) -> Vec<u8> {
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(SIZE).unwrap();
-    for at in [0, (1 << 20) + 5, (4 << 20) + 7, SIZE - 20] {
-        file.write_all_at(word.as_bytes(), at).unwrap();
+    let mut contents = vec![0; usize::try_from(SIZE).unwrap()];
+    for at in [0, (1 << 20) + 5, (4 << 20) + 7, contents.len() - 20] {
+        contents[at..at + word.len()].copy_from_slice(word.as_bytes());
     }
     let header = Header {
         difference: false,
@@ -25,7 +24,16 @@ fn exported(word: &str, start: u64) -> Vec<u8> {
         start,
     };
     let mut stream = Vec::new();
-    write(&file, None, header, &mut stream).unwrap();
+    let mut records = Records::begin(header, &mut stream).unwrap();
+    for (offset, record) in (0..SIZE)
+        .step_by(RECORD_BYTES)
+        .zip(contents.chunks(RECORD_BYTES))
+    {
+        if offset >= start && record.iter().any(|byte| *byte != 0) {
+            records.write(record, offset).unwrap();
+        }
+    }
+    records.end().unwrap();
     stream
 }
 

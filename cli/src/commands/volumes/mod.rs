@@ -16,10 +16,10 @@ use crate::api::volumes as ask;
 use crate::api::volumes::{Fork, NewVolume, Volume, VolumeChange};
 use crate::api::{ApiClient, queries};
 use crate::args::{CreateVolumeArgs, ForkArgs, Growth, UpdateVolumeArgs, VolumesVerb};
-use crate::exit::{Failure, Outcome};
 use crate::moments::exact;
-use crate::printer::{Format, Printer, stdin_is_terminal};
 use slipway_core::units::ByteSize;
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::printer::{Format, Printer, stdin_is_terminal};
 
 /// Does what the verb says.
 ///

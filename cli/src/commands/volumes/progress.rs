@@ -1,8 +1,8 @@
 //! How far a transfer is, for people.
 
 use crate::limits::PROGRESS_PERIOD;
-use crate::printer::{Format, Printer, stderr_is_terminal};
 use slipway_core::units::ByteSize;
+use slipway_terminal::printer::{Format, Printer, stderr_is_terminal};
 use std::io::Write;
 use std::time::{Duration, Instant};
 

@@ -6,10 +6,10 @@ use crate::api::volumes as ask;
 use crate::api::volumes::Volume;
 use crate::args::MoveArgs;
 use crate::backoff::Backoff;
-use crate::exit::{Failure, FailureKind, Outcome};
 use crate::interrupt::Interrupts;
 use crate::limits::MOVE_LOOK_EVERY;
-use crate::printer::Printer;
+use slipway_terminal::exit::{Failure, FailureKind, Outcome};
+use slipway_terminal::printer::Printer;
 use std::time::Instant;
 
 /// Moves a volume, and waits until it is there.

@@ -5,8 +5,8 @@
 use crate::api::ApiError;
 use crate::api::transfers::may_be_the_last_try;
 use crate::backoff::Backoff;
-use crate::exit::{Failure, FailureKind, Outcome};
 use crate::interrupt::Interrupts;
+use slipway_terminal::exit::{Failure, FailureKind, Outcome};
 use std::time::Instant;
 
 /// Tries so far.

@@ -3,11 +3,11 @@
 //! Must not know: the server.
 
 use super::kept::next;
-use crate::exit::{Failure, Outcome};
 use crate::limits::TRANSFER_PIECE_BYTES;
 use bytes::Bytes;
-use slipway_volumes::frames::{Frame, Frames, Record, Sum, TRAILER_BYTES, trailer_digest};
-use slipway_volumes::stream::{HEADER_BYTES, Header, read_header};
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_volume_stream::{Frame, Frames, Record, Sum, TRAILER_BYTES, trailer_digest};
+use slipway_volume_stream::{HEADER_BYTES, Header, read_header};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;

@@ -3,8 +3,8 @@
 use super::size;
 use crate::api::volumes::Volume;
 use crate::moments::{ago, exact};
-use crate::printer::Printer;
 use slipway_core::units::ByteSize;
+use slipway_terminal::printer::Printer;
 
 /// Many, one a line.
 pub(super) fn list(volumes: &[Volume], printer: Printer) {

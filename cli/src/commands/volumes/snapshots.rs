@@ -5,10 +5,10 @@ use crate::api::volumes as ask;
 use crate::api::volumes::Snapshot;
 use crate::args::SnapshotsVerb;
 use crate::commands::confirm::confirm;
-use crate::exit::Outcome;
 use crate::moments::{ago, exact, until};
-use crate::printer::Printer;
 use slipway_core::units::ByteSize;
+use slipway_terminal::exit::Outcome;
+use slipway_terminal::printer::Printer;
 
 /// Does what the verb says.
 pub(super) async fn run(verb: SnapshotsVerb, client: &ApiClient, printer: Printer) -> Outcome<()> {

@@ -7,7 +7,7 @@ use crate::args::DeployArgs;
 use crate::config::ProjectConfig;
 use crate::deploy::csv;
 use crate::deploy::env::Env;
-use crate::exit::{Failure, Outcome};
+use slipway_terminal::exit::{Failure, Outcome};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

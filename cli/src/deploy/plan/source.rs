@@ -4,8 +4,8 @@
 
 use crate::args::DeployArgs;
 use crate::config::ProjectConfig;
-use crate::exit::{Failure, Outcome};
 use crate::limits::{DOCKERFILE_BYTES_MAX, STDIN_CONTEXT_BYTES_MAX};
+use slipway_terminal::exit::{Failure, Outcome};
 use std::io::{BufRead, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -5,9 +5,9 @@ use super::live::Live;
 use super::{plain, tree};
 use crate::args::ProgressMode;
 use crate::limits::TREE_PERIOD;
-use crate::printer::{Format, Printer, stderr_is_terminal};
 use serde::Serialize;
 use slipway_core::build::NumberedEvent;
+use slipway_terminal::printer::{Format, Printer, stderr_is_terminal};
 use std::time::{Duration, Instant};
 
 /// Progress of one deploy.

@@ -58,7 +58,7 @@ pub enum FarmError {
     /// A host of another name has the same pool.
     #[error(
         "host '{name}' is not used: it has the pool of host '{other}', so they are one (hint: leave one of them out of the settings; after \
-         a change of its name, start `slipway serve` anew)"
+         a change of its name, start `slipwayd serve` anew)"
     )]
     OneHost {
         /// Its name.

@@ -1,6 +1,6 @@
 //! Exports and imports: between the descriptor that a host gives and whoever reads or sends.
 //!
-//! The bytes are those of `slipway_volumes::stream`, and pass through unread: the host that writes them proves them, and
+//! The bytes are those of `slipway_volume_stream`, and pass through unread: the host that writes them proves them, and
 //! the host that reads them checks them. An import that breaks off is kept by its host; what is recorded says that it is
 //! waited for, and until when.
 //!

@@ -13,13 +13,13 @@ static LOST: AtomicBool = AtomicBool::new(false);
 
 /// Where a command prints, and in which format.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Printer {
+pub struct Printer {
     format: Format,
 }
 
 /// How data is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
+pub enum Format {
     /// Aligned columns, for people.
     Human,
     /// One JSON document per line.
@@ -28,17 +28,17 @@ pub(crate) enum Format {
 
 impl Printer {
     /// Prints in `format`.
-    pub(crate) fn new(format: Format) -> Self {
+    pub fn new(format: Format) -> Self {
         Self { format }
     }
 
     /// The format that was asked for.
-    pub(crate) fn format(self) -> Format {
+    pub fn format(self) -> Format {
         self.format
     }
 
     /// Data: one line on stdout.
-    pub(crate) fn data(self, line: &str) {
+    pub fn data(self, line: &str) {
         let mut out = std::io::stdout().lock();
         let written = writeln!(out, "{line}").and_then(|()| out.flush());
         if let Err(error) = written
@@ -49,7 +49,7 @@ impl Printer {
     }
 
     /// Data: one JSON document on one line of stdout.
-    pub(crate) fn json<T: Serialize>(self, value: &T) {
+    pub fn json<T: Serialize>(self, value: &T) {
         match serde_json::to_string(value) {
             Ok(text) => self.data(&text),
             Err(error) => self.note(&format!("warning: cannot print as json: {error}")),
@@ -57,17 +57,17 @@ impl Printer {
     }
 
     /// Talk: one line (or more) on stderr.
-    pub(crate) fn note(self, line: &str) {
+    pub fn note(self, line: &str) {
         let _ = writeln!(std::io::stderr().lock(), "{line}");
     }
 
     /// Talk: something the caller should look at, though the command goes on.
-    pub(crate) fn warn(self, line: &str) {
+    pub fn warn(self, line: &str) {
         self.note(&format!("warning: {line}"));
     }
 
     /// A list: one JSON array, or as a table whose cells `row` makes.
-    pub(crate) fn list<T: Serialize, const N: usize>(
+    pub fn list<T: Serialize, const N: usize>(
         self,
         head: [&str; N],
         items: &[T],
@@ -85,7 +85,7 @@ impl Printer {
     }
 
     /// One thing: a JSON document, or `key  value` lines.
-    pub(crate) fn record<T: Serialize>(self, item: &T, fields: &[(&str, String)]) {
+    pub fn record<T: Serialize>(self, item: &T, fields: &[(&str, String)]) {
         match self.format {
             Format::Json => self.json(item),
             Format::Human => {
@@ -98,22 +98,22 @@ impl Printer {
 }
 
 /// Data could not be written to standard output, and somebody wanted it.
-pub(crate) fn data_was_lost() -> bool {
+pub fn data_was_lost() -> bool {
     LOST.load(Ordering::Relaxed)
 }
 
 /// A person reads stderr.
-pub(crate) fn stderr_is_terminal() -> bool {
+pub fn stderr_is_terminal() -> bool {
     std::io::stderr().is_terminal()
 }
 
 /// A person types on stdin.
-pub(crate) fn stdin_is_terminal() -> bool {
+pub fn stdin_is_terminal() -> bool {
     std::io::stdin().is_terminal()
 }
 
 /// Columns as wide as their widest cell, two spaces between, no trailing spaces.
-pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Vec<String> {
+pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Vec<String> {
     let mut widths = head.map(|cell| cell.chars().count());
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -137,7 +137,7 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Ve
 }
 
 /// `key  value` lines with the values aligned.
-pub(crate) fn record_lines(fields: &[(&str, String)]) -> Vec<String> {
+pub fn record_lines(fields: &[(&str, String)]) -> Vec<String> {
     let width = fields.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
     fields
         .iter()

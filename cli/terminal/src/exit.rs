@@ -1,26 +1,27 @@
 //! How a command ends when it does not end well: whose fault, one line, and what to do about it.
 //!
-//! Owns the exit codes and the shape of every error text. Must not know any command.
+//! Owns the exit codes and the shape of every error text. Must not know any command; the last hint, where nobody knew one, is the
+//! program's.
 
 use slipway_core::build::Fault;
 use std::fmt;
 use std::process::ExitCode;
 
 /// Everything was done.
-pub(crate) const EXIT_OK: u8 = 0;
+pub const EXIT_OK: u8 = 0;
 /// The caller's fault: arguments, configuration, Dockerfile, credentials.
-pub(crate) const EXIT_USER: u8 = 1;
+pub const EXIT_USER: u8 = 1;
 /// Our fault, or the network's: trying again may help.
-pub(crate) const EXIT_SYSTEM: u8 = 2;
+pub const EXIT_SYSTEM: u8 = 2;
 /// Interrupted by the caller (128 + SIGINT).
-pub(crate) const EXIT_INTERRUPTED: u8 = 130;
+pub const EXIT_INTERRUPTED: u8 = 130;
 
 /// What every fallible step of the binary gives.
-pub(crate) type Outcome<T> = Result<T, Failure>;
+pub type Outcome<T> = Result<T, Failure>;
 
 /// Why a command did not do its work.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Failure {
+pub struct Failure {
     kind: FailureKind,
     message: String,
     hint: Option<String>,
@@ -30,7 +31,7 @@ pub(crate) struct Failure {
 
 /// What chooses the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum FailureKind {
+pub enum FailureKind {
     /// The caller's fault.
     User,
     /// Ours, or the network's.
@@ -41,22 +42,22 @@ pub(crate) enum FailureKind {
 
 impl Failure {
     /// The caller's fault. `message` is lower case, one line, without final period.
-    pub(crate) fn user(message: impl Into<String>) -> Self {
+    pub fn user(message: impl Into<String>) -> Self {
         Self::new(FailureKind::User, message)
     }
 
     /// Ours, or the network's.
-    pub(crate) fn system(message: impl Into<String>) -> Self {
+    pub fn system(message: impl Into<String>) -> Self {
         Self::new(FailureKind::System, message)
     }
 
     /// Like [`Failure::system`], with the whole chain of causes after the action that failed.
-    pub(crate) fn system_caused(action: impl fmt::Display, cause: &dyn std::error::Error) -> Self {
+    pub fn system_caused(action: impl fmt::Display, cause: &dyn std::error::Error) -> Self {
         Self::system(format!("{action}: {}", chain(cause)))
     }
 
     /// Like [`Failure::user`], with the whole chain of causes after the action that failed.
-    pub(crate) fn user_caused(
+    pub fn user_caused(
         action: impl fmt::Display,
         cause: &(dyn std::error::Error + 'static),
     ) -> Self {
@@ -71,12 +72,12 @@ impl Failure {
     }
 
     /// The caller pressed Ctrl-C, or sent SIGTERM.
-    pub(crate) fn interrupted(message: impl Into<String>) -> Self {
+    pub fn interrupted(message: impl Into<String>) -> Self {
         Self::new(FailureKind::Interrupted, message)
     }
 
     /// With the fault that somebody else decided on.
-    pub(crate) fn with_fault(fault: Fault, message: impl Into<String>) -> Self {
+    pub fn with_fault(fault: Fault, message: impl Into<String>) -> Self {
         match fault {
             Fault::User => Self::user(message),
             Fault::System => Self::system(message),
@@ -94,21 +95,21 @@ impl Failure {
 
     /// With the lines of a file round the fault, which are shown before the message.
     #[must_use]
-    pub(crate) fn at(mut self, excerpt: Option<String>) -> Self {
+    pub fn at(mut self, excerpt: Option<String>) -> Self {
         self.excerpt = excerpt;
         self
     }
 
     /// Says what to do about it. The first hint stays: who is nearest to the cause knows best.
     #[must_use]
-    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint.get_or_insert_with(|| hint.into());
         self
     }
 
     /// With a hint, if there is one.
     #[must_use]
-    pub(crate) fn maybe_hint(self, hint: Option<String>) -> Self {
+    pub fn maybe_hint(self, hint: Option<String>) -> Self {
         match hint {
             Some(hint) => self.hint(hint),
             None => self,
@@ -116,34 +117,27 @@ impl Failure {
     }
 
     /// What chooses the exit code.
-    pub(crate) fn kind(&self) -> FailureKind {
+    pub fn kind(&self) -> FailureKind {
         self.kind
     }
 
     /// The one line.
-    pub(crate) fn message(&self) -> &str {
+    pub fn message(&self) -> &str {
         &self.message
     }
 
     /// The lines round the fault.
-    pub(crate) fn excerpt(&self) -> Option<&str> {
+    pub fn excerpt(&self) -> Option<&str> {
         self.excerpt.as_deref()
     }
 
-    /// What to do: what somebody knew, else where to look. Who pressed Ctrl-C needs none.
-    pub(crate) fn hint_text(&self) -> Option<&str> {
-        match (&self.hint, self.kind) {
-            (Some(hint), _) => Some(hint),
-            (None, FailureKind::User) => Some("`slipway help COMMAND` shows what it takes"),
-            (None, FailureKind::System) => {
-                Some("try again; `slipway status` shows whether the server answers")
-            }
-            (None, FailureKind::Interrupted) => None,
-        }
+    /// What to do, if somebody knew.
+    pub fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
     }
 
     /// The number the process ends with.
-    pub(crate) fn code(&self) -> u8 {
+    pub fn code(&self) -> u8 {
         match self.kind {
             FailureKind::User => EXIT_USER,
             FailureKind::System => EXIT_SYSTEM,
@@ -152,7 +146,7 @@ impl Failure {
     }
 
     /// [`Failure::code`] as `main` returns it.
-    pub(crate) fn exit_code(&self) -> ExitCode {
+    pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code())
     }
 }
@@ -171,7 +165,7 @@ impl fmt::Display for Failure {
 }
 
 /// An error and its causes on one line, without saying the same thing twice (some libraries print their source).
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {

@@ -1,11 +1,11 @@
-//! The frames of an exported stream ([`crate::stream`]), for whoever keeps one or passes it on and has no volume: taken from
+//! The frames of an exported stream ([`crate`]), for whoever keeps one or passes it on and has no volume: taken from
 //! pieces as they come, each record whole.
 //!
 //! Must not know: where the pieces come from, volumes.
 
-use crate::limits::{STREAM_ENCODED_BYTES_MAX, STREAM_RECORD_BYTES};
-use crate::stream::{HEAD_BYTES, HEADER_BYTES, Header, ReadError, read_header, record_head};
-use crate::stream::{u32_at, u64_at};
+use crate::limits::{ENCODED_BYTES_MAX, RECORD_BYTES};
+use crate::{HEAD_BYTES, HEADER_BYTES, Header, ReadError, read_header};
+use crate::{record_head, u32_at, u64_at};
 use sha2::{Digest, Sha256};
 
 /// Bytes of a stream's last frame.
@@ -148,7 +148,7 @@ impl Frames {
         let (offset, length, encoded) = (u64_at(head, 0), u32_at(head, 8), u32_at(head, 12));
         let end = offset.checked_add(length as u64);
         let fits = offset >= self.at && end.is_some_and(|end| end <= header.size);
-        if !fits || length > STREAM_RECORD_BYTES || encoded > STREAM_ENCODED_BYTES_MAX {
+        if !fits || length > RECORD_BYTES || encoded > ENCODED_BYTES_MAX {
             return Err(ReadError::Malformed("a record is out of its place"));
         }
         let Some(bytes) = left.get(..HEAD_BYTES + encoded) else {
@@ -167,17 +167,11 @@ impl Frames {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::FileExt;
+    use crate::{RECORD, Records};
 
     const SIZE: u64 = 4 << 20;
 
     fn exported(start: u64) -> Vec<u8> {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(SIZE).unwrap();
-        for at in [0, (1 << 20) + 5, (3 << 20) + 7] {
-            file.write_all_at(b"contents", at).unwrap();
-        }
-        let mut stream = Vec::new();
         let header = Header {
             difference: false,
             foreign: false,
@@ -185,7 +179,17 @@ mod tests {
             size: SIZE,
             start,
         };
-        crate::stream::write(&file, None, header, &mut stream).unwrap();
+        let mut stream = Vec::new();
+        let mut records = Records::begin(header, &mut stream).unwrap();
+        for (index, at) in [0, 5, 7].into_iter().enumerate() {
+            let offset = [0, 1, 3][index] * RECORD;
+            if offset >= start {
+                let mut contents = vec![0; RECORD_BYTES];
+                contents[at..at + 8].copy_from_slice(b"contents");
+                records.write(&contents, offset).unwrap();
+            }
+        }
+        records.end().unwrap();
         stream
     }
 

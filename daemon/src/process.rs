@@ -1,27 +1,25 @@
-//! The long-running processes: `slipway serve` and `slipway host`. Reads their settings, sets up the log, and turns
+//! The long-running processes: `slipwayd serve` and `slipwayd host`. Reads their settings, sets up the log, and turns
 //! signals into a clean end.
 //!
 //! Must not know what a setting means: that is the business of the crates that run.
 
-use crate::args::{HostArgs, HostVerb, LogFormat, ProcessArgs, ServeArgs, ServeVerb};
-use crate::exit::{Failure, Outcome};
-use crate::printer::Printer;
-use crate::settings::read_small;
+use crate::args::{HostArgs, HostVerb, ProcessArgs, ServeArgs, ServeVerb};
 use serde::de::DeserializeOwned;
 use slipway_host::{HostRunError, HostSettings};
 use slipway_scheduler::serve::DataDirError;
 use slipway_scheduler::{BackupError, ServeError, ServeSettings};
+use slipway_terminal::exit::{EXIT_INTERRUPTED, Failure, Outcome};
+use slipway_terminal::file::read_small;
+use slipway_terminal::log;
+use slipway_terminal::printer::Printer;
 use std::path::Path;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use toml::{Table, Value};
-use tracing_subscriber::EnvFilter;
 
-/// What is logged, also by commands that only talk to the server.
-const ENV_LOG: &str = "SLIPWAY_LOG";
-/// Environment variables `SLIPWAY_SERVE_<SETTING>` go before the file of `slipway serve`.
+/// Environment variables `SLIPWAY_SERVE_<SETTING>` go before the file of `slipwayd serve`.
 const SERVE_PREFIX: &str = "SLIPWAY_SERVE_";
-/// Environment variables `SLIPWAY_HOST_<SETTING>` go before the file of `slipway host`.
+/// Environment variables `SLIPWAY_HOST_<SETTING>` go before the file of `slipwayd host`.
 const HOST_PREFIX: &str = "SLIPWAY_HOST_";
 
 /// Runs the control plane until a signal ends it, or writes a backup of it.
@@ -147,7 +145,7 @@ fn explain_host(error: &HostRunError) -> Failure {
 }
 
 /// Where an operator looks for what no hint can know.
-const TROUBLE: &str =
+pub(crate) const TROUBLE: &str =
     "docs/operations.md, \"When something is wrong\" and \"Back up\", says what to look at";
 
 fn block_on<T>(future: impl Future<Output = Outcome<T>>) -> Outcome<T> {
@@ -174,7 +172,7 @@ fn shutdown_on_signal() -> Outcome<CancellationToken> {
             };
             if cancelled.is_cancelled() {
                 tracing::warn!(signal = name, "second signal, ending at once");
-                std::process::exit(i32::from(crate::exit::EXIT_INTERRUPTED));
+                std::process::exit(i32::from(EXIT_INTERRUPTED));
             }
             tracing::info!(signal = name, "shutting down");
             cancelled.cancel();
@@ -184,35 +182,7 @@ fn shutdown_on_signal() -> Outcome<CancellationToken> {
 }
 
 fn init_log(args: &ProcessArgs) -> Outcome<()> {
-    start_log(&args.log_filter, args.log)
-}
-
-/// The log of the other commands: nothing, unless the variable asks for it.
-///
-/// # Errors
-/// The caller's fault: the variable is no filter.
-pub(crate) fn init_client_log() -> Outcome<()> {
-    match std::env::var(ENV_LOG) {
-        Ok(filter) if !filter.is_empty() => start_log(&filter, LogFormat::Text),
-        Ok(_) | Err(_) => Ok(()),
-    }
-}
-
-fn start_log(filter: &str, format: LogFormat) -> Outcome<()> {
-    let parsed = EnvFilter::try_new(filter).map_err(|error| {
-        Failure::user_caused(format_args!("'{filter}' is not a log filter"), &error)
-            .hint("examples: info, debug, info,slipway_scheduler=debug")
-    })?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(parsed)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => builder
-            .with_ansi(crate::printer::stderr_is_terminal())
-            .init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
-    Ok(())
+    log::start(&args.log_filter, args.log)
 }
 
 /// Settings of a process: `--set` before environment before file before default.
@@ -337,11 +307,11 @@ mod tests {
     #[test]
     fn the_installed_settings_are_good() {
         let read = |text| toml::from_str::<HostSettings>(text).unwrap();
-        read(include_str!("../../../scripts/install/host.toml"))
+        read(include_str!("../../scripts/install/host.toml"))
             .check()
             .unwrap();
         let serve: ServeSettings =
-            toml::from_str(include_str!("../../../scripts/install/serve.toml")).unwrap();
+            toml::from_str(include_str!("../../scripts/install/serve.toml")).unwrap();
         serve.check().unwrap();
         assert_eq!(serve.hosts[0].socket, HostSettings::default().socket);
     }
