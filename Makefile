@@ -59,6 +59,7 @@ lint: ## Formatting and clippy, warnings are errors; licenses and sources of wha
 	cargo fmt --all --check
 	cargo deny --locked check bans licenses sources
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	scripts/client-elsewhere.sh
 
 schema: ## Write docs/schema.graphql anew
 	SLIPWAY_UPDATE=1 cargo test -p slipway-scheduler --test schema

@@ -1,26 +1,41 @@
 //! Ctrl-C and SIGTERM, for commands that have something to end before they end.
 
 use slipway_terminal::exit::{EXIT_INTERRUPTED, Failure, Outcome};
+#[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
+#[cfg(windows)]
+use tokio::signal::windows::{CtrlC, CtrlClose, ctrl_c, ctrl_close};
 
 /// The signals, from when this is made: they no longer end the process by themselves.
 #[derive(Debug)]
 pub(crate) struct Interrupts {
+    #[cfg(unix)]
     interrupt: Signal,
+    #[cfg(unix)]
     terminate: Signal,
+    #[cfg(windows)]
+    interrupt: CtrlC,
+    #[cfg(windows)]
+    terminate: CtrlClose,
 }
 
 impl Interrupts {
-    /// Takes over both signals.
+    /// Takes over both signals; on Windows, Ctrl-C and the end of the console.
     ///
     /// # Errors
     /// Ours: the system gives no handler.
     pub(crate) fn new() -> Outcome<Self> {
-        let watch =
-            |kind| signal(kind).map_err(|error| Failure::system_caused("watch for Ctrl-C", &error));
+        let fail = |error: std::io::Error| Failure::system_caused("watch for Ctrl-C", &error);
+        #[cfg(unix)]
+        let (interrupt, terminate) = (
+            signal(SignalKind::interrupt()).map_err(fail)?,
+            signal(SignalKind::terminate()).map_err(fail)?,
+        );
+        #[cfg(windows)]
+        let (interrupt, terminate) = (ctrl_c().map_err(fail)?, ctrl_close().map_err(fail)?);
         Ok(Self {
-            interrupt: watch(SignalKind::interrupt())?,
-            terminate: watch(SignalKind::terminate())?,
+            interrupt,
+            terminate,
         })
     }
 

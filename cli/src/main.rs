@@ -16,6 +16,7 @@ mod limits;
 mod moments;
 mod names;
 mod settings;
+mod system;
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -35,11 +36,12 @@ fn main() -> ExitCode {
                 EXIT_OK
             };
             let _ = error.print();
-            if let Some(daemon) = std::env::args()
+            // Until 0.1 they were commands of this program.
+            if std::env::args()
                 .nth(1)
-                .filter(|word| word == "serve" || word == "host")
+                .is_some_and(|word| word == "serve" || word == "host")
             {
-                eprintln!("hint: `slipwayd {daemon}` is the daemon");
+                eprintln!("hint: the daemons are another program: slipwayd");
             }
             return ExitCode::from(code);
         }

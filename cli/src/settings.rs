@@ -2,6 +2,7 @@
 //!
 //! Owns the file `config.toml` (0600) and the rule flag > environment > file. Must not know the API.
 
+use crate::system;
 use serde::{Deserialize, Serialize};
 use slipway_terminal::exit::{Failure, Outcome};
 use slipway_terminal::file::read_small;
@@ -9,7 +10,6 @@ use slipway_terminal::limits::CONFIG_BYTES_MAX;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Directory of the settings, instead of `~/.config/slipway`.
@@ -166,17 +166,13 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Outcome<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     if !dir.is_dir() {
         std::fs::create_dir_all(dir).map_err(fail)?;
-        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(fail)?;
+        system::keep_private(dir).map_err(fail)?;
     }
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let beside = dir.join(name);
     let _ = std::fs::remove_file(&beside);
-    let written = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&beside)
+    let written = system::create_private(&beside)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| std::fs::rename(&beside, path));
     written.map_err(|error| {
@@ -264,9 +260,10 @@ pub(crate) fn read_ca(path: &Path) -> Outcome<String> {
     Ok(text)
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn stored() -> Stored {
         Stored {

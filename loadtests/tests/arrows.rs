@@ -33,7 +33,11 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
         ],
         &["sqlx", "async-graphql"],
     ),
-    ("cli/terminal", &["slipway-core"], &["tokio", "hyper", "nix"]),
+    (
+        "cli/terminal",
+        &["slipway-core"],
+        &["tokio", "hyper", "nix"],
+    ),
     (
         "daemon",
         &["slipway-scheduler", "slipway-host", "slipway-terminal"],
@@ -70,6 +74,46 @@ fn crates_know_only_what_they_may() -> Result<()> {
             let ours = name.starts_with("slipway-");
             ensure!(!ours || may.contains(&name), "{folder} must not use {name}");
             ensure!(!must_not.contains(&name), "{folder} must not know {name}");
+        }
+    }
+    Ok(())
+}
+
+/// Libraries that only some systems have, and the crates of the house that only a farm needs: the client of a computer names none
+/// of another.
+#[test]
+fn the_client_of_each_system_holds_no_crate_of_another() -> Result<()> {
+    const UNIX: [&str; 2] = ["nix", "rustix"];
+    const WINDOWS: [&str; 3] = ["windows-sys", "winapi", "schannel"];
+    const FARM: [&str; 6] = [
+        "slipway-scheduler",
+        "slipway-store",
+        "slipway-host",
+        "slipway-guest",
+        "slipway-volumes",
+        "slipway-registry-push",
+    ];
+    for (target, others) in [
+        ("x86_64-pc-windows-msvc", &UNIX[..]),
+        ("aarch64-apple-darwin", &WINDOWS[..]),
+        ("aarch64-unknown-linux-musl", &WINDOWS[..]),
+        ("x86_64-unknown-linux-gnu", &WINDOWS[..]),
+    ] {
+        let tree = std::process::Command::new(env!("CARGO"))
+            .args(["tree", "--locked", "-p", "slipway", "-e", "normal"])
+            .args(["--prefix", "none", "--target", target])
+            .current_dir(checkout_dir())
+            .output()?;
+        let said = String::from_utf8_lossy(&tree.stderr);
+        ensure!(tree.status.success(), "cargo tree: {said}");
+        let text = String::from_utf8(tree.stdout)?;
+        let crates: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.split(' ').next())
+            .collect();
+        ensure!(crates.contains(&"tokio"), "{target}: {text}");
+        for other in others.iter().chain(&FARM) {
+            ensure!(!crates.contains(other), "the client for {target} has {other}");
         }
     }
     Ok(())

@@ -18,7 +18,6 @@ use filter::Filter;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use packet::{Packet, PacketCodec};
-use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +26,7 @@ use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
-use tree::{Tree, go_mode};
+use tree::{LookError, Tree, go_mode};
 
 /// Every failure to read the context begins with this; a failed solve is known by it.
 pub(crate) const READ_FAILURE: &str = "read build context: ";
@@ -122,8 +121,8 @@ impl ReadFailure {
         }
     }
 
-    fn of(action: &'static str, path: &[u8], errno: Errno) -> ReadFailure {
-        ReadFailure::of_io(action, path, &errno.into())
+    fn of(action: &'static str, path: &[u8], error: &LookError) -> ReadFailure {
+        ReadFailure::of_io(action, path, error.error())
     }
 
     fn of_io(action: &'static str, path: &[u8], error: &std::io::Error) -> ReadFailure {
@@ -266,9 +265,11 @@ impl Wish {
     }
 
     fn open(self, root: PathBuf) -> Result<(Tree, Filter), Status> {
-        let failed = |errno: Errno| {
+        let failed = |error: LookError| {
             let path = root.display().to_string();
-            Status::failed_precondition(ReadFailure::of("open", path.as_bytes(), errno).to_string())
+            Status::failed_precondition(
+                ReadFailure::of("open", path.as_bytes(), &error).to_string(),
+            )
         };
         let tree = Tree::open(&root).map_err(failed)?;
         let include = follow::with_followed(&tree, self.include, &self.follow).map_err(failed)?;

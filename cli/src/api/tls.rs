@@ -3,25 +3,15 @@
 use super::ServerAddress;
 use crate::limits::{CONNECT_WAIT_MAX, KEEPALIVE_EVERY, KEEPALIVES_LOST_MAX};
 use hyper_util::rt::TokioIo;
-use nix::sys::socket::{setsockopt, sockopt};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use slipway_terminal::exit::{Failure, Outcome};
-use std::path::Path;
+use socket2::{SockRef, TcpKeepalive};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-
-/// Where Debian, Fedora, SUSE and Alpine keep the system's authorities.
-const SYSTEM_BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// Any stream that bytes go over both ways.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -46,12 +36,14 @@ impl Transport {
     /// # Errors
     /// The caller's fault: `ca_pem` has no usable certificate.
     pub(crate) fn new(ca_pem: Option<&str>) -> Outcome<Self> {
-        let pem = match ca_pem {
-            Some(pem) => pem.as_bytes().to_vec(),
-            None => system_bundle(),
+        let certificates: Vec<CertificateDer<'_>> = match ca_pem {
+            Some(pem) => CertificateDer::pem_slice_iter(pem.as_bytes())
+                .flatten()
+                .collect(),
+            // SSL_CERT_FILE and SSL_CERT_DIR go first.
+            None => rustls_native_certs::load_native_certs().certs,
         };
         let mut roots = RootCertStore::empty();
-        let certificates = CertificateDer::pem_slice_iter(&pem).flatten();
         let (added, _ignored) = roots.add_parsable_certificates(certificates);
         if added == 0 && ca_pem.is_some() {
             return Err(
@@ -121,13 +113,11 @@ impl Transport {
 /// Has the kernel see to it that a peer that is gone without a word is noticed, also while nothing is to be sent. Without it (it
 /// cannot be refused on any kernel that we know) our own bounds remain.
 fn watch_for_its_end(tcp: &TcpStream) {
-    let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
-    let every = seconds(KEEPALIVE_EVERY);
-    let set = setsockopt(tcp, sockopt::KeepAlive, &true)
-        .and_then(|()| setsockopt(tcp, sockopt::TcpKeepIdle, &every))
-        .and_then(|()| setsockopt(tcp, sockopt::TcpKeepInterval, &every))
-        .and_then(|()| setsockopt(tcp, sockopt::TcpKeepCount, &KEEPALIVES_LOST_MAX));
-    if let Err(error) = set {
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_EVERY)
+        .with_interval(KEEPALIVE_EVERY)
+        .with_retries(KEEPALIVES_LOST_MAX);
+    if let Err(error) = SockRef::from(tcp).set_tcp_keepalive(&keepalive) {
         tracing::debug!(%error, "no keepalive");
     }
 }
@@ -145,15 +135,4 @@ fn explain_tls(address: &ServerAddress, error: &std::io::Error) -> Failure {
             Failure::system_caused(format_args!("cannot speak tls with {address}"), error)
         }
     }
-}
-
-/// The system's authorities, PEM; nothing if it has none.
-fn system_bundle() -> Vec<u8> {
-    let named = std::env::var_os("SSL_CERT_FILE");
-    named
-        .iter()
-        .map(Path::new)
-        .chain(SYSTEM_BUNDLES.iter().map(Path::new))
-        .find_map(|path| std::fs::read(path).ok())
-        .unwrap_or_default()
 }

@@ -10,6 +10,7 @@ use super::summary::{Summary, Times};
 use crate::docker_logins::{DockerLogins, registry_of};
 use crate::interrupt::Interrupts;
 use crate::limits::{LOCAL_DOCKER_WAIT_MAX, SOLVE_EVENTS_QUEUED_MAX, TREE_PERIOD};
+use crate::system::{DOCKER_SOCKET, LocalStream, connect_local};
 use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use bollard::query_parameters::PushImageOptionsBuilder;
@@ -22,13 +23,10 @@ use slipway_core::build::{BuildEvent, NumberedEvent, RegistryCredential, Step};
 use slipway_terminal::exit::{Failure, Outcome, chain};
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 /// Processor of images whose platform nobody named.
 pub(super) const TARGET_ARCH: &str = "amd64";
-/// Where dockerd listens unless told otherwise.
-const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 
 /// A Docker that answers on this computer.
 #[derive(Debug)]
@@ -49,7 +47,8 @@ impl Daemon {
             Failure::user(format!("no Docker answers at {}: {why}", socket.display()))
                 .hint("start it, or build remotely: leave --local-only out")
         };
-        let uri = format!("unix://{}", socket.display());
+        let scheme = if cfg!(windows) { "npipe" } else { "unix" };
+        let uri = format!("{scheme}://{}", socket.display());
         let asking = async {
             let docker = Docker::connect_with_host(&uri)?.negotiate_version().await?;
             let version = docker.version().await?;
@@ -71,8 +70,8 @@ impl Daemon {
         &self.arch
     }
 
-    async fn dial(&self) -> Outcome<UnixStream> {
-        UnixStream::connect(&self.socket).await.map_err(|error| {
+    async fn dial(&self) -> Outcome<LocalStream> {
+        connect_local(&self.socket).await.map_err(|error| {
             Failure::user_caused(format_args!("connect to {}", self.socket.display()), &error)
         })
     }
@@ -80,9 +79,9 @@ impl Daemon {
 
 fn socket_path(host: Option<&str>) -> Outcome<PathBuf> {
     match host.filter(|host| !host.is_empty()) {
-        None => Ok(PathBuf::from(DEFAULT_SOCKET)),
+        None => Ok(PathBuf::from(DOCKER_SOCKET)),
         Some(host) => host
-            .strip_prefix("unix://")
+            .strip_prefix(if cfg!(windows) { "npipe://" } else { "unix://" })
             .map(PathBuf::from)
             .ok_or_else(|| {
                 Failure::user(format!(
@@ -429,7 +428,7 @@ mod tests {
 
     #[test]
     fn only_sockets_are_local() {
-        assert_eq!(socket_path(None).unwrap(), PathBuf::from(DEFAULT_SOCKET));
+        assert_eq!(socket_path(None).unwrap(), PathBuf::from(DOCKER_SOCKET));
         assert_eq!(socket_path(Some("unix:///x")).unwrap(), PathBuf::from("/x"));
         for host in ["tcp://127.0.0.1:2375", "ssh://a"] {
             assert_eq!(socket_path(Some(host)).unwrap_err().code(), 1);

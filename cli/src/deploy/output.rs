@@ -5,16 +5,13 @@
 use super::csv;
 use super::summary::Summary;
 use crate::args::DeployArgs;
+use crate::system;
 use serde_json::json;
 use slipway_buildkit::ExportSink;
 use slipway_terminal::exit::{Failure, Outcome};
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
-
-/// Who may read an archive that was written.
-const ARCHIVE_MODE: u32 = 0o644;
 
 /// Where the result's files go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,7 +107,7 @@ impl Taking {
     ///
     /// # Errors
     /// The caller's fault: the place cannot be written. Ours: nothing was sent.
-    pub(super) fn finish(mut self) -> Outcome<()> {
+    pub(super) fn finish(self) -> Outcome<()> {
         let fail =
             |error: std::io::Error| Failure::user_caused("--output: write the result", &error);
         let mut sent = self.file.reopen().map_err(fail)?;
@@ -126,9 +123,7 @@ impl Taking {
                 archive.unpack(dir).map_err(fail)
             }
             Output::Archive(path) => {
-                let file = self.file.as_file_mut();
-                file.set_permissions(PermissionsExt::from_mode(ARCHIVE_MODE))
-                    .map_err(fail)?;
+                system::let_others_read(self.file.as_file()).map_err(fail)?;
                 let kept = self.file.persist(path);
                 kept.map(drop).map_err(|error| fail(error.error))
             }
@@ -185,6 +180,7 @@ pub(super) fn write_files(args: &DeployArgs, summary: &Summary, names: &[&str]) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn outputs_are_read_as_buildx_reads_them() {

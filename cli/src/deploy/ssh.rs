@@ -4,12 +4,12 @@
 
 use super::env::Env;
 use crate::limits::SSH_AGENT_WAIT_MAX;
+use crate::system;
 use slipway_terminal::exit::{Failure, Outcome};
 use std::collections::BTreeMap;
-use std::os::unix::fs::FileTypeExt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
 use tempfile::TempDir;
 
 /// The agent of a step that names none.
@@ -52,7 +52,9 @@ pub(super) fn parse_all(specs: &[String], env: Env<'_>) -> Outcome<BTreeMap<Stri
 
 fn source(id: &str, paths: Vec<PathBuf>, env: Env<'_>) -> Outcome<SshSource> {
     if paths.is_empty() {
-        let agent = env(AGENT_VARIABLE).filter(|path| !path.is_empty());
+        let agent = env(AGENT_VARIABLE)
+            .filter(|path| !path.is_empty())
+            .or_else(|| system::AGENT_PIPE.map(ToOwned::to_owned));
         let agent = agent.ok_or_else(|| {
             Failure::user(format!(
                 "--ssh {id}: no agent runs here ({AGENT_VARIABLE} is not set)"
@@ -67,7 +69,7 @@ fn source(id: &str, paths: Vec<PathBuf>, env: Env<'_>) -> Outcome<SshSource> {
             Failure::user_caused(format_args!("--ssh {id}: read {}", path.display()), &error)
                 .hint("name the socket of an agent, or a private key")
         })?;
-        sockets += usize::from(metadata.file_type().is_socket());
+        sockets += usize::from(system::is_socket(path, metadata.file_type()));
     }
     match (sockets, &paths[..]) {
         (0, _) => Ok(SshSource::Keys(paths)),
@@ -129,6 +131,12 @@ impl Drop for OwnAgent {
 
 impl OwnAgent {
     fn start(id: &str, keys: &[PathBuf]) -> Outcome<Self> {
+        if cfg!(windows) {
+            return Err(Failure::user(format!(
+                "--ssh {id}: key files need an agent of their own, which Windows does not start"
+            ))
+            .hint("put the keys into the system's agent with ssh-add, then: --ssh default"));
+        }
         let no_openssh = |error: std::io::Error| {
             Failure::user_caused(format_args!("--ssh {id}: start ssh-agent"), &error)
                 .hint("install OpenSSH's client, or name the socket of an agent that runs")
@@ -143,24 +151,38 @@ impl OwnAgent {
             .arg("-a")
             .arg(dir.path().join("agent"))
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .map_err(no_openssh)?;
-        let agent = Self { process, dir };
-        let began = Instant::now();
-        while std::os::unix::net::UnixStream::connect(agent.socket()).is_err() {
-            if began.elapsed() > SSH_AGENT_WAIT_MAX {
-                return Err(Failure::system(format!(
-                    "--ssh {id}: ssh-agent does not answer"
-                )));
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
+        let mut agent = Self { process, dir };
+        if !agent.listens() {
+            return Err(Failure::system(format!(
+                "--ssh {id}: ssh-agent does not answer"
+            )));
         }
         for key in keys {
             agent.add(id, key)?;
         }
         Ok(agent)
+    }
+
+    /// Waits until it listens: it prints the name of its socket then.
+    fn listens(&mut self) -> bool {
+        let Some(mut output) = self.process.stdout.take() else {
+            return false;
+        };
+        let (told, first) = std::sync::mpsc::sync_channel(1);
+        // Reads on until the agent ends, so that nothing it prints breaks its pipe.
+        std::thread::spawn(move || {
+            let mut bytes = [0; 512];
+            let mut read = output.read(&mut bytes);
+            let _nobody_waits = told.send(matches!(read, Ok(1..)));
+            while matches!(read, Ok(1..)) {
+                read = output.read(&mut bytes);
+            }
+        });
+        first.recv_timeout(SSH_AGENT_WAIT_MAX) == Ok(true)
     }
 
     fn socket(&self) -> PathBuf {

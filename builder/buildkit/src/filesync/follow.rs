@@ -3,19 +3,17 @@
 //!
 //! It must not know how the patterns are matched.
 
-use super::tree::Tree;
+use super::tree::{LookError, Name, Tree, Why};
 use crate::ignore::{clean, has_wildcards, matches_name};
 use crate::limits;
-use rustix::io::Errno;
 use std::collections::BTreeSet;
-use std::ffi::CString;
 
 /// Include patterns: those given and what the paths lead to. An empty list means that everything is wanted.
 pub(super) fn with_followed(
     tree: &Tree,
     include: Vec<String>,
     paths: &[String],
-) -> Result<Vec<String>, Errno> {
+) -> Result<Vec<String>, LookError> {
     if paths.is_empty() {
         return Ok(include);
     }
@@ -63,7 +61,7 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    fn follow(&mut self, path: &str) -> Result<(), Errno> {
+    fn follow(&mut self, path: &str) -> Result<(), LookError> {
         let path = beneath_root(path);
         let mut at = String::new();
         let mut parts = path.split('/');
@@ -94,19 +92,19 @@ impl Follower<'_> {
     }
 
     /// Where a path leads if it is a link, or where all the links lead that its wildcards match. `None`: no link.
-    fn targets(&self, path: &str, wildcards: bool) -> Result<Option<Vec<String>>, Errno> {
+    fn targets(&self, path: &str, wildcards: bool) -> Result<Option<Vec<String>>, LookError> {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
         if wildcards && has_wildcards(name) {
             return self.targets_of_all(dir, name);
         }
-        let read = CString::new(name)
-            .map_err(|_| Errno::INVAL)
+        let read = Name::new(name)
+            .map_err(|_| LookError::missing())
             .and_then(|name| self.tree.open_dir(dir.as_bytes())?.link_of(&name));
         let link = match read {
             Ok(link) => String::from_utf8_lossy(&link).into_owned(),
             // It is no link, or is not there; the latter is for the builder to tell.
-            Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-            Err(errno) => return Err(errno),
+            Err(error) if matches!(error.why, Why::Missing | Why::OtherKind) => return Ok(None),
+            Err(error) => return Err(error),
         };
         let target = if link.starts_with('/') {
             link
@@ -116,15 +114,15 @@ impl Follower<'_> {
         Ok(Some(vec![beneath_root(&target)]))
     }
 
-    fn targets_of_all(&self, dir: &str, pattern: &str) -> Result<Option<Vec<String>>, Errno> {
+    fn targets_of_all(&self, dir: &str, pattern: &str) -> Result<Option<Vec<String>>, LookError> {
         let mut names = match self
             .tree
             .open_dir(dir.as_bytes())
             .and_then(|mut dir| dir.entries())
         {
             Ok(names) => names,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-            Err(errno) => return Err(errno),
+            Err(error) if matches!(error.why, Why::Missing | Why::OtherKind) => return Ok(None),
+            Err(error) => return Err(error),
         };
         names.sort_unstable_by(|one, other| one.0.cmp(&other.0));
         let mut all = Vec::new();

@@ -9,12 +9,11 @@
 
 use super::filter::Filter;
 use super::packet::{Kind, Packet};
-use super::tree::{Seen, Tree};
+use super::tree::{LookError, Seen, Tree};
 use super::walk::{Visit, walk};
 use super::{ReadFailure, StatsHandle, Stop, go_mode};
 use crate::limits;
 use bytes::Bytes;
-use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::io::Read;
 use std::pin::Pin;
@@ -268,12 +267,12 @@ impl Run {
         let file = self
             .tree
             .open_file(&offer.path)
-            .map_err(|errno| ReadFailure::of("open", &offer.path, errno))?;
+            .map_err(|error| ReadFailure::of("open", &offer.path, &error))?;
         let metadata = file
             .metadata()
             .map_err(|error| ReadFailure::of_io("look at", &offer.path, &error))?;
         if !metadata.is_file() {
-            return Err(ReadFailure::of("open", &offer.path, Errno::NOENT).into());
+            return Err(ReadFailure::of("open", &offer.path, &LookError::missing()).into());
         }
         Ok(file)
     }

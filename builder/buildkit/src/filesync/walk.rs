@@ -4,13 +4,10 @@
 //! It must not know how entries are sent.
 
 use super::filter::{DirMatches, Filter, Verdict};
-use super::tree::{OpenDir, Seen, Tree};
+use super::tree::{Kind, LookError, Name, OpenDir, Seen, Tree, Why};
 use super::{ReadFailure, Stop, go_mode};
 use crate::limits;
-use rustix::fs::FileType;
-use rustix::io::Errno;
 use std::collections::HashMap;
-use std::ffi::CString;
 
 /// Takes each entry as it is found; an error ends the walk.
 pub(super) trait Visit {
@@ -109,12 +106,14 @@ impl Scanner<'_> {
             .and_then(|mut dir| Ok((dir.entries()?, dir)));
         let (mut names, dir) = match opened {
             Ok(opened) => opened,
-            Err(Errno::ACCESS | Errno::PERM) if !wanted => return Ok(Vec::new()),
+            Err(error) if error.why == Why::Denied && !wanted => return Ok(Vec::new()),
             // It went away since it was announced; so may files do.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !path.is_empty() => {
+            Err(error)
+                if matches!(error.why, Why::Missing | Why::OtherKind) && !path.is_empty() =>
+            {
                 return Ok(Vec::new());
             }
-            Err(errno) => return Err(ReadFailure::of("open", path, errno).into()),
+            Err(error) => return Err(ReadFailure::of("open", path, &error).into()),
         };
         names.sort_unstable_by(|one, other| one.0.cmp(&other.0));
         let mut found = Vec::with_capacity(names.len());
@@ -128,20 +127,23 @@ impl Scanner<'_> {
         &self,
         dir: &OpenDir,
         dir_path: &[u8],
-        name: &CString,
-        kind: FileType,
+        name: &Name,
+        kind: Kind,
         matches: &DirMatches,
     ) -> Result<Option<Found>, Stop> {
         let path = joined(dir_path, name.to_bytes());
-        let failed = |path: &[u8], errno| match errno {
-            Errno::NOENT => Ok(None),
-            errno => Err(ReadFailure::of("look at", path, errno).into()),
+        let failed = |path: &[u8], error: LookError| match error.why {
+            Why::Missing => Ok(None),
+            Why::OtherKind | Why::Denied | Why::Other => {
+                Err(ReadFailure::of("look at", path, &error).into())
+            }
         };
         let (verdict, matches) = if self.filter.is_open() {
             (Verdict::Keep, DirMatches::default())
         } else {
-            let is_dir = kind == FileType::Directory
-                || kind == FileType::Unknown && dir.type_of(name) == Ok(FileType::Directory);
+            let is_dir = kind == Kind::Directory
+                || kind == Kind::Unknown
+                    && dir.type_of(name).is_ok_and(|kind| kind == Kind::Directory);
             let (verdict, matches) =
                 self.filter
                     .judge(&String::from_utf8_lossy(&path), is_dir, matches);
@@ -157,7 +159,7 @@ impl Scanner<'_> {
                 verdict,
                 matches,
             })),
-            Err(errno) => failed(&joined(dir_path, name.to_bytes()), errno),
+            Err(error) => failed(&joined(dir_path, name.to_bytes()), error),
         }
     }
 }

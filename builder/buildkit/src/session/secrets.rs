@@ -64,14 +64,11 @@ impl proto::secrets_server::Secrets for Secrets {
 fn read(id: &str, source: SecretSource) -> Result<Vec<u8>, Status> {
     let data = match source {
         SecretSource::Bytes(bytes) => bytes,
-        SecretSource::Env(variable) => {
-            use std::os::unix::ffi::OsStringExt;
-            std::env::var_os(&variable)
-                .ok_or_else(|| {
-                    Status::not_found(format!("secret {id}: variable {variable} is not set"))
-                })?
-                .into_vec()
-        }
+        SecretSource::Env(variable) => std::env::var_os(&variable)
+            .ok_or_else(|| {
+                Status::not_found(format!("secret {id}: variable {variable} is not set"))
+            })?
+            .into_encoded_bytes(),
         SecretSource::File(path) => read_file(&path).map_err(|error| {
             Status::failed_precondition(format!("secret {id}: read {}: {error}", path.display()))
         })?,

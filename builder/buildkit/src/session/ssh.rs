@@ -9,9 +9,7 @@ use bytes::{Buf, BytesMut};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -68,11 +66,11 @@ impl proto::ssh_server::Ssh for Agents {
         let id = request.metadata().get(ID_KEY);
         let id = id.and_then(|id| id.to_str().ok()).unwrap_or_default();
         let socket = self.of(id)?;
-        let agent = UnixStream::connect(socket).await.map_err(|error| {
+        let agent = connect(socket).await.map_err(|error| {
             Status::unavailable(format!("SSH agent at {}: {error}", socket.display()))
         })?;
         let (answers, to_builder) = mpsc::channel(limits::SSH_PIECES_QUEUED_MAX);
-        let (from_agent, to_agent) = agent.into_split();
+        let (from_agent, to_agent) = tokio::io::split(agent);
         let asked = request.into_inner();
         tokio::spawn(async move {
             let failures = answers.clone();
@@ -86,9 +84,24 @@ impl proto::ssh_server::Ssh for Agents {
     }
 }
 
+/// An agent listens on a socket; on Windows, on a named pipe.
+#[cfg(unix)]
+async fn connect(socket: &std::path::Path) -> std::io::Result<tokio::net::UnixStream> {
+    tokio::net::UnixStream::connect(socket).await
+}
+
+/// An agent listens on a named pipe.
+#[cfg(windows)]
+#[allow(clippy::unused_async, reason = "as on Unix")]
+async fn connect(
+    pipe: &std::path::Path,
+) -> std::io::Result<tokio::net::windows::named_pipe::NamedPipeClient> {
+    tokio::net::windows::named_pipe::ClientOptions::new().open(pipe)
+}
+
 type Answers = mpsc::Sender<Result<proto::BytesMessage, Status>>;
 
-async fn pass_answers(mut agent: OwnedReadHalf, answers: Answers) {
+async fn pass_answers(mut agent: impl AsyncRead + Unpin, answers: Answers) {
     loop {
         let mut data = Vec::with_capacity(limits::SSH_PIECE_BYTES);
         match agent.read_buf(&mut data).await {
@@ -101,7 +114,7 @@ async fn pass_answers(mut agent: OwnedReadHalf, answers: Answers) {
 /// Passes whole messages on. One that is not allowed is answered here.
 async fn pass_requests(
     mut asked: Streaming<proto::BytesMessage>,
-    mut agent: OwnedWriteHalf,
+    mut agent: impl AsyncWrite + Unpin,
     answers: Answers,
 ) {
     let mut buffer = BytesMut::new();

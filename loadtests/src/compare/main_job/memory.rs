@@ -1,4 +1,4 @@
-//! Memory of `slipway serve`: idle, and for each idle hijacked stream.
+//! Memory of `slipwayd serve`: idle, and for each idle hijacked stream.
 
 use super::super::farm::Farm;
 use super::super::{Bar, Case, Contender, Run, Sample, Unit};

@@ -1,10 +1,11 @@
-//! A directory on disk, looked at without ever leaving it: every path is opened beneath the root and through no
-//! symbolic link.
-//!
-//! It must not know which entries are wanted, nor how they are sent.
+//! A tree by the system calls of Unix: what is opened is opened from its root's descriptor on, so that nothing that changes
+//! meanwhile leads out of it.
 
-use super::packet::Stat;
-use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+use super::{Kind, LookError, Seen, Why, go_mode};
+use crate::filesync::packet::Stat;
+#[cfg(target_os = "linux")]
+use rustix::fs::ResolveFlags;
+use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, RawMode};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -12,20 +13,15 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-/// Bits of Go's `os.FileMode`.
-pub(super) mod go_mode {
-    pub(crate) const DIR: u32 = 1 << 31;
-    pub(crate) const SYMLINK: u32 = 1 << 27;
-    pub(crate) const DEVICE: u32 = 1 << 26;
-    pub(crate) const NAMED_PIPE: u32 = 1 << 25;
-    pub(crate) const SETUID: u32 = 1 << 23;
-    pub(crate) const SETGID: u32 = 1 << 22;
-    pub(crate) const CHAR_DEVICE: u32 = 1 << 21;
-    pub(crate) const STICKY: u32 = 1 << 20;
-    /// All that say what an entry is. A file has none of them.
-    pub(crate) const TYPE: u32 = DIR | SYMLINK | DEVICE | NAMED_PIPE | CHAR_DEVICE;
-}
+/// Name of an entry.
+pub(in crate::filesync) type Name = CString;
 
+/// How a directory is opened only to go on from it.
+#[cfg(target_os = "linux")]
+const PASSED: OFlags = OFlags::PATH;
+/// How a directory is opened only to go on from it.
+#[cfg(not(target_os = "linux"))]
+const PASSED: OFlags = OFlags::RDONLY;
 /// Longest link target the kernel gives, in bytes.
 const LINK_BYTES_MAX: usize = 4096;
 /// Longest list of names of extended attributes that the kernel gives, in bytes.
@@ -35,37 +31,27 @@ const APPLE_XATTR_PREFIX: &str = "com.apple.";
 
 /// The root of a tree.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(in crate::filesync) struct Tree {
     root: OwnedFd,
 }
 
 /// A directory of a tree, open.
 #[derive(Debug)]
-pub(super) struct OpenDir {
+pub(in crate::filesync) struct OpenDir {
     dir: Dir,
-}
-
-/// What `lstat` says of an entry.
-#[derive(Debug)]
-pub(super) struct Seen {
-    pub(super) stat: Stat,
-    /// Set for a file with more than one name: device and inode.
-    pub(super) shared_inode: Option<(u64, u64)>,
-    /// A socket: announced as an empty file, as BuildKit's own client does.
-    pub(super) is_socket: bool,
 }
 
 impl Tree {
     /// Opens a root. The root itself may be named through symbolic links.
-    pub(super) fn open(root: &Path) -> Result<Tree, Errno> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    pub(in crate::filesync) fn open(root: &Path) -> Result<Tree, LookError> {
+        let flags = PASSED | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Tree {
             root: fs::open(root, flags, Mode::empty())?,
         })
     }
 
     /// Opens a directory; the empty path is the root.
-    pub(super) fn open_dir(&self, path: &[u8]) -> Result<OpenDir, Errno> {
+    pub(in crate::filesync) fn open_dir(&self, path: &[u8]) -> Result<OpenDir, LookError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let path = if path.is_empty() { b"." } else { path };
         let dir = Dir::new(self.open_beneath(path, flags)?)?;
@@ -73,24 +59,32 @@ impl Tree {
     }
 
     /// Opens a file to read. Never waits, even if the entry has become a pipe meanwhile.
-    pub(super) fn open_file(&self, path: &[u8]) -> Result<File, Errno> {
+    pub(in crate::filesync) fn open_file(&self, path: &[u8]) -> Result<File, LookError> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         Ok(File::from(self.open_beneath(path, flags)?))
     }
 
     fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         let path = CString::new(path).map_err(|_| Errno::INVAL)?;
+        #[cfg(not(target_os = "linux"))]
+        return self.open_by_steps(&path, flags);
+        #[cfg(target_os = "linux")]
+        self.open_at_once(&path, flags)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn open_at_once(&self, path: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
         let beneath =
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         match fs::openat2(
             &self.root,
-            &path,
+            path,
             flags | OFlags::NOFOLLOW,
             Mode::empty(),
             beneath,
         ) {
             // Kernels before 5.6 lack it, and some sandboxes forbid what they do not know.
-            Err(Errno::NOSYS | Errno::PERM) => self.open_by_steps(&path, flags),
+            Err(Errno::NOSYS | Errno::PERM) => self.open_by_steps(path, flags),
             opened => opened,
         }
     }
@@ -104,7 +98,7 @@ impl Tree {
             }
             let here: BorrowedFd<'_> = at.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
             let flags = match steps.peek() {
-                Some(_) => OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Some(_) => PASSED | OFlags::DIRECTORY | OFlags::CLOEXEC,
                 None => flags,
             };
             at = Some(fs::openat(
@@ -120,13 +114,13 @@ impl Tree {
 
 impl OpenDir {
     /// Names and, where the file system tells, types of all entries, in no order.
-    pub(super) fn entries(&mut self) -> Result<Vec<(CString, FileType)>, Errno> {
+    pub(in crate::filesync) fn entries(&mut self) -> Result<Vec<(Name, Kind)>, LookError> {
         let mut entries = Vec::new();
         while let Some(entry) = self.dir.read() {
             let entry = entry?;
             let name = entry.file_name();
             if name != c"." && name != c".." {
-                entries.push((name.to_owned(), entry.file_type()));
+                entries.push((name.to_owned(), kind_of(entry.file_type())));
             }
         }
         Ok(entries)
@@ -137,19 +131,24 @@ impl OpenDir {
     }
 
     /// What kind an entry is of, for file systems that do not tell in the directory.
-    pub(super) fn type_of(&self, name: &CStr) -> Result<FileType, Errno> {
-        let stat = fs::statat(self.fd()?, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        Ok(FileType::from_raw_mode(stat.st_mode))
+    pub(in crate::filesync) fn type_of(&self, name: &Name) -> Result<Kind, LookError> {
+        let stat = fs::statat(self.fd()?, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(kind_of(FileType::from_raw_mode(stat.st_mode.into())))
     }
 
     /// Where a symbolic link points to.
-    pub(super) fn link_of(&self, name: &CStr) -> Result<Vec<u8>, Errno> {
-        Ok(fs::readlinkat(self.fd()?, name, Vec::with_capacity(LINK_BYTES_MAX))?.into_bytes())
+    pub(in crate::filesync) fn link_of(&self, name: &Name) -> Result<Vec<u8>, LookError> {
+        Ok(fs::readlinkat(
+            self.fd()?,
+            name.as_c_str(),
+            Vec::with_capacity(LINK_BYTES_MAX),
+        )?
+        .into_bytes())
     }
 
     /// All about an entry, as the sync tells it. `path` is the entry's path in the tree.
-    pub(super) fn look(&self, name: &CStr, path: Vec<u8>) -> Result<Seen, Errno> {
-        let seen = fs::statat(self.fd()?, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    pub(in crate::filesync) fn look(&self, name: &Name, path: Vec<u8>) -> Result<Seen, LookError> {
+        let seen = fs::statat(self.fd()?, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(seen.st_mode);
         let mut stat = Stat {
             path,
@@ -165,11 +164,11 @@ impl OpenDir {
             stat.link = self.link_of(name)?;
         }
         if kind == FileType::BlockDevice || kind == FileType::CharacterDevice {
-            stat.device_major = fs::major(seen.st_rdev).into();
-            stat.device_minor = fs::minor(seen.st_rdev).into();
+            stat.device_major = i64::from(fs::major(seen.st_rdev));
+            stat.device_minor = i64::from(fs::minor(seen.st_rdev));
         }
         let may_share = kind != FileType::Directory && kind != FileType::Symlink;
-        let shared_inode = (may_share && seen.st_nlink > 1).then_some((seen.st_dev, seen.st_ino));
+        let shared_inode = (may_share && seen.st_nlink > 1).then(|| (number(seen.st_dev), seen.st_ino));
         Ok(Seen {
             stat,
             shared_inode,
@@ -234,13 +233,44 @@ fn xattr(path: &CStr, key: &str) -> Option<Vec<u8>> {
     Some(value)
 }
 
-fn nanos(seconds: i64, nanos: u64) -> i64 {
-    let nanos = i64::try_from(nanos).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+impl From<Errno> for LookError {
+    fn from(errno: Errno) -> LookError {
+        let why = match errno {
+            Errno::NOENT => Why::Missing,
+            Errno::NOTDIR | Errno::LOOP | Errno::INVAL => Why::OtherKind,
+            Errno::ACCESS | Errno::PERM => Why::Denied,
+            _ => Why::Other,
+        };
+        LookError::new(why, errno.into())
+    }
+}
+
+fn kind_of(kind: FileType) -> Kind {
+    match kind {
+        FileType::Directory => Kind::Directory,
+        FileType::Unknown => Kind::Unknown,
+        FileType::Symlink
+        | FileType::BlockDevice
+        | FileType::CharacterDevice
+        | FileType::Fifo
+        | FileType::RegularFile
+        | FileType::Socket => Kind::Other,
+    }
+}
+
+fn nanos(seconds: i64, nanos: impl TryInto<i64>) -> i64 {
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(number(nanos))
+}
+
+/// Systems have fields of other widths for the same.
+fn number<T: Default>(field: impl TryInto<T>) -> T {
+    field.try_into().unwrap_or_default()
 }
 
 /// Kernel's mode to Go's. A socket becomes a plain file: an archive cannot hold one.
-fn go_mode_of(raw: u32) -> u32 {
+fn go_mode_of(raw: RawMode) -> u32 {
     let kind = match FileType::from_raw_mode(raw) {
         FileType::Directory => go_mode::DIR,
         FileType::Symlink => go_mode::SYMLINK,
@@ -258,7 +288,7 @@ fn go_mode_of(raw: u32) -> u32 {
         .iter()
         .filter(|(bit, _)| raw & bit.as_raw_mode() != 0)
         .map(|(_, go)| go);
-    special.fold(kind | (raw & 0o777), |mode, bit| mode | bit)
+    special.fold(kind | number::<u32>(raw & 0o777), |mode, bit| mode | bit)
 }
 
 #[cfg(test)]
@@ -297,7 +327,7 @@ mod tests {
         }
         let tree = Tree::open(root.path()).unwrap();
         let dir = tree.open_dir(b"").unwrap();
-        let seen = dir.look(c"f", b"f".to_vec()).unwrap();
+        let seen = dir.look(&c"f".to_owned(), b"f".to_vec()).unwrap();
         let mut had = seen.stat.xattrs;
         had.retain(|key, _| key.starts_with("user."));
         assert_eq!(had, wanted);

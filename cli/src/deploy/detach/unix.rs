@@ -25,7 +25,7 @@ const KEEPER: &str = "SLIPWAY_DEPLOY_KEEPER";
 ///
 /// # Errors
 /// Ours: there can be no such process, or it was killed.
-pub(super) async fn supervise() -> Outcome<()> {
+pub(in crate::deploy) async fn supervise() -> Outcome<()> {
     let fail = |error: std::io::Error| Failure::system_caused("start the deploy", &error);
     let mut interrupts = Interrupts::new()?;
     let (ours, theirs) = UnixStream::pair().map_err(fail)?;
@@ -69,7 +69,7 @@ fn end_like(child: &mut Child) -> Outcome<()> {
 
 /// The right to stay behind.
 #[derive(Debug)]
-pub(super) struct HandOver {
+pub(in crate::deploy) struct HandOver {
     caller: UnixStream,
 }
 
@@ -83,7 +83,7 @@ struct Detached<'a> {
 
 impl HandOver {
     /// Of this process, if it was started by [`supervise`]. Signals of the terminal no longer reach it.
-    pub(super) fn of_this_process() -> Option<Self> {
+    pub(in crate::deploy) fn of_this_process() -> Option<Self> {
         std::env::var_os(KEEPER)?;
         let stdin = std::io::stdin().as_fd().try_clone_to_owned().ok()?;
         let _already = setsid();
@@ -96,7 +96,7 @@ impl HandOver {
     ///
     /// # Errors
     /// Ours: there is no `/dev/null`.
-    pub(super) fn done(mut self, build: &Build, printer: Printer) -> Outcome<()> {
+    pub(in crate::deploy) fn done(mut self, build: &Build, printer: Printer) -> Outcome<()> {
         let (id, pid) = (&build.id, std::process::id());
         match printer.format() {
             Format::Json => printer.json(&Detached {
