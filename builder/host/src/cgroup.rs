@@ -7,6 +7,7 @@ mod tree;
 
 use crate::disk::DiskCap;
 use crate::limits::{CGROUP_DEPTH_MAX, CGROUPS_MAX, KILL_WAIT_MAX};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::chown;
@@ -305,4 +306,37 @@ pub(crate) fn kill_and_remove(cgroup: &str) -> io::Result<()> {
             result => return result,
         }
     }
+}
+
+/// Kills and removes the cgroups right below `parent` whose names `ours` knows; gives what it knows them as.
+pub(crate) fn kill_below<T: Ord>(
+    parent: &str,
+    ours: impl Fn(&str) -> Option<T>,
+) -> io::Result<BTreeSet<T>> {
+    let mut killed = BTreeSet::new();
+    for dir in directories(parent) {
+        for entry in fs::read_dir(&dir)? {
+            let name = entry?.file_name();
+            let Some((name, known)) = name.to_str().and_then(|name| Some((name, ours(name)?)))
+            else {
+                continue;
+            };
+            kill_and_remove(&format!("{parent}/{name}"))?;
+            killed.insert(known);
+        }
+    }
+    Ok(killed)
+}
+
+/// Removes `parent` from every hierarchy where nothing is in it.
+pub(crate) fn remove_parent(parent: &str) -> io::Result<()> {
+    for dir in directories(parent) {
+        match fs::remove_dir(&dir) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
+                tracing::warn!(cgroup = %dir.display(), "stays, for it holds what is not of Slipway");
+            }
+            removed => removed?,
+        }
+    }
+    Ok(())
 }

@@ -4,8 +4,11 @@
 
 use crate::machines::Machines;
 use crate::settings::HostSettings;
-use crate::{HostRunError, at, clearing_drivers, files, mounts, take_over};
+use crate::{HostRunError, at, cgroup, clearing_drivers, files, mounts, take_over};
 use slipway_core::host_api::MachineRunState;
+use slipway_core::id::MachineId;
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,23 +37,32 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(HostRunError::NotRoot);
     }
-    if !settings.state_dir.exists() {
+    let parent = settings.cgroup_parent.clone();
+    let of_parent = || at("remove the cgroup", Path::new(&parent));
+    let dirs = [&settings.state_dir, &settings.run_dir, &settings.pool_dir];
+    if !dirs.iter().any(|dir| dir.exists()) {
+        let killed = kill_all(&parent)?;
+        cgroup::remove_parent(&parent).map_err(of_parent())?;
         return Ok(Purged {
-            machines: 0,
+            machines: killed.len(),
             volumes: 0,
         });
     }
     let settings = Arc::new(settings);
     let shared = Arc::clone(&settings);
     let taken = tokio::task::spawn_blocking(move || {
-        take_over(&shared, |network, volumes| {
+        let mut killed = BTreeSet::new();
+        let held = take_over(&shared, |network, volumes| {
+            // Now that no daemon runs. One that no record names would keep its volume, and whoever looks for it waits.
+            killed = kill_all(&shared.cgroup_parent)?;
             clearing_drivers(&shared, network, volumes)
-        })
+        });
+        held.map(|held| (held, killed))
     })
     .await;
-    let held = taken.map_err(|error| HostRunError::Recover(error.into()))??;
+    let (held, mut machines) = taken.map_err(|error| HostRunError::Recover(error.into()))??;
 
-    let machines = end_machines(&held.machines).await?;
+    machines.extend(end_machines(&held.machines).await?);
     for snapshot in held.volumes.snapshots().map_err(HostRunError::Pool)? {
         held.volumes
             .delete_snapshot(&snapshot.snapshot)
@@ -70,17 +82,18 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
     held.network.remove()?;
     drop(held);
     remove_traces(&settings)?;
+    cgroup::remove_parent(&parent).map_err(of_parent())?;
     Ok(Purged {
-        machines,
+        machines: machines.len(),
         volumes: volumes.len(),
     })
 }
 
-/// Ends and forgets every machine; gives how many there were.
-async fn end_machines(all: &Arc<Machines>) -> Result<usize, HostRunError> {
+/// Ends and forgets every machine; gives which there were.
+async fn end_machines(all: &Arc<Machines>) -> Result<Vec<MachineId>, HostRunError> {
     let deadline = Instant::now() + PURGE_WAIT_MAX;
     let (mut revision, mut machines) = all.watch(0, Duration::ZERO).await;
-    let n_machines = machines.len();
+    let there_were: Vec<_> = machines.iter().map(|m| m.machine.clone()).collect();
     while !machines.is_empty() {
         if Instant::now() >= deadline {
             let machines = machines.into_iter().map(|machine| machine.machine);
@@ -103,7 +116,13 @@ async fn end_machines(all: &Arc<Machines>) -> Result<usize, HostRunError> {
             tracing::info!(left, "waiting for machines to end");
         }
     }
-    Ok(n_machines)
+    Ok(there_were)
+}
+
+/// Kills every machine, those that no record names too; gives which there were.
+fn kill_all(cgroup_parent: &str) -> Result<BTreeSet<MachineId>, HostRunError> {
+    cgroup::kill_below(cgroup_parent, |name| name.parse().ok())
+        .map_err(at("kill what is in the cgroup", Path::new(cgroup_parent)))
 }
 
 fn remove_traces(settings: &HostSettings) -> Result<(), HostRunError> {

@@ -204,4 +204,39 @@ fn a_purge_tries_no_virtual_machine() {
     assert_eq!((purged.machines, purged.volumes), (1, 1));
     assert!(!tried.exists());
     assert_eq!(host.leftovers(), Vec::<String>::new());
+    assert_eq!(cgroup_parents(&host), Vec::<PathBuf>::new());
+
+    // What no record names is found as well.
+    host.start_daemon();
+    let mut client = host.client();
+    let machine = host.machine(&mut client, 1).machine;
+    host.machine(&mut client, 2);
+    let pid = host.pid(&machine);
+    drop(client);
+    host.kill_daemon();
+    fs::remove_dir_all(host.dir.join("state")).unwrap();
+    let settings = serde_json::from_value(host.settings.clone()).unwrap();
+    let purged = runtime.block_on(slipway_host::purge(settings)).unwrap();
+    assert_eq!((purged.machines, purged.volumes), (2, 2));
+    assert!(
+        !Path::new(&format!("/proc/{pid}/ns")).exists(),
+        "it runs on"
+    );
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+    assert_eq!(cgroup_parents(&host), Vec::<PathBuf>::new());
+    let settings = serde_json::from_value(host.settings.clone()).unwrap();
+    let again = runtime.block_on(slipway_host::purge(settings)).unwrap();
+    assert_eq!((again.machines, again.volumes), (0, 0));
+}
+
+/// The directory that all machines of a host are below, wherever it is there.
+fn cgroup_parents(host: &Host) -> Vec<PathBuf> {
+    let parent = host.settings["cgroup_parent"].as_str().unwrap();
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap();
+    let tops = hierarchies.map(|entry| entry.unwrap().path());
+    let found = tops.chain([PathBuf::from("/sys/fs/cgroup")]);
+    found
+        .map(|top| top.join(parent))
+        .filter(|path| path.exists())
+        .collect()
 }
