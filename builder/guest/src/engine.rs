@@ -174,8 +174,9 @@ impl Engine {
 
     /// Logs the last lines of both daemons' output, for whoever has to find out why they ended.
     pub(crate) fn log_last_output(&self) {
-        self.dockerd_output.log_last();
         self.containerd_output.log_last();
+        // Last, for it is what those who wait for the machine read of it.
+        self.dockerd_output.log_last();
     }
 }
 

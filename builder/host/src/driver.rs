@@ -96,6 +96,9 @@ pub(crate) trait MachineDriver: Send + Sync + std::fmt::Debug {
     /// Why the guest said that its engine could not start, if it did. Ask before [`MachineDriver::clear`].
     fn refused(&self, machine: &MachineId) -> Option<String>;
 
+    /// What a machine that has ended printed last. Ask before [`MachineDriver::clear`].
+    fn last_words(&self, machine: &MachineId) -> Option<String>;
+
     /// Takes away everything a start may have left, complete or cut off anywhere, and kills what runs. Idempotent.
     ///
     /// # Errors

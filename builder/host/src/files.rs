@@ -2,9 +2,11 @@
 //!
 //! Must not know: what is in them.
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// What a written file must outlive.
@@ -36,6 +38,41 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8], outlives: Outlives) -> io::
     }
 }
 
+/// The same for what must be written when the disk is full: from the second time on it takes no new room, for up to `room` bytes.
+/// Spaces fill the file. It outlives the daemon's death.
+pub(crate) fn write_in_room(path: &Path, bytes: &[u8], room: usize) -> io::Result<()> {
+    if bytes.len() > room {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let filled = |bytes: &[u8]| [bytes, &vec![b' '; room - bytes.len()]].concat();
+    let spare = path.with_extension("spare");
+    let overwrite = |bytes: &[u8]| {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&spare)?;
+        file.write_all_at(&filled(bytes), 0)
+    };
+    if !path.try_exists()? {
+        overwrite(b"")?;
+        return write_whole(path, &filled(bytes), Outlives::Crash);
+    }
+    overwrite(bytes)?;
+    match renameat2(
+        AT_FDCWD,
+        &spare,
+        AT_FDCWD,
+        path,
+        RenameFlags::RENAME_EXCHANGE,
+    ) {
+        // A file system that cannot exchange names.
+        Err(Errno::EINVAL) => fs::rename(&spare, path),
+        exchanged => Ok(exchanged?),
+    }
+}
+
 /// Gives what was made at `from` the name `to`, under which it is then whole whatever happens to the computer. All of the file
 /// system is written out for that: it is for what is made once.
 pub(crate) fn publish(from: &Path, to: &Path) -> io::Result<()> {
@@ -61,9 +98,54 @@ pub(crate) fn remove_all(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether an error comes from a disk that is full, or from what a user may have of one.
+pub(crate) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let system = |error: &io::Error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    };
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    chain
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(system)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A tmpfs counts pages as any file system counts blocks.
+    #[test]
+    fn what_was_written_once_is_written_again_on_a_full_disk() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        std::thread::scope(|scope| {
+            let full = scope.spawn(|| {
+                use nix::mount::{MsFlags, mount};
+                let dir = tempfile::tempdir().unwrap();
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+                let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+                mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+                let (none, tmpfs) = (MsFlags::empty(), Some("tmpfs"));
+                mount(tmpfs, dir.path(), tmpfs, none, Some("size=64k")).unwrap();
+                let path = dir.path().join("record.json");
+                write_in_room(&path, b"one", 4096).unwrap();
+                let fill = fs::write(dir.path().join("fill"), vec![1; 1 << 20]).unwrap_err();
+                assert_eq!(fill.kind(), io::ErrorKind::StorageFull);
+                let other = write_in_room(&dir.path().join("other"), b"one", 4096).unwrap_err();
+                assert_eq!(other.kind(), io::ErrorKind::StorageFull);
+                for text in ["two", "three and more", "4"] {
+                    write_in_room(&path, text.as_bytes(), 4096).unwrap();
+                    assert_eq!(fs::read_to_string(&path).unwrap().trim_end(), text);
+                }
+                nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+            });
+            full.join().unwrap();
+        });
+    }
 
     #[test]
     fn writes_whole_and_removes() {

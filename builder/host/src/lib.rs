@@ -34,6 +34,7 @@ mod program;
 mod purge;
 mod record;
 mod rlimits;
+mod room;
 mod sandbox;
 mod server;
 pub mod settings;
@@ -205,7 +206,8 @@ pub async fn run(
     let wiping = wipe_keys(&keys, &stop);
     let rests = settings.pause_after_s.is_some() || settings.kept_memory.is_some();
     let resting = rest_machines(&machines, rests, &stop);
-    let watching = watch_pool(&volumes, &stop);
+    let written = written(&settings);
+    let watching = watch_pool(&volumes, &written, &stop);
     let watched = freshness::Watched {
         images,
         network: Arc::clone(&network),
@@ -264,12 +266,22 @@ async fn rest_machines(machines: &Arc<Machines>, wanted: bool, stop: &Cancellati
 }
 
 /// Says what the pool's operator must see to, once each time it changes, and at first how its disk is shared.
-async fn watch_pool(volumes: &Arc<dyn VolumeDriver>, stop: &CancellationToken) {
+async fn watch_pool(
+    volumes: &Arc<dyn VolumeDriver>,
+    written: &[PathBuf],
+    stop: &CancellationToken,
+) {
     let (mut told, mut sharing_told) = (Vec::new(), false);
     loop {
         let pool = {
-            let volumes = Arc::clone(volumes);
-            tokio::task::spawn_blocking(move || volumes.pool()).await
+            let (volumes, written) = (Arc::clone(volumes), written.to_vec());
+            let look = move || {
+                volumes.pool().map(|mut pool| {
+                    pool.notices.extend(room::full_disks(&written));
+                    pool
+                })
+            };
+            tokio::task::spawn_blocking(look).await
         };
         if let Ok(Ok(pool)) = pool {
             if !std::mem::replace(&mut sharing_told, true) {
@@ -390,8 +402,18 @@ fn prepare(
         cpu_millis: settings.cpu_millis.unwrap_or_else(all_cpu_millis),
         memory: settings.memory.unwrap_or_else(spare_memory),
         allowed_uids,
+        written: written(settings),
     };
     Ok((lock, service, network))
+}
+
+/// The directories that the daemon writes to.
+fn written(settings: &HostSettings) -> Vec<PathBuf> {
+    vec![
+        settings.state_dir.clone(),
+        settings.pool_dir.clone(),
+        settings.run_dir.clone(),
+    ]
 }
 
 /// Says whether one machine can take a whole disk from the others.

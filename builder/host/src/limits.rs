@@ -21,6 +21,10 @@ pub const REQUEST_WAIT_MAX: Duration = Duration::from_secs(120);
 pub const SHUTDOWN_WAIT_MAX: Duration = Duration::from_secs(20);
 /// Machines on one host, ended ones that are still remembered not counted. One more is refused with `no_space`.
 pub const MACHINES_MAX: u16 = 1024;
+/// Bytes that a machine's record may take, set aside on the disk for as long as it has one. A longer one is refused.
+pub const RECORD_BYTES_MAX: usize = 4 << 10;
+/// A disk that the daemon writes to and that has less free than this, in bytes, is told as full.
+pub const DISK_FREE_MIN: u64 = 16 << 20;
 /// Machines being started at once; further ones wait in order, within [`REQUEST_WAIT_MAX`].
 pub const STARTS_AT_ONCE_MAX: usize = 8;
 /// Memory that is held back for the host itself where the settings name no bound, at least,
@@ -65,6 +69,8 @@ pub const ENDPOINT_BACKLOG: i32 = 1024;
 pub const CONSOLE_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of the console's tail that are kept when a machine has ended.
 pub const CONSOLE_KEPT_BYTES: u64 = 64 << 10;
+/// Bytes of the console's tail in which the last words of a machine that ended badly are looked for.
+pub const LAST_WORDS_READ_BYTES: u64 = 8 << 10;
 /// Bytes of the end record that are read; the room is set aside at the start, so that a full console cannot take it.
 pub const END_RECORD_BYTES_MAX: u64 = 4 << 10;
 /// How long a virtual machine's monitor may take to greet or to answer. Then the start or the verb fails.

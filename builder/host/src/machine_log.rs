@@ -4,9 +4,12 @@
 //! Must not know: who writes them, or how they are handed over.
 
 use crate::driver::DriverError;
-use crate::limits::{CONSOLE_BYTES_MAX, CONSOLE_KEPT_BYTES, END_RECORD_BYTES_MAX};
+use crate::limits::{
+    CONSOLE_BYTES_MAX, CONSOLE_KEPT_BYTES, END_RECORD_BYTES_MAX, LAST_WORDS_READ_BYTES,
+};
 use crate::mounts::tmpfs;
 use slipway_core::end_record::{self, Ending};
+use slipway_core::last_words::last_words;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::OpenOptionsExt;
@@ -84,6 +87,20 @@ impl MachineLog {
             .take(END_RECORD_BYTES_MAX)
             .read_to_end(&mut text)?;
         Ok(text)
+    }
+
+    /// What the machine printed last; nothing if it printed nothing, or that cannot be read.
+    pub(crate) fn last_words(&self) -> Option<String> {
+        let mut tail = Vec::new();
+        let mut console = File::open(self.console()).ok()?;
+        let length = console.metadata().ok()?.len();
+        let from = length.saturating_sub(LAST_WORDS_READ_BYTES);
+        console.seek(io::SeekFrom::Start(from)).ok()?;
+        console
+            .take(LAST_WORDS_READ_BYTES)
+            .read_to_end(&mut tail)
+            .ok()?;
+        last_words(&tail)
     }
 
     /// Saves the end of the console as `target`; none is fine.

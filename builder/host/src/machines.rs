@@ -143,6 +143,8 @@ struct Entry {
     /// Held by the verb that works on the machine.
     gate: Arc<tokio::sync::Mutex<()>>,
     opening: Opening,
+    /// What it printed last, if it ended badly.
+    last_words: Option<String>,
     /// The kill that a stop has set up.
     kill: Option<(Instant, AbortHandle)>,
 }
@@ -244,17 +246,18 @@ impl Machines {
         Ok(free)
     }
 
-    /// Takes everything of a machine away, gives its volume back, and frees its slot. Blocks.
+    /// Takes everything of a machine away and gives its volume back. Its slot is another's only once no record has it. Blocks.
     fn clear(&self, spec: &MachineSpec, driver: DriverKind, slot: u16) -> Result<(), VerbError> {
         self.drivers.get(driver).clear(&spec.machine, slot)?;
-        self.pool.volumes.detach(&spec.volume, &spec.machine)?;
-        self.table().used_slots.remove(&slot);
-        Ok(())
+        Ok(self.pool.volumes.detach(&spec.volume, &spec.machine)?)
     }
 
     fn forget(&self, machine: &MachineId) -> Result<(), VerbError> {
         self.records.forget(machine)?;
-        self.with_entry(machine, |entry| entry.record = None);
+        let record = self.with_entry(machine, |entry| entry.record.take());
+        if let Some(slot) = record.and_then(|record| record.phase.slot()) {
+            self.table().used_slots.remove(&slot);
+        }
         self.changed();
         Ok(())
     }
@@ -268,8 +271,13 @@ impl Machines {
         ending: Ending,
     ) -> Result<(), VerbError> {
         let (clean, damaged) = (ending == Ending::Clean, ending == Ending::Damaged);
+        let last_words = match ending {
+            Ending::Crashed => self.drivers.get(driver).last_words(&spec.machine),
+            Ending::Clean | Ending::Damaged => None,
+        };
         self.with_entry(&spec.machine, |entry| {
             entry.process = None;
+            entry.last_words = entry.last_words.take().or(last_words);
             if let Some((_, kill)) = entry.kill.take() {
                 kill.abort();
             }
@@ -294,16 +302,26 @@ impl Machines {
             },
             refused,
         };
-        self.records.write(&ended)?;
-        if let Err(error) = self.clear(spec, driver, slot) {
-            self.with_entry(&spec.machine, |entry| entry.record = Some(ended));
-            self.changed();
-            return Err(error);
+        if let Err(error) = self.records.write(&ended) {
+            // Whoever cannot write must still be able to clear away, which is what makes room.
+            tracing::error!(machine = %spec.machine, error = &error as &dyn std::error::Error, "its end is not written down");
         }
-        self.put_record(Record {
+        let exited = Record {
             phase: Phase::Exited { clean, damaged },
-            ..ended
-        })?;
+            ..ended.clone()
+        };
+        let cleared = self.clear(spec, driver, slot).and_then(|()| {
+            let written = self.records.write(&exited);
+            // No record, rather than one with a slot that is another's.
+            Ok(written.or_else(|_| self.records.forget(&spec.machine))?)
+        });
+        let now = if cleared.is_ok() { exited } else { ended };
+        self.with_entry(&spec.machine, |entry| entry.record = Some(now));
+        if cleared.is_ok() {
+            self.table().used_slots.remove(&slot);
+        }
+        self.changed();
+        cleared?;
         tracing::info!(machine = %spec.machine, generation = %spec.generation, ?ending, "ended");
         self.prune_images();
         Ok(())
@@ -444,7 +462,8 @@ fn recorded(clean: bool, damaged: bool) -> Ending {
 }
 
 /// A machine as it is told to callers; nothing while it starts.
-fn report(record: &Record) -> Option<MachineReport> {
+fn report(entry: &Entry) -> Option<MachineReport> {
+    let record = entry.record.as_ref()?;
     let state = match record.phase {
         Phase::Starting { .. } => return None,
         Phase::Running { .. } => MachineRunState::Running,
@@ -458,5 +477,6 @@ fn report(record: &Record) -> Option<MachineReport> {
         volume: record.spec.volume.clone(),
         state,
         refused: record.refused.clone(),
+        last_words: entry.last_words.clone(),
     })
 }

@@ -7,9 +7,9 @@
 //! Must not know: how machines are started or cleared away.
 
 use crate::drivers::DriverKind;
-use crate::files::{Outlives, make_dir, remove_all, write_whole};
+use crate::files::{Outlives, make_dir, remove_all, write_in_room, write_whole};
 use crate::image::ImageNames;
-use crate::limits::FENCE_KEPT;
+use crate::limits::{FENCE_KEPT, RECORD_BYTES_MAX};
 use crate::process::ProcessId;
 use serde::{Deserialize, Serialize};
 use slipway_core::generation::Generation;
@@ -173,7 +173,8 @@ impl Records {
         Ok(ids)
     }
 
-    /// Writes a record in the place of the machine's last. A power cut ends every machine, so it may lose the last change.
+    /// Writes a record in the place of the machine's last, which takes no new room on the disk: a full one is no reason why a machine
+    /// cannot end. A power cut ends every machine, so it may lose the last change.
     ///
     /// # Errors
     /// [`RecordError`].
@@ -182,7 +183,7 @@ impl Records {
         make_dir(&dir, 0o700).map_err(at("make", &dir))?;
         let path = dir.join(RECORD);
         let bytes = serde_json::to_vec_pretty(record).map_err(at("write", &path))?;
-        write_whole(&path, &bytes, Outlives::Crash).map_err(at("write", &path))
+        write_in_room(&path, &bytes, RECORD_BYTES_MAX).map_err(at("write", &path))
     }
 
     /// Writes down what a machine is about to boot; it goes with the machine.

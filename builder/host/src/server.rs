@@ -3,7 +3,7 @@
 //! Must not know: how any verb is done.
 
 use crate::endpoint;
-use crate::files::remove_all;
+use crate::files::{is_full, remove_all};
 use crate::freshness;
 use crate::image::Images;
 use crate::keys::{Keys, LeaseError};
@@ -11,6 +11,7 @@ use crate::limits::{
     CONNECTIONS_MAX, FRAME_WAIT_MAX, REFUSALS_MAX, REQUEST_WAIT_MAX, SHUTDOWN_WAIT_MAX,
 };
 use crate::machines::{Machines, VerbError};
+use crate::room::full_disks;
 use crate::settings::{HostSettings, InvalidSettings};
 use crate::wire::{self, FrameError};
 use slipway_core::host_api::{
@@ -57,6 +58,8 @@ pub(crate) struct Service {
     pub(crate) cpu_millis: u32,
     pub(crate) memory: ByteSize,
     pub(crate) allowed_uids: Vec<u32>,
+    /// Directories that are written to.
+    pub(crate) written: Vec<PathBuf>,
 }
 
 /// A reply and the descriptor that goes with it.
@@ -249,7 +252,7 @@ async fn answer_within(service: &Arc<Service>, frame: &[u8], stop: &Cancellation
         Ok(Ok(Ok(answer))) => answer,
         Ok(Ok(Err(error))) => {
             let (code, message) = (code(&error), chain(&error));
-            if code == HostErrorCode::Failed {
+            if matches!(code, HostErrorCode::Failed | HostErrorCode::DiskFull) {
                 tracing::error!(verb = name, message, "failed");
             }
             refusal(code, &message)
@@ -360,6 +363,8 @@ async fn blocking(
 
 fn info(service: &Service) -> Result<HostReply, VerbError> {
     let pool = service.volumes.pool()?;
+    let full = full_disks(&service.written);
+    let disk_full = !full.is_empty();
     let capabilities = service.volumes.capabilities();
     Ok(HostReply::Info(HostInfo {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -373,7 +378,8 @@ fn info(service: &Service) -> Result<HostReply, VerbError> {
         pool_used_bytes: pool.used.0,
         encrypts: capabilities.encryption,
         cloning: capabilities.cloning,
-        pool_notices: pool.notices,
+        pool_notices: [full, pool.notices].concat(),
+        disk_full,
         pool: pool.id,
         image: service.images.hash()?,
         image_made_at: service.images.made_at(),
@@ -414,6 +420,15 @@ fn verb(request: &HostRequest) -> &'static str {
 }
 
 fn code(error: &VerbError) -> HostErrorCode {
+    let code = kind(error);
+    if code == HostErrorCode::Failed && is_full(error) {
+        HostErrorCode::DiskFull
+    } else {
+        code
+    }
+}
+
+fn kind(error: &VerbError) -> HostErrorCode {
     use crate::driver::DriverError;
     match error {
         VerbError::Stale(_) => HostErrorCode::StaleGeneration,

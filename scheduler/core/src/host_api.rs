@@ -360,8 +360,12 @@ pub enum HostErrorCode {
     Busy,
     /// The pool cannot promise that much.
     NoSpace,
+    /// A disk that the host writes to is full.
+    DiskFull,
     /// The volume's file system cannot be repaired.
     VolumeDamaged,
+    /// A virtual machine has written the volume, or it came from outside: no host mounts it.
+    VolumeForeign,
     /// The volume is encrypted, and this host has no lease of its key.
     KeyNeeded,
     /// This host, or this volume as it is now, cannot do that; the message says why.
@@ -403,6 +407,9 @@ pub struct HostInfo {
     /// What the operator must see to, in plain words: a pool about to be full, things found that belong to nobody.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pool_notices: Vec<String>,
+    /// A disk that it writes to has no room, so that nothing starts there; `pool_notices` say which.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disk_full: bool,
     /// Id of its pool, drawn once and kept with the volumes: two hosts that say the same are one. Absent if it cannot be kept (a full
     /// disk), or from an older version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -498,6 +505,9 @@ pub struct MachineReport {
     /// Why its engine could not start, in its guest's words: the builder image lacks something, or is too old.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// What it printed last ([`crate::last_words`]), if it ended badly. The machine's own words, for its org alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_words: Option<String>,
 }
 
 /// What a machine is doing, seen from outside.

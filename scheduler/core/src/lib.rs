@@ -17,6 +17,7 @@ pub mod id;
 pub mod idle;
 pub mod isolation;
 pub mod key;
+pub mod last_words;
 pub mod limits;
 pub mod machine;
 pub mod placement;

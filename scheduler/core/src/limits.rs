@@ -8,6 +8,10 @@ use std::time::Duration;
 pub const HOST_API_FRAME_BYTES_MAX: usize = 1 << 20;
 /// Longest a `watch` of the host API may wait before it answers unchanged.
 pub const HOST_API_WATCH_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Bytes of what a machine that ended badly printed last that are told to whoever waits for it. The rest is in the host's file.
+pub const LAST_WORDS_BYTES_MAX: usize = 512;
+/// Lines of the same.
+pub const LAST_WORDS_LINES_MAX: usize = 4;
 /// How long a machine that boots may be silent: its guest is asked whether it is ready. Then it is killed. One that answers is
 /// waited for, since its guest gives up by itself when dockerd makes no progress.
 pub const MACHINE_SILENCE_MAX: Duration = Duration::from_secs(90);

@@ -452,6 +452,11 @@ async fn what_delays_a_start_is_told_while_it_lasts() {
         ping(&mut stream).await.expect("an answer")
     });
     waits_for(&bed.farm, "still holds its cache").await;
+    bed.world
+        .lock()
+        .refuse_starts
+        .extend([HostErrorCode::DiskFull; 4]);
+    waits_for(&bed.farm, "a disk of its host is full").await;
     waiting.await.expect("no panic");
     in_state(&bed.farm, &key, "running").await;
     assert_eq!(bed.farm.builder(&key).expect("there").waiting_for, None);
@@ -658,6 +663,73 @@ async fn one_cache_at_most_is_kept_aside() {
     ping(&mut stream).await.expect("an answer");
     let view = bed.farm.builder(&key).expect("there");
     assert!(view.notice.expect("told").contains(second.as_str()));
+    bed.end().await;
+}
+
+/// What the machine printed last is told to who waits for it, and of one that ran before nothing is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_builder_that_dies_at_boot_gives_its_reason() {
+    let bed = Bed::start().await;
+    let key = bed.org(HOUR).await;
+    let why = async |words: &str| {
+        eventually(words, || async {
+            let view = bed.farm.builder(&key).expect("there");
+            view.last_error.filter(|why| why.contains(words))
+        })
+        .await
+    };
+    bed.world.lock().hold_ready = true;
+    for words in ["no space in /run", "another reason"] {
+        let told = format!("it ended before Docker was up; the last it printed: {words}");
+        bed.world.lock().last_words = Some(words.to_owned());
+        bed.farm.ensure_builder(&key).await.expect("ensured");
+        in_state(&bed.farm, &key, "booting").await;
+        bed.world.crash_all();
+        assert_eq!(why(words).await, told);
+    }
+    bed.world.lock().hold_ready = false;
+    in_state(&bed.farm, &key, "running").await;
+    bed.world.lock().hold_ready = true;
+    bed.world.lock().last_words = Some("words of a build".to_owned());
+    bed.world.crash_all();
+    in_state(&bed.farm, &key, "booting").await;
+    let said = bed.farm.builder(&key).expect("there").last_error;
+    assert!(!said.is_some_and(|said| said.contains("words of a build")));
+    bed.world.lock().hold_ready = false;
+    bed.end().await;
+}
+
+/// A cache that a virtual machine has written is whole, and so its owner reads no word of damage.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_a_virtual_machine_has_written_is_called_so() {
+    let bed = Bed::start().await;
+    let key = bed.org(HOUR).await;
+    let first = bed.farm.ensure_builder(&key).await.expect("ensured").volume;
+    in_state(&bed.farm, &key, "running").await;
+    for beside in [None, Some(first)] {
+        bed.farm.stop_builder(&key).await.expect("stopped");
+        let volume = bed.farm.builder(&key).expect("there").volume;
+        bed.world.lock().foreign.insert(volume.clone());
+        let connected = bed.farm.connect(&key, EndpointPort::Docker).await;
+        match (&connected, &beside) {
+            (Ok(_), None) => {}
+            // One is kept aside already.
+            (Err(FarmError::WontStart(_)), Some(_)) => {}
+            (other, _) => panic!("{other:?}"),
+        }
+        let notice = bed.farm.builder(&key).expect("there").notice;
+        let notice = notice.expect("the owner is told");
+        let kept = beside.unwrap_or(volume);
+        for words in [
+            "virtual machine",
+            "written",
+            "--isolation vm",
+            kept.as_str(),
+        ] {
+            assert!(notice.contains(words), "{words:?} is not in {notice:?}");
+        }
+        assert!(!notice.contains("damaged"), "{notice}");
+    }
     bed.end().await;
 }
 

@@ -91,9 +91,12 @@ impl Machines {
             phase: Phase::Starting { slot },
             refused: None,
         };
+        self.with_entry(&spec.machine, |entry| {
+            entry.record = Some(starting.clone());
+            entry.last_words = None;
+        });
         self.records.write(&starting)?;
         self.records.write_image(&spec.machine, &image.names)?;
-        self.with_entry(&spec.machine, |entry| entry.record = Some(starting));
         let began = std::time::Instant::now();
         let driver = self.drivers.get(driver);
         let (volumes, keys) = (&self.pool.volumes, &self.pool.keys);
@@ -251,11 +254,7 @@ impl Machines {
         let table = self.table();
         (
             revision,
-            table
-                .entries
-                .values()
-                .filter_map(|entry| report(entry.record.as_ref()?))
-                .collect(),
+            table.entries.values().filter_map(report).collect(),
         )
     }
 
@@ -367,10 +366,7 @@ impl Machines {
     }
 
     fn report(&self, machine: &MachineId) -> Result<MachineReport, VerbError> {
-        let record = self.record(machine);
-        record
-            .as_ref()
-            .and_then(report)
+        self.with_known(machine, report)?
             .ok_or_else(|| VerbError::NotFound(machine.clone()))
     }
 }

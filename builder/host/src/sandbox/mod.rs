@@ -386,6 +386,10 @@ impl MachineDriver for Sandbox {
         self.places(machine).log.refused()
     }
 
+    fn last_words(&self, machine: &MachineId) -> Option<String> {
+        self.places(machine).log.last_words()
+    }
+
     fn clear(&self, machine: &MachineId, slot: u16) -> Result<(), DriverError> {
         let places = self.places(machine);
         let console = self.state(machine).join("console.log");

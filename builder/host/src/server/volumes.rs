@@ -299,8 +299,8 @@ pub(super) fn code(error: &VolumeError) -> HostErrorCode {
         | VolumeError::InvalidSize { .. }
         | VolumeError::Shrink { .. }
         | VolumeError::Stream(_) => HostErrorCode::BadRequest,
-        // Whoever has it as a cache is given an empty one, for either reason.
-        VolumeError::Damaged { .. } | VolumeError::Foreign { .. } => HostErrorCode::VolumeDamaged,
+        VolumeError::Damaged { .. } => HostErrorCode::VolumeDamaged,
+        VolumeError::Foreign { .. } => HostErrorCode::VolumeForeign,
         VolumeError::KeyNeeded { .. } => HostErrorCode::KeyNeeded,
         VolumeError::Unsupported(_) => HostErrorCode::Unsupported,
         VolumeError::EncryptionUnavailable { .. }

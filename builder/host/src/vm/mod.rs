@@ -321,6 +321,10 @@ impl MachineDriver for VirtualMachines {
         self.log(machine).refused()
     }
 
+    fn last_words(&self, machine: &MachineId) -> Option<String> {
+        self.log(machine).last_words()
+    }
+
     fn clear(&self, machine: &MachineId, slot: u16) -> Result<(), DriverError> {
         let console = self.state(machine).join("console.log");
         if let Err(error) = self.log(machine).keep_console(&console) {

@@ -51,6 +51,31 @@ fn a_guest_that_cannot_hear_yet_is_asked_again() {
 }
 
 #[test]
+fn what_a_machine_that_dies_at_boot_printed_last_is_told() {
+    let Some(host) = Host::start(Guest::Idle) else {
+        return;
+    };
+    let dying = "#!/bin/sh\nfor n in 1 2 3 4 5; do echo \"line $n\"; done\nprintf 'no \\033[31m\"room\"\\n' >&2\nexit 1\n";
+    std::fs::write(host.dir.join("guest"), dying).unwrap();
+    let mut client = host.client();
+    let mut spec = host.spec(1, 1);
+    client.ensure_volume(&spec.volume, 4 << 30);
+    // It may be over before the answer.
+    client.ensure(&spec).unwrap();
+    assert!(!client.wait_exit(&spec.machine, WAIT));
+    let told = client.machine(&spec.machine).unwrap().last_words;
+    assert_eq!(
+        told.as_deref(),
+        Some("line 3 | line 4 | line 5 | no 'room'")
+    );
+    // The words of one start are not those of the next.
+    std::fs::write(host.dir.join("guest"), include_str!("guest-idle.sh")).unwrap();
+    spec.generation = Generation(2);
+    client.ensure(&spec).unwrap();
+    assert_eq!(client.machine(&spec.machine).unwrap().last_words, None);
+}
+
+#[test]
 fn a_watch_waits_for_a_change() {
     let Some(host) = Host::start(Guest::Idle) else {
         return;

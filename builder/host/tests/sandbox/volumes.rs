@@ -83,7 +83,7 @@ fn a_running_machine_s_volume_is_kept_forked_extended_and_moved() {
     let sent = host.spec(5, 1);
     arrives(&mut client, &moved.volume, true, &exported);
     arrives(&mut client, &sent.volume, false, &exported);
-    assert_eq!(client.ensure(&sent), Err(HostErrorCode::VolumeDamaged));
+    assert_eq!(client.ensure(&sent), Err(HostErrorCode::VolumeForeign));
     for spec in [&restored, &moved] {
         client.ensure(spec).unwrap();
         let said = host.inside(&spec.machine, "cat /var/lib/docker/file");

@@ -22,6 +22,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, oneshot, watch};
 
+/// Why a machine was killed that did not come up.
+pub(super) const NOT_READY: &str = "it was not ready in time";
+
 /// The wall clock.
 pub(crate) fn now() -> Timestamp {
     let since = SystemTime::now()
@@ -57,6 +60,8 @@ pub(super) struct Inner {
     pub(super) heard_at: Timestamp,
     pub(super) volume_ready: bool,
     pub(super) volume_damaged: bool,
+    /// It is whole, but a virtual machine has written it and the builder is a sandbox.
+    pub(super) volume_foreign: bool,
     /// There was no room for an empty cache in place of the damaged one.
     pub(super) replace_not_before: Timestamp,
     /// The host still works on the start of this generation.
@@ -142,6 +147,7 @@ impl Builder {
             heard_at: Timestamp(0),
             volume_ready: false,
             volume_damaged: false,
+            volume_foreign: false,
             replace_not_before: Timestamp(0),
             in_progress: None,
             hold_until: Timestamp(0),
@@ -309,17 +315,16 @@ impl Builder {
         }
     }
 
-    /// Applies an event to the state.
-    /// Takes a fact in. `refused` is what the guest of that machine said about why its engine could not start.
+    /// Takes a fact in. `why` is what is known of why that machine did not come up, if it is about its end.
     pub(super) fn learn(
         &self,
         event: MachineEvent,
-        refused: Option<String>,
+        why: Option<String>,
     ) -> Result<MachineState, IllegalTransition> {
         self.change(|inner| {
             let state = inner.learn(event)?;
-            if refused.is_some() && matches!(state, MachineState::Crashed { .. }) {
-                inner.machine.last_error = refused;
+            if why.is_some() && matches!(state, MachineState::Crashed { .. }) {
+                inner.machine.last_error = why;
             }
             Ok(state)
         })
@@ -356,6 +361,15 @@ impl Inner {
             .last_error
             .clone()
             .unwrap_or_else(|| "it ended unexpectedly".to_owned())
+    }
+
+    /// Why it did not come up, with what it printed last. Nothing of a build is in that, for none has run.
+    pub(super) fn died_at_boot(&self, last_words: &str) -> String {
+        let how = match self.machine.last_error.as_deref() {
+            Some(NOT_READY) => NOT_READY,
+            Some(_) | None => "it ended before Docker was up",
+        };
+        format!("{how}; the last it printed: {last_words}")
     }
 
     /// What its owner should know, or else why it failed.

@@ -60,6 +60,39 @@ pub(super) async fn ensure_volume(
     Ok(())
 }
 
+/// Why a cache cannot be used, in words for its owner.
+#[derive(Debug, Clone, Copy)]
+enum Why {
+    Damaged,
+    Foreign,
+}
+
+impl Why {
+    fn what(self) -> &'static str {
+        match self {
+            Self::Damaged => "the cache is damaged",
+            Self::Foreign => "a virtual machine has written the cache, which a sandbox cannot use",
+        }
+    }
+
+    fn because(self) -> &'static str {
+        match self {
+            Self::Damaged => "it was damaged",
+            Self::Foreign => "a virtual machine had written it, which a sandbox cannot use",
+        }
+    }
+
+    /// What else helps.
+    fn or_else(self) -> &'static str {
+        match self {
+            Self::Damaged => "",
+            Self::Foreign => {
+                " (hint: `slipway orgs update --isolation vm` has builders be virtual machines)"
+            }
+        }
+    }
+}
+
 /// Gives the machine a new, empty volume in place of its damaged one, which is kept aside. Where there is no room for both,
 /// or one is kept aside already, nothing is destroyed: the owner is told, and room is looked for again later.
 pub(super) async fn replace_volume(
@@ -68,7 +101,15 @@ pub(super) async fn replace_volume(
     old: &VolumeId,
 ) -> Result<(), Held> {
     let org = &builder.key.org;
-    let machine = builder.lock().machine.id.clone();
+    let (machine, why) = {
+        let inner = builder.lock();
+        let why = if inner.volume_foreign {
+            Why::Foreign
+        } else {
+            Why::Damaged
+        };
+        (inner.machine.id.clone(), why)
+    };
     let new = match super::entropy() {
         Ok(entropy) => VolumeId::from_entropy(entropy),
         Err(error) => return Err(held(builder, &error)),
@@ -79,8 +120,10 @@ pub(super) async fn replace_volume(
     };
     if let Some(aside) = aside {
         let notice = format!(
-            "the cache is damaged, and an earlier one is kept as {aside}: destroy that \
-             (`slipway volumes destroy {aside} --now`), or empty the cache (`slipway builders reset-cache`)"
+            "{}, and an earlier one is kept as {aside}: destroy that \
+             (`slipway volumes destroy {aside} --now`), or empty the cache (`slipway builders reset-cache`){}",
+            why.what(),
+            why.or_else()
         );
         return Err(keep_damaged(builder, notice));
     }
@@ -91,9 +134,12 @@ pub(super) async fn replace_volume(
     let volume = match kept {
         Ok(volume) => volume.id,
         Err(StoreError::PoolFull { .. }) => {
-            let notice = "the cache is damaged, and there is no room for another one beside it: \
-                          empty it (`slipway builders reset-cache`)";
-            return Err(keep_damaged(builder, notice.to_owned()));
+            let notice = format!(
+                "{}, and there is no room for another one beside it: empty it (`slipway builders reset-cache`){}",
+                why.what(),
+                why.or_else()
+            );
+            return Err(keep_damaged(builder, notice));
         }
         Err(error) => return Err(held(builder, &error)),
     };
@@ -103,10 +149,13 @@ pub(super) async fn replace_volume(
         inner.machine.volume_replaced = true;
         inner.machine.failed_starts = 0;
         inner.machine.notice = Some(format!(
-            "the cache was replaced by an empty one, because it was damaged, or a virtual machine had written it; the old one is kept as {old}"
+            "the cache was replaced by an empty one, because {}; the old one is kept as {old}{}",
+            why.because(),
+            why.or_else()
         ));
         inner.volume_ready = false;
         inner.volume_damaged = false;
+        inner.volume_foreign = false;
         if let MachineState::Crashed { retry_at, .. } = &mut inner.machine.state {
             *retry_at = now();
         }

@@ -6,7 +6,7 @@
 //! Must not know: when something should be done (the planner does).
 
 use super::Shared;
-use super::builder::{Builder, now};
+use super::builder::{Builder, NOT_READY, now};
 use super::cache::{ensure_volume, replace_volume, reset};
 use super::host::{HostLink, chain};
 use super::keys::{LendError, LendFor, code, lend, revoke};
@@ -103,8 +103,13 @@ async fn act(shared: &Shared, builder: &Builder, plan: &Plan) -> bool {
 async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), Held> {
     match step.action {
         Action::Learn(event) => {
-            let refused = builder.host().refused(&step.machine, step.generation);
-            let Err(illegal) = builder.learn(event, refused) else {
+            let host = builder.host();
+            let why = host.refused(&step.machine, step.generation).or_else(|| {
+                let inner = builder.lock();
+                let words = host.last_words(&step.machine, step.generation)?;
+                boots(inner.machine.state).then(|| inner.died_at_boot(&words))
+            });
+            let Err(illegal) = builder.learn(event, why) else {
                 return Ok(());
             };
             tracing::error!(machine = %step.machine, %illegal, "the planner erred");
@@ -120,6 +125,7 @@ async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), 
             tracing::warn!(%org, %machine, %volume, "the guest says that its volume is damaged");
             builder.change(|inner| {
                 inner.volume_damaged = true;
+                inner.volume_foreign = false;
                 inner.machine.last_error =
                     Some("Docker found its data on the cache volume damaged".to_owned());
             });
@@ -139,6 +145,14 @@ async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), 
         Action::AskToEnd => ask_to_end(shared, builder, step.generation).await,
         Action::ReplaceVolume => replace_volume(shared, builder, &step.volume).await,
     }
+}
+
+/// No build has run in it yet.
+fn boots(state: MachineState) -> bool {
+    matches!(
+        state,
+        MachineState::Starting { .. } | MachineState::Booting { .. }
+    )
 }
 
 /// Nothing more is tried on the host for a while.
@@ -305,11 +319,15 @@ fn start_failed_by(
         let failed = inner.machine.failed_starts;
         inner.delayed = !matches!(
             code,
-            Some(HostErrorCode::VolumeDamaged | HostErrorCode::Failed)
+            Some(
+                HostErrorCode::VolumeDamaged | HostErrorCode::VolumeForeign | HostErrorCode::Failed
+            )
         );
         let failures_before = match code {
-            Some(HostErrorCode::VolumeDamaged) => {
+            // An empty one takes its place, for either reason.
+            Some(HostErrorCode::VolumeDamaged | HostErrorCode::VolumeForeign) => {
                 inner.volume_damaged = true;
+                inner.volume_foreign = code == Some(HostErrorCode::VolumeForeign);
                 failed
             }
             Some(HostErrorCode::Failed) => failed,
@@ -322,6 +340,7 @@ fn start_failed_by(
                 | HostErrorCode::NotFound
                 | HostErrorCode::Busy
                 | HostErrorCode::NoSpace
+                | HostErrorCode::DiskFull
                 | HostErrorCode::KeyNeeded
                 | HostErrorCode::Unsupported
                 | HostErrorCode::InProgress,
@@ -353,7 +372,7 @@ async fn stop(builder: &Builder, step: &Step, grace: Duration) -> Result<(), Hel
             });
         } else {
             if matches!(inner.machine.state, MachineState::Booting { .. }) {
-                inner.machine.last_error = Some("it was not ready in time".to_owned());
+                inner.machine.last_error = Some(NOT_READY.to_owned());
             }
             // The kill is repeated if it shows no effect.
             inner.hold_until = now().after(RETRY_WAIT);

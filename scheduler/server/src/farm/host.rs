@@ -69,6 +69,8 @@ struct Heard {
     drivers: Vec<String>,
     /// Virtual machines there have an emulated processor.
     emulated: bool,
+    /// A disk there is full.
+    disk_full: bool,
     /// When what machines boot there was made.
     images: ImageAges,
 }
@@ -131,6 +133,11 @@ impl HostLink {
             )];
         }
         let heard = self.heard();
+        let full = heard.disk_full.then(|| {
+            format!(
+                "a disk of a host in region '{region}' is full: builders there start again once its operator has freed space (the host's log names the disk)"
+            )
+        });
         let emulated = heard.emulated.then(|| {
             format!(
                 "virtual machines in region '{region}' are emulated (KVM does not work there): they are many times slower"
@@ -147,7 +154,10 @@ impl HostLink {
         };
         let image = aged("the builder image", heard.images.image);
         let kernel = aged("the kernel of virtual machines", heard.images.kernel);
-        [emulated, image, kernel].into_iter().flatten().collect()
+        [full, emulated, image, kernel]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// When what machines boot here was made.
@@ -170,6 +180,15 @@ impl HostLink {
             None => Observed::Unknown,
             Some(_) => Observed::of(heard.machines.get(machine)),
         }
+    }
+
+    /// What a machine printed last, if this generation of it ended badly.
+    pub(super) fn last_words(&self, machine: &MachineId, ended: Generation) -> Option<String> {
+        let heard = self.heard();
+        let report = heard.machines.get(machine)?;
+        (report.generation == ended)
+            .then(|| report.last_words.clone())
+            .flatten()
     }
 
     /// Asks for a list that is newer than this call. Afterwards [`Self::observed`] says at least what it says.
@@ -311,6 +330,7 @@ async fn take_info(
     }
     let host = put_host(shared, &host_record(link, info)?).await?;
     let mut heard = link.heard();
+    heard.disk_full = info.disk_full;
     heard.emulated = info.vm_accelerator.as_deref() == Some("tcg");
     heard.drivers.clone_from(&info.drivers);
     heard.images = ImageAges {

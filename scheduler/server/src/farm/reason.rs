@@ -96,7 +96,15 @@ fn of_code(code: HostErrorCode) -> &'static str {
     match code {
         HostErrorCode::Busy => "something on its host still holds its cache",
         HostErrorCode::NoSpace => "its host has no room for it",
+        HostErrorCode::DiskFull => {
+            "a disk of its host is full: it starts by itself once its operator has freed space there (the host's log names \
+             the disk and what helps)"
+        }
         HostErrorCode::VolumeDamaged => "its cache is damaged",
+        HostErrorCode::VolumeForeign => {
+            "a virtual machine has written its cache, which a sandbox cannot use: empty it (`slipway builders reset-cache`), or \
+             demand virtual machines (`slipway orgs update --isolation vm`)"
+        }
         HostErrorCode::KeyNeeded => "its host waits for the key of its cache",
         HostErrorCode::InProgress => "its host is still working on it",
         HostErrorCode::NotFound => "its host does not have its cache, which is made anew",

@@ -38,6 +38,8 @@ pub struct Inner {
     /// What has arrived of volumes that are not whole.
     pub imports: BTreeMap<VolumeId, Vec<u8>>,
     pub damaged: BTreeSet<VolumeId>,
+    /// Volumes that a virtual machine has written.
+    pub foreign: BTreeSet<VolumeId>,
     /// What the next starts answer.
     pub refuse_starts: VecDeque<HostErrorCode>,
     /// Verbs on this volume are not answered.
@@ -69,6 +71,10 @@ pub struct Inner {
     pub starting_most: usize,
     /// How long a start takes.
     pub start_pause: Duration,
+    /// A disk of the host is full.
+    pub disk_full: bool,
+    /// What a machine that crashes has printed.
+    pub last_words: Option<String>,
     /// Starts that were asked for.
     pub starts_asked: usize,
     /// Newest generation seen of each machine.
@@ -236,6 +242,10 @@ impl World {
                 volume: m.volume.clone(),
                 state: m.state,
                 refused: m.refused.clone(),
+                last_words: match m.state {
+                    MachineRunState::Exited { clean: false, .. } => inner.last_words.clone(),
+                    MachineRunState::Exited { .. } | MachineRunState::Running => None,
+                },
             })
             .collect();
         // Read under the lock: the list is at least as new as the revision.
@@ -291,6 +301,9 @@ impl World {
         if encrypted && !inner.leases.contains(&spec.volume) {
             return Err(refuse(HostErrorCode::KeyNeeded));
         }
+        if inner.foreign.contains(&spec.volume) {
+            return Err(refuse(HostErrorCode::VolumeForeign));
+        }
         if inner.damaged.contains(&spec.volume) {
             return Err(refuse(HostErrorCode::VolumeDamaged));
         }
@@ -324,6 +337,7 @@ impl World {
             volume: spec.volume.clone(),
             state: MachineRunState::Running,
             refused: None,
+            last_words: None,
         })
     }
 
@@ -374,6 +388,7 @@ impl World {
                     volume: m.volume.clone(),
                     state: m.state,
                     refused: m.refused.clone(),
+                    last_words: None,
                 },
             }
         };
@@ -418,6 +433,7 @@ impl Inner {
             encrypts: self.encrypts,
             cloning: Cloning::FullCopy,
             pool_notices: vec![],
+            disk_full: self.disk_full,
             pool: Some(self.pool.clone()),
             image: "test".into(),
             image_made_at: self.image_made_at,

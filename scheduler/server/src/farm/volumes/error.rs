@@ -166,7 +166,7 @@ impl VolumeError {
                 Self::Unsupported
             }
             HostErrorCode::NotFound => Self::Missing,
-            HostErrorCode::VolumeDamaged => Self::Damaged,
+            HostErrorCode::VolumeDamaged | HostErrorCode::VolumeForeign => Self::Damaged,
             HostErrorCode::BadRequest => {
                 tracing::error!(?message, "host does not take a request about a volume");
                 Self::NotTaken
@@ -174,6 +174,7 @@ impl VolumeError {
             HostErrorCode::Denied
             | HostErrorCode::StaleGeneration
             | HostErrorCode::Busy
+            | HostErrorCode::DiskFull
             | HostErrorCode::KeyNeeded
             | HostErrorCode::InProgress
             | HostErrorCode::Failed => return Err(error),
