@@ -78,7 +78,7 @@ impl EmbeddedKeys {
             .map_err(|error| match error {
                 MasterKeyError::Entropy(error) => KeyStoreError::Entropy(error),
                 MasterKeyError::File(_) | MasterKeyError::Malformed(_) => {
-                    KeyStoreError::Unavailable(error.to_string())
+                    KeyStoreError::Unavailable(error.into())
                 }
             })
     }
@@ -128,5 +128,5 @@ fn context(volume: &VolumeId) -> Vec<u8> {
 }
 
 fn unavailable(error: StoreError) -> KeyStoreError {
-    KeyStoreError::Unavailable(crate::farm::chain(&error).for_log().to_owned())
+    KeyStoreError::Unavailable(error.into())
 }

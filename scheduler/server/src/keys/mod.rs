@@ -22,15 +22,18 @@ use async_trait::async_trait;
 use slipway_core::id::VolumeId;
 use slipway_core::key::VolumeKey;
 
+/// What a key store said, or what happened on the way to it; for the operator.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why a key store did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyStoreError {
     /// It does not answer, or not now: asking again may help.
-    #[error("the key store does not answer: {0}")]
-    Unavailable(String),
+    #[error("the key store does not answer")]
+    Unavailable(#[source] Cause),
     /// It refused us.
-    #[error("the key store refused: {0} (hint: look at its policy and at our credentials)")]
-    Denied(String),
+    #[error("the key store refused (hint: look at its policy and at our credentials)")]
+    Denied(#[source] Cause),
     /// What it keeps for this volume is no key, or was sealed by another master key.
     #[error("the key of volume {volume} cannot be read: {reason}")]
     Unreadable {

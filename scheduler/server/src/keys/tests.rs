@@ -559,11 +559,29 @@ async fn vault_keeps_keys_and_its_tokens_are_renewed() {
         .unwrap()
         .get(&volume(1))
         .await;
-    let text = denied.unwrap_err().to_string();
+    let text = crate::farm::chain(&denied.unwrap_err())
+        .for_log()
+        .to_owned();
     assert!(
         text.contains("invalid role") && !text.contains("another"),
         "{text}"
     );
+    std::fs::remove_file(&settings.secret_id_file).unwrap();
+    let missing = VaultKeys::new(settings.clone())
+        .unwrap()
+        .get(&volume(1))
+        .await;
+    match missing {
+        // Which file, and what the system says of it.
+        Err(KeyStoreError::Denied(cause)) => match cause.downcast_ref() {
+            Some(crate::secret_file::SecretFileError::Io { path, source, .. }) => {
+                assert_eq!(*path, settings.secret_id_file);
+                assert_eq!(source.kind(), std::io::ErrorKind::NotFound);
+            }
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
     let silent = VaultSettings {
         address: "http://127.0.0.1:1".to_owned(),
         ..settings.clone()

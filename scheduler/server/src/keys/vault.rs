@@ -6,7 +6,7 @@
 //!
 //! Must not know: what the keys are for.
 
-use super::{KeyStore, KeyStoreError, draw};
+use super::{Cause, KeyStore, KeyStoreError, draw};
 use crate::limits::{VAULT_ANSWER_BYTES_MAX, VAULT_WAIT_MAX};
 use crate::secret_file;
 use async_trait::async_trait;
@@ -110,13 +110,13 @@ impl VaultKeys {
     /// # Errors
     /// [`KeyStoreError::Denied`] if a file cannot be read, or the address needs one that is not given.
     pub fn new(settings: VaultSettings) -> Result<Self, KeyStoreError> {
-        let denied = |why: String| KeyStoreError::Denied(why);
-        check_address(&settings).map_err(|why| denied(why.to_owned()))?;
+        check_address(&settings).map_err(|why| KeyStoreError::Denied(why.into()))?;
         let builder = Client::builder()
             .timeout(VAULT_WAIT_MAX)
             .redirect(reqwest::redirect::Policy::none())
             .tls_backend_preconfigured(tls(settings.ca_file.as_deref())?);
-        let client = builder.build().map_err(|error| denied(error.to_string()))?;
+        let client = builder.build();
+        let client = client.map_err(|error| KeyStoreError::Denied(error.into()))?;
         Ok(Self {
             settings,
             client,
@@ -156,13 +156,14 @@ impl VaultKeys {
 
     async fn log_in(&self) -> Result<Token, KeyStoreError> {
         let secret = |file: &Path| {
-            let text = secret_file::read(file).map_err(|error| {
-                KeyStoreError::Denied(crate::farm::chain(&error).for_log().to_owned())
-            })?;
+            let text =
+                secret_file::read(file).map_err(|error| KeyStoreError::Denied(error.into()))?;
             let text = Zeroizing::new(text);
             String::from_utf8(text.trim_ascii().to_vec())
                 .map(Zeroizing::new)
-                .map_err(|_| KeyStoreError::Denied(format!("{} is not text", file.display())))
+                .map_err(|_| {
+                    KeyStoreError::Denied(format!("{} is not text", file.display()).into())
+                })
         };
         let (role, own) = (
             secret(&self.settings.role_id_file)?,
@@ -193,7 +194,7 @@ impl VaultKeys {
             auth: Auth,
         }
         let login: Login = serde_json::from_slice(&body)
-            .map_err(|_| KeyStoreError::Unavailable("its answer to a login is none".to_owned()))?;
+            .map_err(|_| KeyStoreError::Unavailable("its answer to a login is none".into()))?;
         Ok(Token::new(login.auth, Instant::now()))
     }
 
@@ -217,7 +218,7 @@ impl VaultKeys {
                 return Ok((status, body));
             }
         }
-        Err(KeyStoreError::Denied("no token is taken".to_owned()))
+        Err(KeyStoreError::Denied("no token is taken".into()))
     }
 
     fn path(&self, part: &str, volume: &VolumeId) -> String {
@@ -325,16 +326,12 @@ async fn answer(
     request: RequestBuilder,
 ) -> Result<(StatusCode, Zeroizing<Vec<u8>>), KeyStoreError> {
     // The address is in it, and no secret.
-    let unavailable = |error: reqwest::Error| {
-        KeyStoreError::Unavailable(crate::farm::chain(&error).for_log().to_owned())
-    };
+    let unavailable = |error: reqwest::Error| KeyStoreError::Unavailable(error.into());
     let mut response = request.send().await.map_err(unavailable)?;
     let mut body = Zeroizing::new(Vec::with_capacity(VAULT_ANSWER_BYTES_MAX));
     while let Some(chunk) = response.chunk().await.map_err(unavailable)? {
         if body.len() + chunk.len() > VAULT_ANSWER_BYTES_MAX {
-            return Err(KeyStoreError::Unavailable(
-                "its answer is too long".to_owned(),
-            ));
+            return Err(KeyStoreError::Unavailable("its answer is too long".into()));
         }
         body.extend_from_slice(&chunk);
     }
@@ -352,28 +349,40 @@ fn refusal(status: StatusCode, body: &[u8]) -> KeyStoreError {
     let text = format!("{status}: {}", errors.errors.join("; "));
     // 429 is a standby, 472 and 473 are others of them, 5xx sealed or ill.
     if status.is_server_error() || [429, 472, 473].contains(&status.as_u16()) {
-        KeyStoreError::Unavailable(text)
+        KeyStoreError::Unavailable(text.into())
     } else {
-        KeyStoreError::Denied(text)
+        KeyStoreError::Denied(text.into())
     }
+}
+
+/// The file with Vault's authority cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("read certificates in {}", path.display())]
+struct CaFileError {
+    path: PathBuf,
+    #[source]
+    source: Cause,
 }
 
 /// Trusts what is signed by the certificates in `ca_file`, and nothing else.
 fn tls(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, KeyStoreError> {
     use rustls_pki_types::CertificateDer;
     use rustls_pki_types::pem::PemObject;
-    let shown = ca_file.map_or_else(String::new, |file| file.display().to_string());
-    let denied = |why: &dyn std::fmt::Display| KeyStoreError::Denied(format!("{shown}: {why}"));
     let mut roots = rustls::RootCertStore::empty();
     if let Some(file) = ca_file {
-        for certificate in CertificateDer::pem_file_iter(file).map_err(|e| denied(&e))? {
-            let certificate = certificate.map_err(|e| denied(&e))?;
-            roots.add(certificate).map_err(|e| denied(&e))?;
+        let denied = |source: Cause| {
+            let path = file.to_owned();
+            KeyStoreError::Denied(CaFileError { path, source }.into())
+        };
+        let certificates = CertificateDer::pem_file_iter(file).map_err(|e| denied(e.into()))?;
+        for certificate in certificates {
+            let certificate = certificate.map_err(|e| denied(e.into()))?;
+            roots.add(certificate).map_err(|e| denied(e.into()))?;
         }
     }
     let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|e| denied(&e))?;
+        .map_err(|error| KeyStoreError::Denied(error.into()))?;
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
