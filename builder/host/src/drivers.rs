@@ -5,6 +5,7 @@
 use crate::driver::MachineDriver;
 use crate::settings::IsolationSetting;
 use serde::{Deserialize, Serialize};
+use slipway_core::host_api::MachineKind;
 use slipway_core::isolation::Isolation;
 use std::sync::Arc;
 
@@ -61,6 +62,22 @@ impl Offer {
                 vec![DriverKind::Sandbox, DriverKind::Vm]
             }
         }
+    }
+
+    /// What machines of each of [`Self::kinds`] are.
+    pub(crate) fn told(self) -> Vec<MachineKind> {
+        let emulated = self.vm == VmSupport::Emulated;
+        let kinds = self.kinds().into_iter().map(|kind| match kind {
+            DriverKind::Sandbox => MachineKind {
+                own_kernel: false,
+                emulated: false,
+            },
+            DriverKind::Vm => MachineKind {
+                own_kernel: true,
+                emulated,
+            },
+        });
+        kinds.collect()
     }
 
     /// The kind for a machine. A virtual machine is also good for who demands a sandbox only if no sandbox is offered;

@@ -45,6 +45,7 @@ mod sys;
 mod udev;
 mod undo;
 mod vm;
+mod volume_fences;
 mod wire;
 
 pub use network::address::{Allowed, InvalidAddress, Ipv4Net, Transport};
@@ -62,9 +63,10 @@ use network::{Network, NetworkError};
 use nix::fcntl::{Flock, FlockArg};
 use record::{RecordError, Records};
 use settings::{EncryptionSetting, IsolationSetting};
-use slipway_core::id::MachineId;
+use slipway_core::id::{MachineId, VolumeId};
 use slipway_core::units::ByteSize;
 use slipway_volumes::{Capacity, Encryption, SharedDisk, ThinPool, VolumeDriver, VolumeError};
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::io;
@@ -72,6 +74,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+use volume_fences::VolumeFences;
 
 /// Why the host daemon cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -315,6 +318,7 @@ struct Held {
     lock: Flock<File>,
     machines: Arc<Machines>,
     volumes: Arc<dyn VolumeDriver>,
+    fences: Arc<VolumeFences>,
     keys: Arc<keys::Keys>,
     network: Arc<Network>,
     images: Arc<Images>,
@@ -341,6 +345,7 @@ fn take_over(
         .map_err(|error| HostRunError::Certificates(Box::new(error)))?;
     let drivers = make_drivers(&network, &volumes)?;
     let records = Records::open(&settings.state_dir, &settings.run_dir)?;
+    let fences = open_fences(settings, &volumes)?;
     let keys = Arc::new(keys::Keys::default());
     let machines = Machines::recover(
         drivers,
@@ -357,10 +362,23 @@ fn take_over(
         lock,
         machines,
         volumes,
+        fences,
         keys,
         network,
         images,
     })
+}
+
+fn open_fences(
+    settings: &HostSettings,
+    volumes: &Arc<dyn VolumeDriver>,
+) -> Result<Arc<VolumeFences>, HostRunError> {
+    let there = volumes.list().map_err(HostRunError::Pool)?;
+    let there: HashSet<VolumeId> = there.into_iter().map(|report| report.volume).collect();
+    let fences = VolumeFences::open(&settings.pool_dir, |volume| there.contains(volume));
+    fences
+        .map(Arc::new)
+        .map_err(|error| HostRunError::Recover(error.into()))
 }
 
 /// Everything up to the socket. Blocks.
@@ -369,16 +387,17 @@ fn prepare(
 ) -> Result<(Flock<File>, server::Service, Arc<Network>), HostRunError> {
     let allowed_uids = server::allowed_uids(settings)?;
     subids::warn_of_shared(&settings.machine_ids());
-    let (mut names, mut vm_accelerator) = (Vec::new(), None);
+    let (mut names, mut kinds, mut vm_accelerator) = (Vec::new(), Vec::new(), None);
     let held = take_over(settings, |network, volumes| {
         let (drivers, accelerator) = make_drivers(settings, network, volumes)?;
-        (names, vm_accelerator) = (drivers.names(), accelerator);
+        (names, kinds, vm_accelerator) = (drivers.names(), drivers.offer.told(), accelerator);
         Ok(drivers)
     })?;
     let Held {
         lock,
         machines,
         volumes,
+        fences,
         keys,
         network,
         images,
@@ -391,6 +410,7 @@ fn prepare(
     let service = server::Service {
         machines,
         volumes,
+        fences,
         keys,
         transfers: server::transfers(),
         images,
@@ -398,6 +418,7 @@ fn prepare(
             .is_some()
             .then(|| settings.kernel_dir.clone()),
         drivers: names,
+        kinds,
         vm_accelerator,
         cpu_millis: settings.cpu_millis.unwrap_or_else(all_cpu_millis),
         memory: settings.memory.unwrap_or_else(spare_memory),

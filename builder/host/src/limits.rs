@@ -107,7 +107,9 @@ pub const PROBE_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const QEMU_OVERHEAD_BYTES: u64 = 512 << 20;
 /// Threads of a virtual machine's QEMU. It cannot start more, and does with fewer workers.
 pub const QEMU_THREADS_MAX: u32 = 512;
-/// How long the highest generation of a removed machine is remembered.
+/// Longest that a verb on a volume waits for another one on it. Then it is refused with `busy`.
+pub const VOLUME_TURN_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long the highest generation of a removed machine, and the highest fencing number of a destroyed volume, is remembered.
 pub const FENCE_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How long a mount may stay busy while a machine is cleared away. Then it is detached lazily and that is logged.
 pub const UNMOUNT_WAIT_MAX: Duration = Duration::from_secs(5);

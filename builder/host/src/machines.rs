@@ -15,9 +15,10 @@ use crate::network::{Network, NetworkError};
 use crate::process::Process;
 use crate::record::{Phase, Record, RecordError, Records};
 use crate::sys;
+use crate::volume_fences::FenceError;
 use slipway_core::end_record::Ending;
 use slipway_core::generation::{Generation, StaleGeneration};
-use slipway_core::host_api::{EndpointPort, MachineReport, MachineRunState, MachineSpec};
+use slipway_core::host_api::{EndpointPort, Epoch, MachineReport, MachineRunState, MachineSpec};
 use slipway_core::id::MachineId;
 use slipway_volumes::{VolumeDriver, VolumeError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +35,12 @@ pub(crate) enum VerbError {
     /// A newer generation was seen.
     #[error(transparent)]
     Stale(#[from] StaleGeneration),
+    /// The fencing number of a volume was not taken.
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+    /// It carries the number of another volume than its own.
+    #[error("the fencing number is of another volume than the request")]
+    OthersFence,
     /// No such machine, or it does not run.
     #[error("machine {0} is not running here")]
     NotRunning(MachineId),
@@ -111,6 +118,7 @@ pub(crate) struct Machines {
     records: Records,
     slots: u16,
     table: Mutex<Table>,
+    epoch: Epoch,
     revision: watch::Sender<u64>,
     starts: Semaphore,
     /// Room for endpoints being opened, of all machines.

@@ -5,7 +5,7 @@
 use crate::machines::Machines;
 use crate::settings::HostSettings;
 use crate::{HostRunError, at, cgroup, clearing_drivers, files, mounts, take_over};
-use slipway_core::host_api::MachineRunState;
+use slipway_core::host_api::{Cursor, MachineRunState};
 use slipway_core::id::MachineId;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -92,7 +92,11 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
 /// Ends and forgets every machine; gives which there were.
 async fn end_machines(all: &Arc<Machines>) -> Result<Vec<MachineId>, HostRunError> {
     let deadline = Instant::now() + PURGE_WAIT_MAX;
-    let (mut revision, mut machines) = all.watch(0, Duration::ZERO).await;
+    let nothing_seen = Cursor {
+        epoch: None,
+        revision: 0,
+    };
+    let (mut seen, mut machines) = all.watch(nothing_seen, Duration::ZERO).await;
     let there_were: Vec<_> = machines.iter().map(|m| m.machine.clone()).collect();
     while !machines.is_empty() {
         if Instant::now() >= deadline {
@@ -110,7 +114,7 @@ async fn end_machines(all: &Arc<Machines>) -> Result<Vec<MachineId>, HostRunErro
                 MachineRunState::Exited { .. } => all.remove(id, generation).await?,
             }
         }
-        (revision, machines) = all.watch(revision, PURGE_TELL_EVERY).await;
+        (seen, machines) = all.watch(seen, PURGE_TELL_EVERY).await;
         let left = machines.len();
         if left > 0 {
             tracing::info!(left, "waiting for machines to end");

@@ -13,10 +13,12 @@ use crate::limits::{
 use crate::machines::{Machines, VerbError};
 use crate::room::full_disks;
 use crate::settings::{HostSettings, InvalidSettings};
+use crate::volume_fences::{FenceError, VolumeFences};
 use crate::wire::{self, FrameError};
+use slipway_core::fence::VolumeFence;
 use slipway_core::host_api::{
-    HOST_API_VERSION, HostError, HostErrorCode, HostInfo, HostReply, HostRequest, HostRequestFrame,
-    MachineSpec,
+    Cursor, FENCED_SINCE, HOST_API_VERSIONS, HostError, HostErrorCode, HostInfo, HostReply,
+    HostRequest, HostRequestFrame, MachineKind, MachineSpec, Page,
 };
 use slipway_core::key::KeyLease;
 use slipway_core::limits::HOST_API_WATCH_WAIT_MAX;
@@ -46,11 +48,13 @@ pub(crate) use volumes::transfers;
 pub(crate) struct Service {
     pub(crate) machines: Arc<Machines>,
     pub(crate) volumes: Arc<dyn VolumeDriver>,
+    pub(crate) fences: Arc<VolumeFences>,
     pub(crate) keys: Arc<Keys>,
     /// Room for exports and imports.
     pub(crate) transfers: Arc<Semaphore>,
     pub(crate) images: Arc<Images>,
     pub(crate) drivers: Vec<String>,
+    pub(crate) kinds: Vec<MachineKind>,
     /// What virtual machines run on; absent if they are not to be had.
     pub(crate) vm_accelerator: Option<&'static str>,
     /// What virtual machines boot; none where they cannot be had.
@@ -227,15 +231,18 @@ struct Version {
 
 async fn answer_within(service: &Arc<Service>, frame: &[u8], stop: &CancellationToken) -> Answer {
     match serde_json::from_slice::<Version>(frame) {
-        Ok(Version { version }) if version != HOST_API_VERSION => {
-            let message = format!(
-                "version {version} of the host API is not spoken here, {HOST_API_VERSION} is (hint: run the same release on both sides)"
-            );
-            return refusal(HostErrorCode::BadRequest, &message);
+        Ok(Version { version }) if !HOST_API_VERSIONS.has(version) => {
+            return HostReply::Error(HostError::other_version(version)).into();
         }
         Ok(_) | Err(_) => {}
     }
-    let HostRequestFrame { request, lease, .. } = match serde_json::from_slice(frame) {
+    let HostRequestFrame {
+        version,
+        request,
+        lease,
+        fence,
+        page,
+    } = match serde_json::from_slice(frame) {
         Ok(frame) => frame,
         Err(error) => {
             return refusal(
@@ -247,11 +254,20 @@ async fn answer_within(service: &Arc<Service>, frame: &[u8], stop: &Cancellation
     let name = verb(&request);
     // A task of its own: what was begun is ended even if the peer goes away or the time is up.
     let (work, stop) = (Arc::clone(service), stop.clone());
-    let work = tokio::spawn(async move { answer(&work, request, lease, &stop).await });
+    let beside = Beside { lease, fence, page };
+    let work = tokio::spawn(async move { answer(&work, request, beside, &stop).await });
     match tokio::time::timeout(REQUEST_WAIT_MAX, work).await {
         Ok(Ok(Ok(answer))) => answer,
         Ok(Ok(Err(error))) => {
             let (code, message) = (code(&error), chain(&error));
+            // A caller of version 2 does not know these words.
+            let code = match code {
+                HostErrorCode::StaleFence if version < FENCED_SINCE => {
+                    HostErrorCode::StaleGeneration
+                }
+                HostErrorCode::DiskFull if version < FENCED_SINCE => HostErrorCode::Failed,
+                code => code,
+            };
             if matches!(code, HostErrorCode::Failed | HostErrorCode::DiskFull) {
                 tracing::error!(verb = name, message, "failed");
             }
@@ -274,19 +290,28 @@ async fn answer_within(service: &Arc<Service>, frame: &[u8], stop: &Cancellation
     }
 }
 
+/// What may come with a request.
+struct Beside {
+    lease: Option<KeyLease>,
+    fence: Option<VolumeFence>,
+    page: Option<Page>,
+}
+
 async fn answer(
     service: &Arc<Service>,
     request: HostRequest,
-    lease: Option<KeyLease>,
+    beside: Beside,
     stop: &CancellationToken,
 ) -> Result<Answer, VerbError> {
     let machines = &service.machines;
+    let Beside { lease, fence, page } = beside;
     Ok(match request {
         HostRequest::Info => blocking(service, |s| info(s).map(Answer::from)).await?,
         volume_verb @ (HostRequest::EnsureVolume { .. }
         | HostRequest::ExtendVolume { .. }
         | HostRequest::DestroyVolume { .. }
         | HostRequest::ListVolumes
+        | HostRequest::ShowVolume { .. }
         | HostRequest::CreateSnapshot { .. }
         | HostRequest::DeleteSnapshot { .. }
         | HostRequest::ListSnapshots
@@ -294,7 +319,10 @@ async fn answer(
         | HostRequest::ExportDifference { .. }
         | HostRequest::ImportVolume { .. }
         | HostRequest::RevokeKey { .. }) => {
-            blocking(service, move |s| s.volume_verb(volume_verb)).await?
+            blocking(service, move |s| {
+                s.volume_verb(volume_verb, fence, page.as_ref())
+            })
+            .await?
         }
         HostRequest::LendKey => {
             let lease = lease.ok_or(VerbError::NoLease)?;
@@ -320,13 +348,25 @@ async fn answer(
             machines.remove(&machine, generation).await?;
             HostReply::Done.into()
         }
-        HostRequest::WatchMachines { after, wait_ms } => {
+        HostRequest::WatchMachines {
+            epoch,
+            after: revision,
+            wait_ms,
+        } => {
+            let seen = Cursor { epoch, revision };
             let wait = Duration::from_millis(wait_ms).min(HOST_API_WATCH_WAIT_MAX);
-            let (revision, machines) = tokio::select! {
-                changed = machines.watch(after, wait) => changed,
-                () = stop.cancelled() => machines.watch(after, Duration::ZERO).await,
+            let (now, machines) = tokio::select! {
+                changed = machines.watch(seen, wait) => changed,
+                () = stop.cancelled() => machines.watch(seen, Duration::ZERO).await,
             };
-            HostReply::Machines { revision, machines }.into()
+            let (machines, more) = part(page.as_ref(), machines, |m| m.machine.as_str());
+            HostReply::Machines {
+                epoch: now.epoch,
+                revision: now.revision,
+                machines,
+                more,
+            }
+            .into()
         }
         HostRequest::OpenEndpoint {
             machine,
@@ -340,6 +380,14 @@ async fn answer(
             }
         }
     })
+}
+
+/// The part of a list that is asked for, and whether there is more; all of it for who does not say.
+fn part<T>(page: Option<&Page>, list: Vec<T>, id: impl Fn(&T) -> &str) -> (Vec<T>, bool) {
+    match page {
+        Some(page) => page.cut(list, id),
+        None => (list, false),
+    }
 }
 
 /// A machine gets no more than there is: a limit above that would be none.
@@ -370,6 +418,7 @@ fn info(service: &Service) -> Result<HostReply, VerbError> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         arch: arch().to_owned(),
         drivers: service.drivers.clone(),
+        kinds: service.kinds.clone(),
         vm_accelerator: service.vm_accelerator.map(str::to_owned),
         cpu_millis: service.cpu_millis,
         memory_bytes: service.memory.0,
@@ -411,6 +460,7 @@ fn verb(request: &HostRequest) -> &'static str {
         HostRequest::RevokeKey { .. } => "revoke_key",
         HostRequest::DestroyVolume { .. } => "destroy_volume",
         HostRequest::ListVolumes => "list_volumes",
+        HostRequest::ShowVolume { .. } => "show_volume",
         HostRequest::EnsureMachine(_) => "ensure_machine",
         HostRequest::StopMachine { .. } => "stop_machine",
         HostRequest::RemoveMachine { .. } => "remove_machine",
@@ -432,6 +482,9 @@ fn kind(error: &VerbError) -> HostErrorCode {
     use crate::driver::DriverError;
     match error {
         VerbError::Stale(_) => HostErrorCode::StaleGeneration,
+        VerbError::Fence(FenceError::Stale { .. }) => HostErrorCode::StaleFence,
+        VerbError::Fence(FenceError::Busy { .. }) => HostErrorCode::Busy,
+        VerbError::Fence(FenceError::File { .. }) => HostErrorCode::Failed,
         VerbError::NotRunning(_) | VerbError::NotFound(_) => HostErrorCode::NotFound,
         VerbError::Running(_) | VerbError::WouldNotEnd { .. } | VerbError::Opening(_) => {
             HostErrorCode::Busy
@@ -441,7 +494,7 @@ fn kind(error: &VerbError) -> HostErrorCode {
         VerbError::Volume(error) => volumes::code(error),
         VerbError::Lease(LeaseError::Stale(_)) => HostErrorCode::StaleGeneration,
         VerbError::TransfersFull | VerbError::Lease(LeaseError::TooMany) => HostErrorCode::Busy,
-        VerbError::NoLease => HostErrorCode::BadRequest,
+        VerbError::NoLease | VerbError::OthersFence => HostErrorCode::BadRequest,
         VerbError::Driver(DriverError::Endpoint { source, .. }) => match source.raw_os_error() {
             // Nobody listens any more: it is ending.
             Some(nix::libc::ECONNREFUSED | nix::libc::ENOENT) => HostErrorCode::NotFound,

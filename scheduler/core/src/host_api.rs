@@ -6,7 +6,13 @@
 //! of the reply's length): a connected stream to the guest, so that neither side copies bytes for the other, and
 //! the stream outlives the host daemon.
 //!
-//! Every verb is idempotent. Verbs on a machine carry its generation; an older one is refused.
+//! Every verb is idempotent. Verbs on a machine carry its generation; an older one is refused. Verbs that change a volume or its
+//! snapshots carry the volume's fencing number ([`crate::fence`]); the host keeps the highest and refuses a lower one.
+//!
+//! **Versions.** Each side speaks [`HOST_API_VERSIONS`]. A request says its version; a host that does not speak it refuses with
+//! [`HostError::speaks`], and the caller takes the highest that both have. Unknown fields are ignored.
+//!
+//! **Lists** come in pages: [`HostRequestFrame::page`]. Without one a list is whole, as version 2 has it, or too long to be sent.
 //!
 //! **Keys.** Where [`HostInfo::encrypts`] holds, a volume is made, attached, extended, forked or shown in clear only while
 //! the host has a lease of its key ([`HostRequest::LendKey`]). A host cannot ask for one: leases only come from the control
@@ -17,6 +23,7 @@
 //! one end of a socket pair that the host writes to, or reads from, until the end of the stream
 //! (`slipway_volume_stream` has its format).
 
+use crate::fence::VolumeFence;
 use crate::generation::Generation;
 use crate::id::{MachineId, SnapshotId, VolumeId};
 use crate::isolation::Isolation;
@@ -25,8 +32,13 @@ use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The version both sides must speak.
-pub const HOST_API_VERSION: u32 = 2;
+mod page;
+mod version;
+
+pub use page::{Cursor, Epoch, Page};
+pub use version::{
+    FENCED_SINCE, HOST_API_VERSION, HOST_API_VERSIONS, NoCommonVersion, VersionRange,
+};
 
 /// What the stream of an import has.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,9 +63,8 @@ pub enum ImportPart {
 
 /// One request frame.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct HostRequestFrame {
-    /// [`HOST_API_VERSION`] of the sender.
+    /// The version that it is of.
     pub version: u32,
     /// What is asked.
     pub request: HostRequest,
@@ -61,6 +72,25 @@ pub struct HostRequestFrame {
     /// makes no copies of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<KeyLease>,
+    /// With a verb on a volume, or on a snapshot of it: the volume's fencing number. Absent from a caller of version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<VolumeFence>,
+    /// With a list: which part of it. Absent: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page: Option<Page>,
+}
+
+impl From<HostRequest> for HostRequestFrame {
+    /// A request of the newest version, with nothing else.
+    fn from(request: HostRequest) -> Self {
+        Self {
+            version: HOST_API_VERSION,
+            request,
+            lease: None,
+            fence: None,
+            page: None,
+        }
+    }
 }
 
 /// What may be asked of a host.
@@ -155,6 +185,12 @@ pub enum HostRequest {
     },
     /// Replies [`HostReply::Volumes`].
     ListVolumes,
+    /// One volume as it is now; [`HostErrorCode::NotFound`] if it is not there, or not whole. As with a verb that changes it, nothing that
+    /// carries a lower fencing number is done to it afterwards. Replies [`HostReply::Volume`].
+    ShowVolume {
+        /// Which.
+        volume: VolumeId,
+    },
     /// Starts the machine if this generation of it is not running yet. Returns when its guest process runs, not
     /// when dockerd is ready. Replies [`HostReply::Machine`].
     EnsureMachine(MachineSpec),
@@ -176,10 +212,13 @@ pub enum HostRequest {
         /// Its generation.
         generation: Generation,
     },
-    /// Waits until the machine list has a revision above `after` or the wait is over (level-triggered).
+    /// Waits until the machine list has another revision than `after`, or is of another epoch, or the wait is over (level-triggered).
     /// `after: 0` answers at once. Replies [`HostReply::Machines`].
     WatchMachines {
-        /// The revision the caller has.
+        /// The epoch of the revision that the caller has; absent: any.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        epoch: Option<Epoch>,
+        /// The revision that the caller has.
         after: u64,
         /// At most [`crate::limits::HOST_API_WATCH_WAIT_MAX`].
         wait_ms: u64,
@@ -197,7 +236,7 @@ pub enum HostRequest {
 
 /// What a new volume holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "from", deny_unknown_fields)]
+#[serde(rename_all = "snake_case", tag = "from")]
 pub enum VolumeSource {
     /// What a snapshot kept (a restore).
     Snapshot {
@@ -235,6 +274,9 @@ pub enum HostReply {
     Volumes {
         /// In id order.
         volumes: Vec<VolumeReport>,
+        /// There are more after the last of these.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
     },
     /// The snapshot as it is now.
     Snapshot(SnapshotReport),
@@ -242,6 +284,9 @@ pub enum HostReply {
     Snapshots {
         /// In id order.
         snapshots: Vec<SnapshotReport>,
+        /// There are more after the last of these.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
     },
     /// The descriptor that came along is the stream.
     Stream {
@@ -252,10 +297,16 @@ pub enum HostReply {
     Machine(MachineReport),
     /// All machines of this host.
     Machines {
-        /// Grows with each change; starts anew when the host daemon starts (the caller then sees a lower one).
+        /// The life of the daemon that `revision` is of; absent from a host of version 2.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        epoch: Option<Epoch>,
+        /// Grows with each change in one epoch. The list is at least as new.
         revision: u64,
         /// In id order.
         machines: Vec<MachineReport>,
+        /// There are more after the last of these.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
     },
     /// The descriptor that came along is the stream.
     Endpoint,
@@ -273,6 +324,9 @@ pub struct HostError {
     /// What is wrong with the stream that was sent, where that is why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamFault>,
+    /// What the host speaks, where the request's version is why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speaks: Option<VersionRange>,
 }
 
 impl HostError {
@@ -282,6 +336,19 @@ impl HostError {
             code,
             message: message.into(),
             stream: None,
+            speaks: None,
+        }
+    }
+
+    /// A request of another version than this host speaks.
+    pub fn other_version(version: u32) -> Self {
+        let speaks = HOST_API_VERSIONS;
+        let message = format!(
+            "version {version} of the host API is not spoken here, {speaks} is (hint: upgrade the older of the two one release at a time)"
+        );
+        Self {
+            speaks: Some(speaks),
+            ..Self::new(HostErrorCode::BadRequest, message)
         }
     }
 }
@@ -354,6 +421,8 @@ pub enum HostErrorCode {
     BadRequest,
     /// The generation is older than one seen.
     StaleGeneration,
+    /// The fencing number of the volume is lower than one seen, or missing: who sent it knows less than who did before.
+    StaleFence,
     /// No such machine or volume, or it is not running.
     NotFound,
     /// The volume is attached, or another machine holds it.
@@ -372,7 +441,8 @@ pub enum HostErrorCode {
     Unsupported,
     /// It takes longer than a request may take, and goes on: ask again.
     InProgress,
-    /// Anything else that failed on the host.
+    /// Anything else that failed on the host, or a kind of refusal that only a newer release has.
+    #[serde(other)]
     Failed,
 }
 
@@ -383,8 +453,11 @@ pub struct HostInfo {
     pub version: String,
     /// `amd64` or `arm64`.
     pub arch: String,
-    /// Machine drivers that can be had here, the usual one first.
+    /// Names of the machine drivers that can be had here, the usual one first: for people.
     pub drivers: Vec<String>,
+    /// What machines of each of these are, in the same order. Absent from an older version: ask [`Self::kinds`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<MachineKind>,
     /// What virtual machines run on here, `kvm` or `tcg` (emulated: many times slower); absent if they cannot be had.
     #[serde(default)]
     pub vm_accelerator: Option<String>,
@@ -422,6 +495,32 @@ pub struct HostInfo {
     /// The same of the kernel of virtual machines; absent also where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_made_at: Option<Timestamp>,
+}
+
+impl HostInfo {
+    /// What machines can be had here, the usual kind first.
+    pub fn kinds(&self) -> Vec<MachineKind> {
+        if !self.kinds.is_empty() {
+            return self.kinds.clone();
+        }
+        // A host of version 2 has names alone.
+        let emulated = self.vm_accelerator.as_deref() == Some("tcg");
+        let kind = |name: &String| MachineKind {
+            own_kernel: name == "vm",
+            emulated: name == "vm" && emulated,
+        };
+        self.drivers.iter().map(kind).collect()
+    }
+}
+
+/// What machines of one kind are. Callers ask this, never a driver's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineKind {
+    /// They have a kernel of their own.
+    pub own_kernel: bool,
+    /// Their processor is emulated: many times slower.
+    #[serde(default)]
+    pub emulated: bool,
 }
 
 /// A volume as its host sees it.
@@ -472,7 +571,6 @@ pub enum Cloning {
 
 /// A machine to run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct MachineSpec {
     /// Which machine.
     pub machine: MachineId,
@@ -525,3 +623,6 @@ pub enum MachineRunState {
         damaged: bool,
     },
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! How a machine is walled off from its host and from other orgs' machines.
 
+use crate::host_api::MachineKind;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -27,11 +28,11 @@ impl Isolation {
         }
     }
 
-    /// Whether a host that offers `drivers` (as in [`crate::host_api::HostInfo::drivers`]) has what this demands.
-    pub fn is_met_by(self, drivers: &[String]) -> bool {
+    /// Whether a host that has machines of these kinds has what this demands.
+    pub fn is_met_by(self, kinds: &[MachineKind]) -> bool {
         match self {
             Self::Auto | Self::Sandbox => true,
-            Self::Vm => drivers.iter().any(|driver| driver == "vm"),
+            Self::Vm => kinds.iter().any(|kind| kind.own_kernel),
         }
     }
 }
@@ -71,15 +72,14 @@ mod tests {
 
     #[test]
     fn only_a_virtual_machine_is_one() {
-        let offers = |names: &[&str]| {
-            names
-                .iter()
-                .map(|name| (*name).to_owned())
-                .collect::<Vec<_>>()
+        let kind = |own_kernel| MachineKind {
+            own_kernel,
+            emulated: false,
         };
-        assert!(!Isolation::Vm.is_met_by(&offers(&["sandbox"])));
-        assert!(!Isolation::Vm.is_met_by(&offers(&[])));
-        assert!(Isolation::Vm.is_met_by(&offers(&["sandbox", "vm"])));
-        assert!(Isolation::Auto.is_met_by(&offers(&["sandbox"])));
+        let (sandbox, vm) = (kind(false), kind(true));
+        assert!(!Isolation::Vm.is_met_by(&[sandbox]));
+        assert!(!Isolation::Vm.is_met_by(&[]));
+        assert!(Isolation::Vm.is_met_by(&[sandbox, vm]));
+        assert!(Isolation::Auto.is_met_by(&[sandbox]));
     }
 }

@@ -9,6 +9,7 @@ pub mod build;
 pub mod ceilings;
 pub mod compression;
 pub mod end_record;
+pub mod fence;
 pub mod fsck;
 pub mod generation;
 pub mod guest_api;

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// Largest host API frame, in bytes, either way.
 pub const HOST_API_FRAME_BYTES_MAX: usize = 1 << 20;
+/// Entries in one page of a list of the host API. A report takes less than 600 bytes, so a page is below half a frame.
+pub const HOST_API_PAGE_MAX: u32 = 500;
 /// Longest a `watch` of the host API may wait before it answers unchanged.
 pub const HOST_API_WATCH_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Bytes of what a machine that ended badly printed last that are told to whoever waits for it. The rest is in the host's file.
@@ -41,6 +43,7 @@ pub const IMAGE_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Longest a build may run.
 pub const BUILD_DURATION_MAX: Duration = Duration::from_secs(4 * 3600);
 
+const _: () = assert!(HOST_API_PAGE_MAX as usize * 1024 < HOST_API_FRAME_BYTES_MAX);
 const _: () = assert!(
     HOST_API_WATCH_WAIT_MAX.as_secs() < MACHINE_SILENCE_MAX.as_secs()
         && MACHINE_SILENCE_MAX.as_secs() < MACHINE_SILENCE_EMULATED_MAX.as_secs()

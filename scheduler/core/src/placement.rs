@@ -11,6 +11,7 @@ mod volumes;
 
 pub use volumes::{VolumeRequest, place_volume};
 
+use crate::host_api::MachineKind;
 use crate::id::HostId;
 use crate::isolation::Isolation;
 use crate::units::ByteSize;
@@ -36,8 +37,8 @@ pub struct HostLoad {
     pub memory: ByteSize,
     /// Memory promised to builders that are placed there.
     pub memory_promised: ByteSize,
-    /// Machine drivers that can be had there.
-    pub drivers: Vec<String>,
+    /// Kinds of machines that can be had there.
+    pub kinds: Vec<MachineKind>,
     /// New volumes there are encrypted.
     pub encrypts: bool,
 }
@@ -174,7 +175,7 @@ pub fn place(request: &PlacementRequest, hosts: &[HostLoad]) -> Result<HostId, P
     if there.is_empty() {
         return Err(PlacementError::NoneReachable { region });
     }
-    there.retain(|h| request.isolation.is_met_by(&h.drivers));
+    there.retain(|h| request.isolation.is_met_by(&h.kinds));
     if there.is_empty() {
         let isolation = request.isolation;
         return Err(PlacementError::NoIsolation { region, isolation });
@@ -255,7 +256,13 @@ pub(crate) mod tests {
                 pool_free: gib(w[4]),
                 memory: gib(w[5]),
                 memory_promised: gib(w[6]),
-                drivers: w[7..].iter().map(|driver| (*driver).to_owned()).collect(),
+                kinds: w[7..]
+                    .iter()
+                    .map(|name| MachineKind {
+                        own_kernel: *name == "vm",
+                        emulated: false,
+                    })
+                    .collect(),
                 encrypts: w.contains(&"sealed"),
             })
             .collect()

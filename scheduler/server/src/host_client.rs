@@ -1,32 +1,36 @@
 //! A client of the host API ([`slipway_core::host_api`]).
 //!
-//! Owns: framing, a small pool of connections, receiving the descriptor of an endpoint, time bounds. Must not know: when or
-//! why anything is asked.
+//! Owns: framing, a small pool of connections, receiving the descriptor of an endpoint, time bounds, the version that is spoken, the
+//! pages of lists. Must not know: when or why anything is asked.
 
 use crate::limits::{ENDPOINT_BUSY_PAUSE, ENDPOINT_PLACE_WAIT_MAX};
 use crate::machine_stream::MachineStream;
 use lanes::{Lane, Lanes};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use slipway_core::fence::VolumeFence;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{
-    EndpointPort, HOST_API_VERSION, HostError, HostErrorCode, HostInfo, HostReply, HostRequest,
-    HostRequestFrame, ImportPart, MachineReport, MachineSpec, SnapshotReport, VolumeReport,
-    VolumeSource,
+    EndpointPort, FENCED_SINCE, HOST_API_VERSIONS, HostError, HostErrorCode, HostInfo, HostReply,
+    HostRequest, HostRequestFrame, ImportPart, MachineReport, MachineSpec, NoCommonVersion,
+    SnapshotReport, VolumeReport, VolumeSource,
 };
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::key::KeyLease;
-use slipway_core::limits::{HOST_API_FRAME_BYTES_MAX, HOST_API_WATCH_WAIT_MAX};
-use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+use wire::exchange_on;
 use zeroize::Zeroizing;
 
 mod lanes;
+mod lists;
+mod wire;
+
+pub use lists::{HostWatch, MachineList};
 
 /// Idle connections kept for one host; one more is closed instead of kept.
 pub const HOST_CONNECTIONS_IDLE_MAX: usize = 8;
@@ -35,8 +39,8 @@ const QUICK_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Longest a verb that makes something may take (mkfs, fsck, machine start).
 const MAKING_WAIT_MAX: Duration = Duration::from_secs(180);
 
-/// More than any request takes.
-const FRAME_BYTES: usize = 4 << 10;
+/// No version of the host API.
+const UNKNOWN: u32 = 0;
 
 /// Why a host could not be asked, or refused.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +63,9 @@ pub enum HostClientError {
     /// It answered something that is not an answer to the question.
     #[error("the host daemon speaks another protocol: {0}")]
     Protocol(&'static str),
+    /// It is of a release that this one does not understand.
+    #[error(transparent)]
+    OtherVersion(#[from] NoCommonVersion),
 }
 
 impl HostClientError {
@@ -66,7 +73,10 @@ impl HostClientError {
     pub fn code(&self) -> Option<HostErrorCode> {
         match self {
             Self::Refused(error) => Some(error.code),
-            Self::Unreachable { .. } | Self::TimedOut(_) | Self::Protocol(_) => None,
+            Self::Unreachable { .. }
+            | Self::TimedOut(_)
+            | Self::Protocol(_)
+            | Self::OtherVersion(_) => None,
         }
     }
 }
@@ -77,6 +87,8 @@ pub struct HostClient {
     socket: Arc<Path>,
     idle: Arc<Mutex<Vec<UnixStream>>>,
     lanes: Arc<Lanes>,
+    /// What both sides speak, or [`UNKNOWN`].
+    version: Arc<AtomicU32>,
 }
 
 impl HostClient {
@@ -86,6 +98,7 @@ impl HostClient {
             socket: socket.into(),
             idle: Arc::default(),
             lanes: Arc::default(),
+            version: Arc::new(AtomicU32::new(UNKNOWN)),
         }
     }
 
@@ -100,21 +113,47 @@ impl HostClient {
         Ok(info)
     }
 
-    /// Makes a volume if it is not there.
+    /// Makes a volume if it is not there: empty, or with what its source holds.
     ///
     /// # Errors
     /// [`HostClientError`].
     pub async fn ensure_volume(
         &self,
-        volume: VolumeId,
+        fence: VolumeFence,
         size_bytes: u64,
+        source: Option<VolumeSource>,
     ) -> Result<VolumeReport, HostClientError> {
         let request = HostRequest::EnsureVolume {
-            volume,
+            volume: fence.volume.clone(),
             size_bytes,
-            source: None,
+            source,
         };
-        let HostReply::Volume(report) = self.call(request, Lane::Making).await?.0 else {
+        self.one_volume(request, fence).await
+    }
+
+    /// Makes a volume larger.
+    ///
+    /// # Errors
+    /// [`HostClientError`].
+    pub async fn extend_volume(
+        &self,
+        fence: VolumeFence,
+        size_bytes: u64,
+    ) -> Result<VolumeReport, HostClientError> {
+        let request = HostRequest::ExtendVolume {
+            volume: fence.volume.clone(),
+            size_bytes,
+        };
+        self.one_volume(request, fence).await
+    }
+
+    async fn one_volume(
+        &self,
+        request: HostRequest,
+        fence: VolumeFence,
+    ) -> Result<VolumeReport, HostClientError> {
+        let called = self.call_fenced(request, fence, Lane::Making).await?;
+        let HostReply::Volume(report) = called.0 else {
             return Err(HostClientError::Protocol("no volume"));
         };
         Ok(report)
@@ -124,60 +163,32 @@ impl HostClient {
     ///
     /// # Errors
     /// [`HostClientError`].
-    pub async fn destroy_volume(&self, volume: VolumeId) -> Result<(), HostClientError> {
-        self.call(HostRequest::DestroyVolume { volume }, Lane::Making)
+    pub async fn destroy_volume(&self, fence: VolumeFence) -> Result<(), HostClientError> {
+        let volume = fence.volume.clone();
+        let request = HostRequest::DestroyVolume { volume };
+        self.call_fenced(request, fence, Lane::Making)
             .await
             .map(drop)
     }
 
-    /// All volumes.
+    /// One volume, if it is there and whole. Afterwards the host does nothing to it that carries a lower number.
     ///
     /// # Errors
     /// [`HostClientError`].
-    pub async fn volumes(&self) -> Result<Vec<VolumeReport>, HostClientError> {
-        let HostReply::Volumes { volumes } =
-            self.call(HostRequest::ListVolumes, Lane::Quick).await?.0
-        else {
-            return Err(HostClientError::Protocol("no volumes"));
-        };
-        Ok(volumes)
-    }
-
-    /// Makes a volume from what a snapshot or another volume holds, if it is not there.
-    ///
-    /// # Errors
-    /// [`HostClientError`].
-    pub async fn ensure_volume_from(
+    pub async fn show_volume(
         &self,
-        volume: VolumeId,
-        size_bytes: u64,
-        source: VolumeSource,
-    ) -> Result<VolumeReport, HostClientError> {
-        let request = HostRequest::EnsureVolume {
-            volume,
-            size_bytes,
-            source: Some(source),
-        };
-        let HostReply::Volume(report) = self.call(request, Lane::Making).await?.0 else {
-            return Err(HostClientError::Protocol("no volume"));
-        };
-        Ok(report)
-    }
-
-    /// Makes a volume larger.
-    ///
-    /// # Errors
-    /// [`HostClientError`].
-    pub async fn extend_volume(
-        &self,
-        volume: VolumeId,
-        size_bytes: u64,
-    ) -> Result<VolumeReport, HostClientError> {
-        let request = HostRequest::ExtendVolume { volume, size_bytes };
-        let HostReply::Volume(report) = self.call(request, Lane::Making).await?.0 else {
-            return Err(HostClientError::Protocol("no volume"));
-        };
-        Ok(report)
+        fence: VolumeFence,
+    ) -> Result<Option<VolumeReport>, HostClientError> {
+        let volume = fence.volume.clone();
+        if self.version().await? < FENCED_SINCE {
+            let there = self.volumes().await?;
+            return Ok(there.into_iter().find(|report| report.volume == volume));
+        }
+        let request = HostRequest::ShowVolume { volume };
+        match self.one_volume(request, fence).await {
+            Err(error) if error.code() == Some(HostErrorCode::NotFound) => Ok(None),
+            shown => shown.map(Some),
+        }
     }
 
     /// Keeps what a volume holds now.
@@ -186,36 +197,31 @@ impl HostClient {
     /// [`HostClientError`].
     pub async fn create_snapshot(
         &self,
-        volume: VolumeId,
+        fence: VolumeFence,
         snapshot: SnapshotId,
     ) -> Result<SnapshotReport, HostClientError> {
+        let volume = fence.volume.clone();
         let request = HostRequest::CreateSnapshot { volume, snapshot };
-        let HostReply::Snapshot(report) = self.call(request, Lane::Making).await?.0 else {
+        let called = self.call_fenced(request, fence, Lane::Making).await?;
+        let HostReply::Snapshot(report) = called.0 else {
             return Err(HostClientError::Protocol("no snapshot"));
         };
         Ok(report)
     }
 
-    /// Removes a snapshot for good.
+    /// Removes a snapshot of the volume for good.
     ///
     /// # Errors
     /// [`HostClientError`].
-    pub async fn delete_snapshot(&self, snapshot: SnapshotId) -> Result<(), HostClientError> {
-        self.call(HostRequest::DeleteSnapshot { snapshot }, Lane::Making)
+    pub async fn delete_snapshot(
+        &self,
+        fence: VolumeFence,
+        snapshot: SnapshotId,
+    ) -> Result<(), HostClientError> {
+        let request = HostRequest::DeleteSnapshot { snapshot };
+        self.call_fenced(request, fence, Lane::Making)
             .await
             .map(drop)
-    }
-
-    /// All snapshots.
-    ///
-    /// # Errors
-    /// [`HostClientError`].
-    pub async fn snapshots(&self) -> Result<Vec<SnapshotReport>, HostClientError> {
-        let request = HostRequest::ListSnapshots;
-        let HostReply::Snapshots { snapshots } = self.call(request, Lane::Quick).await?.0 else {
-            return Err(HostClientError::Protocol("no snapshots"));
-        };
-        Ok(snapshots)
     }
 
     /// A stream of a snapshot's contents from `offset_bytes` on.
@@ -239,21 +245,6 @@ impl HostClient {
         self.stream(fd)
     }
 
-    /// A stream to write an exported volume to, from the offset on that comes with it. Its other direction then has one
-    /// [`HostReply`] as JSON. `sealed`: it may be one of what is on an encrypted disk.
-    ///
-    /// # Errors
-    /// [`HostClientError`].
-    pub async fn import_volume(
-        &self,
-        volume: VolumeId,
-        size_bytes: u64,
-        sealed: bool,
-    ) -> Result<(u64, UnixStream), HostClientError> {
-        self.import_part(volume, size_bytes, sealed, ImportPart::Whole)
-            .await
-    }
-
     /// A stream of what `snapshot` has and `base` has not.
     ///
     /// # Errors
@@ -270,26 +261,26 @@ impl HostClient {
         self.stream(fd)
     }
 
-    /// As [`Self::import_volume`], for a part of a volume that arrives in two.
+    /// A stream to write an exported volume to, or one part of it, from the offset on that comes with it. Its other direction then has
+    /// one [`HostReply`] as JSON. `sealed`: it may be one of what is on an encrypted disk.
     ///
     /// # Errors
     /// [`HostClientError`].
-    pub async fn import_part(
+    pub async fn import_volume(
         &self,
-        volume: VolumeId,
+        fence: VolumeFence,
         size_bytes: u64,
         sealed: bool,
         part: ImportPart,
     ) -> Result<(u64, UnixStream), HostClientError> {
         let request = HostRequest::ImportVolume {
-            volume,
+            volume: fence.volume.clone(),
             size_bytes,
             sealed,
             part,
         };
-        let (HostReply::Stream { offset_bytes }, Some(fd)) =
-            self.call(request, Lane::Quick).await?
-        else {
+        let called = self.call_fenced(request, fence, Lane::Quick).await?;
+        let (HostReply::Stream { offset_bytes }, Some(fd)) = called else {
             return Err(HostClientError::Protocol("no stream"));
         };
         self.stream(fd).map(|stream| (offset_bytes, stream))
@@ -300,8 +291,11 @@ impl HostClient {
     /// # Errors
     /// [`HostClientError`].
     pub async fn lend_key(&self, lease: KeyLease) -> Result<(), HostClientError> {
-        let body = frame(HostRequest::LendKey, Some(lease))?;
-        self.call_with(&body, Lane::Quick).await.map(drop)
+        let frame = HostRequestFrame {
+            lease: Some(lease),
+            ..HostRequest::LendKey.into()
+        };
+        self.call_frame(&frame, Lane::Quick).await.map(drop)
     }
 
     /// Has the host forget a key that was lent for this generation or an older one.
@@ -370,33 +364,6 @@ impl HostClient {
         self.call(request, Lane::Making).await.map(drop)
     }
 
-    /// All machines, now.
-    ///
-    /// # Errors
-    /// [`HostClientError`].
-    pub async fn machines(&self) -> Result<MachineList, HostClientError> {
-        let request = HostRequest::WatchMachines {
-            after: 0,
-            wait_ms: 0,
-        };
-        machine_list(self.call(request, Lane::Quick).await?.0)
-    }
-
-    /// Begins to watch the machines, on a connection of its own. When the daemon ends, so does the watch: revisions of
-    /// two lives of a daemon cannot be compared.
-    ///
-    /// # Errors
-    /// [`HostClientError`].
-    pub async fn watch(&self) -> Result<HostWatch, HostClientError> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| self.unreachable(source))?;
-        Ok(HostWatch {
-            client: self.clone(),
-            stream,
-        })
-    }
-
     /// A connected stream to a port of a machine.
     ///
     /// # Errors
@@ -450,14 +417,49 @@ impl HostClient {
         request: HostRequest,
         lane: Lane,
     ) -> Result<(HostReply, Option<OwnedFd>), HostClientError> {
-        self.call_with(&frame(request, None)?, lane).await
+        self.call_frame(&request.into(), lane).await
     }
 
-    async fn call_with(
+    async fn call_fenced(
         &self,
-        body: &[u8],
+        request: HostRequest,
+        fence: VolumeFence,
         lane: Lane,
     ) -> Result<(HostReply, Option<OwnedFd>), HostClientError> {
+        let frame = HostRequestFrame {
+            fence: Some(fence),
+            ..request.into()
+        };
+        self.call_frame(&frame, lane).await
+    }
+
+    /// Asks in the version that both sides speak.
+    async fn call_frame(
+        &self,
+        frame: &HostRequestFrame,
+        lane: Lane,
+    ) -> Result<(HostReply, Option<OwnedFd>), HostClientError> {
+        let version = self.version().await?;
+        match self.call_in(frame, version, lane).await {
+            // The daemon may be of another version than it was: before anybody believes the refusal, it is asked.
+            Err(HostClientError::Refused(refusal)) if refusal.code == HostErrorCode::BadRequest => {
+                let now = self.agree().await?;
+                if now == version {
+                    return Err(HostClientError::Refused(refusal));
+                }
+                self.call_in(frame, now, lane).await
+            }
+            called => called,
+        }
+    }
+
+    async fn call_in(
+        &self,
+        frame: &HostRequestFrame,
+        version: u32,
+        lane: Lane,
+    ) -> Result<(HostReply, Option<OwnedFd>), HostClientError> {
+        let body = encode(frame, version)?;
         let wait = match lane {
             Lane::Quick | Lane::Endpoint => QUICK_WAIT_MAX,
             Lane::Making => MAKING_WAIT_MAX,
@@ -465,13 +467,39 @@ impl HostClient {
         let _place = timeout(wait, self.lanes.enter(lane))
             .await
             .map_err(|_| HostClientError::TimedOut(wait))?;
-        let answer = timeout(wait, self.exchange(body))
+        let answer = timeout(wait, self.exchange(&body))
             .await
             .map_err(|_| HostClientError::TimedOut(wait))?;
         match answer? {
             (HostReply::Error(error), _) => Err(HostClientError::Refused(error)),
             answer => Ok(answer),
         }
+    }
+
+    /// The version that both sides speak.
+    async fn version(&self) -> Result<u32, HostClientError> {
+        match self.version.load(Ordering::Relaxed) {
+            UNKNOWN => self.agree().await,
+            known => Ok(known),
+        }
+    }
+
+    /// Finds out which version both sides speak, by asking something in the newest.
+    async fn agree(&self) -> Result<u32, HostClientError> {
+        let newest = HOST_API_VERSIONS.newest;
+        let asked = self
+            .call_in(&HostRequest::Info.into(), newest, Lane::Quick)
+            .await;
+        let version = match asked {
+            Err(HostClientError::Refused(refusal)) if refusal.code == HostErrorCode::BadRequest => {
+                HOST_API_VERSIONS.common(refusal.speaks)?
+            }
+            // Whatever it says, it has read the version.
+            Ok(_) | Err(HostClientError::Refused(_)) => newest,
+            Err(error) => return Err(error),
+        };
+        self.version.store(version, Ordering::Relaxed);
+        Ok(version)
     }
 
     /// One request and its reply. A pooled connection that turns out to be dead is replaced once: every verb is idempotent.
@@ -518,148 +546,11 @@ impl HostClient {
     }
 }
 
-/// All machines of a host at one moment.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MachineList {
-    /// Grows with each change, within one life of the daemon.
-    pub revision: u64,
-    /// In id order.
-    pub machines: Vec<MachineReport>,
-}
-
-fn machine_list(reply: HostReply) -> Result<MachineList, HostClientError> {
-    match reply {
-        HostReply::Machines { revision, machines } => Ok(MachineList { revision, machines }),
-        HostReply::Error(error) => Err(HostClientError::Refused(error)),
-        HostReply::Done
-        | HostReply::Info(_)
-        | HostReply::Volume(_)
-        | HostReply::Volumes { .. }
-        | HostReply::Snapshot(_)
-        | HostReply::Snapshots { .. }
-        | HostReply::Stream { .. }
-        | HostReply::Machine(_)
-        | HostReply::Endpoint => Err(HostClientError::Protocol("no machines")),
-    }
-}
-
-/// A watch on the machines of one host.
-#[derive(Debug)]
-pub struct HostWatch {
-    client: HostClient,
-    stream: UnixStream,
-}
-
-impl HostWatch {
-    /// All machines, as soon as their revision is above `after` or `wait` is over. Not cancel-safe: drop the watch then.
-    ///
-    /// # Errors
-    /// [`HostClientError`]; the watch is of no use afterwards.
-    pub async fn next(
-        &mut self,
-        after: u64,
-        wait: Duration,
-    ) -> Result<MachineList, HostClientError> {
-        let wait = wait.min(HOST_API_WATCH_WAIT_MAX);
-        let wait_ms = millis(wait);
-        let body = frame(HostRequest::WatchMachines { after, wait_ms }, None)?;
-        let bound = wait + QUICK_WAIT_MAX;
-        let (reply, _) = timeout(bound, exchange_on(&mut self.stream, &body))
-            .await
-            .map_err(|_| HostClientError::TimedOut(bound))?
-            .map_err(|source| self.client.unreachable(source))?;
-        machine_list(
-            serde_json::from_slice(&reply)
-                .map_err(|_| HostClientError::Protocol("reply is not one"))?,
-        )
-    }
-}
-
-/// It may have a key in it, so that it is wiped when it is sent.
-fn frame(
-    request: HostRequest,
-    lease: Option<KeyLease>,
-) -> Result<Zeroizing<Vec<u8>>, HostClientError> {
-    // Room enough from the start: a buffer that grows leaves copies behind.
-    let mut body = Zeroizing::new(Vec::with_capacity(FRAME_BYTES));
-    let version = HOST_API_VERSION;
-    let frame = HostRequestFrame {
-        version,
-        request,
-        lease,
-    };
-    serde_json::to_writer(&mut *body, &frame)
-        .map(|()| body)
-        .map_err(|_| HostClientError::Protocol("request cannot be written"))
-}
-
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn exchange_on(
-    stream: &mut UnixStream,
-    body: &[u8],
-) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
-    let length = u32::try_from(body.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut frame = Zeroizing::new(Vec::with_capacity(4 + body.len()));
-    frame.extend_from_slice(&length.to_be_bytes());
-    frame.extend_from_slice(body);
-    stream.write_all(&frame).await?;
-
-    let mut head = [0u8; 4];
-    let (got, fd) = receive_head(stream, &mut head).await?;
-    stream.read_exact(&mut head[got..]).await?;
-    let length = u32::from_be_bytes(head) as usize;
-    if length > HOST_API_FRAME_BYTES_MAX {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "reply frame is too large",
-        ));
-    }
-    let mut reply = vec![0; length];
-    stream.read_exact(&mut reply).await?;
-    Ok((reply, fd))
-}
-
-/// Reads the beginning of a reply's length, with the descriptor that may come along on its first byte.
-async fn receive_head(
-    stream: &UnixStream,
-    head: &mut [u8; 4],
-) -> io::Result<(usize, Option<OwnedFd>)> {
-    loop {
-        stream.readable().await?;
-        let tried = stream.try_io(Interest::READABLE, || {
-            let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
-            let mut parts = [IoSliceMut::new(head)];
-            let message = recvmsg::<()>(
-                stream.as_raw_fd(),
-                &mut parts,
-                Some(&mut space),
-                MsgFlags::MSG_CMSG_CLOEXEC,
-            )?;
-            let mut received = None;
-            for control in message.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(fds) = control {
-                    // All are owned, so that none leaks; more than one is not in the protocol.
-                    received = fds.into_iter().map(own).next_back();
-                }
-            }
-            Ok((message.bytes, received))
-        });
-        match tried {
-            Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => return done,
-        }
-    }
-}
-
-#[expect(
-    unsafe_code,
-    reason = "a descriptor received by SCM_RIGHTS arrives as a bare number"
-)]
-fn own(fd: std::os::fd::RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+/// The bytes of a frame in this version.
+fn encode(frame: &HostRequestFrame, version: u32) -> Result<Zeroizing<Vec<u8>>, HostClientError> {
+    wire::encode(frame, version).map_err(|_| HostClientError::Protocol("request cannot be written"))
 }

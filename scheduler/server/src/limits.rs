@@ -45,6 +45,8 @@ pub const HOST_PORT_ENDPOINTS_MAX: usize = 4;
 pub const ENDPOINT_PLACE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Pause with such a place when the machine takes no connection.
 pub const ENDPOINT_BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// Pages of one list of a host; a list that is longer, which no host has, is an error. At 500 entries each it is a million.
+pub const HOST_LIST_PAGES_MAX: usize = 2000;
 /// Streams with a builder's descriptors in them that are being closed at once, where the kernel is older than 6.16. One more is
 /// left open until the process ends.
 pub const DISPOSALS_MAX: usize = 256;

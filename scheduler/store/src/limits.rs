@@ -8,7 +8,8 @@ pub const BUSY_WAIT_MAX: Duration = Duration::from_secs(5);
 pub const CONNECTION_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Connections that read at once; further readers wait. There is one that writes: SQLite has one writer.
 pub const READERS_MAX: u32 = 4;
-/// So many generations are machines ahead in a backup: more starts than any has between a backup and its restore.
+/// So far are generations of machines and fencing numbers of volumes ahead in a backup: more than any rises by between a backup and its
+/// restore.
 pub const RESTORED_AHEAD: u32 = 1 << 20;
 /// Rows one list verb returns; callers page on from the last.
 pub const LIST_ROWS_MAX: u32 = 1000;

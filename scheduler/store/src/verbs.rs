@@ -192,14 +192,14 @@ pub trait Store: SystemStore {
     /// Forgets a snapshot, which gives what it takes back to the pool. Call it after the host has deleted it. Absent is fine.
     async fn forget_snapshot(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<()>;
 
-    /// Records what is known of a volume. One that is planned is not made, whatever it was, and may be made
+    /// Records what is known of a volume; gives it as it is then. One that is planned is not made, whatever it was, and may be made
     /// encrypted or not.
     async fn set_volume_state(
         &self,
         org: &OrgId,
         volume: &VolumeId,
         state: VolumeState,
-    ) -> Result<()>;
+    ) -> Result<Volume>;
     /// Forgets a volume that no machine has, which gives its size back to the pool. Call it after the host has
     /// destroyed it. [`StoreError::InUse`] if a machine has it; absent is fine.
     async fn forget_volume(&self, org: &OrgId, volume: &VolumeId) -> Result<()>;

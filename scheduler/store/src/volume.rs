@@ -1,5 +1,6 @@
 //! The records of volumes and their snapshots, as plain data.
 
+use slipway_core::fence::{Fence, VolumeFence};
 use slipway_core::host_api::VolumeSource;
 use slipway_core::id::{HostId, OrgId, SnapshotId, VolumeId};
 use slipway_core::time::Timestamp;
@@ -37,6 +38,8 @@ pub struct Volume {
     pub org: OrgId,
     /// Where it is.
     pub host: HostId,
+    /// Raised by each decision about its copies; every verb on it carries it.
+    pub fence: Fence,
     /// Its name for people; several may have the same.
     pub name: String,
     /// What it is for.
@@ -66,6 +69,22 @@ pub struct Volume {
 }
 
 impl Volume {
+    /// What a verb carries that follows from this record.
+    pub fn fenced(&self) -> VolumeFence {
+        VolumeFence {
+            volume: self.id.clone(),
+            number: self.fence,
+        }
+    }
+
+    /// What the destruction of its earlier contents carries, when it has just been emptied.
+    pub fn fenced_before(&self) -> VolumeFence {
+        VolumeFence {
+            volume: self.id.clone(),
+            number: self.fence.of_what_was_there(),
+        }
+    }
+
     /// As it is held against what is to be done; `held` if a machine has it.
     pub fn now(&self, held: bool) -> VolumeNow {
         VolumeNow {
@@ -178,6 +197,8 @@ pub struct Snapshot {
     pub host: HostId,
     /// Of which volume; that may be gone.
     pub volume: VolumeId,
+    /// No lower than the volume's number when the volume was forgotten. Of no meaning before.
+    pub fence: Fence,
     /// What that is, or was, called.
     pub volume_name: String,
     /// The volume's hard cap at that time: a volume made from it has at least this.
@@ -197,6 +218,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// What its deletion carries when its volume is forgotten.
+    pub fn fenced(&self) -> VolumeFence {
+        VolumeFence {
+            volume: self.volume.clone(),
+            number: self.fence,
+        }
+    }
+
     /// How far it is.
     pub fn stage(&self) -> Stage {
         match self.state {

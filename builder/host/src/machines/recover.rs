@@ -9,6 +9,7 @@ use crate::image::Images;
 use crate::limits::{OPENING_MAX, STARTS_AT_ONCE_MAX};
 use crate::network::Network;
 use crate::record::{Phase, Record, Records};
+use slipway_core::host_api::Epoch;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
 use tokio::sync::{Semaphore, watch};
@@ -27,6 +28,9 @@ impl Machines {
         records: Records,
         slots: u16,
     ) -> Result<Arc<Self>, VerbError> {
+        let mut epoch = [0; 8];
+        getrandom::fill(&mut epoch).map_err(|_| VerbError::CutOff)?;
+        let epoch = Epoch(u64::from_ne_bytes(epoch));
         let machines = Arc::new(Self {
             drivers,
             pool,
@@ -35,6 +39,7 @@ impl Machines {
             records,
             slots,
             table: Mutex::default(),
+            epoch,
             revision: watch::Sender::new(1),
             starts: Semaphore::new(STARTS_AT_ONCE_MAX),
             opening: Arc::new(Semaphore::new(OPENING_MAX)),

@@ -11,7 +11,7 @@ use crate::limits::{
 use crate::process::{Process, ProcessId};
 use crate::record::{Phase, Record};
 use slipway_core::generation::Generation;
-use slipway_core::host_api::{EndpointPort, MachineReport, MachineSpec};
+use slipway_core::host_api::{Cursor, EndpointPort, MachineReport, MachineSpec};
 use slipway_core::id::{MachineId, VolumeId};
 use slipway_volumes::AttachAs;
 use std::convert::Infallible;
@@ -242,18 +242,22 @@ impl Machines {
         .await
     }
 
-    /// All machines that run or have ended, with the revision of the list; waits until it is another than `after`, at
+    /// All machines that run or have ended, in id order, with where in their changes that is; waits until it is elsewhere than `seen`, at
     /// most `wait`.
-    pub(crate) async fn watch(&self, after: u64, wait: Duration) -> (u64, Vec<MachineReport>) {
+    pub(crate) async fn watch(&self, seen: Cursor, wait: Duration) -> (Cursor, Vec<MachineReport>) {
         let mut revision = self.revision.subscribe();
-        // Not "above": a caller that has a higher one talks to a daemon that was started anew.
-        let differs = revision.wait_for(|revision| *revision != after);
+        let other_life = seen.epoch.is_some_and(|epoch| epoch != self.epoch);
+        // Not "above": a caller without an epoch may have the revision of an earlier daemon.
+        let differs = revision.wait_for(|revision| other_life || *revision != seen.revision);
         // Over time is an answer too: unchanged.
         let _ = tokio::time::timeout(wait, differs).await;
-        let revision = *self.revision.borrow();
+        let now = Cursor {
+            epoch: Some(self.epoch),
+            revision: *self.revision.borrow(),
+        };
         let table = self.table();
         (
-            revision,
+            now,
             table.entries.values().filter_map(report).collect(),
         )
     }

@@ -2,11 +2,14 @@
 //!
 //! Must not know: frames, or how a volume is made.
 
-use super::{Answer, Service};
+use super::{Answer, Service, part};
 use crate::limits::{IMPORT_IDLE_MAX, TRANSFER_IDLE_MAX, TRANSFERS_MAX};
 use crate::machines::VerbError;
+use crate::volume_fences::Turn;
+use slipway_core::fence::VolumeFence;
 use slipway_core::host_api::{
-    HostError, HostErrorCode, HostReply, HostRequest, ImportPart, StreamFault, VolumeSource,
+    HostError, HostErrorCode, HostReply, HostRequest, ImportPart, Page, StreamFault, VolumeReport,
+    VolumeSource,
 };
 use slipway_core::id::{SnapshotId, VolumeId};
 use slipway_core::key::VolumeKey;
@@ -36,13 +39,66 @@ impl Service {
 
     /// The key of what a snapshot was made of.
     fn snapshot_key(&self, snapshot: &SnapshotId) -> Result<Option<Arc<VolumeKey>>, VolumeError> {
+        let of = self.volume_of(snapshot)?;
+        Ok(of.and_then(|volume| self.key(&volume)))
+    }
+
+    /// The volume that a snapshot was made of, if the snapshot is there.
+    fn volume_of(&self, snapshot: &SnapshotId) -> Result<Option<VolumeId>, VolumeError> {
         let found = self.volumes.snapshots()?;
         let of = found.into_iter().find(|found| found.snapshot == *snapshot);
-        Ok(of.and_then(|found| self.key(&found.volume)))
+        Ok(of.map(|found| found.volume))
+    }
+
+    /// The turn of a verb that changes a volume, if this is one.
+    fn turn(
+        &self,
+        request: &HostRequest,
+        fence: Option<VolumeFence>,
+    ) -> Result<Option<Turn>, VerbError> {
+        let volume = match request {
+            HostRequest::EnsureVolume { volume, .. }
+            | HostRequest::ExtendVolume { volume, .. }
+            | HostRequest::DestroyVolume { volume }
+            | HostRequest::ShowVolume { volume }
+            | HostRequest::CreateSnapshot { volume, .. }
+            | HostRequest::ImportVolume { volume, .. } => volume.clone(),
+            HostRequest::DeleteSnapshot { snapshot } => match &fence {
+                Some(fence) => fence.volume.clone(),
+                None => match self.volume_of(snapshot)? {
+                    Some(volume) => volume,
+                    None => return Ok(None),
+                },
+            },
+            HostRequest::ListVolumes
+            | HostRequest::ListSnapshots
+            | HostRequest::ExportSnapshot { .. }
+            | HostRequest::ExportDifference { .. }
+            | HostRequest::LendKey
+            | HostRequest::RevokeKey { .. }
+            | HostRequest::Info
+            | HostRequest::EnsureMachine(_)
+            | HostRequest::StopMachine { .. }
+            | HostRequest::RemoveMachine { .. }
+            | HostRequest::WatchMachines { .. }
+            | HostRequest::OpenEndpoint { .. } => return Ok(None),
+        };
+        if fence.as_ref().is_some_and(|fence| fence.volume != volume) {
+            return Err(VerbError::OthersFence);
+        }
+        let number = fence.map(|fence| fence.number);
+        Ok(Some(self.fences.begin(&volume, number)?))
     }
 
     /// Answers a verb on volumes. Blocks.
-    pub(super) fn volume_verb(self: &Arc<Self>, request: HostRequest) -> Result<Answer, VerbError> {
+    pub(super) fn volume_verb(
+        self: &Arc<Self>,
+        request: HostRequest,
+        fence: Option<VolumeFence>,
+        page: Option<&Page>,
+    ) -> Result<Answer, VerbError> {
+        // Until the verb has ended; that of an import goes with the stream.
+        let turn = self.turn(&request, fence)?;
         let reply = match request {
             HostRequest::EnsureVolume {
                 volume,
@@ -57,9 +113,7 @@ impl Service {
                 self.machines.forget_volume(&volume);
                 HostReply::Done
             }
-            HostRequest::ListVolumes => HostReply::Volumes {
-                volumes: self.volumes.list()?,
-            },
+            HostRequest::ShowVolume { volume } => HostReply::Volume(self.show(volume)?),
             HostRequest::CreateSnapshot { volume, snapshot } => {
                 HostReply::Snapshot(self.volumes.snapshot(&volume, &snapshot)?)
             }
@@ -67,9 +121,9 @@ impl Service {
                 self.volumes.delete_snapshot(&snapshot)?;
                 HostReply::Done
             }
-            HostRequest::ListSnapshots => HostReply::Snapshots {
-                snapshots: self.volumes.snapshots()?,
-            },
+            list @ (HostRequest::ListVolumes | HostRequest::ListSnapshots) => {
+                self.list(&list, page)?
+            }
             HostRequest::ExportSnapshot {
                 snapshot,
                 offset_bytes,
@@ -83,7 +137,7 @@ impl Service {
                 size_bytes,
                 sealed,
                 part,
-            } => return self.import(volume, size_bytes, sealed, part),
+            } => return self.import(volume, size_bytes, sealed, part, turn),
             HostRequest::RevokeKey { volume, generation } => {
                 self.keys.revoke(&volume, generation, Instant::now());
                 HostReply::Done
@@ -96,7 +150,26 @@ impl Service {
             | HostRequest::WatchMachines { .. }
             | HostRequest::OpenEndpoint { .. } => return Err(VerbError::CutOff),
         };
+        drop(turn);
         Ok(reply.into())
+    }
+
+    fn show(&self, volume: VolumeId) -> Result<VolumeReport, VolumeError> {
+        let found = self.volumes.list()?;
+        let found = found.into_iter().find(|report| report.volume == volume);
+        found.ok_or(VolumeError::NotFound { volume })
+    }
+
+    fn list(&self, list: &HostRequest, page: Option<&Page>) -> Result<HostReply, VolumeError> {
+        Ok(if *list == HostRequest::ListVolumes {
+            let volumes = self.volumes.list()?;
+            let (volumes, more) = part(page, volumes, |v| v.volume.as_str());
+            HostReply::Volumes { volumes, more }
+        } else {
+            let snapshots = self.volumes.snapshots()?;
+            let (snapshots, more) = part(page, snapshots, |s| s.snapshot.as_str());
+            HostReply::Snapshots { snapshots, more }
+        })
     }
 
     fn ensure_volume(
@@ -199,6 +272,7 @@ impl Service {
         size_bytes: u64,
         sealed: bool,
         part: ImportPart,
+        turn: Option<Turn>,
     ) -> Result<Answer, VerbError> {
         let size = ByteSize(size_bytes);
         let offset = self.volumes.import_offset(&volume, size, &part)?;
@@ -207,6 +281,7 @@ impl Service {
         ours.set_read_timeout(Some(IMPORT_IDLE_MAX))
             .map_err(stream_error)?;
         self.in_background(move |service| {
+            let _turn = turn;
             let mut from = BufReader::with_capacity(BUFFER_BYTES, &ours);
             let done = checked(&mut from, sealed).and_then(|mut from| {
                 service

@@ -1,10 +1,11 @@
 //! A blocking client of the host API.
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use slipway_core::fence::VolumeFence;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{
-    EndpointPort, HOST_API_VERSION, HostErrorCode, HostInfo, HostReply, HostRequest,
-    HostRequestFrame, MachineReport, MachineRunState, MachineSpec, VolumeReport,
+    EndpointPort, HostErrorCode, HostInfo, HostReply, HostRequest, HostRequestFrame, MachineReport,
+    MachineRunState, MachineSpec, VolumeReport,
 };
 use slipway_core::id::{MachineId, VolumeId};
 use std::io::{self, IoSliceMut, Read, Write};
@@ -85,14 +86,22 @@ impl Client {
     }
 
     pub(crate) fn ask(&mut self, request: HostRequest) -> (HostReply, Option<OwnedFd>) {
-        let frame = HostRequestFrame {
-            version: HOST_API_VERSION,
-            request,
-            lease: None,
-        };
-        self.send_json(&serde_json::to_vec(&frame).unwrap())
-            .unwrap();
+        self.ask_frame(&request.into())
+    }
+
+    pub(crate) fn ask_frame(&mut self, frame: &HostRequestFrame) -> (HostReply, Option<OwnedFd>) {
+        self.send_json(&serde_json::to_vec(frame).unwrap()).unwrap();
         self.receive().unwrap()
+    }
+
+    /// Asks with a volume's fencing number.
+    pub(crate) fn ask_fenced(&mut self, request: HostRequest, fence: &VolumeFence) -> HostReply {
+        let fence = Some(fence.clone());
+        self.ask_frame(&HostRequestFrame {
+            fence,
+            ..request.into()
+        })
+        .0
     }
 
     pub(crate) fn info(&mut self) -> HostInfo {
@@ -118,7 +127,10 @@ impl Client {
 
     pub(crate) fn volumes(&mut self) -> Vec<VolumeReport> {
         match self.ask(HostRequest::ListVolumes).0 {
-            HostReply::Volumes { volumes } => volumes,
+            HostReply::Volumes {
+                volumes,
+                more: false,
+            } => volumes,
             other => panic!("list volumes: {other:?}"),
         }
     }
@@ -126,11 +138,7 @@ impl Client {
     /// Like [`Client::ensure`], for a daemon that may be killed meanwhile.
     pub(crate) fn try_ensure(&mut self, spec: &MachineSpec) -> io::Result<()> {
         let request = HostRequest::EnsureMachine(spec.clone());
-        let frame = HostRequestFrame {
-            version: HOST_API_VERSION,
-            request,
-            lease: None,
-        };
+        let frame = HostRequestFrame::from(request);
         self.send_json(&serde_json::to_vec(&frame)?)?;
         match self.receive()?.0 {
             HostReply::Machine(_) => Ok(()),
@@ -192,8 +200,15 @@ impl Client {
 
     pub(crate) fn watch(&mut self, after: u64, wait: Duration) -> (u64, Vec<MachineReport>) {
         let wait_ms = u64::try_from(wait.as_millis()).unwrap();
-        match self.ask(HostRequest::WatchMachines { after, wait_ms }).0 {
-            HostReply::Machines { revision, machines } => (revision, machines),
+        let request = HostRequest::WatchMachines {
+            epoch: None,
+            after,
+            wait_ms,
+        };
+        match self.ask(request).0 {
+            HostReply::Machines {
+                revision, machines, ..
+            } => (revision, machines),
             other => panic!("watch: {other:?}"),
         }
     }

@@ -9,6 +9,7 @@
 mod api;
 mod client;
 mod conformance;
+mod fences;
 mod filter;
 mod harness;
 mod hostile_cgroups;

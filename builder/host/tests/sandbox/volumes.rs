@@ -90,7 +90,7 @@ fn a_running_machine_s_volume_is_kept_forked_extended_and_moved() {
         assert_eq!(String::from_utf8_lossy(&said.stdout), "then\n", "{said:?}");
     }
     match client.ask(HostRequest::ListSnapshots).0 {
-        HostReply::Snapshots { snapshots } => assert_eq!(snapshots.len(), 1),
+        HostReply::Snapshots { snapshots, .. } => assert_eq!(snapshots.len(), 1),
         other => panic!("{other:?}"),
     }
     let delete = HostRequest::DeleteSnapshot { snapshot };

@@ -144,6 +144,7 @@ pub(super) async fn replace_volume(
         Err(error) => return Err(held(builder, &error)),
     };
     tracing::warn!(%org, %machine, %old, new = %volume, "cache replaced by an empty one");
+    shared.builders.gets_volume(&builder.key, &volume);
     builder.change(|inner| {
         inner.machine.volume = volume;
         inner.machine.volume_replaced = true;
@@ -195,13 +196,16 @@ async fn empty_volume(
 ) -> Result<(), FarmError> {
     let _held = shared.volume_locks.hold(volume).await;
     let org = &builder.key.org;
-    shared
+    let emptied = shared
         .store
         .set_volume_state(org, volume, VolumeState::Planned)
         .await?;
     builder.lock().volume_ready = false;
-    shared.destroy_key(&builder.host(), org, volume).await?;
-    builder.host().client.destroy_volume(volume.clone()).await?;
+    let host = builder.host();
+    // Its host may know better than the record: then the key stays as well.
+    host.client.show_volume(emptied.fenced_before()).await?;
+    shared.destroy_key(&host, org, volume).await?;
+    host.client.destroy_volume(emptied.fenced_before()).await?;
     Ok(())
 }
 

@@ -278,7 +278,8 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
                 // It may have been done all the same: the next list tells.
                 HostClientError::Unreachable { .. }
                 | HostClientError::TimedOut(_)
-                | HostClientError::Protocol(_) => held(builder, &error),
+                | HostClientError::Protocol(_)
+                | HostClientError::OtherVersion(_) => held(builder, &error),
             };
             settle(builder).await;
             Err(failed)
@@ -337,6 +338,7 @@ fn start_failed_by(
                 HostErrorCode::Denied
                 | HostErrorCode::BadRequest
                 | HostErrorCode::StaleGeneration
+                | HostErrorCode::StaleFence
                 | HostErrorCode::NotFound
                 | HostErrorCode::Busy
                 | HostErrorCode::NoSpace

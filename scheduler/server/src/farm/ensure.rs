@@ -104,7 +104,7 @@ impl Shared {
                 pool_free: ByteSize(free),
                 memory: used.host.memory,
                 memory_promised: used.memory_promised,
-                drivers: link.drivers(),
+                kinds: link.kinds(),
                 encrypts: link.encrypts(),
             })
         });

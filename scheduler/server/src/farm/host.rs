@@ -1,8 +1,8 @@
 //! What one host says: its newest list of machines, kept by revision, and the loop that watches for newer ones.
 //!
 //! Lists arrive by two ways, the watch and the refresh after a side effect, and may overtake each other. The revision
-//! orders them within one life of the host daemon; when the watch breaks, everything known is forgotten (the daemon may have
-//! been started anew, and its revisions with it).
+//! orders them within one epoch, which is one life of the host daemon; when the watch breaks, or lists of two epochs meet, everything
+//! known is forgotten and read anew.
 //!
 //! Must not know: what is wanted of any machine.
 
@@ -13,7 +13,7 @@ use crate::limits::{HOST_INFO_KEEP, HOST_RETRY_MAX, HOST_RETRY_MIN, HOST_WATCH_W
 use crate::text::bounded;
 use slipway_core::end_record::REFUSAL_CHARS_MAX;
 use slipway_core::generation::Generation;
-use slipway_core::host_api::{HostInfo, MachineReport, OperatorText};
+use slipway_core::host_api::{Cursor, HostInfo, MachineKind, MachineReport, OperatorText};
 use slipway_core::id::{HostId, MachineId};
 use slipway_core::isolation::Isolation;
 use slipway_core::limits::{IMAGE_AGE_MAX, MACHINE_SILENCE_EMULATED_MAX, MACHINE_SILENCE_MAX};
@@ -28,6 +28,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+
+/// What is said of a list of another life of a daemon.
+const OTHER_EPOCH: &str = "a list of another life of the host daemon";
 
 /// A host in the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,12 +66,10 @@ struct Heard {
     /// Counts the lives of the watch.
     life: u64,
     /// Absent until the first list of this life.
-    revision: Option<u64>,
+    at: Option<Cursor>,
     machines: HashMap<MachineId, MachineReport>,
-    /// Kinds of machines that can be had there, as it said last.
-    drivers: Vec<String>,
-    /// Virtual machines there have an emulated processor.
-    emulated: bool,
+    /// Kinds of machines that can be had there, as it said last, the usual one first.
+    kinds: Vec<MachineKind>,
     /// A disk there is full.
     disk_full: bool,
     /// When what machines boot there was made.
@@ -108,16 +109,19 @@ impl HostLink {
     }
 
     /// Kinds of machines that can be had there.
-    pub(super) fn drivers(&self) -> Vec<String> {
-        self.heard().drivers.clone()
+    pub(super) fn kinds(&self) -> Vec<MachineKind> {
+        self.heard().kinds.clone()
     }
 
     /// How long the guest of a machine that must be walled off like this may be silent there while it boots.
     pub(super) fn silence_max(&self, isolation: Isolation) -> Duration {
         let heard = self.heard();
-        let virtual_machine =
-            isolation == Isolation::Vm || heard.drivers.first().is_some_and(|first| first == "vm");
-        if virtual_machine && heard.emulated {
+        let usual = heard.kinds.first();
+        let kind = match isolation {
+            Isolation::Vm => heard.kinds.iter().find(|kind| kind.own_kernel),
+            Isolation::Auto | Isolation::Sandbox => usual,
+        };
+        if kind.is_some_and(|kind| kind.emulated) {
             MACHINE_SILENCE_EMULATED_MAX
         } else {
             MACHINE_SILENCE_MAX
@@ -138,7 +142,8 @@ impl HostLink {
                 "a disk of a host in region '{region}' is full: builders there start again once its operator has freed space (the host's log names the disk)"
             )
         });
-        let emulated = heard.emulated.then(|| {
+        let is_emulated = heard.kinds.iter().any(|kind| kind.emulated);
+        let emulated = is_emulated.then(|| {
             format!(
                 "virtual machines in region '{region}' are emulated (KVM does not work there): they are many times slower"
             )
@@ -176,7 +181,7 @@ impl HostLink {
     /// What the newest list says about a machine.
     pub(super) fn observed(&self, machine: &MachineId) -> Observed {
         let heard = self.heard();
-        match heard.revision {
+        match heard.at {
             None => Observed::Unknown,
             Some(_) => Observed::of(heard.machines.get(machine)),
         }
@@ -203,12 +208,17 @@ impl HostLink {
 
     fn take(&self, life: u64, list: MachineList) -> Result<(), HostClientError> {
         let mut heard = self.heard();
-        if heard.life != life || heard.revision.is_some_and(|known| known > list.revision) {
-            // Overtaken by a newer list of the same life is fine only if the life is the same; a lower revision may
-            // also mean a new daemon, which the watch is about to notice.
+        if heard.at.is_some_and(|known| known.epoch != list.at.epoch) {
+            // Which of the two daemons is the newer one, the watch finds out by beginning anew.
+            return Err(HostClientError::Protocol(OTHER_EPOCH));
+        }
+        let overtaken = heard
+            .at
+            .is_some_and(|known| known.revision > list.at.revision);
+        if heard.life != life || overtaken {
             return Err(HostClientError::Protocol("a list of another time"));
         }
-        heard.revision = Some(list.revision);
+        heard.at = Some(list.at);
         heard.machines = list
             .machines
             .into_iter()
@@ -220,7 +230,7 @@ impl HostLink {
     fn forget(&self) -> u64 {
         let mut heard = self.heard();
         heard.life += 1;
-        heard.revision = None;
+        heard.at = None;
         heard.machines.clear();
         heard.life
     }
@@ -244,7 +254,7 @@ pub(super) async fn watch_host(shared: Arc<Shared>, link: Arc<HostLink>) {
             if was_reachable {
                 pause = HOST_RETRY_MIN;
                 tracing::warn!(host, ?why, "host went away");
-            } else if matches!(error, super::FarmError::OneHost { .. }) && !refused {
+            } else if is_for_the_operator(&error) && !refused {
                 // Once: it is tried again, for the settings of the other may be the wrong ones.
                 refused = true;
                 tracing::error!(host, ?why, "host is not used");
@@ -260,6 +270,14 @@ pub(super) async fn watch_host(shared: Arc<Shared>, link: Arc<HostLink>) {
     }
 }
 
+/// Somebody must change something before it is used. (Its settings, or its release.)
+fn is_for_the_operator(error: &super::FarmError) -> bool {
+    matches!(
+        error,
+        super::FarmError::OneHost { .. } | super::FarmError::Host(HostClientError::OtherVersion(_))
+    )
+}
+
 /// One life of a host, from its first word to its last. Gives `Ok` never, and the error that ended it.
 async fn follow(
     shared: &Arc<Shared>,
@@ -271,10 +289,10 @@ async fn follow(
     let host = take_info(shared, link, &info, None).await?;
     shared.know_host(&host.id, link);
     let mut heard_at = Instant::now();
-    let mut after = 0;
+    let mut seen = None;
     loop {
-        let list = watch.next(after, HOST_WATCH_WAIT).await?;
-        after = list.revision;
+        let list = watch.next(seen, HOST_WATCH_WAIT).await?;
+        seen = Some(list.at);
         if heard_at.elapsed() >= HOST_INFO_KEEP {
             heard_at = Instant::now();
             // What it is asked for a second time may fail without its life being over.
@@ -291,8 +309,11 @@ async fn follow(
             }
         }
         // A refresh may have been faster; then it has distributed what is newer.
-        if link.take(life, list).is_ok() {
-            shared.observe_host(link);
+        match link.take(life, list) {
+            Ok(()) => shared.observe_host(link),
+            // A refresh has heard another daemon than this watch does.
+            Err(error @ HostClientError::Protocol(OTHER_EPOCH)) => return Err(error.into()),
+            Err(_) => {}
         }
         if !link.reachable.send_replace(true) {
             tracing::info!(host = link.settings.name, id = %host.id, "host answers");
@@ -331,8 +352,7 @@ async fn take_info(
     let host = put_host(shared, &host_record(link, info)?).await?;
     let mut heard = link.heard();
     heard.disk_full = info.disk_full;
-    heard.emulated = info.vm_accelerator.as_deref() == Some("tcg");
-    heard.drivers.clone_from(&info.drivers);
+    heard.kinds = info.kinds();
     heard.images = ImageAges {
         image: info.image_made_at,
         kernel: info.kernel_made_at,
@@ -387,4 +407,44 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> OperatorText {
         next = error.source();
     }
     text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slipway_core::host_api::Epoch;
+
+    #[test]
+    fn lists_of_two_lives_of_a_daemon_are_never_held_against_each_other() {
+        let settings = HostSettings {
+            name: "h".to_owned(),
+            region: "r".to_owned(),
+            socket: "s".into(),
+        };
+        let link = HostLink::new(settings, true);
+        let list = |epoch, revision| MachineList {
+            at: Cursor {
+                epoch: Some(Epoch(epoch)),
+                revision,
+            },
+            machines: vec![],
+        };
+        let life = link.forget();
+        let machine = MachineId::from_entropy([1; 10]);
+        link.take(life, list(7, 5)).expect("the first");
+        assert_eq!(link.observed(&machine), Observed::Absent);
+        link.take(life, list(7, 4)).expect_err("an older one");
+        // Its revision is higher, and says nothing about the ones before.
+        match link.take(life, list(8, 9)) {
+            Err(HostClientError::Protocol(OTHER_EPOCH)) => {}
+            other => panic!("{other:?}"),
+        }
+        link.take(life, list(7, 6)).expect("a newer one");
+        // The watch begins anew, and takes what the new daemon says, however low its revision.
+        let next = link.forget();
+        assert_eq!(link.observed(&machine), Observed::Unknown);
+        link.take(life, list(8, 99))
+            .expect_err("of the life before");
+        link.take(next, list(8, 1)).expect("the first of its life");
+    }
 }

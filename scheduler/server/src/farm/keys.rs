@@ -93,8 +93,7 @@ async fn needs_key(
         return Ok(encrypted);
     }
     // The host may have made it without having lived to say so, and be set otherwise now.
-    let there = link.client.volumes().await?;
-    if let Some(made) = there.iter().find(|report| report.volume == *id) {
+    if let Some(made) = link.client.show_volume(volume.fenced()).await? {
         return Ok(made.encrypted);
     }
     // It will be made as its source is, or as new ones are.
@@ -235,14 +234,7 @@ pub(super) async fn keep_lent(shared: Arc<Shared>, link: Arc<super::HostLink>) {
 
 /// Whether every lease of a host was renewed.
 async fn renew_all(shared: &Shared, link: &Arc<super::HostLink>) -> bool {
-    let mut builders: Vec<Arc<Builder>> = shared
-        .builders
-        .read()
-        .unwrap_or_else(PoisonError::into_inner)
-        .values()
-        .cloned()
-        .collect();
-    builders.retain(|builder| Arc::ptr_eq(&builder.host(), link));
+    let builders = shared.builders.on_host(link);
     let mut renewals: Vec<BoxFuture<'_, bool>> = Vec::new();
     for builder in &builders {
         renewals.push(Box::pin(renew(shared, builder)));

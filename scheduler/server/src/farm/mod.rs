@@ -13,6 +13,7 @@ mod ensure;
 mod error;
 mod host;
 mod identity;
+mod index;
 mod keys;
 mod ready;
 mod reap;
@@ -45,7 +46,7 @@ use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{HostId, ID_ENTROPY_BYTES, OrgId, VolumeId};
 use slipway_core::time::Timestamp;
 use slipway_core::volume::MoveStep;
-use slipway_store::{HostUse, Intent, Machine, Move, Org, Store, StoreError, VolumeState};
+use slipway_store::{HostUse, Intent, Machine, Move, Org, Store, StoreError, Volume, VolumeState};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -80,7 +81,7 @@ pub(crate) struct Shared {
     pub(super) store: Arc<dyn Store>,
     pub(super) keys: Option<Arc<KeyBroker>>,
     pub(crate) ceilings: Ceilings,
-    builders: RwLock<HashMap<BuilderKey, Arc<Builder>>>,
+    builders: index::Builders,
     hosts: RwLock<HashMap<HostId, Arc<HostLink>>>,
     /// Held while a builder is made: ensure is single-flight.
     making: tokio::sync::Mutex<()>,
@@ -117,7 +118,7 @@ impl Farm {
         settings: FarmSettings,
     ) -> Result<(Self, FarmTasks), FarmError> {
         let shared = Arc::new(Shared {
-            builders: RwLock::default(),
+            builders: index::Builders::default(),
             hosts: RwLock::default(),
             making: tokio::sync::Mutex::default(),
             volume_locks: volumes::Locks::default(),
@@ -226,18 +227,8 @@ impl Farm {
 
     /// All builders of an org as they are now, by region and architecture.
     pub fn builders(&self, org: &OrgId) -> Vec<BuilderView> {
-        let builders = self
-            .0
-            .builders
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut views: Vec<_> = builders
-            .values()
-            .filter(|b| b.key.org == *org)
-            .map(|b| b.view())
-            .collect();
-        views.sort_by(|a, b| a.key.cmp(&b.key));
-        views
+        let builders = self.0.builders.of_org(org);
+        builders.iter().map(|builder| builder.view()).collect()
     }
 
     /// Ends the builder, busy or not, and waits for its end. Stopped already is fine. A later connection wakes it.
@@ -289,12 +280,7 @@ impl Farm {
 
     /// Takes over what was changed of an org's settings. Call it after the store's `update_org`.
     pub fn org_changed(&self, org: &Org) {
-        let builders = self
-            .0
-            .builders
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        for builder in builders.values().filter(|b| b.key.org == org.id) {
+        for builder in self.0.builders.of_org(&org.id) {
             builder.change(|inner| {
                 inner.wishes = Wishes::of(org, &self.0.ceilings);
                 inner.ask_not_before = slipway_core::time::Timestamp(0);
@@ -370,11 +356,7 @@ async fn stop_and_wait(builder: &Builder) -> Result<(), FarmError> {
 
 impl Shared {
     fn builder(&self, key: &BuilderKey) -> Option<Arc<Builder>> {
-        self.builders
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(key)
-            .cloned()
+        self.builders.get(key)
     }
 
     fn known(&self, key: &BuilderKey) -> Result<Arc<Builder>, FarmError> {
@@ -410,8 +392,7 @@ impl Shared {
 
     /// Gives each builder of a host what the host says now.
     pub(super) fn observe_host(&self, link: &Arc<HostLink>) {
-        let builders = self.builders.read().unwrap_or_else(PoisonError::into_inner);
-        for builder in builders.values().filter(|b| Arc::ptr_eq(&b.host(), link)) {
+        for builder in self.builders.on_host(link) {
             builder.observe();
         }
     }
@@ -491,10 +472,7 @@ impl Shared {
             inner.moving = catches_up.then(|| volume.id.clone());
             inner.recorded = Some(inner.record());
         }
-        self.builders
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(builder.key.clone(), Arc::clone(&builder));
+        self.builders.add(&builder);
         builder.observe();
         // Its first sight is a change for those who listen.
         builder.change(|_| ());
@@ -505,27 +483,12 @@ impl Shared {
 
     /// The builder that has a volume, if one does.
     fn builder_of(&self, volume: &VolumeId) -> Option<Arc<Builder>> {
-        let builders = self.builders.read().unwrap_or_else(PoisonError::into_inner);
-        let mut builders = builders.values();
-        builders
-            .find(|builder| builder.lock().machine.volume == *volume)
-            .cloned()
-    }
-
-    /// The builders that have a volume, or stand still for its move.
-    fn builders_waiting_for(&self, volume: &VolumeId) -> Vec<Arc<Builder>> {
-        let builders = self.builders.read().unwrap_or_else(PoisonError::into_inner);
-        let concerned = |builder: &&Arc<Builder>| {
-            let inner = builder.lock();
-            inner.machine.volume == *volume || inner.moving.as_ref() == Some(volume)
-        };
-        builders.values().filter(concerned).cloned().collect()
+        self.builders.of_volume(volume)
     }
 
     /// A volume of this org has gone: a damaged cache may be replaced now.
     fn look_for_room(&self, org: &OrgId) {
-        let builders = self.builders.read().unwrap_or_else(PoisonError::into_inner);
-        for builder in builders.values().filter(|b| b.key.org == *org) {
+        for builder in self.builders.of_org(org) {
             let waits = builder.lock().replace_not_before > now();
             if waits {
                 builder.change(|inner| inner.replace_not_before = Timestamp(0));
@@ -534,15 +497,14 @@ impl Shared {
     }
 
     /// Destroys a condemned volume and forgets it.
-    pub(super) async fn destroy(
-        &self,
-        link: &HostLink,
-        org: &OrgId,
-        volume: &VolumeId,
-    ) -> Result<(), FarmError> {
-        self.destroy_key(link, org, volume).await?;
-        link.client.destroy_volume(volume.clone()).await?;
-        self.store.forget_volume(org, volume).await?;
+    pub(super) async fn destroy(&self, link: &HostLink, volume: &Volume) -> Result<(), FarmError> {
+        let (org, id) = (&volume.org, &volume.id);
+        // Its host may know better than the record: then the key stays as well.
+        link.client.show_volume(volume.fenced()).await?;
+        self.destroy_key(link, org, id).await?;
+        link.client.destroy_volume(volume.fenced()).await?;
+        self.store.forget_volume(org, id).await?;
+        self.builders.forget_volume(id);
         self.look_for_room(org);
         Ok(())
     }

@@ -26,7 +26,10 @@ impl Told for HostClientError {
     fn told(&self) -> String {
         match self {
             Self::Refused(refusal) => of_code(refusal.code),
-            Self::Unreachable { .. } | Self::TimedOut(_) | Self::Protocol(_) => HOST_AWAY,
+            Self::Unreachable { .. }
+            | Self::TimedOut(_)
+            | Self::Protocol(_)
+            | Self::OtherVersion(_) => HOST_AWAY,
         }
         .to_owned()
     }
@@ -110,6 +113,9 @@ fn of_code(code: HostErrorCode) -> &'static str {
         HostErrorCode::NotFound => "its host does not have its cache, which is made anew",
         HostErrorCode::Unsupported => "its host cannot run it as it is asked for",
         HostErrorCode::StaleGeneration => "another start of it came first",
+        HostErrorCode::StaleFence => {
+            "its host has seen later orders about its cache than this server knows of"
+        }
         HostErrorCode::Failed => "its host could not start it, and the host's log says why",
         HostErrorCode::Denied | HostErrorCode::BadRequest => {
             "its host does not take requests of this server"

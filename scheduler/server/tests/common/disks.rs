@@ -3,7 +3,7 @@
 
 use super::world::{World, refuse};
 use slipway_core::host_api::{
-    HostErrorCode, HostReply, HostRequest, SnapshotReport, VolumeReport, VolumeSource,
+    HostErrorCode, HostReply, HostRequest, Page, SnapshotReport, VolumeReport, VolumeSource,
 };
 use slipway_core::id::{SnapshotId, VolumeId};
 
@@ -28,9 +28,33 @@ pub struct Kept {
 
 impl World {
     /// Answers a verb on volumes; nothing if the answer is lost.
-    pub(super) fn disk_verb(&self, request: HostRequest) -> Option<HostReply> {
-        if let HostRequest::ListVolumes | HostRequest::ListSnapshots = request {
-            return Some(self.disk_list(&request));
+    pub(super) fn disk_verb(&self, request: HostRequest, page: Option<&Page>) -> Option<HostReply> {
+        match &request {
+            HostRequest::ListVolumes | HostRequest::ListSnapshots => {
+                return Some(self.disk_list(&request, page));
+            }
+            HostRequest::ShowVolume { volume } => {
+                let inner = self.lock();
+                let shown = inner.volumes.get(volume).map(|disk| disk.report(volume));
+                let shown = shown.ok_or(HostErrorCode::NotFound).map(HostReply::Volume);
+                return Some(shown.unwrap_or_else(|code| HostReply::Error(refuse(code))));
+            }
+            HostRequest::Info
+            | HostRequest::EnsureVolume { .. }
+            | HostRequest::ExtendVolume { .. }
+            | HostRequest::DestroyVolume { .. }
+            | HostRequest::CreateSnapshot { .. }
+            | HostRequest::DeleteSnapshot { .. }
+            | HostRequest::ExportSnapshot { .. }
+            | HostRequest::ExportDifference { .. }
+            | HostRequest::ImportVolume { .. }
+            | HostRequest::LendKey
+            | HostRequest::RevokeKey { .. }
+            | HostRequest::EnsureMachine(_)
+            | HostRequest::StopMachine { .. }
+            | HostRequest::RemoveMachine { .. }
+            | HostRequest::WatchMachines { .. }
+            | HostRequest::OpenEndpoint { .. } => {}
         }
         {
             let mut inner = self.lock();
@@ -48,16 +72,21 @@ impl World {
         Some(reply.unwrap_or_else(|code| HostReply::Error(refuse(code))))
     }
 
-    fn disk_list(&self, request: &HostRequest) -> HostReply {
+    fn disk_list(&self, request: &HostRequest, page: Option<&Page>) -> HostReply {
         let inner = self.lock();
+        let page = page.expect("every list is asked for by pages");
         if let HostRequest::ListVolumes = request {
             let volumes = inner.volumes.iter();
             let volumes = volumes.map(|(id, disk)| disk.report(id)).collect();
-            return HostReply::Volumes { volumes };
+            let (volumes, more) = page.cut(volumes, |report: &VolumeReport| report.volume.as_str());
+            return HostReply::Volumes { volumes, more };
         }
         let snapshots = inner.snapshots.iter();
         let snapshots = snapshots.map(|(id, kept)| kept.report(id)).collect();
-        HostReply::Snapshots { snapshots }
+        let (snapshots, more) = page.cut(snapshots, |report: &SnapshotReport| {
+            report.snapshot.as_str()
+        });
+        HostReply::Snapshots { snapshots, more }
     }
 
     fn disk_done(&self, request: HostRequest) -> Result<HostReply, HostErrorCode> {
@@ -114,6 +143,7 @@ impl World {
             }
             HostRequest::Info
             | HostRequest::ListVolumes
+            | HostRequest::ShowVolume { .. }
             | HostRequest::ListSnapshots
             | HostRequest::ExportSnapshot { .. }
             | HostRequest::ExportDifference { .. }

@@ -15,14 +15,14 @@ mod outage;
 mod streams;
 mod world;
 
-pub use disks::Disk;
+pub use disks::{Disk, Kept};
 pub use outage::Outage;
 pub use streams::{HEAD, stream_of};
 pub use world::World;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use slipway_core::ceilings::Ceilings;
-use slipway_core::host_api::{HostReply, HostRequest, HostRequestFrame};
+use slipway_core::host_api::{Cursor, HostReply, HostRequest, HostRequestFrame, Page};
 use slipway_core::id::OrgId;
 use slipway_core::quota::BuilderSize;
 use slipway_core::time::Timestamp;
@@ -306,9 +306,10 @@ async fn serve(mut stream: UnixStream, world: Arc<World>) {
         if world.hangs(&frame) {
             std::future::pending::<()>().await;
         }
-        let answered = match frame.lease {
-            Some(lease) => Some((world.lend(lease), None)),
-            None => answer(&world, frame.request).await,
+        let answered = match (world.admit(&frame), frame.lease) {
+            (Err(stale), _) => Some((HostReply::Error(stale), None)),
+            (Ok(()), Some(lease)) => Some((world.lend(lease), None)),
+            (Ok(()), None) => answer(&world, frame.request, frame.page.as_ref()).await,
         };
         let Some((reply, passed)) = answered else {
             return;
@@ -328,12 +329,18 @@ async fn serve(mut stream: UnixStream, world: Arc<World>) {
 async fn answer(
     world: &Arc<World>,
     request: HostRequest,
+    page: Option<&Page>,
 ) -> Option<(HostReply, Option<std::os::unix::net::UnixStream>)> {
     Some(match request {
-        HostRequest::WatchMachines { after, wait_ms } => (
-            world.watch(after, Duration::from_millis(wait_ms)).await,
-            None,
-        ),
+        HostRequest::WatchMachines {
+            epoch,
+            after: revision,
+            wait_ms,
+        } => {
+            let seen = Cursor { epoch, revision };
+            let wait = Duration::from_millis(wait_ms);
+            (world.watch(seen, wait, page).await, None)
+        }
         HostRequest::OpenEndpoint {
             machine,
             generation,
@@ -351,9 +358,10 @@ async fn answer(
         | HostRequest::ExtendVolume { .. }
         | HostRequest::DestroyVolume { .. }
         | HostRequest::ListVolumes
+        | HostRequest::ShowVolume { .. }
         | HostRequest::CreateSnapshot { .. }
         | HostRequest::DeleteSnapshot { .. }
-        | HostRequest::ListSnapshots) => (world.disk_verb(disks)?, None),
+        | HostRequest::ListSnapshots) => (world.disk_verb(disks, page)?, None),
         HostRequest::ExportSnapshot {
             snapshot,
             offset_bytes,

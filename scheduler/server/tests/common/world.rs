@@ -2,10 +2,11 @@
 
 use super::disks::{Disk, Kept};
 use super::guest::TestGuest;
+use slipway_core::fence::{Fence, VolumeFence, admit};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{
-    Cloning, EndpointPort, HostError, HostErrorCode, HostInfo, HostReply, HostRequest,
-    HostRequestFrame, MachineReport, MachineRunState, MachineSpec,
+    Cloning, Cursor, EndpointPort, Epoch, HostError, HostErrorCode, HostInfo, HostReply,
+    HostRequest, HostRequestFrame, MachineReport, MachineRunState, MachineSpec, Page,
 };
 use slipway_core::id::{MachineId, SnapshotId, VolumeId};
 use slipway_core::key::KeyLease;
@@ -79,6 +80,8 @@ pub struct Inner {
     pub starts_asked: usize,
     /// Newest generation seen of each machine.
     seen: BTreeMap<MachineId, Generation>,
+    /// Highest fencing number seen of each volume.
+    pub fences: BTreeMap<VolumeId, Fence>,
     /// Which pool it is.
     pub pool: String,
     /// When its builder image was made.
@@ -95,6 +98,7 @@ pub struct Inner {
 pub struct World {
     inner: Mutex<Inner>,
     revision: watch::Sender<u64>,
+    epoch: AtomicU64,
 }
 
 impl Default for World {
@@ -107,6 +111,7 @@ impl Default for World {
         Self {
             inner: Mutex::new(inner),
             revision: watch::Sender::new(1),
+            epoch: AtomicU64::new(1),
         }
     }
 }
@@ -154,7 +159,39 @@ impl World {
         HostReply::Done
     }
 
+    /// Holds the fencing number of a request against the highest that was seen.
+    pub(super) fn admit(&self, frame: &HostRequestFrame) -> Result<(), HostError> {
+        let of_a_volume = matches!(
+            frame.request,
+            HostRequest::EnsureVolume { .. }
+                | HostRequest::ExtendVolume { .. }
+                | HostRequest::DestroyVolume { .. }
+                | HostRequest::ShowVolume { .. }
+                | HostRequest::CreateSnapshot { .. }
+                | HostRequest::DeleteSnapshot { .. }
+                | HostRequest::ImportVolume { .. }
+        );
+        let Some(VolumeFence { volume, number }) = &frame.fence else {
+            if of_a_volume {
+                self.violate(format!("no fencing number with {:?}", frame.request));
+            }
+            return Ok(());
+        };
+        let mut inner = self.lock();
+        let seen = inner.fences.get(volume).copied();
+        match admit(seen, Some(*number)) {
+            Ok(raised) => {
+                if let Some(raised) = raised {
+                    inner.fences.insert(volume.clone(), raised);
+                }
+                Ok(())
+            }
+            Err(stale) => Err(HostError::new(HostErrorCode::StaleFence, stale.to_string())),
+        }
+    }
+
     pub(super) fn new_life(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
         self.revision.send_replace(1);
     }
 
@@ -229,11 +266,19 @@ impl World {
         }
     }
 
-    pub(super) async fn watch(&self, after: u64, wait: Duration) -> HostReply {
+    pub(super) async fn watch(
+        &self,
+        seen: Cursor,
+        wait: Duration,
+        page: Option<&Page>,
+    ) -> HostReply {
         let mut revision = self.revision.subscribe();
-        let _ = tokio::time::timeout(wait, revision.wait_for(|now| *now > after)).await;
+        let epoch = Epoch(self.epoch.load(Ordering::Relaxed));
+        let other = seen.epoch.is_some_and(|seen| seen != epoch);
+        let differs = revision.wait_for(|now| other || *now != seen.revision);
+        let _ = tokio::time::timeout(wait, differs).await;
         let inner = self.lock();
-        let machines = inner
+        let machines: Vec<MachineReport> = inner
             .machines
             .iter()
             .map(|(id, m)| MachineReport {
@@ -249,9 +294,16 @@ impl World {
             })
             .collect();
         // Read under the lock: the list is at least as new as the revision.
+        let revision = *self.revision.borrow();
+        let (machines, more) = match page {
+            Some(page) => page.cut(machines, |report| report.machine.as_str()),
+            None => (machines, false),
+        };
         HostReply::Machines {
-            revision: *self.revision.borrow(),
+            epoch: Some(epoch),
+            revision,
             machines,
+            more,
         }
     }
 
@@ -360,6 +412,7 @@ impl World {
             | HostRequest::ExtendVolume { .. }
             | HostRequest::DestroyVolume { .. }
             | HostRequest::ListVolumes
+            | HostRequest::ShowVolume { .. }
             | HostRequest::CreateSnapshot { .. }
             | HostRequest::DeleteSnapshot { .. }
             | HostRequest::ListSnapshots => panic!("answered elsewhere"),
@@ -424,6 +477,7 @@ impl Inner {
             version: "test".into(),
             arch: "amd64".into(),
             drivers: vec!["test".into()],
+            kinds: vec![],
             vm_accelerator: None,
             cpu_millis: 4000,
             memory_bytes: 64 << 30,

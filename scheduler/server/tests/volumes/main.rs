@@ -4,6 +4,7 @@ mod caches;
 #[path = "../common/mod.rs"]
 mod common;
 mod cuts;
+mod fences;
 mod hosts;
 mod keys;
 mod life;
@@ -11,7 +12,7 @@ mod moves;
 mod transfers;
 mod upkeep;
 
-use common::{Bed, Disk, eventually};
+use common::{Bed, Disk, Kept, eventually};
 use slipway_core::build::Fault;
 use slipway_core::host_api::{HostErrorCode, VolumeSource};
 use slipway_core::id::{OrgId, SnapshotId, VolumeId};

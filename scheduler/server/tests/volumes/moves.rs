@@ -13,7 +13,7 @@ pub(super) fn other(bed: &Bed) -> Arc<World> {
 }
 
 /// A volume on the host `test` that holds something.
-async fn filled(bed: &Bed, org: &OrgId) -> (Volume, Vec<u8>) {
+pub(super) async fn filled(bed: &Bed, org: &OrgId) -> (Volume, Vec<u8>) {
     let contents: Vec<u8> = (0..100_000u32).map(|n| n.to_le_bytes()[1]).collect();
     loop {
         let volume = make(bed, org, 2).await;
@@ -277,7 +277,7 @@ async fn a_control_plane_that_is_cut_off_anywhere_finishes_the_move() {
 }
 
 /// Waits until the move of a volume is halted, and gives the volume.
-async fn halted(bed: &Bed, volume: &Volume) -> Volume {
+pub(super) async fn halted(bed: &Bed, volume: &Volume) -> Volume {
     eventually("the move is halted", || async {
         let now = bed.store.volume(&volume.org, &volume.id).await;
         let now = now.expect("there");

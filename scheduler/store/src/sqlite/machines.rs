@@ -8,6 +8,7 @@ use crate::error::{StoreError, What};
 use crate::limits::LIST_ROWS_MAX;
 use crate::model::{Ensured, Host, HostUse, Machine, MachineRecord, NewBuilder};
 use crate::volume::{Volume, VolumePurpose, VolumeState};
+use slipway_core::fence::Fence;
 use slipway_core::generation::Generation;
 use slipway_core::id::{AppId, HostId, MachineId, OrgId, VolumeId};
 use slipway_core::machine::MachineState;
@@ -242,6 +243,7 @@ impl SqliteStore {
             source: None,
             import: None,
             moving: None,
+            fence: Fence::FIRST,
             // A cache is expendable, so nobody keeps it by itself.
             policy: VolumePolicy {
                 scheduled_snapshots: false,
@@ -403,6 +405,7 @@ impl SqliteStore {
             source: None,
             import: None,
             moving: None,
+            fence: Fence::FIRST,
             destroy_at: None,
             notice: None,
             created_at: at,

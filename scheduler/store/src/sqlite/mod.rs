@@ -103,7 +103,8 @@ impl SqliteStore {
     }
 
     /// Copies the database at `from`, which may be in use, as it is at one moment to a new file `to`, synced. In the copy each
-    /// machine's newest generation is [`RESTORED_AHEAD`] higher, so that hosts take the starts of whoever is restored from it.
+    /// machine's newest generation and each volume's fencing number is [`RESTORED_AHEAD`] higher, so that hosts take the orders of whoever
+    /// is restored from it.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]; then `to` may be there in part.
@@ -125,11 +126,17 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Delete)
             .synchronous(SqliteSynchronous::Extra);
         let mut copy = copy.connect().await.map_err(unavailable("open"))?;
-        sqlx::query("UPDATE machines SET generation = generation + ?")
-            .bind(RESTORED_AHEAD)
-            .execute(&mut copy)
-            .await
-            .map_err(unavailable("set generations ahead"))?;
+        for numbers in [
+            "UPDATE machines SET generation = generation + ?",
+            "UPDATE volumes SET fence = fence + ?",
+            "UPDATE snapshots SET fence = fence + ?",
+        ] {
+            sqlx::query(numbers)
+                .bind(RESTORED_AHEAD)
+                .execute(&mut copy)
+                .await
+                .map_err(unavailable("set generations and fencing numbers ahead"))?;
+        }
         copy.close().await.map_err(unavailable("close"))?;
         let synced = std::fs::File::open(to).and_then(|file| file.sync_all());
         synced.map_err(|error| unavailable("sync")(sqlx::Error::Io(error)))
@@ -250,6 +257,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         13,
         "pools",
         include_str!("../../migrations/sqlite/0013_pools.sql"),
+    ),
+    (
+        14,
+        "fences",
+        include_str!("../../migrations/sqlite/0014_fences.sql"),
     ),
 ];
 

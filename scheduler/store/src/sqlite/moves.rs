@@ -3,10 +3,11 @@
 use super::codec::int;
 use super::pool::{Asks, check_share, promise};
 use super::volume_rows::volume_of;
-use super::volumes::{is_attached, volume_in};
+use super::volumes::{is_attached, raise, volume_in};
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
 use crate::volume::{Move, NewMove, Volume, VolumePurpose, VolumeState};
+use slipway_core::fence::Decision;
 use slipway_core::id::{HostId, OrgId, SnapshotId, VolumeId};
 use slipway_core::units::ByteSize;
 use sqlx::{Sqlite, Transaction};
@@ -44,12 +45,13 @@ impl SqliteStore {
         promise(&mut tx, &volume.host, new.reserve).await?;
         let row = sqlx::query(
             "UPDATE volumes SET copy_host = ?, copy_step = 'sending', copy_snapshot = ?, \
-             copy_source = host_id, copy_reserve = ?, notice = NULL \
+             copy_source = host_id, copy_reserve = ?, notice = NULL, fence = fence + ? \
              WHERE org_id = ? AND id = ? RETURNING *",
         )
         .bind(new.to.as_str())
         .bind(new.snapshot.as_str())
         .bind(int("reserve", new.reserve.0)?)
+        .bind(raise(Decision::BeginMove)?)
         .bind(org.as_str())
         .bind(id.as_str())
         .fetch_one(&mut *tx)
@@ -108,8 +110,9 @@ impl SqliteStore {
         // All on the right is as it was before.
         let row = sqlx::query(
             "UPDATE volumes SET host_id = copy_host, copy_host = host_id, copy_step = 'clearing', \
-             notice = NULL WHERE org_id = ? AND id = ? RETURNING *",
+             notice = NULL, fence = fence + ? WHERE org_id = ? AND id = ? RETURNING *",
         )
+        .bind(raise(Decision::DecideMove)?)
         .bind(org.as_str())
         .bind(id.as_str())
         .fetch_one(&mut *tx)
@@ -123,8 +126,10 @@ impl SqliteStore {
         let mut tx = self.write().await?;
         under_way(&mut tx, org, id).await?;
         let row = sqlx::query(
-            "UPDATE volumes SET copy_step = 'clearing' WHERE org_id = ? AND id = ? RETURNING *",
+            "UPDATE volumes SET copy_step = 'clearing', fence = fence + ? \
+             WHERE org_id = ? AND id = ? RETURNING *",
         )
+        .bind(raise(Decision::DecideMove)?)
         .bind(org.as_str())
         .bind(id.as_str())
         .fetch_one(&mut *tx)
@@ -168,9 +173,11 @@ impl SqliteStore {
         // All on the right is as it was before.
         let row = sqlx::query(
             "UPDATE volumes SET copy_host = CASE host_id WHEN ?1 THEN copy_host ELSE host_id END, \
-             host_id = ?1, copy_halted = 0, notice = NULL WHERE org_id = ?2 AND id = ?3 RETURNING *",
+             host_id = ?1, copy_halted = 0, notice = NULL, fence = fence + ?2 \
+             WHERE org_id = ?3 AND id = ?4 RETURNING *",
         )
         .bind(host.as_str())
+        .bind(raise(Decision::DecideMove)?)
         .bind(org.as_str())
         .bind(id.as_str())
         .fetch_one(&mut *tx)

@@ -2,11 +2,12 @@
 
 use super::codec::{Reader, int, on_insert, time};
 use super::pool::{Asks, check_share, promise};
-use super::volumes::volume_in;
+use super::volumes::{raise, volume_in};
 use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
 use crate::limits::LIST_ROWS_MAX;
 use crate::volume::{NewSnapshot, Snapshot, SnapshotState, VolumeState};
+use slipway_core::fence::{Decision, Fence};
 use slipway_core::id::{HostId, OrgId, SnapshotId, VolumeId};
 use slipway_core::units::ByteSize;
 use sqlx::sqlite::SqliteRow;
@@ -21,6 +22,7 @@ fn snapshot_of(row: &SqliteRow) -> Result<Snapshot> {
         org: row.parse("org_id")?,
         host: row.parse("host_id")?,
         volume: row.parse("volume_id")?,
+        fence: Fence(row.u64("fence")?),
         volume_name: row.text("volume_name")?,
         size: row.size("size")?,
         stored: row.size("stored")?,
@@ -60,6 +62,7 @@ impl SqliteStore {
             org: org.clone(),
             host: volume.host,
             volume: volume.id,
+            fence: Fence::FIRST,
             volume_name: volume.name,
             size: volume.made.max(ByteSize(1)),
             stored: new.reserve,
@@ -171,7 +174,10 @@ impl SqliteStore {
 
     pub(super) async fn condemn_free_snapshot(&self, org: &OrgId, id: &SnapshotId) -> Result<()> {
         let mut tx = self.write().await?;
-        snapshot_in(&mut tx, org, id).await?;
+        let snapshot = snapshot_in(&mut tx, org, id).await?;
+        if snapshot.state == SnapshotState::Condemned {
+            return Ok(());
+        }
         let awaited = sqlx::query(
             "SELECT 1 FROM volumes WHERE org_id = ? AND from_snapshot = ? AND state = 'planned' \
              AND destroy_at IS NULL",
@@ -184,12 +190,25 @@ impl SqliteStore {
         if awaited.is_some() {
             return Err(StoreError::InUse(What::Snapshot));
         }
-        sqlx::query("UPDATE snapshots SET state = 'condemned' WHERE org_id = ? AND id = ?")
-            .bind(org.as_str())
-            .bind(id.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(unavailable("condemn a snapshot"))?;
+        for (statement, id) in [
+            (
+                "UPDATE snapshots SET state = 'condemned', fence = fence + ? WHERE org_id = ? AND id = ?",
+                id.as_str(),
+            ),
+            // It may be gone.
+            (
+                "UPDATE volumes SET fence = fence + ? WHERE org_id = ? AND id = ?",
+                snapshot.volume.as_str(),
+            ),
+        ] {
+            sqlx::query(statement)
+                .bind(raise(Decision::CondemnSnapshot)?)
+                .bind(org.as_str())
+                .bind(id)
+                .execute(&mut *tx)
+                .await
+                .map_err(unavailable("condemn a snapshot"))?;
+        }
         tx.commit().await.map_err(unavailable("commit"))
     }
 

@@ -125,7 +125,7 @@ impl Store for SqliteStore {
         org: &OrgId,
         volume: &VolumeId,
         state: VolumeState,
-    ) -> Result<()> {
+    ) -> Result<Volume> {
         self.update_volume_state(org, volume, state).await
     }
 

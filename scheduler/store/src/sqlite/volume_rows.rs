@@ -3,6 +3,7 @@
 use super::codec::{Reader, int, on_insert, time};
 use crate::error::{StoreError, What};
 use crate::volume::{Import, Move, Volume};
+use slipway_core::fence::Fence;
 use slipway_core::host_api::VolumeSource;
 use slipway_core::units::ByteSize;
 use slipway_core::volume::{AutoExtend, MoveStep, VolumePolicy};
@@ -33,6 +34,7 @@ pub(super) fn volume_of(row: &SqliteRow) -> Result<Volume> {
         id: row.parse("id")?,
         org: row.parse("org_id")?,
         host: row.parse("host_id")?,
+        fence: Fence(row.u64("fence")?),
         name: row.text("name")?,
         purpose: row.parse("purpose")?,
         size: row.size("size")?,
@@ -91,14 +93,15 @@ pub(super) async fn record_volume(tx: &mut Transaction<'_, Sqlite>, volume: &Vol
     let import = volume.import.as_ref();
     let import_until = import.map(|import| time(import.until)).transpose()?;
     sqlx::query(
-        "INSERT INTO volumes (id, org_id, host_id, name, purpose, size, made_size, state, \
+        "INSERT INTO volumes (id, org_id, host_id, fence, name, purpose, size, made_size, state, \
          from_volume, from_snapshot, import_until, import_digest, snapshot_retention_days, scheduled_snapshots, \
          extend_percent, extend_by, extend_limit, created_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(volume.id.as_str())
     .bind(volume.org.as_str())
     .bind(volume.host.as_str())
+    .bind(int("fencing number", volume.fence.0)?)
     .bind(&volume.name)
     .bind(volume.purpose.as_str())
     .bind(int("volume size", volume.size.0)?)

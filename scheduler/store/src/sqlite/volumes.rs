@@ -7,6 +7,7 @@ use super::{SqliteStore, unavailable};
 use crate::error::{StoreError, What};
 use crate::limits::LIST_ROWS_MAX;
 use crate::volume::{Move, NewVolume, Volume, VolumePurpose, VolumeState};
+use slipway_core::fence::{Decision, Fence};
 use slipway_core::host_api::VolumeSource;
 use slipway_core::id::{HostId, OrgId, VolumeId};
 use slipway_core::time::Timestamp;
@@ -73,6 +74,7 @@ impl SqliteStore {
             id: new.id.clone(),
             org: org.clone(),
             host: new.host.clone(),
+            fence: Fence::FIRST,
             name: new.name.clone(),
             purpose: VolumePurpose::Data,
             size: new.size,
@@ -277,12 +279,15 @@ impl SqliteStore {
         if awaited.is_some() || volume.moving.is_some() || is_attached(&mut tx, org, id).await? {
             return Err(StoreError::InUse(What::Volume));
         }
-        sqlx::query("UPDATE volumes SET state = 'condemned' WHERE org_id = ? AND id = ?")
-            .bind(org.as_str())
-            .bind(id.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(unavailable("condemn a volume"))?;
+        sqlx::query(
+            "UPDATE volumes SET state = 'condemned', fence = fence + ? WHERE org_id = ? AND id = ?",
+        )
+        .bind(raise(Decision::Condemn)?)
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(unavailable("condemn a volume"))?;
         tx.commit().await.map_err(unavailable("commit"))
     }
 
@@ -348,14 +353,28 @@ impl SqliteStore {
         org: &OrgId,
         id: &VolumeId,
         state: VolumeState,
-    ) -> Result<()> {
-        let statement = sqlx::query(
-            "UPDATE volumes SET state = ?1, \
+    ) -> Result<Volume> {
+        let raised_by = match state {
+            VolumeState::Planned => raise(Decision::Empty)?,
+            VolumeState::Condemned => raise(Decision::Condemn)?,
+            VolumeState::Ready | VolumeState::Aside => 0,
+        };
+        let row = sqlx::query(
+            "UPDATE volumes SET state = ?1, fence = fence + ?2, \
              made_size = CASE ?1 WHEN 'planned' THEN 0 ELSE made_size END, \
-             encrypted = CASE ?1 WHEN 'planned' THEN NULL ELSE encrypted END WHERE org_id = ?2 AND id = ?3",
-        );
-        self.on_volume(statement.bind(state.as_str()), org, id)
-            .await
+             encrypted = CASE ?1 WHEN 'planned' THEN NULL ELSE encrypted END \
+             WHERE org_id = ?3 AND id = ?4 RETURNING *",
+        )
+        .bind(state.as_str())
+        .bind(raised_by)
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .fetch_optional(&self.writer)
+        .await
+        .map_err(unavailable("change a volume"))?;
+        row.as_ref()
+            .map(volume_of)
+            .unwrap_or(Err(StoreError::NotFound(What::Volume)))
     }
 
     /// Runs a statement that ends with the org and the id of a volume, which must be there.
@@ -379,10 +398,21 @@ impl SqliteStore {
     }
 
     pub(super) async fn delete_volume(&self, org: &OrgId, id: &VolumeId) -> Result<()> {
+        let mut tx = self.write().await?;
+        // Hosts have seen the volume's number, and take no lower one for its snapshots.
+        sqlx::query(
+            "UPDATE snapshots SET fence = max(fence, (SELECT fence FROM volumes WHERE id = ?2)) \
+             WHERE org_id = ?1 AND volume_id = ?2 AND EXISTS (SELECT 1 FROM volumes WHERE org_id = ?1 AND id = ?2)",
+        )
+        .bind(org.as_str())
+        .bind(id.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(unavailable("keep a volume's fencing number"))?;
         sqlx::query("DELETE FROM volumes WHERE org_id = ? AND id = ?")
             .bind(org.as_str())
             .bind(id.as_str())
-            .execute(&self.writer)
+            .execute(&mut *tx)
             .await
             .map_err(|source| match source.as_database_error() {
                 Some(e) if e.is_foreign_key_violation() => StoreError::InUse(What::Volume),
@@ -391,8 +421,13 @@ impl SqliteStore {
                     source,
                 },
             })?;
-        Ok(())
+        tx.commit().await.map_err(unavailable("commit"))
     }
+}
+
+/// By how much a decision raises a volume's number, for a statement.
+pub(super) fn raise(decision: Decision) -> Result<i64> {
+    int("fencing number", decision.raises_by())
 }
 
 pub(super) async fn is_attached(

@@ -1,6 +1,7 @@
 //! A store to test, and rows to put in it. What it takes from elsewhere, the other files take from here.
 
 pub(crate) use slipway_core::build::{BuildEvent, BuildOutcome, BuildSpec, NumberedEvent};
+pub(crate) use slipway_core::fence::{Decision, Fence};
 pub(crate) use slipway_core::generation::Generation;
 pub(crate) use slipway_core::host_api::VolumeSource;
 pub(crate) use slipway_core::id::{

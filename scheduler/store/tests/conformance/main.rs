@@ -4,6 +4,7 @@
 mod builds;
 mod common;
 mod credentials;
+mod fences;
 mod machines;
 mod meta;
 mod moves;

@@ -20,6 +20,7 @@ async fn a_snapshot_counts_for_the_pool_and_outlives_its_volume() {
         org: org.clone(),
         host: h.id.clone(),
         volume: volume.clone(),
+        fence: Fence::FIRST,
         volume_name: "data".into(),
         size: ByteSize(10),
         stored: ByteSize(4),

@@ -94,6 +94,7 @@ async fn a_volume_and_the_pool_are_one_transaction() {
         id: new.id.clone(),
         org: acme.id.clone(),
         host: h.id.clone(),
+        fence: Fence::FIRST,
         name: "data".into(),
         purpose: VolumePurpose::Data,
         size: ByteSize(10),

@@ -42,7 +42,7 @@ impl Shared {
         let decided = volume.moving.as_ref().filter(|m| !m.is_under_way());
         let moving = decided.ok_or(VolumeError::NotMoving)?;
         let host = self.one_of(&volume, moving, zone).await?;
-        if !self.has_volume(&host, id).await? {
+        if !self.has_copy(&host, &volume).await? {
             let zone = zone.to_owned();
             return Err(VolumeError::NoCopy { zone }.into());
         }
@@ -53,9 +53,24 @@ impl Shared {
             return Err(VolumeError::Attached.into());
         }
         let chosen = self.store.choose_copy(org, id, &host).await;
+        let fenced = match &chosen {
+            Ok(chosen) => self.fence_off(&host, chosen).await,
+            Err(_) => Ok(()),
+        };
         self.release(org, id).await;
+        let chosen = chosen?;
         tracing::warn!(%org, volume = %id, %host, "copy of a volume chosen");
-        Ok(chosen?)
+        fenced.map(|()| chosen)
+    }
+
+    /// Has the host do nothing to a copy any more that was decided before the copy was chosen, such as its destruction.
+    async fn fence_off(&self, host: &HostId, chosen: &Volume) -> Result<(), FarmError> {
+        if self.has_copy(host, chosen).await? {
+            return Ok(());
+        }
+        // It was faster. The other copy is still there.
+        self.halt(chosen).await?;
+        Err(VolumeError::Halted.into())
     }
 
     /// The host of that name, if it is one of the two.
@@ -78,11 +93,11 @@ impl Shared {
         .into())
     }
 
-    /// Whether a host has a volume whole.
-    pub(super) async fn has_volume(&self, host: &HostId, id: &VolumeId) -> Result<bool, FarmError> {
+    /// Whether a host has a volume whole, by its record.
+    pub(super) async fn has_copy(&self, host: &HostId, volume: &Volume) -> Result<bool, FarmError> {
         let link = self.reachable(host)?;
-        let there = link.client.volumes().await?;
-        Ok(there.iter().any(|report| report.volume == *id))
+        let shown = link.client.show_volume(volume.fenced()).await?;
+        Ok(shown.is_some())
     }
 
     /// Leaves both copies as they are from now on.

@@ -43,9 +43,10 @@ impl Shared {
                 self.until_it_stands_still(&builder, &volume, upload)
                     .await?;
                 let source = self.reachable(&volume.host)?;
+                let now = self.store.volume(org, id).await?;
                 let (second, reserve) = (
                     SnapshotId::from_entropy(entropy()?),
-                    taken_now(&source, id).await?,
+                    taken_now(&source, &now).await?,
                 );
                 let named = self.store.catch_up_move(org, id, &second, reserve).await;
                 // One that was named before stays.
@@ -187,17 +188,18 @@ impl Shared {
             ImportPart::Whole | ImportPart::Base { .. } => &moving.snapshot,
             ImportPart::Difference { snapshot, .. } => snapshot,
         };
-        let kept = {
+        let (offset, into) = {
             let _held = self.hold_unless_ended(id, upload).await?;
+            // With the number that it has now: a snapshot that was deleted meanwhile has raised it.
+            let now = self.still_moving(&volume.org, id).await?;
+            let (now, _) = now.ok_or(VolumeError::NotMoving)?;
             let client = &source.client;
-            client.create_snapshot(id.clone(), from.clone()).await
+            let kept = client.create_snapshot(now.fenced(), from.clone()).await;
+            kept.map_err(refused)?;
+            let (client, size) = (&target.client, volume.size.0);
+            let into = client.import_volume(now.fenced(), size, true, part.clone());
+            into.await.map_err(refused)?
         };
-        kept.map_err(refused)?;
-        let size = volume.size.0;
-        let into = target
-            .client
-            .import_part(id.clone(), size, true, part.clone());
-        let (offset, into) = into.await.map_err(refused)?;
         let out = match &part {
             ImportPart::Whole | ImportPart::Base { .. } => {
                 let client = &source.client;

@@ -171,6 +171,13 @@ impl VolumeError {
                 tracing::error!(?message, "host does not take a request about a volume");
                 Self::NotTaken
             }
+            HostErrorCode::StaleFence => {
+                tracing::error!(
+                    ?message,
+                    "a host knows more of a volume than the database does"
+                );
+                return Err(error);
+            }
             HostErrorCode::Denied
             | HostErrorCode::StaleGeneration
             | HostErrorCode::Busy
@@ -289,6 +296,11 @@ pub(super) fn told(error: &FarmError) -> String {
             if refusal.code == HostErrorCode::Busy =>
         {
             "the volume was in use by something else; it is tried again".to_owned()
+        }
+        FarmError::Host(HostClientError::Refused(refusal))
+            if refusal.code == HostErrorCode::StaleFence =>
+        {
+            "the volume's host has seen later orders about it than this server knows of, so nothing is done to it (hint: tell the operator)".to_owned()
         }
         FarmError::Key(LendError::Lease(LeaseError::Lost { .. })) => {
             "the key of the volume is lost, and nothing opens the volume any more".to_owned()

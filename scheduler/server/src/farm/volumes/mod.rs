@@ -324,12 +324,13 @@ impl Shared {
         let snapshot = {
             // So that two requests at once do not both see room for one more.
             let _held = self.volume_locks.hold(id).await;
+            let volume = self.store.volume(org, id).await?;
             let have = self.store.snapshots(org, id).await?.len();
             check_one_more_snapshot(u32::try_from(have).unwrap_or(u32::MAX))?;
             let new = NewSnapshot {
                 id: SnapshotId::from_entropy(entropy()?),
                 volume: id.clone(),
-                reserve: taken_now(&link, id).await?,
+                reserve: taken_now(&link, &volume).await?,
                 scheduled,
                 at: now(),
                 expires_at: volume.policy.expires(now()),
@@ -354,9 +355,8 @@ impl Shared {
 }
 
 /// What a volume takes on its host's disk now: so much will a snapshot of it take.
-async fn taken_now(link: &HostLink, id: &VolumeId) -> Result<ByteSize, FarmError> {
-    let volumes = link.client.volumes().await?;
-    let report = volumes.into_iter().find(|report| report.volume == *id);
+async fn taken_now(link: &HostLink, volume: &Volume) -> Result<ByteSize, FarmError> {
+    let report = link.client.show_volume(volume.fenced()).await?;
     report
         .map(|report| ByteSize(report.used_bytes))
         .ok_or(FarmError::Volume(VolumeError::Missing))

@@ -49,7 +49,7 @@ impl Farm {
         let new = NewMove {
             to,
             snapshot: SnapshotId::from_entropy(entropy()?),
-            reserve: taken_now(&link, id).await?,
+            reserve: taken_now(&link, &volume).await?,
         };
         let begun = match shared.store.begin_move(org, id, &new).await {
             Err(StoreError::Changed(_)) => return Err(VolumeError::State(volume.state).into()),
@@ -257,7 +257,7 @@ impl Shared {
         }
         let _held = self.volume_locks.hold(id).await;
         let volume = self.store.volume(org, id).await?;
-        if volume.moving.is_none() || self.has_volume(&volume.host, id).await? {
+        if volume.moving.is_none() || self.has_copy(&volume.host, &volume).await? {
             return Ok(false);
         }
         self.halt(&volume).await?;
@@ -285,7 +285,7 @@ impl Shared {
 
     /// Tells the builder of a volume where it is, unless that is still to be decided.
     pub(super) async fn release(&self, org: &OrgId, id: &VolumeId) {
-        for builder in self.builders_waiting_for(id) {
+        for builder in self.builders.waiting_for(id) {
             if let Err(error) = self.release_one(&builder, org, id).await {
                 tracing::warn!(%org, volume = %id, why = ?chain(&error), "builder not told where it is");
             }
@@ -294,7 +294,7 @@ impl Shared {
 
     async fn release_one(
         &self,
-        builder: &Builder,
+        builder: &Arc<Builder>,
         org: &OrgId,
         id: &VolumeId,
     ) -> Result<(), FarmError> {
@@ -310,7 +310,9 @@ impl Shared {
         if machine.volume != *id || Arc::ptr_eq(&builder.host(), &link) {
             builder.go_on();
         } else {
-            builder.is_on(&volume.host, &link, machine.generation);
+            self.builders.gets_host(builder, &link, || {
+                builder.is_on(&volume.host, &link, machine.generation);
+            });
         }
         Ok(())
     }
@@ -344,8 +346,9 @@ impl Shared {
         }
         self.transfers.end_upload(id).await;
         // A record can be older than what it tells of (it was lost, or restored from a backup): the copy that it names has to be seen.
-        // Of a cache that was emptied there is none.
-        if volume.made.0 > 0 && !self.has_volume(&volume.host, id).await? {
+        // Of a cache that was emptied there is none. From here on that host does nothing to it that was decided before.
+        let there = self.has_copy(&volume.host, volume).await?;
+        if volume.made.0 > 0 && !there {
             self.halt(volume).await?;
             return Err(VolumeError::Halted.into());
         }
@@ -353,7 +356,7 @@ impl Shared {
         match self.compare_pools(&volume.host, &moving.copy).await? {
             OtherCopy::Apart => {
                 let copy = self.reachable(&moving.copy)?;
-                copy.client.destroy_volume(id.clone()).await?;
+                copy.client.destroy_volume(volume.fenced()).await?;
             }
             OtherCopy::TheVolume => {
                 tracing::error!(%org, volume = %id, host = %volume.host, copy = %moving.copy, "both hosts of a move are one; nothing is destroyed");
@@ -366,7 +369,10 @@ impl Shared {
         let source = self.reachable(&moving.source)?;
         let snapshots = [Some(&moving.snapshot), moving.second.as_ref()];
         for snapshot in snapshots.into_iter().flatten() {
-            source.client.delete_snapshot(snapshot.clone()).await?;
+            let client = &source.client;
+            client
+                .delete_snapshot(volume.fenced(), snapshot.clone())
+                .await?;
         }
         self.store.forget_move(org, id).await?;
         tracing::info!(%org, volume = %id, "copy that a move has left is destroyed");

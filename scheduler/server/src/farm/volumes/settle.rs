@@ -13,6 +13,7 @@ use crate::farm::host::HostLink;
 use crate::farm::keys::{give_back, lend_for_work};
 use crate::farm::{FarmError, Shared, chain};
 use crate::host_client::HostClientError;
+use slipway_core::fence::VolumeFence;
 use slipway_core::host_api::{HostErrorCode, VolumeReport, VolumeSource};
 use slipway_core::id::{OrgId, VolumeId};
 use slipway_core::units::ByteSize;
@@ -37,21 +38,18 @@ pub(in crate::farm) async fn bring(
     let client = &link.client;
     let made = match &volume.source {
         Some(source) if volume.made.0 == 0 => {
-            let id = volume.id.clone();
-            client.ensure_volume_from(id, known.0, source.clone()).await
+            let source = Some(source.clone());
+            client.ensure_volume(volume.fenced(), known.0, source).await
         }
-        Some(_) | None => client.ensure_volume(volume.id.clone(), known.0).await,
+        Some(_) | None => client.ensure_volume(volume.fenced(), known.0, None).await,
     };
     match made {
         Err(error) if error.code() == Some(HostErrorCode::BadRequest) => {
             // It may be there with a size of which the record was cut off.
-            let there = client.volumes().await?;
-            if there.iter().all(|report| report.volume != volume.id) {
+            if client.show_volume(volume.fenced()).await?.is_none() {
                 return Err(error);
             }
-            let report = client
-                .extend_volume(volume.id.clone(), volume.size.0)
-                .await?;
+            let report = client.extend_volume(volume.fenced(), volume.size.0).await?;
             Ok((report, volume.size))
         }
         made => made.map(|report| (report, known)),
@@ -123,7 +121,7 @@ impl Shared {
                 },
                 Some(Todo::Destroy) => {
                     self.transfers.end_upload(id).await;
-                    self.destroy(link, org, id).await?;
+                    self.destroy(link, &volume).await?;
                     tracing::info!(%org, volume = %id, "volume destroyed");
                 }
             }
@@ -162,10 +160,11 @@ impl Shared {
             Err(error) => {
                 let refusal = VolumeError::of_host(error)?;
                 tracing::warn!(%org, volume = %volume.id, %refusal, "volume cannot be made");
-                self.store
+                let condemned = self
+                    .store
                     .set_volume_state(org, &volume.id, VolumeState::Condemned)
                     .await?;
-                if let Err(error) = self.destroy(link, org, &volume.id).await {
+                if let Err(error) = self.destroy(link, &condemned).await {
                     tracing::warn!(why = ?chain(&error), "refused volume is cleared away later");
                 }
                 Err(refusal.into())
@@ -175,9 +174,8 @@ impl Shared {
 
     /// Whether its host has a volume whole whose contents were sent; then that is recorded.
     async fn is_imported(&self, link: &HostLink, volume: &Volume) -> Result<bool, FarmError> {
-        let reports = link.client.volumes().await?;
-        let report = reports.iter().find(|report| report.volume == volume.id);
-        if let Some(report) = report {
+        let report = link.client.show_volume(volume.fenced()).await?;
+        if let Some(report) = &report {
             self.record_imported(volume, report).await?;
         }
         Ok(report.is_some())
@@ -202,7 +200,7 @@ impl Shared {
     async fn make_larger(&self, link: &Arc<HostLink>, volume: &Volume) -> Result<(), FarmError> {
         let (org, size) = (&volume.org, volume.size);
         let lent = lend_for_work(self, link, org, &volume.id).await?;
-        let grown = link.client.extend_volume(volume.id.clone(), size.0).await;
+        let grown = link.client.extend_volume(volume.fenced(), size.0).await;
         if let Some(lease) = lent {
             give_back(link, lease).await;
         }
@@ -268,10 +266,8 @@ impl Shared {
         snapshot: &Snapshot,
     ) -> Result<(), FarmError> {
         let (org, id) = (&snapshot.org, &snapshot.id);
-        let made = link
-            .client
-            .create_snapshot(snapshot.volume.clone(), id.clone())
-            .await;
+        let fence = self.fence_of(snapshot).await?;
+        let made = link.client.create_snapshot(fence, id.clone()).await;
         let refusal: FarmError = match made {
             Ok(report) => {
                 let stored = ByteSize(report.stored_bytes);
@@ -300,6 +296,18 @@ impl Shared {
         Err(refusal)
     }
 
+    /// What a verb on a snapshot carries now: the number of its volume, or the last that it had.
+    async fn fence_of(&self, snapshot: &Snapshot) -> Result<VolumeFence, StoreError> {
+        match self.store.volume(&snapshot.org, &snapshot.volume).await {
+            Ok(volume) => Ok(volume.fenced()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let now = self.store.snapshot(&snapshot.org, &snapshot.id).await?;
+                Ok(now.fenced())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Deletes a condemned snapshot, and the key that only it still needed.
     async fn remove_snapshot(
         &self,
@@ -307,7 +315,8 @@ impl Shared {
         snapshot: &Snapshot,
     ) -> Result<(), FarmError> {
         let (org, id) = (&snapshot.org, &snapshot.id);
-        link.client.delete_snapshot(id.clone()).await?;
+        let fence = self.fence_of(snapshot).await?;
+        link.client.delete_snapshot(fence, id.clone()).await?;
         match self.store.volume(org, &snapshot.volume).await {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {

@@ -18,7 +18,7 @@ use crate::limits::{
     IMPORT_END_WAIT_MAX, IMPORT_HOST_WAIT_MAX, IMPORT_KEPT_FOR, IMPORT_NOTED_EVERY,
 };
 use bytes::Bytes;
-use slipway_core::host_api::{HostError, HostErrorCode, HostReply, VolumeReport};
+use slipway_core::host_api::{HostError, HostErrorCode, HostReply, ImportPart, VolumeReport};
 use slipway_core::id::{OrgId, SnapshotId, VolumeId};
 use slipway_core::limits::HOST_API_FRAME_BYTES_MAX;
 use slipway_store::{SnapshotState, StoreError, Volume, VolumeState};
@@ -203,7 +203,10 @@ impl Shared {
         let _held = self.hold_unless_ended(id, upload).await?;
         let lent = lend_for_work(self, link, org, id).await?;
         let size = volume.size.0;
-        let opened = link.client.import_volume(id.clone(), size, false).await;
+        let opened = link
+            .client
+            .import_volume(volume.fenced(), size, false, ImportPart::Whole)
+            .await;
         if let Some(lease) = lent {
             give_back(link, lease).await;
         }
@@ -300,7 +303,7 @@ impl Shared {
             .set_volume_state(org, id, VolumeState::Condemned)
             .await;
         let cleared = match condemned {
-            Ok(()) => self.settle_volume(link, org, id).await.map(drop),
+            Ok(_) => self.settle_volume(link, org, id).await.map(drop),
             Err(error) => Err(error.into()),
         };
         if let Err(error) = cleared {

@@ -1,0 +1,267 @@
+//! The fencing numbers of volumes: the highest that this host has seen of each, kept with the pool, and verbs on one volume one after
+//! another, so that none with a lower number is done after one with a higher.
+//!
+//! Must not know: what any verb does.
+
+use crate::files::{Outlives, make_dir, remove_all, write_whole};
+use crate::limits::{FENCE_KEPT, VOLUME_TURN_WAIT_MAX};
+use slipway_core::fence::{Fence, StaleFence, admit};
+use slipway_core::id::VolumeId;
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Why a verb on a volume is not begun.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FenceError {
+    /// It knows less than an earlier one.
+    #[error("volume {volume}")]
+    Stale {
+        /// Which.
+        volume: VolumeId,
+        /// Both numbers.
+        #[source]
+        stale: StaleFence,
+    },
+    /// Another verb on it is not done yet.
+    #[error(
+        "another verb on volume {volume} is under way (waited {} s)",
+        VOLUME_TURN_WAIT_MAX.as_secs()
+    )]
+    Busy {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// A number could not be read or written.
+    #[error("{action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FenceError {
+    let path = path.to_owned();
+    move |source| FenceError::File {
+        action,
+        path,
+        source,
+    }
+}
+
+/// The numbers of all volumes of a pool.
+#[derive(Debug)]
+pub(crate) struct VolumeFences {
+    dir: PathBuf,
+    state: Mutex<State>,
+    freed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    seen: HashMap<VolumeId, Fence>,
+    /// A verb on each of these is under way.
+    busy: HashSet<VolumeId>,
+}
+
+impl VolumeFences {
+    /// Reads what is kept below the pool's directory. The number of a volume that is not `there` is forgotten [`FENCE_KEPT`] after it was
+    /// raised last.
+    ///
+    /// # Errors
+    /// [`FenceError::File`].
+    pub(crate) fn open(
+        pool_dir: &Path,
+        there: impl Fn(&VolumeId) -> bool,
+    ) -> Result<Self, FenceError> {
+        let dir = pool_dir.join("fences");
+        make_dir(&dir, 0o700).map_err(at("make", &dir))?;
+        let mut seen = HashMap::new();
+        for entry in fs::read_dir(&dir).map_err(at("list", &dir))? {
+            let path = entry.map_err(at("list", &dir))?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            // What is no volume's is not ours.
+            let Some(Ok(volume)) = name.map(str::parse::<VolumeId>) else {
+                continue;
+            };
+            let raised = fs::metadata(&path).and_then(|found| found.modified());
+            let age = raised.map_err(at("examine", &path))?.elapsed();
+            if age.is_ok_and(|age| age > FENCE_KEPT) && !there(&volume) {
+                remove_all(&path).map_err(at("remove", &path))?;
+                continue;
+            }
+            let text = fs::read_to_string(&path).map_err(at("read", &path))?;
+            match text.trim().parse() {
+                Ok(number) => drop(seen.insert(volume, Fence(number))),
+                // What is written here is synced, so the disk is bad. It must not keep all volumes from being used.
+                Err(error) => {
+                    tracing::error!(%volume, %error, "its fencing number is unreadable, as if none was seen");
+                }
+            }
+        }
+        let state = State {
+            seen,
+            busy: HashSet::new(),
+        };
+        Ok(Self {
+            dir,
+            state: Mutex::new(state),
+            freed: Condvar::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a verb on a volume that carries the number `got`, when no other is under way. What it gives is held until the verb has ended.
+    /// A number above all that were seen is on the disk by then. Blocks.
+    ///
+    /// # Errors
+    /// [`FenceError`].
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        volume: &VolumeId,
+        got: Option<Fence>,
+    ) -> Result<Turn, FenceError> {
+        let waits = |state: &mut State| state.busy.contains(volume);
+        let (mut state, waited) = self
+            .freed
+            .wait_timeout_while(self.lock(), VOLUME_TURN_WAIT_MAX, waits)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            let volume = volume.clone();
+            return Err(FenceError::Busy { volume });
+        }
+        let seen = state.seen.get(volume).copied();
+        let raised = admit(seen, got).map_err(|stale| FenceError::Stale {
+            volume: volume.clone(),
+            stale,
+        })?;
+        state.busy.insert(volume.clone());
+        drop(state);
+        let turn = Turn {
+            fences: Arc::clone(self),
+            volume: volume.clone(),
+        };
+        if let Some(number) = raised {
+            let path = self.dir.join(volume.as_str());
+            let text = format!("{number}\n");
+            write_whole(&path, text.as_bytes(), Outlives::PowerCut).map_err(at("write", &path))?;
+            self.lock().seen.insert(volume.clone(), number);
+        }
+        Ok(turn)
+    }
+}
+
+/// A verb on a volume is under way for as long as this is held.
+#[derive(Debug)]
+#[must_use = "the verb is under way only while this is held"]
+pub(crate) struct Turn {
+    fences: Arc<VolumeFences>,
+    volume: VolumeId,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.fences.lock().busy.remove(&self.volume);
+        self.fences.freed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::SystemTime;
+
+    fn volume(n: u8) -> VolumeId {
+        VolumeId::from_entropy([n; 10])
+    }
+
+    fn open(dir: &Path) -> Arc<VolumeFences> {
+        Arc::new(VolumeFences::open(dir, |_| false).unwrap())
+    }
+
+    #[test]
+    fn numbers_are_kept_over_restarts_and_only_for_their_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let fences = open(dir.path());
+        drop(fences.begin(&volume(1), None).unwrap());
+        drop(fences.begin(&volume(1), Some(Fence(5))).unwrap());
+        for fences in [fences, open(dir.path())] {
+            for got in [None, Some(Fence(4))] {
+                let refused = fences.begin(&volume(1), got).unwrap_err();
+                assert!(matches!(refused, FenceError::Stale { .. }), "{refused}");
+            }
+            drop(fences.begin(&volume(1), Some(Fence(5))).unwrap());
+            drop(fences.begin(&volume(2), None).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_verb_that_waits_is_held_against_what_came_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let fences = open(dir.path());
+        let first = fences.begin(&volume(1), Some(Fence(1))).unwrap();
+        let (told, ends) = mpsc::channel();
+        let waiting: Vec<_> = [2, 1]
+            .map(|number| {
+                let (fences, told) = (Arc::clone(&fences), told.clone());
+                std::thread::spawn(move || {
+                    let turn = fences.begin(&volume(1), Some(Fence(number)));
+                    told.send((number, turn.is_ok())).unwrap();
+                })
+            })
+            .into();
+        // Of another volume nobody waits.
+        drop(fences.begin(&volume(2), Some(Fence(1))).unwrap());
+        assert!(ends.try_recv().is_err(), "they wait");
+        drop(first);
+        for thread in waiting {
+            thread.join().unwrap();
+        }
+        let ends = [ends.recv().unwrap(), ends.recv().unwrap()];
+        // Which of the two came first is chance.
+        assert!(
+            ends == [(2, true), (1, false)] || ends == [(1, true), (2, true)],
+            "{ends:?}"
+        );
+        assert!(fences.begin(&volume(1), Some(Fence(1))).is_err());
+    }
+
+    #[test]
+    fn the_number_of_a_volume_that_is_gone_is_forgotten_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let fences = open(dir.path());
+        for n in [1, 2] {
+            drop(fences.begin(&volume(n), Some(Fence(3))).unwrap());
+            let path = dir.path().join("fences").join(volume(n).as_str());
+            let file = fs::File::options().write(true).open(path).unwrap();
+            let then = SystemTime::now() - FENCE_KEPT - FENCE_KEPT / 10;
+            file.set_modified(then).unwrap();
+        }
+        let fences = VolumeFences::open(dir.path(), |id| *id == volume(1)).unwrap();
+        let fences = Arc::new(fences);
+        assert!(fences.begin(&volume(1), Some(Fence(2))).is_err());
+        drop(fences.begin(&volume(2), Some(Fence(2))).unwrap());
+    }
+
+    #[test]
+    fn a_number_that_cannot_be_kept_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let fences = open(dir.path());
+        fs::remove_dir(dir.path().join("fences")).unwrap();
+        let refused = fences.begin(&volume(1), Some(Fence(3))).unwrap_err();
+        assert!(matches!(refused, FenceError::File { .. }), "{refused}");
+        fs::create_dir(dir.path().join("fences")).unwrap();
+        drop(fences.begin(&volume(1), Some(Fence(2))).unwrap());
+    }
+}
