@@ -130,6 +130,20 @@ pub enum PushError {
         #[source]
         source: reqwest::Error,
     },
+    /// An address that is not to be reached from here.
+    #[error("{host} is not to be reached from here")]
+    Closed {
+        /// Registry, token server, or where one of them redirects to.
+        host: String,
+    },
+    /// Whoever lends tokens lent none.
+    #[error("no token was lent for {host}: {reason}")]
+    NotLent {
+        /// Registry.
+        host: String,
+        /// The lender's words.
+        reason: String,
+    },
     /// The connection broke until the attempts ran out.
     #[error("the connection to {host} broke on {item}, {attempts} times")]
     Broken {
@@ -321,6 +335,8 @@ impl PushError {
             | PushError::Challenge { .. }
             | PushError::Incomplete { .. } => Blame::Registry,
             PushError::Unreachable { .. }
+            | PushError::Closed { .. }
+            | PushError::NotLent { .. }
             | PushError::Broken { .. }
             | PushError::TimedOut { .. } => Blame::Network,
         }
@@ -359,7 +375,8 @@ impl PushError {
             PushError::Unreachable { .. } => Some(
                 "check the host and port; a registry without TLS must be named as a plain http registry",
             ),
-            PushError::Broken { .. } | PushError::TimedOut { .. } => {
+            PushError::Closed { .. } => None,
+            PushError::Broken { .. } | PushError::TimedOut { .. } | PushError::NotLent { .. } => {
                 Some("push again; layers that arrived are not sent twice")
             }
             PushError::Protocol { .. } | PushError::Challenge { .. } => {

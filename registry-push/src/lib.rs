@@ -19,6 +19,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzz;
 mod index;
+mod lend;
 pub mod limits;
 mod manifest;
 mod options;
@@ -37,9 +38,11 @@ pub use compress::{Codec, CodecError};
 pub use digest::{Digest, DigestError};
 pub use error::{ProtocolFault, PushError, Said};
 pub use index::IndexError;
+pub use lend::{Lender, Lent, NotLent, Reach, Scope};
 pub use manifest::Packing;
 pub use options::PushOptions;
-pub use push::{Push, push};
+pub use push::{Checker, Push, push};
+pub use registry::Exchange;
 pub use report::{Progress, PushState, Pushed, PushedLayer};
 pub use source::{
     DockerStore, Export, ImageSource, LayerReader, LayerSource, Layout, Packed, Place, Platform,

@@ -142,6 +142,9 @@ pub const TOKEN_SLACK: Duration = Duration::from_secs(20);
 /// Lifetime of a token whose server names none (the token specification says 60 s).
 pub const TOKEN_LIFETIME: Duration = Duration::from_secs(60);
 
+/// Longest time for which a token is used, whatever its server says. Then another is asked for.
+pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(86_400);
+
 /// Bytes of one tar-split line; longer ones are refused. A line holds at most one PAX header or a file name in base64.
 pub const TAR_SPLIT_LINE_BYTES: u64 = 16 << 20;
 

@@ -3,9 +3,11 @@
 //! Holds values only; each use of them is elsewhere.
 
 use crate::compress::Codec;
+use crate::lend::{Lender, Reach};
 use crate::limits::{TABLES_BYTES, THREADS_MAX};
 use crate::target::{host_name, is_loopback};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Choices for [`crate::push`]. `Default` is right for a registry with TLS.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +27,10 @@ pub struct PushOptions {
     pub https_proxy: Option<String>,
     /// Hosts, domains and networks that are reached without a proxy, separated by commas.
     pub no_proxy: String,
+    /// Lends tokens in the place of a credential.
+    pub lender: Option<Arc<dyn Lender>>,
+    /// Which addresses may be connected to. Absent: all. A proxy looks names up by itself.
+    pub reach: Option<Reach>,
     /// How layers are compressed.
     pub codec: Codec,
     /// Compression threads of this push; 0 takes the number of processors. At most [`crate::limits::THREADS_MAX`].

@@ -36,6 +36,18 @@ struct Arguments {
     /// Registry to speak to over plain http; may be given several times. Loopback always is.
     #[arg(long = "insecure-http", value_name = "HOST[:PORT]")]
     insecure_http: Vec<String>,
+    /// Registry without TLS, or with a certificate that nobody vouches for, or a network of such; may be given several times.
+    #[arg(long, value_name = "HOST[:PORT]|NETWORK")]
+    insecure: Vec<String>,
+    /// Proxy for registries without TLS, as http://HOST:PORT. The environment's, if not given.
+    #[arg(long, value_name = "URL")]
+    http_proxy: Option<String>,
+    /// Proxy for registries with TLS. The environment's, if not given.
+    #[arg(long, value_name = "URL")]
+    https_proxy: Option<String>,
+    /// Hosts, domains and networks to reach without those proxies, separated by commas.
+    #[arg(long, value_name = "LIST", default_value = "")]
+    no_proxy: String,
     /// Use TLS for loopback registries too.
     #[arg(long)]
     require_tls: bool,
@@ -126,6 +138,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let credential = credential()?;
     let mut options = PushOptions {
         insecure_http: arguments.insecure_http.clone(),
+        insecure: arguments.insecure.clone(),
+        http_proxy: arguments.http_proxy.clone(),
+        https_proxy: arguments.https_proxy.clone(),
+        no_proxy: arguments.no_proxy.clone(),
         require_tls: arguments.require_tls,
         codec: arguments.compression,
         threads: arguments.threads,

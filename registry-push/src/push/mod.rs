@@ -17,7 +17,7 @@ use crate::limits::{CHECKS_AT_ONCE, LAYERS_AT_ONCE, SMALL_LAYERS_AT_ONCE};
 use crate::manifest::{Blob, DOCKER_TYPE, Manifest};
 use crate::options::PushOptions;
 use crate::pipeline::Compressors;
-use crate::registry::{Registry, upload_bytes};
+use crate::registry::{Registry, cancel, open, upload_bytes};
 use crate::report::{Moved, Progress, PushState, Pushed, PushedLayer};
 use crate::source::{Export, ImageSource, LayerSource};
 use crate::target::{Credential, Target};
@@ -91,6 +91,13 @@ impl Push {
         })
     }
 
+    /// Asks the registry whether it would take this push.
+    pub fn checker(&self) -> Checker {
+        Checker {
+            base: self.base.clone(),
+        }
+    }
+
     /// Begins to send the layers that dockerd exports from now on, without knowing yet whether the image will be made of them. Must be
     /// called within a tokio runtime with threads, and before the export begins. `is_alone` is asked before anything of a layer is
     /// sent: whether, of all builds of this dockerd, the one that this push is for is the only one at this moment. What the image does
@@ -141,6 +148,29 @@ impl Push {
             progress: &progress,
         };
         Box::pin(run.image(&image, image_id)).await
+    }
+}
+
+/// Asks beforehand what a push would find out. What it learns of the registry the push knows too.
+pub struct Checker {
+    base: Arc<Base>,
+}
+
+impl std::fmt::Debug for Checker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checker").finish_non_exhaustive()
+    }
+}
+
+impl Checker {
+    /// Opens an upload in the repository and gives it up.
+    pub async fn check(&self) -> Result<(), PushError> {
+        let registry = &self.base.registry;
+        registry.at.settle().await?;
+        let item = "an upload";
+        let opened = open(registry, item).await?;
+        cancel(registry, item, opened.url).await;
+        Ok(())
     }
 }
 

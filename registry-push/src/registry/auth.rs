@@ -8,7 +8,8 @@ use super::endpoint::{Answer, Endpoint, read_answer};
 use super::retry::{Attempts, is_rate_limit, is_transient, retry_after};
 use crate::challenge::{Challenge, ChallengeError, choose};
 use crate::error::{ProtocolFault, PushError, Said};
-use crate::limits::{ANSWER_TIMEOUT, REDIRECTS, TOKEN_LIFETIME, TOKEN_SLACK};
+use crate::lend::{Lent, NotLent, Scope};
+use crate::limits::{ANSWER_TIMEOUT, REDIRECTS, TOKEN_LIFETIME, TOKEN_LIFETIME_MAX, TOKEN_SLACK};
 use crate::target::Credential;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,6 +18,14 @@ use reqwest::Url;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
+
+/// What a registry wants to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Nothing,
+    Credential,
+    Token,
+}
 
 /// What is known of a registry's wishes.
 #[derive(Default)]
@@ -27,12 +36,17 @@ pub(crate) struct Auth {
 #[derive(Default)]
 struct State {
     challenge: Option<Challenge>,
+    /// The lender has said so.
+    wants_nothing: bool,
     /// By the other repository a token covers for a mount, if any.
     tokens: HashMap<Option<String>, Token>,
 }
 
 struct Token {
     header: HeaderValue,
+    /// As the token server wrote it.
+    text: String,
+    ends_at: Instant,
     renew_at: Instant,
 }
 
@@ -54,9 +68,14 @@ impl Auth {
         mount_from: Option<&str>,
     ) -> Result<Option<HeaderValue>, PushError> {
         let mut state = self.state.lock().await;
+        if registry.credential.get().is_none()
+            && let Some(lent) = lent(registry, &mut state, mount_from).await?
+        {
+            return Ok(lent);
+        }
         match state.challenge.clone() {
             None => Ok(None),
-            Some(Challenge::Basic) => Ok(registry.credential.as_ref().map(basic)),
+            Some(Challenge::Basic) => Ok(registry.credential.get().map(basic)),
             Some(Challenge::Bearer { realm, service }) => {
                 let key = mount_from.map(str::to_string);
                 if let Some(token) = state
@@ -72,6 +91,30 @@ impl Auth {
                 Ok(Some(header))
             }
         }
+    }
+
+    /// What the registry has asked for so far.
+    pub(crate) async fn wanted(&self) -> Wanted {
+        match self.state.lock().await.challenge {
+            None => Wanted::Nothing,
+            Some(Challenge::Basic) => Wanted::Credential,
+            Some(Challenge::Bearer { .. }) => Wanted::Token,
+        }
+    }
+
+    /// A token as the token server wrote it, and how long it is good. It is not used here any more.
+    pub(crate) async fn token(
+        &self,
+        registry: &Endpoint,
+        mount_from: Option<&str>,
+    ) -> Result<(String, Duration), PushError> {
+        self.header(registry, mount_from).await?;
+        let mut state = self.state.lock().await;
+        let key = mount_from.map(str::to_string);
+        let token = state.tokens.remove(&key);
+        let token = token.ok_or_else(|| registry.protocol(ITEM, ProtocolFault::Token))?;
+        let left = token.ends_at.saturating_duration_since(Instant::now());
+        Ok((token.text, left))
     }
 
     /// Takes in a 401. `shown` is the header it was answered to; when that is the newest we could show, there is no use in another try.
@@ -91,9 +134,13 @@ impl Auth {
             source,
         })?;
         let mut state = self.state.lock().await;
+        state.wants_nothing = false;
+        let is_lent = registry.lender().is_some() && registry.credential.get().is_none();
         let refused = || Err(registry.unauthorized(said));
         match &challenge {
-            Challenge::Basic if shown.is_some() || registry.credential.is_none() => {
+            // What is lent is known by what is lent.
+            Challenge::Basic if is_lent => {}
+            Challenge::Basic if shown.is_some() || registry.credential.get().is_none() => {
                 return refused();
             }
             Challenge::Basic => {}
@@ -106,6 +153,54 @@ impl Auth {
         }
         state.challenge = Some(challenge);
         Ok(())
+    }
+}
+
+/// What is lent, if that is not the credential itself.
+async fn lent(
+    registry: &Endpoint,
+    state: &mut State,
+    mount_from: Option<&str>,
+) -> Result<Option<Option<HeaderValue>>, PushError> {
+    let Some(lender) = registry.lender() else {
+        return Ok(None);
+    };
+    let key = mount_from.map(str::to_string);
+    let kept = state.tokens.get(&key);
+    if let Some(token) = kept.filter(|token| token.renew_at > Instant::now()) {
+        return Ok(Some(Some(token.header.clone())));
+    }
+    if state.wants_nothing {
+        return Ok(Some(None));
+    }
+    let scope = Scope {
+        repository: registry.repository.clone(),
+        mount_from: key.clone(),
+    };
+    match lender.lend(&scope).await {
+        Ok(Lent::Nothing) => {
+            state.wants_nothing = true;
+            Ok(Some(None))
+        }
+        Ok(Lent::Token(text, lifetime)) => {
+            let token = kept_for(&text, lifetime)
+                .ok_or_else(|| registry.protocol(ITEM, ProtocolFault::Token))?;
+            let header = token.header.clone();
+            state.tokens.insert(key, token);
+            Ok(Some(Some(header)))
+        }
+        Ok(Lent::Credential(credential)) => {
+            // Nobody else sets it while the state is locked.
+            let _ = registry.credential.set(credential);
+            Ok(None)
+        }
+        Err(NotLent::Refused(words)) => {
+            Err(registry.unauthorized(Said::from_body(words.as_bytes())))
+        }
+        Err(NotLent::Failed(reason)) => Err(PushError::NotLent {
+            host: registry.host.clone(),
+            reason,
+        }),
     }
 }
 
@@ -130,16 +225,16 @@ async fn fetch(
     let realm = token_server(registry, realm)?;
     let mut scopes = vec![format!("repository:{}:pull,push", registry.repository)];
     scopes.extend(mount_from.map(|from| format!("repository:{from}:pull")));
-    let question = match &registry.credential {
+    let question = match registry.credential.get() {
         Some(credential) if credential.is_identity_token() => Question {
             url: realm,
             form: Some(exchange(credential, service, &scopes)),
             shown: None,
         },
         credential => Question {
-            url: with_query(realm, credential.as_ref(), service, &scopes),
+            url: with_query(realm, credential, service, &scopes),
             form: None,
-            shown: credential.as_ref().map(basic),
+            shown: credential.map(basic),
         },
     };
     let mut attempts = Attempts::default();
@@ -200,7 +295,7 @@ fn token_server(registry: &Endpoint, realm: &str) -> Result<Url, PushError> {
     };
     let url = Url::parse(realm).map_err(|_| challenge(ChallengeError::Realm(realm.to_string())))?;
     let url = registry.secured(&url).unwrap_or(url);
-    if !may_see_credential(registry, &url) && registry.credential.is_some() {
+    if !may_see_credential(registry, &url) && registry.credential.get().is_some() {
         return Err(challenge(ChallengeError::Clear(realm.to_string())));
     }
     Ok(url)
@@ -279,7 +374,7 @@ pub(super) fn fuzz_token(registry: &Endpoint, body: &[u8]) {
     if let Ok(token) = token(registry, body) {
         assert!(token.header.len() <= body.len() + "Bearer ".len());
         assert!(token.header.is_sensitive());
-        assert!(token.renew_at <= Instant::now() + Duration::from_secs(86_400));
+        assert!(token.renew_at <= Instant::now() + TOKEN_LIFETIME_MAX);
     }
 }
 
@@ -291,15 +386,21 @@ fn token(registry: &Endpoint, body: &[u8]) -> Result<Token, PushError> {
         .or(answer.access_token)
         .filter(|text| !text.is_empty())
         .ok_or_else(fault)?;
-    let header = sensitive(&format!("Bearer {text}")).ok_or_else(fault)?;
     let lifetime = answer
         .expires_in
-        .map_or(TOKEN_LIFETIME, Duration::from_secs)
-        .min(Duration::from_secs(86_400));
+        .map_or(TOKEN_LIFETIME, Duration::from_secs);
+    kept_for(&text, lifetime).ok_or_else(fault)
+}
+
+/// `None` for a text that no header can have.
+fn kept_for(text: &str, lifetime: Duration) -> Option<Token> {
+    let lifetime = lifetime.min(TOKEN_LIFETIME_MAX);
     // A short-lived token is used for most of its life rather than renewed at every request.
     let slack = TOKEN_SLACK.min(lifetime / 4);
-    Ok(Token {
-        header,
+    Some(Token {
+        header: sensitive(&format!("Bearer {text}"))?,
+        text: text.to_string(),
+        ends_at: Instant::now() + lifetime,
         renew_at: Instant::now() + lifetime.saturating_sub(slack),
     })
 }

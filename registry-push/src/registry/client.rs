@@ -3,7 +3,7 @@
 //! Knows nothing of blobs' contents. The streamed part of an upload goes through [`Registry::begin`], everything else through
 //! [`Registry::request`].
 
-use super::auth::Auth;
+use super::auth::{Auth, Wanted};
 use super::endpoint::{Answer, Endpoint, read_answer};
 use super::retry::{Attempts, is_hopeless, is_rate_limit, is_transient, retry_after};
 use crate::digest::Digest;
@@ -77,6 +77,19 @@ impl Registry {
         })
     }
 
+    /// What the registry has asked for so far.
+    pub(super) async fn wanted(&self) -> Wanted {
+        self.auth.wanted().await
+    }
+
+    /// A token for somebody else, and how long it is good.
+    pub(super) async fn token(
+        &self,
+        mount_from: Option<&str>,
+    ) -> Result<(String, Duration), PushError> {
+        self.auth.token(&self.at, mount_from).await
+    }
+
     /// Most bytes of one streamed request.
     pub(super) fn request_most(&self) -> u64 {
         self.request_most.load(Ordering::Relaxed)
@@ -142,6 +155,8 @@ impl Registry {
             };
             let answer = read_answer(response).await;
             match answer.status {
+                // Tokens for a push often do not cover it, and no newer one would.
+                StatusCode::UNAUTHORIZED if ask.method == Method::DELETE => return Ok(answer),
                 StatusCode::UNAUTHORIZED if self.at.is_own(&url) => {
                     refusals += 1;
                     if refusals > REAUTHENTICATIONS {

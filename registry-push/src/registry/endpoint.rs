@@ -4,9 +4,11 @@
 
 use super::insecure::{self, Scheme};
 use crate::error::{ProtocolFault, PushError};
+use crate::lend::{Lender, Reach};
 use crate::limits::{ANSWER_BODY_BYTES, ANSWER_BODY_TIMEOUT, CONNECT_TIMEOUT};
 use crate::options::PushOptions;
-use crate::target::{Credential, Target};
+use crate::target::{Credential, Target, host_name};
+use futures_util::FutureExt as _;
 use http::{HeaderMap, StatusCode, header};
 use reqwest::Url;
 use std::sync::OnceLock;
@@ -16,7 +18,8 @@ use std::time::Duration;
 pub(crate) struct Endpoint {
     pub(super) host: String,
     pub(super) repository: String,
-    pub(super) credential: Option<Credential>,
+    /// Set at once, or when it is lent.
+    pub(super) credential: OnceLock<Credential>,
     /// As it is without asking.
     presumed: Url,
     /// As it is by an answer of an insecure registry; of the others never set.
@@ -73,7 +76,7 @@ impl Endpoint {
         Ok(Endpoint {
             host,
             repository: target.repository().to_string(),
-            credential: credential.cloned(),
+            credential: credential.cloned().map(OnceLock::from).unwrap_or_default(),
             presumed,
             found: OnceLock::new(),
             options: options.clone(),
@@ -91,6 +94,7 @@ impl Endpoint {
         if !insecure::is_named(list, host, &insecure::addresses(host).await) {
             return Ok(());
         }
+        self.check_reach(host)?;
         let failed = |source| PushError::Client {
             host: host.clone(),
             source,
@@ -110,6 +114,27 @@ impl Endpoint {
         Ok(())
     }
 
+    /// Whether an address may be connected to. A name is looked up by the client, which leaves out addresses that may not.
+    fn check_reach(&self, host: &str) -> Result<(), PushError> {
+        let Some(reach) = &self.options.reach else {
+            return Ok(());
+        };
+        match address_of(host_name(host))
+            .iter()
+            .all(|it| reach.allows(*it))
+        {
+            true => Ok(()),
+            false => Err(PushError::Closed {
+                host: host.to_string(),
+            }),
+        }
+    }
+
+    /// Whoever lends what is to be shown.
+    pub(super) fn lender(&self) -> Option<&dyn Lender> {
+        self.options.lender.as_deref()
+    }
+
     fn base(&self) -> &Url {
         self.found.get().map_or(&self.presumed, |found| &found.base)
     }
@@ -119,9 +144,9 @@ impl Endpoint {
         &self.host
     }
 
-    /// Whether there is a credential to show.
+    /// Whether there is something to show.
     pub(crate) fn has_credential(&self) -> bool {
-        self.credential.is_some()
+        self.credential.get().is_some() || self.lender().is_some()
     }
 
     /// The repository pushed to.
@@ -139,6 +164,7 @@ impl Endpoint {
 
     /// The client for a URL.
     pub(super) fn http(&self, url: &Url) -> Result<&reqwest::Client, PushError> {
+        self.check_reach(url.host_str().unwrap_or_default())?;
         if url.scheme() == "http" {
             return Ok(&self.clear);
         }
@@ -222,6 +248,24 @@ fn address_of(host: &str) -> Vec<std::net::IpAddr> {
     name.parse().into_iter().collect()
 }
 
+/// The system's resolver, without the addresses that may not be reached.
+struct Lookup(Reach);
+
+impl reqwest::dns::Resolve for Lookup {
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let reach = self.0.clone();
+        async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let allowed: Vec<_> = found.filter(|it| reach.allows(it.ip())).collect();
+            if allowed.is_empty() {
+                return Err("no address of it may be reached".into());
+            }
+            Ok(Box::new(allowed.into_iter()) as reqwest::dns::Addrs)
+        }
+        .boxed()
+    }
+}
+
 fn client_builder(options: &PushOptions) -> reqwest::Result<reqwest::ClientBuilder> {
     // reqwest takes the process's TLS provider; a caller that has chosen one keeps it.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -233,6 +277,9 @@ fn client_builder(options: &PushOptions) -> reqwest::Result<reqwest::ClientBuild
         .pool_idle_timeout(Duration::from_secs(15))
         .tcp_nodelay(true)
         .user_agent(concat!("slipway-push/", env!("CARGO_PKG_VERSION")));
+    if let Some(reach) = &options.reach {
+        builder = builder.dns_resolver(std::sync::Arc::new(Lookup(reach.clone())));
+    }
     let but = || reqwest::NoProxy::from_string(&options.no_proxy);
     if let Some(proxy) = &options.http_proxy {
         builder = builder.proxy(reqwest::Proxy::http(proxy)?.no_proxy(but()));

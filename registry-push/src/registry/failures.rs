@@ -28,7 +28,7 @@ impl Endpoint {
     pub(super) fn unauthorized(&self, said: Said) -> PushError {
         PushError::Unauthorized {
             host: self.host.clone(),
-            anonymous: self.credential.is_none(),
+            anonymous: !self.has_credential(),
             said,
         }
     }

@@ -6,6 +6,7 @@
 mod auth;
 mod client;
 mod endpoint;
+mod exchange;
 mod failures;
 mod feed;
 #[cfg(feature = "fuzz")]
@@ -16,6 +17,7 @@ mod small;
 mod upload;
 
 pub(crate) use client::{Ask, Registry, content_length};
+pub use exchange::Exchange;
 pub(crate) use feed::Feed;
 pub(crate) use small::{Opened, cancel, check_digest, open, upload_bytes};
 pub(crate) use upload::{upload_ahead, upload_blob};

@@ -8,6 +8,7 @@ mod ahead;
 mod dockerd;
 mod faults;
 mod image;
+mod lending;
 mod memory;
 mod plain;
 mod profiles;

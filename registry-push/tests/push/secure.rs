@@ -276,7 +276,7 @@ fn token(identity: &Identity, scopes: &[String]) -> String {
 }
 
 /// A registry that wants tokens, its token server, and the scopes that were asked for. `None` when a program is missing.
-async fn with_tokens() -> Option<(Registry, Arc<Mutex<Vec<String>>>)> {
+pub(crate) async fn with_tokens() -> Option<(Registry, Arc<Mutex<Vec<String>>>)> {
     let identity = Arc::new(Identity::new()?);
     let scopes: Arc<Mutex<Vec<String>>> = Arc::default();
     let realm = token_server(identity.clone(), scopes.clone()).await;

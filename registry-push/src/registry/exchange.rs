@@ -1,0 +1,99 @@
+//! Trades a credential for tokens, for somebody who is to push without it ([`crate::Lender`]).
+//!
+//! Pushes nothing and reads no image.
+
+use super::auth::Wanted;
+use super::client::{Ask, Registry};
+use super::small::{cancel, open};
+use crate::error::PushError;
+use crate::lend::Lent;
+use crate::options::PushOptions;
+use crate::target::{Credential, Target};
+use http::Method;
+use tokio::sync::OnceCell;
+
+/// For messages.
+const ITEM: &str = "its version";
+
+/// One credential at one repository. Asks the registry what it wants once, then makes a token whenever one is asked for.
+pub struct Exchange {
+    registry: Registry,
+    credential: Credential,
+    wanted: OnceCell<Wanted>,
+}
+
+impl std::fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exchange").finish_non_exhaustive()
+    }
+}
+
+impl Exchange {
+    /// Prepares; asks nothing yet.
+    pub fn new(
+        target: &Target,
+        credential: Credential,
+        options: &PushOptions,
+    ) -> Result<Exchange, PushError> {
+        Ok(Exchange {
+            registry: Registry::new(target, Some(&credential), options)?,
+            credential,
+            wanted: OnceCell::new(),
+        })
+    }
+
+    /// What is to be shown by who pushes to the repository, and pulls from `mount_from`. A token is given out once.
+    ///
+    /// The credential itself is given where the registry wants that, or cannot be reached from here; never where it wants tokens.
+    pub async fn lend(&self, mount_from: Option<&str>) -> Result<Lent, PushError> {
+        let wanted = match self.wanted.get_or_try_init(|| self.ask()).await {
+            Ok(wanted) => wanted,
+            Err(error) if is_out_of_reach(&error) => {
+                let host = self.registry.at.name();
+                tracing::warn!(host, %error, "the registry is not reached from here: its credential is lent instead of a token");
+                return Ok(Lent::Credential(self.credential.clone()));
+            }
+            Err(error) => return Err(error),
+        };
+        match wanted {
+            Wanted::Nothing => Ok(Lent::Nothing),
+            Wanted::Credential => Ok(Lent::Credential(self.credential.clone())),
+            Wanted::Token => {
+                let (token, lifetime) = self.registry.token(mount_from).await?;
+                Ok(Lent::Token(token, lifetime))
+            }
+        }
+    }
+
+    /// By asking for its version, as Docker's clients do; one that wants nothing for that is asked for an upload.
+    async fn ask(&self) -> Result<Wanted, PushError> {
+        self.registry.at.settle().await?;
+        let mut ask = Ask::new(ITEM, Method::GET, self.registry.at.url("/v2/"));
+        ask.is_retried = false;
+        // Whatever it answers, it has said by then what it wants.
+        match self.registry.request(ask).await {
+            Ok(_)
+            | Err(
+                PushError::Unauthorized { .. }
+                | PushError::RateLimited { .. }
+                | PushError::RegistryFailed { .. },
+            ) => {}
+            Err(error) => return Err(error),
+        }
+        if self.registry.wanted().await == Wanted::Nothing {
+            let opened = open(&self.registry, ITEM).await?;
+            cancel(&self.registry, ITEM, opened.url).await;
+        }
+        Ok(self.registry.wanted().await)
+    }
+}
+
+fn is_out_of_reach(error: &PushError) -> bool {
+    matches!(
+        error,
+        PushError::Unreachable { .. }
+            | PushError::Closed { .. }
+            | PushError::Broken { .. }
+            | PushError::TimedOut { .. }
+    )
+}
