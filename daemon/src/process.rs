@@ -67,7 +67,7 @@ fn explain_backup(error: &BackupError) -> Failure {
 fn explain_serve(error: &ServeError) -> Failure {
     const ACTION: &str = "the control plane cannot run";
     match error {
-        ServeError::Settings(_) | ServeError::AdminToken => {
+        ServeError::Settings(_) | ServeError::Lending(_) | ServeError::AdminToken => {
             Failure::user_caused(ACTION, error).hint("correct the settings file")
         }
         ServeError::Listen { .. } => Failure::user_caused(ACTION, error)

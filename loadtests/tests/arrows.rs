@@ -14,7 +14,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
     ),
     (
         "scheduler/server",
-        &["slipway-core", "slipway-store"],
+        &["slipway-core", "slipway-store", "slipway-registry-push"],
         &["sqlx", "bollard"],
     ),
     (

@@ -13,13 +13,14 @@ too: `--set 'name=value'`, as TOML writes it, and for a value in a table `--set 
 ";
 
 /// Heading, module and type of each table.
-const TABLES: [(&str, &str, &str); 8] = [
+const TABLES: [(&str, &str, &str); 9] = [
     ("`host.toml`", HOST, "HostSettings"),
     ("`[lvm]` of `host.toml`", HOST, "LvmSettings"),
     ("`serve.toml`", SERVE, "ServeSettings"),
     ("`[[hosts]]` of `serve.toml`", SERVE, "HostEntry"),
     ("`[builder]` of `serve.toml`", SERVE, "BuilderDefaults"),
     ("`[limits]` of `serve.toml`", SERVE, "LimitSettings"),
+    ("`[registries]` of `serve.toml`", SERVE, "RegistrySettings"),
     (
         "`[keys]` of `serve.toml`, store = \"embedded\"",
         SERVE,

@@ -8,6 +8,7 @@ use crate::config::GuestConfig;
 use crate::docker::Docker;
 use crate::engine::{DATA_ROOT, ENGINE_SOCKET};
 use crate::garbage::{Collector, Reason, World};
+use crate::loans::Loans;
 use crate::phase::Phase;
 use crate::share::CGROUPS;
 use crate::share::ooms::Ooms;
@@ -34,6 +35,8 @@ pub(crate) struct Guest {
     pub(crate) store: ImageStore,
     /// How often memory ran out.
     pub(crate) ooms: Ooms,
+    /// What pushes want of the control plane.
+    pub(crate) loans: Arc<Loans>,
     engine_version: OnceCell<String>,
     buildkit_version: OnceLock<String>,
     collector: Collector,
@@ -50,6 +53,7 @@ impl Guest {
             books,
             config,
             store,
+            loans: Arc::default(),
             engine_version: OnceCell::new(),
             buildkit_version: OnceLock::new(),
         })

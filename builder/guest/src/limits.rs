@@ -117,6 +117,12 @@ pub(crate) const LOG_TEXT_BYTES_MAX: usize = BUILD_LOG_CHUNK_BYTES_MAX / 2;
 /// Longest error message or hint kept of a build, in bytes; the end is kept.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 8 << 10;
 
+/// Longest wait of a push for a token of the control plane, which may be down meanwhile. Then the push fails.
+pub(crate) const LOAN_WAIT_MAX: Duration = Duration::from_secs(600);
+/// How long the control plane waits for a wish in one request. Then it asks anew.
+pub(crate) const LOAN_LOOK_MAX: Duration = Duration::from_secs(10);
+/// Wishes of one build or push that wait for an answer; one more fails.
+pub(crate) const LOAN_WISHES_MAX: usize = 64;
 /// Pushes of `POST /v1/push` at once; one more is answered with 503.
 pub(crate) const PUSHES_MAX: u32 = 16;
 /// Progress lines of a push that wait for their reader; then ones that only tell bytes are dropped.

@@ -22,6 +22,7 @@ mod inventory;
 mod ledger;
 mod life;
 mod limits;
+mod loans;
 mod output;
 mod phase;
 mod progress;

@@ -6,6 +6,7 @@ use crate::docker::{Docker, DockerError};
 use crate::engine::{CONTAINERD_ROOT, DATA_ROOT, ENGINE_PID_FILE};
 use crate::guest::Guest;
 use crate::ledger::{Closed, Work};
+use crate::loans::Borrower;
 use crate::store::ImageStore;
 use slipway_core::build::{Fault, PushProgress, PushState, RegistryCredential};
 use slipway_core::compression::Compression;
@@ -100,16 +101,25 @@ pub(crate) struct Prepared {
     push: registry::Push,
 }
 
-/// Prepares a push to `target` with that of the credentials which is its registry's; nobody is asked anything yet.
+/// What pushes may show to registries.
+pub(crate) struct Logins<'a> {
+    /// Credentials that came with the request.
+    pub(crate) given: Vec<&'a RegistryCredential>,
+    /// The way to those that the control plane keeps.
+    pub(crate) borrower: Option<&'a Borrower>,
+}
+
+/// Prepares a push to `target` with that of the logins which is its registry's; nobody is asked anything yet.
 pub(crate) fn prepare(
     guest: &Guest,
     target: &str,
-    credentials: &[&RegistryCredential],
+    logins: &Logins<'_>,
     compression: Option<Compression>,
 ) -> Result<Prepared, PushFailure> {
     let target = Target::parse(target)?;
-    let mut fitting = credentials.iter().filter_map(|it| fitting(it, &target));
+    let mut fitting = logins.given.iter().filter_map(|it| fitting(it, &target));
     let credential = fitting.next();
+    let lender = logins.borrower.filter(|_| credential.is_none());
     let options = PushOptions {
         insecure: guest.config.insecure_registries.clone(),
         extra_roots_pem: roots(&guest.config.ca_pem),
@@ -117,6 +127,7 @@ pub(crate) fn prepare(
         https_proxy: guest.config.proxies.https.clone(),
         no_proxy: guest.config.proxies.none.join(","),
         index: Some(INDEX.into()),
+        lender: lender.and_then(|it| it.lender(target.registry())),
         codec: compression.map(codec_of).unwrap_or_default(),
         ..PushOptions::default()
     };
@@ -126,6 +137,18 @@ pub(crate) fn prepare(
 }
 
 impl Prepared {
+    /// Asks the registry whether it would take this push; waits for an answer that says no by the user's fault.
+    pub(crate) fn refusal(&self) -> impl Future<Output = PushFailure> + Send + use<> {
+        let checker = self.push.checker();
+        async move {
+            match checker.check().await {
+                Err(error) if error.blame() == Blame::User => PushFailure::Push(Box::new(error)),
+                // What else goes wrong may be over when the push begins.
+                Ok(()) | Err(_) => std::future::pending().await,
+            }
+        }
+    }
+
     /// Begins to send what dockerd exports from now on, if whoever is asked says that nobody else builds.
     pub(crate) fn send_ahead<F>(
         &mut self,

@@ -16,6 +16,7 @@ mod proxy;
 mod python;
 mod registry;
 mod slot;
+mod tokens;
 
 pub use authority::Authority;
 pub use deploy::{RunningDeploy, check_refusal};
@@ -28,6 +29,7 @@ pub use process::{Process, running, wait_for};
 pub use proxy::{Manner, Proxy};
 pub use python::Python;
 pub use registry::Registry;
+pub use tokens::TokenServer;
 
 use anyhow::{Context, Result, bail, ensure};
 use process::dies_with_us;
@@ -138,6 +140,19 @@ impl Testbed {
         let mut registry = Registry::private(&dir, self.beside(PRIVATE_PORT));
         registry.start()?;
         Ok(registry)
+    }
+
+    /// Starts one that wants tokens, in the place of the one with passwords.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn token_registry(&self) -> Result<(Registry, TokenServer)> {
+        let tokens = TokenServer::start(&self.dir.join("tokens"))?;
+        let dir = self.dir.join("with-tokens");
+        std::fs::create_dir_all(&dir)?;
+        let mut registry = Registry::with_tokens(&dir, self.beside(PRIVATE_PORT), &tokens);
+        registry.start()?;
+        Ok((registry, tokens))
     }
 
     /// Starts a third, empty registry with TLS, whose certificate this authority signs.
@@ -420,7 +435,12 @@ listen_buildkit = "127.0.0.1:{buildkit}"
 name = "test"
 region = "local"
 socket = "{dir}/host.sock"
+
+[registries]
+allow = ["{gateway}", "127.0.0.1"]
+insecure = [{registries}]
 "#,
+            gateway = self.slot.gateway(),
             api = port(0),
             docker = port(1),
             buildkit = port(2),

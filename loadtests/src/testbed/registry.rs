@@ -1,6 +1,7 @@
 //! Debian's docker-registry on the gateway address of a farm, so that builders reach it.
 
 use super::process::{Process, dies_with_us, wait_for};
+use super::tokens::TokenServer;
 use anyhow::{Context, Result, ensure};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -39,6 +40,20 @@ impl Registry {
             access: format!(
                 "auth: {{htpasswd: {{realm: test, path: {}/users}}}}\n",
                 dir.display()
+            ),
+            process: None,
+        }
+    }
+
+    /// One for whoever shows a token of this server.
+    pub(super) fn with_tokens(dir: &Path, address: String, tokens: &TokenServer) -> Self {
+        Self {
+            address,
+            dir: dir.to_owned(),
+            access: format!(
+                "auth: {{token: {{realm: \"{}\", service: test, issuer: test, rootcertbundle: {}}}}}\n",
+                tokens.realm,
+                tokens.certificate.display()
             ),
             process: None,
         }
@@ -87,6 +102,23 @@ impl Registry {
         // Apache's format: ... "METHOD /v2/... HTTP/1.1" status ...
         let answered = log.lines().filter(|line| line.contains(" /v2/"));
         answered.filter(|line| line.contains(" HTTP/1.")).count() as u64
+    }
+
+    /// Bodies of blobs that it has been asked for since its first start.
+    pub fn blobs_given(&self) -> usize {
+        let log = std::fs::read_to_string(self.dir.join("registry.log")).unwrap_or_default();
+        let is_blob = |line: &&str| line.contains("\"GET /v2/") && line.contains("/blobs/");
+        log.lines().filter(is_blob).count()
+    }
+
+    /// Starts it as a mirror of another one: what it does not have it fetches there, and keeps.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn start_as_mirror_of(&mut self, upstream: &Registry) -> Result<()> {
+        self.end();
+        self.access = format!("proxy: {{remoteurl: \"http://{}\"}}\n", upstream.address);
+        self.start()
     }
 
     /// `ip:port`.

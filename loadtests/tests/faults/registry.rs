@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use slipway_loadtests::testbed::{Manner, Testbed, wait_for};
+use slipway_loadtests::testbed::{DockerClient, Manner, Registry, Testbed, show, wait_for};
 use std::io::Write;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -65,6 +65,9 @@ fn a_registry_that_demands_a_login_says_how() -> Result<()> {
         1,
         &[private.address(), "slipway registry login"],
     )?;
+    // Told while a step runs that would take longer than any test.
+    let endless = "FROM busybox\nRUN sleep 100000\n";
+    std::fs::write(dir.join("Dockerfile"), endless)?;
     login(&bed, private.address(), "wrong-word")?;
     let said = bed.refused(&mut deploy(), 1, &[private.address()])?;
     ensure!(
@@ -72,7 +75,63 @@ fn a_registry_that_demands_a_login_says_how() -> Result<()> {
         "the password is shown: {said}"
     );
     login(&bed, private.address(), "secret-word")?;
+    std::fs::write(dir.join("Dockerfile"), "FROM busybox\nRUN echo 2 > /2\n")?;
     bed.deployed(&mut deploy())?;
+
+    // With tokens, builders are lent these: they cannot reach the token server, so they never had the password to show there.
+    drop(private);
+    let (private, tokens) = bed.token_registry()?;
+    bed.deployed(&mut deploy())?;
+    let scopes = tokens.scopes();
+    ensure!(
+        scopes.iter().all(|it| it == "repository:web:pull,push") && !scopes.is_empty(),
+        "{scopes:?}"
+    );
+    // By docker push through the gateway too, and from one repository into another.
+    let other = format!("{}/other/web:1", private.address());
+    let docker = DockerClient::of_farm(&bed)?;
+    docker.docker_ok(&["tag", &image, &other])?;
+    docker.docker_ok(&["push", &other])?;
+    login(&bed, private.address(), "wrong-word")?;
+    std::fs::write(dir.join("Dockerfile"), endless)?;
+    bed.refused(&mut deploy(), 1, &[private.address(), "incorrect username"])?;
+    ensure!(
+        private.head("/v2/other/web/manifests/1")? == 401,
+        "the registry is open"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_farm_with_a_mirror_asks_the_hub_for_each_layer_once() -> Result<()> {
+    let mut bed = Testbed::start()?;
+    // The hub is where builders cannot reach it.
+    let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let dir = bed.dir().join("hub");
+    std::fs::create_dir_all(&dir)?;
+    let mut hub = Registry::at(&dir, &free.to_string());
+    hub.start()?;
+    hub.seed(&["busybox"])?;
+    bed.registry.start_as_mirror_of(&hub)?;
+    let dockerfile = [("Dockerfile", "FROM busybox\nRUN echo 1 > /1\n")];
+    let dir = bed.project("web", &dockerfile)?;
+    let seeded = hub.blobs_given();
+    let deploy = |org: &str| -> Result<()> {
+        let mut command = bed.slipway(&["deploy"]);
+        command.arg(&dir).args(["--app", "web", "--org", org]);
+        let output = command.args(["--remote-only", "--build-only"]).output()?;
+        ensure!(output.status.success(), "{}\n{}", show(&output), bed.logs());
+        Ok(())
+    };
+    deploy("acme")?;
+    let asked = hub.blobs_given();
+    ensure!(asked > seeded, "the base image came from elsewhere");
+    bed.slipway_ok(&["orgs", "create", "beta"])?;
+    deploy("beta")?;
+    ensure!(
+        hub.blobs_given() == asked,
+        "the hub was asked for layers again"
+    );
     Ok(())
 }
 

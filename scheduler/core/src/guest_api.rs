@@ -9,6 +9,7 @@
 //! | `GET /v1/builds/{id}/events?after=SEQ` | JSON lines of [`crate::build::NumberedEvent`], then ends with the build |
 //! | `DELETE /v1/builds/{id}` | 202, the build is cancelled |
 //! | `POST /v1/push` ([`StartPush`]) | Docker's own JSON progress lines |
+//! | `POST /v1/loans/{id}` ([`LoanTurn`]) | [`LoanWish`] when there is one; 204 when there was none for a while, 404 when there will be none |
 //! | `POST /v1/collect` | garbage is collected now; [`DiskUse`] after it |
 //!
 //! Errors are `{"message": "..."}` with a 4xx or 5xx status.
@@ -105,6 +106,9 @@ pub struct StartBuild {
     /// The same for the registries of the build's further names, one for each that is not the first one's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tag_credentials: Vec<RegistryCredential>,
+    /// Registries whose credential stays with the control plane. It lends tokens by `POST /v1/loans/{id of the build}`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lent: Vec<String>,
 }
 
 impl std::fmt::Debug for StartBuild {
@@ -136,6 +140,9 @@ pub struct StartPush {
     pub target: String,
     /// For this push alone.
     pub credential: Option<RegistryCredential>,
+    /// The control plane keeps the registry's credential, and lends tokens by `POST /v1/loans/{this}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loan: Option<String>,
 }
 
 impl std::fmt::Debug for StartPush {
@@ -144,5 +151,73 @@ impl std::fmt::Debug for StartPush {
             .field("image", &self.image)
             .field("target", &self.target)
             .finish_non_exhaustive()
+    }
+}
+
+/// What a push wants to show to a registry whose credential the control plane keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoanWish {
+    /// To be named by the answer.
+    pub number: u64,
+    /// Registry host, with port if any.
+    pub registry: String,
+    /// Repository to push to.
+    pub repository: String,
+    /// Other repository to pull from, for a mount.
+    pub mount_from: Option<String>,
+}
+
+/// One request of the control plane's: it answers the wish before, if there was one, and waits for the next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoanTurn {
+    /// The answer.
+    pub answer: Option<LoanAnswer>,
+}
+
+/// An answer to a [`LoanWish`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoanAnswer {
+    /// Which wish it answers.
+    pub number: u64,
+    /// What is lent.
+    pub loan: Loan,
+}
+
+/// What is lent for a push. `Debug` never prints the secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "loan")]
+pub enum Loan {
+    /// The registry wants nothing, or there is no credential any more.
+    Nothing,
+    /// A bearer token.
+    Token {
+        /// As the token server wrote it.
+        token: String,
+        /// Milliseconds for which it is good.
+        lifetime_ms: u64,
+    },
+    /// The credential itself, where there are no tokens for it.
+    Credential(RegistryCredential),
+    /// The registry does not accept the credential.
+    Refused {
+        /// Its words.
+        message: String,
+    },
+    /// There is nothing to lend, by nobody's fault who pushes.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}
+
+impl std::fmt::Debug for Loan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Loan::Nothing => "Nothing",
+            Loan::Token { .. } => "Token(redacted)",
+            Loan::Credential(_) => "Credential(redacted)",
+            Loan::Refused { .. } => "Refused",
+            Loan::Failed { .. } => "Failed",
+        })
     }
 }

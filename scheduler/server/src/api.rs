@@ -20,6 +20,7 @@ use crate::farm::Farm;
 use crate::gateway::{authenticate, check_head};
 use crate::graphql::{self, Executor, Full, Outcome, Received};
 use crate::http::{Body, answer, challenge, closing, empty};
+use crate::lending::Lending;
 use crate::origin::{check_same_site, is_json};
 use crate::problem::{Code, Problem};
 use crate::serve::PublicAddresses;
@@ -50,6 +51,7 @@ pub(crate) struct Parts {
     pub(crate) builds: BuildService,
     pub(crate) authenticator: Authenticator,
     pub(crate) credentials: Credentials,
+    pub(crate) lending: Lending,
     /// The control plane ends: so do subscriptions.
     pub(crate) cancel: CancellationToken,
     /// Requests that run, even if nobody waits for their answer any more.

@@ -116,6 +116,16 @@ pub const BUILD_LISTED_MAX: usize = 64;
 pub const PAGE_MAX: u32 = 200;
 /// How long the API waits for a builder's guest to tell its disk and activity; then it answers without them.
 pub const GUEST_LOOK_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Tokens that one build or push is lent at once; then one each [`LOAN_EVERY`].
+pub const LOANS_MAX: u32 = 32;
+/// See [`LOANS_MAX`].
+pub const LOAN_EVERY: Duration = Duration::from_secs(5);
+/// How long a registry and its token server may take for one token. Then the push is told so.
+pub const LOAN_ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Pause before a builder that was not heard is asked again whether it wants a token.
+pub const LOAN_RETRY: Duration = Duration::from_secs(1);
+/// Times in a row that it is not heard; then no more is lent to this build or push.
+pub const LOAN_FAILURES_MAX: u32 = 600;
 /// Longest user name or password that is stored.
 pub const STORED_TEXT_BYTES_MAX: usize = 16 << 10;
 

@@ -12,6 +12,7 @@ mod retention;
 
 use crate::farm::{ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent, chain, entropy, now};
 use crate::guest_client::{GuestClient, GuestError};
+use crate::lending::{Lending, Terms};
 use crate::problem::Problem;
 use futures_util::Stream;
 use http::StatusCode;
@@ -25,6 +26,7 @@ use slipway_core::time::Timestamp;
 use slipway_store::{Build, BuildState, ErrorKind, NewBuild, Store, StoreError};
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{oneshot, watch};
@@ -106,6 +108,8 @@ pub struct BuildRequest {
     pub credential: Option<RegistryCredential>,
     /// The same for the registries of further names.
     pub tag_credentials: Vec<RegistryCredential>,
+    /// Registries whose credential the org has stored: tokens are lent for them.
+    pub lent: Vec<String>,
     /// Once this is cancelled the build does not begin; one that has begun goes on.
     pub until: CancellationToken,
 }
@@ -118,6 +122,8 @@ pub struct BuildService(Arc<Inner>);
 struct Inner {
     farm: Farm,
     store: Arc<dyn Store>,
+    /// Without it nothing is lent.
+    lending: Option<Lending>,
     /// Builds that are followed now.
     live: Mutex<HashMap<BuildId, Arc<Live>>>,
 }
@@ -148,12 +154,13 @@ impl BuildService {
     ///
     /// # Errors
     /// The store's.
-    pub async fn start(farm: &Farm) -> Result<Self, BuildError> {
+    pub async fn start(farm: &Farm, lending: Option<Lending>) -> Result<Self, BuildError> {
         let store = Arc::clone(&farm.shared().store);
         let unfinished = store.unfinished_builds().await?;
         let inner = Inner {
             farm: farm.clone(),
             store,
+            lending,
             live: Mutex::default(),
         };
         let service = Self(Arc::new(inner));
@@ -378,6 +385,7 @@ impl Inner {
             spec,
             credential,
             tag_credentials,
+            lent,
             until,
         } = request;
         let (stream, guard) = tokio::select! {
@@ -395,6 +403,7 @@ impl Inner {
                 spec,
                 credential,
                 tag_credentials,
+                lent,
             })
             .await?;
         Ok(guard)
@@ -429,6 +438,28 @@ impl Inner {
         }
     }
 
+    /// Lends for a build's pushes, and then waits for ever.
+    async fn lend(&self, build: &Build, key: &BuilderKey) -> Infallible {
+        if let Some(lending) = self.lending.as_ref().filter(|_| build.spec.push) {
+            let images = std::iter::once(&build.spec.image).chain(&build.spec.tags);
+            let terms = Terms {
+                id: build.id.to_string(),
+                org: build.org.clone(),
+                images: images.cloned().collect(),
+            };
+            let connect = || async {
+                match self.farm.guest_if_running(key).await {
+                    Ok(guest) => Some(Ok(guest)),
+                    // Then the build is over, as its follower finds out.
+                    Err(FarmError::NotRunning) => None,
+                    Err(error) => Some(Err(error.to_string())),
+                }
+            };
+            lending.serve(terms, connect).await;
+        }
+        std::future::pending().await
+    }
+
     /// `accepted` is told when the record says that the build runs.
     fn spawn_follower(
         self: &Arc<Self>,
@@ -443,7 +474,12 @@ impl Inner {
             let follow = async {
                 inner.accept(&build).await;
                 let _ = accepted.send(());
-                inner.follow(build, &key, &live.live).await;
+                // One of an earlier life may have been lent something too: its guest knows.
+                let lending = inner.lend(&build, &key);
+                tokio::select! {
+                    () = inner.follow(build.clone(), &key, &live.live) => {}
+                    never = lending => match never {},
+                }
             };
             tokio::select! {
                 () = shared.cancel.cancelled() => {}

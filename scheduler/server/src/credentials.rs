@@ -52,6 +52,12 @@ impl Credentials {
         }))
     }
 
+    /// Whether the org has a credential for a registry.
+    pub(crate) async fn has(&self, org: &OrgId, registry: &str) -> Result<bool, Problem> {
+        let found = self.store.credential_for(org, &canonical(registry)).await?;
+        Ok(found.is_some())
+    }
+
     /// Seals a credential; replaces the org's one for that registry.
     pub(crate) async fn put(
         &self,

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use slipway_core::build::{BuildEvent, BuildOutcome, NumberedEvent};
 use slipway_core::guest_api::{
-    Activity, BuildSummary, DiskUse, GuestStatus, StartBuild, StartPush,
+    Activity, BuildSummary, DiskUse, GuestStatus, LoanTurn, LoanWish, StartBuild, StartPush,
 };
 use slipway_core::id::BuildId;
 use slipway_core::limits::BUILD_EVENTS_BYTES_MAX;
@@ -186,6 +186,23 @@ impl GuestClient {
     /// [`GuestError`].
     pub async fn push(mut self, start: &StartPush) -> Result<Response<Incoming>, GuestError> {
         self.post("/v1/push", start).await
+    }
+
+    /// Answers a wish for a token, if there is an answer, and waits a while for the next one.
+    ///
+    /// # Errors
+    /// [`GuestError`]; refused with 404 when there will be none.
+    pub async fn loan(
+        &mut self,
+        id: &str,
+        turn: &LoanTurn,
+    ) -> Result<Option<LoanWish>, GuestError> {
+        let answer = self.post(&format!("/v1/loans/{id}"), turn).await?;
+        if answer.status() == StatusCode::NO_CONTENT {
+            read(answer).await?;
+            return Ok(None);
+        }
+        json(answer).await.map(Some)
     }
 
     /// Collects garbage now.

@@ -24,6 +24,7 @@ pub mod guest_client;
 pub mod host_client;
 mod http;
 pub mod keys;
+pub mod lending;
 pub mod limits;
 mod listener;
 mod liveness;

@@ -15,6 +15,7 @@ use crate::gateway::{self, Builders, Gateway};
 use crate::keys::{
     EmbeddedKeys, KeyBroker, KeyStore, KeyStoreError, MasterKeyError, MasterKeys, VaultKeys,
 };
+use crate::lending::{Lending, LendingError};
 use crate::listener::{Listener, serve_http};
 use crate::seal::{SealError, Sealer};
 use crate::secret_file::{self, SecretFileError};
@@ -61,6 +62,9 @@ pub enum ServeError {
     /// The certificate authority.
     #[error("open the certificate authority")]
     Authority(#[from] CaError),
+    /// How registries are asked.
+    #[error("settings")]
+    Lending(#[from] LendingError),
     /// The master key.
     #[error("open the master key")]
     Seal(#[from] SealError),
@@ -163,15 +167,15 @@ pub(crate) async fn start(
         },
     )
     .await?;
-    let builds = BuildService::start(&farm).await?;
-
     let tasks = TaskTracker::new();
     let authenticator = Authenticator::new(Arc::clone(&store));
     let watched = authenticator.clone();
     let credentials = Credentials::new(Arc::clone(&store), opened.sealer);
+    let lending = Lending::new(credentials.clone(), &settings.registries)?;
+    let builds = BuildService::start(&farm, Some(lending.clone())).await?;
     let gateway = Gateway::new(
         authenticator.clone(),
-        credentials.clone(),
+        lending.clone(),
         way(&farm),
         tasks.clone(),
     );
@@ -184,6 +188,7 @@ pub(crate) async fn start(
         builds,
         authenticator,
         credentials,
+        lending,
         cancel: cancel.clone(),
         tasks: tasks.clone(),
     });

@@ -45,6 +45,22 @@ pub struct ServeSettings {
     /// Where the keys of encrypted volumes are kept.
     #[serde(default)]
     pub keys: KeySettings,
+    /// How registries are asked for the tokens that pushes are lent.
+    #[serde(default)]
+    pub registries: RegistrySettings,
+}
+
+/// How registries are asked for tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistrySettings {
+    /// Private addresses and networks at which the server may ask registries and their token servers for tokens, as `10.1.2.3` or
+    /// `10.1.0.0/16`. Empty: public ones alone. A push to a registry that may not be asked has the org's stored password instead.
+    pub allow: Vec<String>,
+    /// Registries without TLS, or with a certificate that nobody vouches for, as `insecure_registries` of `host.toml`. Empty.
+    pub insecure: Vec<String>,
+    /// PEM files of certificates that are trusted beside the system's: those of a private CA. Read when the server starts. Empty.
+    pub ca_files: Vec<PathBuf>,
 }
 
 /// A key store: `store = "embedded"` or `store = "vault"`, and what that needs.

@@ -28,6 +28,7 @@ fn request() -> BuildRequest {
         },
         credential: None,
         tag_credentials: Vec::new(),
+        lent: Vec::new(),
         until: CancellationToken::new(),
     }
 }
@@ -81,7 +82,9 @@ fn numbers(events: &[NumberedEvent]) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_see_every_event_once_whenever_they_come() {
     let bed = Bed::start().await;
-    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let builds = BuildService::start(&bed.farm, None)
+        .await
+        .expect("a service");
     let key = bed.org(SHORT).await;
     let mut changes = bed.farm.subscribe(&key.org);
     let build = begin(&bed, &builds, &key).await;
@@ -129,7 +132,9 @@ async fn readers_see_every_event_once_whenever_they_come() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_survives_the_control_plane_and_the_host_daemon() {
     let mut bed = Bed::start().await;
-    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let builds = BuildService::start(&bed.farm, None)
+        .await
+        .expect("a service");
     let key = bed.org(SHORT).await;
     let build = begin(&bed, &builds, &key).await;
     let guest = bed.world.guest().expect("a guest");
@@ -150,7 +155,9 @@ async fn a_build_survives_the_control_plane_and_the_host_daemon() {
         guest.tell(&build.id, said(n));
     }
     bed.restart_farm().await;
-    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let builds = BuildService::start(&bed.farm, None)
+        .await
+        .expect("a service");
     bed.start_daemon();
     guest.tell(&build.id, BuildEvent::Ended(done()));
     assert_eq!(
@@ -165,7 +172,9 @@ async fn a_build_survives_the_control_plane_and_the_host_daemon() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_keeps_its_builder_and_its_builder_takes_it_along() {
     let bed = Bed::start().await;
-    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let builds = BuildService::start(&bed.farm, None)
+        .await
+        .expect("a service");
     let key = bed.org(SHORT).await;
     let build = begin(&bed, &builds, &key).await;
     assert_eq!(bed.farm.builder(&key).expect("there").in_flight, 1);
@@ -195,7 +204,9 @@ async fn a_build_keeps_its_builder_and_its_builder_takes_it_along() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_cannot_be_followed_has_failed_and_the_server_starts() {
     let mut bed = Bed::start().await;
-    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let builds = BuildService::start(&bed.farm, None)
+        .await
+        .expect("a service");
     let key = bed.org(SHORT).await;
     let build = begin(&bed, &builds, &key).await;
     bed.stop_farm().await;
@@ -204,7 +215,9 @@ async fn a_build_that_cannot_be_followed_has_failed_and_the_server_starts() {
     while let Ok(guard) = bed.farm.activity(&key) {
         all_of_them.push(guard);
     }
-    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let builds = BuildService::start(&bed.farm, None)
+        .await
+        .expect("a service");
     let build = ended(&bed, &build).await;
     assert_eq!(build.state, BuildState::Failed);
     let events = all(&builds, &build, 0).await;
@@ -219,7 +232,9 @@ async fn a_build_that_cannot_be_followed_has_failed_and_the_server_starts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn cancels_and_refuses_strangers() {
     let bed = Bed::start().await;
-    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let builds = BuildService::start(&bed.farm, None)
+        .await
+        .expect("a service");
     let (key, thief) = (bed.org(SHORT).await, bed.org(SHORT).await);
     let build = begin(&bed, &builds, &key).await;
     for wrong in [
@@ -251,7 +266,9 @@ async fn cancels_and_refuses_strangers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn old_builds_are_deleted_as_their_org_says() {
     let bed = Bed::start().await;
-    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let builds = BuildService::start(&bed.farm, None)
+        .await
+        .expect("a service");
     let key = bed.org(SHORT).await;
     let retention = BuildRetention {
         count: 25,
@@ -287,7 +304,9 @@ async fn old_builds_are_deleted_as_their_org_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_does_not_stop_telling_is_given_up() {
     let bed = Bed::start().await;
-    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let builds = BuildService::start(&bed.farm, None)
+        .await
+        .expect("a service");
     let key = bed.org(SHORT).await;
     let build = begin(&bed, &builds, &key).await;
     let guest = bed.world.guest().expect("a guest");
@@ -321,7 +340,9 @@ async fn what_is_kept_of_an_orgs_builds_is_bounded_in_bytes() {
         ..Ceilings::default()
     })
     .await;
-    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let builds = BuildService::start(&bed.farm, None)
+        .await
+        .expect("a service");
     let key = bed.org(SHORT).await;
     let tell = async || {
         let build = begin(&bed, &builds, &key).await;

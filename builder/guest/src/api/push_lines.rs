@@ -5,7 +5,8 @@
 use crate::builds::{Throttle, chain};
 use crate::guest::Guest;
 use crate::limits;
-use crate::push::{self, PushFailure};
+use crate::loans::Borrower;
+use crate::push::{self, Logins, PushFailure};
 use bytes::Bytes;
 use futures_util::Stream;
 use serde_json::{Value, json};
@@ -25,19 +26,33 @@ pub(super) fn stream(
     guest: Arc<Guest>,
     start: StartPush,
 ) -> impl Stream<Item = Bytes> + Send + Sync + 'static {
+    // Before there is an answer, so that whoever lends finds it.
+    let borrower = start.loan.clone().map(|id| {
+        let registries = name_of(&start).map(|name| name.registry().to_owned());
+        guest.loans.begin(id, registries.into_iter().collect())
+    });
     let (lines, told) = mpsc::channel(limits::PUSH_LINES_QUEUED_MAX);
     // Owned by the stream: it ends when the push does, or when the receiver is dropped.
     tokio::spawn(async move {
         tokio::select! {
-            () = Box::pin(tell(&guest, &start, &lines)) => {}
+            () = Box::pin(tell(&guest, &start, borrower.as_ref(), &lines)) => {}
             () = lines.closed() => tracing::info!("a push was given up by its caller"),
         }
     });
     ReceiverStream::new(told)
 }
 
-async fn tell(guest: &Guest, start: &StartPush, lines: &mpsc::Sender<Bytes>) {
-    let name = Target::parse(&start.target).ok();
+fn name_of(start: &StartPush) -> Option<Target> {
+    Target::parse(&start.target).ok()
+}
+
+async fn tell(
+    guest: &Guest,
+    start: &StartPush,
+    borrower: Option<&Borrower>,
+    lines: &mpsc::Sender<Bytes>,
+) {
+    let name = name_of(start);
     if let Some(name) = &name {
         let repository = format!("{}/{}", name.registry(), name.repository());
         send(
@@ -58,8 +73,11 @@ async fn tell(guest: &Guest, start: &StartPush, lines: &mpsc::Sender<Bytes>) {
             drop(progress_lines.try_send(to_bytes(&line)));
         }
     };
-    let credentials: Vec<_> = start.credential.iter().collect();
-    let pushed = match push::prepare(guest, &start.target, &credentials, None) {
+    let logins = Logins {
+        given: start.credential.iter().collect(),
+        borrower,
+    };
+    let pushed = match push::prepare(guest, &start.target, &logins, None) {
         Ok(push) => push.image(guest, &start.image, progress).await,
         Err(error) => Err(error),
     };

@@ -8,13 +8,14 @@ use crate::builds::{Build, Stop};
 use crate::garbage::Reason;
 use crate::guest::Guest;
 use crate::limits;
+use crate::loans::Over;
 use crate::phase::Phase;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde_json::json as value;
-use slipway_core::guest_api::{StartBuild, StartPush};
+use slipway_core::guest_api::{LoanTurn, StartBuild, StartPush};
 use slipway_core::id::{BuildId, InvalidId};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -54,6 +55,11 @@ async fn route(guest: Arc<Guest>, request: Request<Incoming>) -> Answered {
         (&Method::DELETE, ["v1", "builds", id]) => {
             build(&guest, id)?.stop(Stop::Cancelled);
             Ok(json(StatusCode::ACCEPTED, &value!({})))
+        }
+        (&Method::POST, ["v1", "loans", id]) => {
+            let id = (*id).to_owned();
+            let turn: LoanTurn = body(request).await?;
+            loan(&guest, &id, turn).await
         }
         (&Method::POST, ["v1", "push"]) => {
             let start: StartPush = body(request).await?;
@@ -118,6 +124,14 @@ fn start_push(guest: &Arc<Guest>, start: StartPush) -> Answered {
         )));
     }
     Ok(lines(push_lines::stream(guest.clone(), start)))
+}
+
+async fn loan(guest: &Guest, id: &str, turn: LoanTurn) -> Answered {
+    match guest.loans.turn(id, turn.answer).await {
+        Ok(Some(wish)) => Ok(json(StatusCode::OK, &wish)),
+        Ok(None) => Ok(json(StatusCode::NO_CONTENT, &value!({}))),
+        Err(Over) => Err(Refusal::NotFound("there is no such loan".to_owned())),
+    }
 }
 
 fn build(guest: &Guest, id: &str) -> Result<Arc<Build>, Refusal> {

@@ -13,9 +13,11 @@ mod tails;
 pub(crate) use convert::Throttle;
 pub(crate) use outcome::chain;
 
+use crate::books::InFlight;
 use crate::guest::Guest;
 use crate::ledger::{Closed, Work};
 use crate::limits;
+use crate::loans::Borrower;
 use bytes::Bytes;
 use futures_util::Stream;
 use record::Record;
@@ -39,6 +41,14 @@ pub(crate) enum NotAccepted {
         "{BUILDS_WAITING_MAX} builds wait already on this builder; try again when some have ended"
     )]
     Full,
+}
+
+/// What a build holds until it ends.
+#[derive(Debug)]
+struct Held {
+    in_flight: InFlight,
+    /// The way to credentials that the control plane keeps.
+    borrower: Option<Borrower>,
 }
 
 /// Why a build ends before it is done.
@@ -101,8 +111,16 @@ impl Builds {
         let build = Arc::new(Build::new(request.id.clone()));
         known.push_back(build.clone());
         drop(known);
+        let borrower = (!request.lent.is_empty()).then(|| {
+            let (id, registries) = (request.id.to_string(), request.lent.clone());
+            guest.loans.begin(id, registries)
+        });
+        let held = Held {
+            in_flight,
+            borrower,
+        };
         // Owned by the build itself: it always ends, by its own bound if by nothing else.
-        tokio::spawn(run::run(guest.clone(), build, request, in_flight));
+        tokio::spawn(run::run(guest.clone(), build, request, held));
         Ok(())
     }
 

@@ -1,10 +1,13 @@
-//! Whether the way to the registry of a push is closed, found out while the build begins: the host refuses at once what its
-//! rules close, and the whole build would be for nothing.
+//! Whether a push cannot work, found out while the build runs: the host refuses at once what its rules close, the registry a wrong name or
+//! login, and the whole build would be for nothing.
 //!
 //! It must not know how a push is done.
 
 use super::outcome;
 use crate::guest::Guest;
+use crate::push::Prepared;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use slipway_core::build::{BuildOutcome, Fault};
 use slipway_core::guest_api::StartBuild;
 use slipway_registry_push::Target;
@@ -31,6 +34,15 @@ pub(super) async fn closed(guest: &Guest, request: &StartBuild) -> BuildOutcome 
         return outcome::failed(Fault::System, &message, Some(CLOSED_HINT));
     }
     std::future::pending().await
+}
+
+/// Ends with the outcome of a build one of whose pushes its registry would refuse; never ends where it would not, or nobody knows.
+pub(super) async fn refused(pushes: &[Prepared]) -> BuildOutcome {
+    let mut asked: FuturesUnordered<_> = pushes.iter().map(Prepared::refusal).collect();
+    match asked.next().await {
+        Some(failure) => outcome::of_push(&failure),
+        None => std::future::pending().await,
+    }
 }
 
 /// Host and port of a registry that is not named by its host alone: what has no port may be reached in several ways.

@@ -3,14 +3,14 @@
 //! It must not know how events are kept or read.
 
 use super::convert::Converter;
-use super::{Build, Stop, Throttle, outcome, reach};
-use crate::books::InFlight;
+use super::{Build, Held, Stop, Throttle, outcome, reach};
 use crate::docker::{Docker, DockerError};
 use crate::garbage::{Pressure, Reason, pressure};
 use crate::guest::Guest;
 use crate::limits;
+use crate::loans::Borrower;
 use crate::phase::Phase;
-use crate::push::{self, Prepared};
+use crate::push::{self, Logins, Prepared};
 use crate::share::memory_bytes;
 use crate::store::ImageStore;
 use slipway_buildkit::{
@@ -31,17 +31,13 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 const DISK_PERIOD: Duration = Duration::from_millis(50);
 
 /// Runs the build to its end, whatever that is. Its last event is always told.
-pub(super) async fn run(
-    guest: Arc<Guest>,
-    build: Arc<Build>,
-    request: StartBuild,
-    in_flight: InFlight,
-) {
+pub(super) async fn run(guest: Arc<Guest>, build: Arc<Build>, request: StartBuild, held: Held) {
     tracing::info!(build = %build.id, "build was accepted");
     let mut stop = build.stop.subscribe();
+    let in_flight = held.in_flight;
     let work = tokio::spawn({
         let (guest, build) = (guest.clone(), build.clone());
-        async move { Box::pin(wait_and_work(&guest, &build, request)).await }
+        async move { Box::pin(wait_and_work(&guest, &build, request, held.borrower)).await }
     });
     let abort = work.abort_handle();
     let ended = tokio::select! {
@@ -80,12 +76,18 @@ fn kind(outcome: &BuildOutcome) -> &'static str {
     }
 }
 
-async fn wait_and_work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOutcome {
+async fn wait_and_work(
+    guest: &Guest,
+    build: &Arc<Build>,
+    request: StartBuild,
+    borrower: Option<Borrower>,
+) -> BuildOutcome {
     let Some(_place) = place(guest, build).await else {
         return outcome::of_system("the builder takes no builds");
     };
     build.append(BuildEvent::Started);
-    match tokio::time::timeout(BUILD_DURATION_MAX, Box::pin(work(guest, build, request))).await {
+    let work = Box::pin(work(guest, build, request, borrower.as_ref()));
+    match tokio::time::timeout(BUILD_DURATION_MAX, work).await {
         Ok(outcome) => outcome,
         Err(_elapsed) => outcome::failed(
             Fault::User,
@@ -110,7 +112,12 @@ async fn place(guest: &Guest, build: &Build) -> Option<OwnedSemaphorePermit> {
     places.acquire_owned().await.ok()
 }
 
-async fn work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOutcome {
+async fn work(
+    guest: &Guest,
+    build: &Arc<Build>,
+    request: StartBuild,
+    borrower: Option<&Borrower>,
+) -> BuildOutcome {
     let began = Instant::now();
     let phase = guest
         .books
@@ -119,13 +126,14 @@ async fn work(guest: &Guest, build: &Arc<Build>, request: StartBuild) -> BuildOu
     if phase != Phase::Ready {
         return outcome::of_system("dockerd does not run");
     }
-    let pushes = match prepared(guest, build, &request) {
+    let pushes = match prepared(guest, build, &request, borrower) {
         Ok(pushes) => pushes,
         Err(outcome) => return outcome,
     };
     let solved = tokio::select! {
         solved = solve(guest, build, &request) => solved,
         closed = reach::closed(guest, &request) => Err(closed),
+        refused = reach::refused(&pushes) => Err(refused),
     };
     let solved = match solved {
         Ok(solved) => solved,
@@ -369,14 +377,18 @@ fn prepared(
     guest: &Guest,
     build: &Build,
     request: &StartBuild,
+    borrower: Option<&Borrower>,
 ) -> Result<Vec<Prepared>, BuildOutcome> {
     if !request.spec.push {
         return Ok(Vec::new());
     }
+    let given = request.credential.iter().chain(&request.tag_credentials);
+    let logins = Logins {
+        given: given.collect(),
+        borrower,
+    };
     let prepare = |name: &str| {
-        let credentials = request.credential.iter().chain(&request.tag_credentials);
-        let credentials: Vec<_> = credentials.collect();
-        push::prepare(guest, name, &credentials, request.spec.compression)
+        push::prepare(guest, name, &logins, request.spec.compression)
             .map_err(|error| outcome::of_push(&error))
     };
     let mut push = prepare(&request.spec.image)?;

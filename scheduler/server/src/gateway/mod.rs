@@ -23,9 +23,9 @@ use crate::auth::{
     AuthOutcome, Authenticator, Credential, CredentialError, Denial, Entered, Principal,
 };
 use crate::connection::Connection;
-use crate::credentials::Credentials;
 use crate::farm::{BuilderKey, Farm};
 use crate::http::{Body, closing, docker_problem, docker_refusal};
+use crate::lending::Lending;
 use crate::machine_stream::MachineStream;
 use crate::origin::check_same_site;
 use crate::problem::{Code, Problem};
@@ -108,7 +108,7 @@ pub(crate) struct Gateway(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     authenticator: Authenticator,
-    credentials: Credentials,
+    lending: Lending,
     builders: Arc<dyn Builders>,
     pool: Arc<Pool>,
     /// Hijacked streams, which outlive the request that made them.
@@ -140,14 +140,14 @@ impl Caller {
 impl Gateway {
     pub(crate) fn new(
         authenticator: Authenticator,
-        credentials: Credentials,
+        lending: Lending,
         builders: Arc<dyn Builders>,
         streams: TaskTracker,
     ) -> Self {
         let pool = Arc::default();
         Self(Arc::new(Shared {
             authenticator,
-            credentials,
+            lending,
             builders,
             pool,
             streams,

@@ -7,9 +7,10 @@ use super::relay::relay;
 use super::{Caller, Gateway, headers};
 use crate::bounds::{IMAGE_LIST_BYTES_MAX, IMAGE_LIST_WAIT_MAX, REGISTRY_AUTH_BYTES_MAX};
 use crate::credentials::registry_of;
-use crate::farm::{FarmError, chain};
+use crate::farm::{FarmError, chain, entropy};
 use crate::guest_client::{GuestClient, GuestError};
 use crate::http::{Body, empty};
+use crate::lending::Terms;
 use crate::problem::{Code, Problem};
 use crate::rate::LogLimit;
 use base64::Engine;
@@ -122,33 +123,33 @@ impl Gateway {
             );
         }
         let registry = registry_of(image);
-        let credential = match registry_auth(&parts.headers, registry)? {
-            Some(credential) => Some(credential),
-            None => {
-                self.0
-                    .credentials
-                    .get(&caller.entered.org.id, registry)
-                    .await?
-            }
+        let credential = registry_auth(&parts.headers, registry)?;
+        let is_lent = credential.is_none() && {
+            let org = &caller.entered.org.id;
+            let lent = self.0.lending.registries(org, std::iter::once(image));
+            !lent.await?.is_empty()
         };
         let mut targets = match query_value(parts.uri.query(), "tag") {
             Some(tag) if !tag.is_empty() => vec![format!("{image}:{tag}")],
             Some(_) | None => self.tags_of(caller, image).await?,
         }
         .into_iter();
-        let start = |target: String| StartPush {
-            image: target.clone(),
-            target,
-            credential: credential.clone(),
+        let start = |target: String| {
+            Ok::<_, Problem>(StartPush {
+                image: target.clone(),
+                target,
+                credential: credential.clone(),
+                loan: is_lent.then(loan_id).transpose()?,
+            })
         };
         let first = targets.next().ok_or_else(|| {
             Problem::new(Code::NotFound, format!("no such image: {image}"))
                 .hint("build or tag it first")
         })?;
         // What goes wrong before the first line is told with a status.
-        let first = self.push_one(caller, start(first)).await?;
+        let first = self.push_one(caller, start(first)?).await?;
         let (gateway, caller) = (self.clone(), caller.clone());
-        let others: Vec<StartPush> = targets.map(start).collect();
+        let others: Vec<StartPush> = targets.map(start).collect::<Result<_, _>>()?;
         let others = stream::iter(others).then(move |start| {
             let (gateway, caller) = (gateway.clone(), caller.clone());
             async move { caller.while_good(gateway.push_one(&caller, start)).await }
@@ -176,12 +177,17 @@ impl Gateway {
             .await?;
         let guest = GuestClient::new(stream).await.map_err(FarmError::from)?;
         match guest.push(&start).await {
-            Ok(response) => Ok(relay(
-                response.into_body(),
-                activity,
-                None,
-                caller.principal.ended(),
-            )),
+            Ok(response) => {
+                if let Some(id) = start.loan {
+                    self.lend(caller, id, start.target);
+                }
+                Ok(relay(
+                    response.into_body(),
+                    activity,
+                    None,
+                    caller.principal.ended(),
+                ))
+            }
             Err(GuestError::Refused { status, message }) => {
                 let code = match status.as_u16() {
                     404 => Code::NotFound,
@@ -194,6 +200,35 @@ impl Gateway {
             }
             Err(error) => Err(FarmError::from(error).into()),
         }
+    }
+
+    /// Lends for a push until that is over, or the caller's token ends.
+    fn lend(&self, caller: &Caller, id: String, target: String) {
+        let (gateway, caller) = (self.clone(), caller.clone());
+        let terms = Terms {
+            id,
+            org: caller.entered.org.id.clone(),
+            images: vec![target],
+        };
+        self.0.streams.spawn(async move {
+            let connect = || gateway.guest(&caller);
+            let lending = gateway.0.lending.serve(terms, connect);
+            tokio::select! {
+                () = caller.principal.ended().cancelled() => {}
+                () = lending => {}
+            }
+        });
+    }
+
+    /// Another connection to the guest of the caller's builder; its push counts as use already.
+    async fn guest(&self, caller: &Caller) -> Option<Result<GuestClient, String>> {
+        self.0.builders.running(&caller.key)?;
+        let connected = self.0.builders.connect(&caller.key, EndpointPort::Guest);
+        let stream = match connected.await {
+            Ok((stream, _activity)) => stream,
+            Err(problem) => return Some(Err(problem.line())),
+        };
+        Some(GuestClient::new(stream).await.map_err(|it| it.to_string()))
     }
 
     /// All `name:tag` that dockerd has of an image.
@@ -234,6 +269,12 @@ impl Gateway {
             .filter(is_of)
             .collect())
     }
+}
+
+/// A name that nobody else gives.
+fn loan_id() -> Result<String, Problem> {
+    let id: String = entropy()?.map(|byte| format!("{byte:02x}")).concat();
+    Ok(format!("push-{id}"))
 }
 
 /// A problem in the middle of progress lines, as dockerd tells one.

@@ -215,29 +215,26 @@ impl CoreMutation {
             spec,
             session,
             credential,
-            mut tag_credentials,
+            tag_credentials,
         } = input.asked()?;
-        let credentials = &access.parts.credentials;
-        let registry = registry_of(&spec.image);
-        let credential = match credential {
-            None if spec.push => credentials.get(&key.org, registry).await?,
-            given => given,
-        };
-        let of_tags = spec.tags.iter().map(|tag| registry_of(tag));
-        let mut of_tags: Vec<&str> = of_tags.filter(|it| *it != registry).collect();
-        of_tags.sort_unstable();
-        of_tags.dedup();
-        for registry in of_tags {
-            let is_given = tag_credentials.iter().any(|it| it.registry == registry);
-            if spec.push && !is_given {
-                tag_credentials.extend(credentials.get(&key.org, registry).await?);
-            }
-        }
+        let given: Vec<&str> = credential
+            .iter()
+            .chain(&tag_credentials)
+            .map(|it| &*it.registry)
+            .collect();
+        let images = std::iter::once(&spec.image).chain(&spec.tags);
+        let images = images.filter(|it| spec.push && !given.contains(&registry_of(it)));
+        let lent = access
+            .parts
+            .lending
+            .registries(&key.org, images.map(String::as_str));
+        let lent = lent.await?;
         let request = BuildRequest {
             session,
             spec,
             credential,
             tag_credentials,
+            lent,
             until: Running::of(context)?.over().clone(),
         };
         let build = access

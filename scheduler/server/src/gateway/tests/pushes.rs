@@ -10,7 +10,7 @@ use serde_json::json;
 use std::sync::{Arc, Mutex};
 
 #[tokio::test]
-async fn pushes_go_to_the_guest_with_the_requests_credential_or_the_orgs() {
+async fn pushes_go_to_the_guest_with_the_requests_credential_and_the_orgs_stays_here() {
     let mut bench = Bench::start().await;
     let who = bench.org("acme", "ADMIN").await;
     let seen = Arc::new(Mutex::new(Vec::<serde_json::Value>::new()));
@@ -18,6 +18,12 @@ async fn pushes_go_to_the_guest_with_the_requests_credential_or_the_orgs() {
     serve(&bench, "guest.sock", move |request| {
         let log = Arc::clone(&log);
         async move {
+            if request.uri().path().starts_with("/v1/loans/push-") {
+                // It is over, and wants nothing more.
+                let mut over = text(r#"{"message":"there is no such loan"}"#);
+                *over.status_mut() = http::StatusCode::NOT_FOUND;
+                return over;
+            }
             assert_eq!(request.uri().path(), "/v1/push");
             let body = request.into_body().collect().await.unwrap().to_bytes();
             let start: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -60,13 +66,13 @@ async fn pushes_go_to_the_guest_with_the_requests_credential_or_the_orgs() {
     let path = "/v1.45/images/r.example%2Fa/push?tag=v1";
     for (path, auth, password, lines) in [
         (path, own, json!("mine"), 1),
-        (path, Some("{}"), json!("kept"), 1),
-        (path, None, json!("kept"), 1),
-        (path, Some("null"), json!("kept"), 1),
-        (path, Some("nonsense"), json!("kept"), 1),
+        (path, Some("{}"), json!(null), 1),
+        (path, None, json!(null), 1),
+        (path, Some("null"), json!(null), 1),
+        (path, Some("nonsense"), json!(null), 1),
         (path, Some(capitals), json!("theirs"), 1),
         ("/images/s.example/a/push?tag=v1", None, json!(null), 1),
-        ("/images/r.example/a/push", None, json!("kept"), 2),
+        ("/images/r.example/a/push", None, json!(null), 2),
     ] {
         seen.lock().unwrap().clear();
         let answer = bench.ask("docker", &who, push(path, auth)).await;
@@ -78,6 +84,10 @@ async fn pushes_go_to_the_guest_with_the_requests_credential_or_the_orgs() {
         for start in seen.lock().unwrap().iter() {
             assert_eq!(start["credential"]["password"], password, "{path}");
             assert_eq!(start["image"], start["target"]);
+            // Only the org's own credential, which is for r.example, is lent from.
+            let is_lent = password.is_null() && path.contains("r.example");
+            assert_eq!(start["loan"].is_string(), is_lent, "{path}");
+            assert!(!start.to_string().contains("kept"), "{path}");
         }
     }
     for (path, auth, status) in [
