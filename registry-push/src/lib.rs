@@ -45,7 +45,7 @@ pub use push::{Checker, Push, push};
 pub use registry::Exchange;
 pub use report::{Progress, PushState, Pushed, PushedLayer};
 pub use source::{
-    DockerStore, Export, ImageSource, LayerReader, LayerSource, Layout, Packed, Place, Platform,
-    SourceError,
+    Content, DockerStore, Export, ImageSource, IndexSource, LayerReader, LayerSource, Layout,
+    Packed, Place, Platform, SourceError, Statement,
 };
 pub use target::{Credential, Target, TargetError};

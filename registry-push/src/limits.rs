@@ -160,6 +160,12 @@ pub const MANIFEST_BYTES: u64 = 4 << 20;
 /// Indexes that are descended from the first to a manifest.
 pub const INDEX_DEPTH: u32 = 3;
 
+/// Manifests of one index that is pushed whole, those with attestations included. More are refused.
+pub const INDEX_MANIFESTS: usize = 64;
+
+/// Bytes of one statement about an image that is read to be shown. A longer one is named only.
+pub const STATEMENT_BYTES: u64 = 1 << 20;
+
 /// Entries of an image archive; more are refused.
 pub const ARCHIVE_ENTRIES: usize = 100_000;
 

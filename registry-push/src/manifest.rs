@@ -1,14 +1,22 @@
 //! The manifest of an image: Docker's schema 2, as Docker's own push writes it for the classic store; OCI's when a layer is zstd, which
-//! Docker's knows no media type for, or when the registry takes nothing else.
+//! Docker's knows no media type for, when it has annotations, which Docker's knows neither, or when the registry takes nothing else.
 //!
 //! Pure: knows what an image became, and nothing of how it gets to a registry.
 
 use crate::digest::Digest;
+use std::collections::BTreeMap;
 
 /// Media type of a Docker schema 2 manifest.
 pub(crate) const DOCKER_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Media type of an OCI image manifest (image-spec 1.1, manifest.md).
 pub(crate) const OCI_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Media type of an OCI index (image-spec 1.1, image-index.md).
+pub(crate) const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
+/// Media type of Docker's list of manifests, the same thing in other words.
+pub(crate) const LIST_TYPE: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Media type of a statement about an image (in-toto).
+pub(crate) const STATEMENT_TYPE: &str = "application/vnd.in-toto+json";
 
 /// How a layer's blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,6 +27,8 @@ pub enum Packing {
     Gzip,
     /// zstd.
     Zstd,
+    /// No layer of files: a statement about an image, as JSON.
+    Statement,
 }
 
 /// A manifest, byte for byte, and what it is.
@@ -43,6 +53,8 @@ struct Document<'a> {
     media_type: &'a str,
     config: Descriptor<'a>,
     layers: Vec<Descriptor<'a>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
 }
 
 #[derive(serde::Serialize)]
@@ -59,9 +71,12 @@ impl Manifest {
         config: &Digest,
         config_size: u64,
         layers: &[Blob<'_>],
+        annotations: &BTreeMap<String, String>,
         as_oci: bool,
     ) -> Manifest {
-        let is_oci = as_oci || layers.iter().any(|layer| layer.packing == Packing::Zstd);
+        let is_oci = as_oci
+            || !annotations.is_empty()
+            || layers.iter().any(|layer| layer.packing == Packing::Zstd);
         let (media_type, config_type) = if is_oci {
             (OCI_TYPE, "application/vnd.oci.image.config.v1+json")
         } else {
@@ -86,6 +101,7 @@ impl Manifest {
                     digest: layer.digest.as_str(),
                 })
                 .collect(),
+            annotations,
         };
         Manifest {
             media_type: media_type.to_string(),
@@ -102,5 +118,6 @@ fn layer_type(is_oci: bool, packing: Packing) -> &'static str {
         (true, Packing::Tar) => "application/vnd.oci.image.layer.v1.tar",
         (true, Packing::Gzip) => "application/vnd.oci.image.layer.v1.tar+gzip",
         (_, Packing::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
+        (_, Packing::Statement) => STATEMENT_TYPE,
     }
 }

@@ -9,6 +9,7 @@ mod layer;
 mod tags;
 mod turns;
 mod unchanged;
+mod whole;
 
 use crate::digest::Digest;
 use crate::error::PushError;
@@ -118,9 +119,7 @@ impl Push {
         image: ImageSource,
         progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<Pushed, PushError> {
-        let image_id = image.id();
-        let mut wanted: HashSet<Digest> = image.diff_ids().cloned().collect();
-        wanted.insert(image_id.clone());
+        let wanted = wanted_of(&image);
         let base = &*self.base;
         base.registry.at.settle().await?;
         let index = open_index(base.options.index.clone(), wanted.clone()).await;
@@ -128,26 +127,9 @@ impl Push {
             Some(ahead) => ahead.of(&image).await,
             None => HashMap::new(),
         };
-        let run = Run {
-            base,
-            registry: &base.registry,
-            target: &base.target,
-            options: &base.options,
-            codec_id: base.options.codec.id(),
-            index: Arc::new(Mutex::new(index)),
-            wanted,
-            folder: base
-                .options
-                .index
-                .as_ref()
-                .map(|path| path.with_extension("turns")),
-            checks: Semaphore::new(CHECKS_AT_ONCE),
-            small: Semaphore::new(SMALL_LAYERS_AT_ONCE),
-            ahead: Mutex::new(ahead),
-            is_doubted: AtomicBool::new(false),
-            progress: &progress,
-        };
-        Box::pin(run.image(&image, image_id)).await
+        let run = Run::new(base, index, wanted, &progress);
+        *run.ahead.lock().unwrap_or_else(PoisonError::into_inner) = ahead;
+        Box::pin(run.image(&image, image.id(), &base.tags)).await
     }
 }
 
@@ -172,6 +154,12 @@ impl Checker {
         cancel(registry, item, opened.url).await;
         Ok(())
     }
+}
+
+/// What the digest index is asked about for an image.
+fn wanted_of(image: &ImageSource) -> HashSet<Digest> {
+    let own = std::iter::once(image.id());
+    image.diff_ids().cloned().chain(own).collect()
 }
 
 async fn open_index(path: Option<PathBuf>, wanted: HashSet<Digest>) -> Index {
@@ -219,8 +207,33 @@ struct Done {
 /// Different layers by their [`key`].
 type AllDone = HashMap<Digest, Done>;
 
-impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
-    async fn image(&self, image: &ImageSource, image_id: Digest) -> Result<Pushed, PushError> {
+impl<'a, P: Fn(Progress) + Send + Sync> Run<'a, P> {
+    fn new(base: &'a Base, index: Index, wanted: HashSet<Digest>, progress: &'a P) -> Run<'a, P> {
+        let folder = base.options.index.as_ref();
+        Run {
+            base,
+            registry: &base.registry,
+            target: &base.target,
+            options: &base.options,
+            codec_id: base.options.codec.id(),
+            index: Arc::new(Mutex::new(index)),
+            wanted,
+            folder: folder.map(|path| path.with_extension("turns")),
+            checks: Semaphore::new(CHECKS_AT_ONCE),
+            small: Semaphore::new(SMALL_LAYERS_AT_ONCE),
+            ahead: Mutex::default(),
+            is_doubted: AtomicBool::new(false),
+            progress,
+        }
+    }
+
+    /// Without tags the manifest is written under its digest alone.
+    async fn image(
+        &self,
+        image: &ImageSource,
+        image_id: Digest,
+        tags: &[String],
+    ) -> Result<Pushed, PushError> {
         // A blob that occurs twice is sent once.
         let mut different: Vec<&Arc<dyn LayerSource>> = Vec::new();
         for layer in &image.layers {
@@ -232,7 +245,8 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
                 self.tell(name, PushState::Waiting, moved, total);
             }
         }
-        if let Some(pushed) = Box::pin(self.unchanged(image, &image_id, &different)).await? {
+        let unchanged = self.unchanged(image, &image_id, &different, tags);
+        if let Some(pushed) = Box::pin(unchanged).await? {
             return Ok(pushed);
         }
         let config = Bytes::copy_from_slice(&image.config);
@@ -249,7 +263,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         let mut as_oci = false;
         let (manifest, digest) = loop {
             let manifest = self.manifest(image, &image_id, &done, as_oci);
-            let error = match self.write_tags(&manifest).await {
+            let error = match self.write_tags(&manifest, tags).await {
                 Ok((digest, manifest_sent)) => {
                     sent += manifest_sent;
                     break (manifest, digest);
@@ -371,7 +385,8 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
                 Some(self.blob(&**layer, known))
             })
             .collect();
-        Manifest::of(image_id, image.config.len() as u64, &blobs, as_oci)
+        let (length, as_oci) = (image.config.len() as u64, as_oci || image.as_oci);
+        Manifest::of(image_id, length, &blobs, &image.annotations, as_oci)
     }
 
     fn blob<'k>(&self, layer: &dyn LayerSource, known: &'k Known) -> Blob<'k> {
@@ -385,11 +400,8 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         }
     }
 
-    /// Writes into the index what was proved. Without an index there is nothing to remember.
+    /// Writes into the index what was proved. Without a file it is remembered for this push alone.
     async fn remember(&self, diff_id: &Digest, known: &Known, codec: String) {
-        if self.options.index.is_none() {
-            return;
-        }
         let (index, found) = (self.index.clone(), [(diff_id.clone(), known.clone())]);
         let host = self.target.registry().to_string();
         let repository = self.target.repository().to_string();

@@ -30,10 +30,18 @@ pub(super) fn all(target: &Target, options: &PushOptions) -> Result<Vec<String>,
 }
 
 impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
-    /// Writes every tag and proves the whole; gives the manifest's digest and the bytes sent. Every blob has answered by digest.
-    pub(super) async fn write_tags(&self, manifest: &Manifest) -> Result<(Digest, u64), PushError> {
+    /// Writes every tag and proves the whole; gives the manifest's digest and the bytes sent. Every blob has answered by digest. Without
+    /// tags it is written under its digest.
+    pub(super) async fn write_tags(
+        &self,
+        manifest: &Manifest,
+        tags: &[String],
+    ) -> Result<(Digest, u64), PushError> {
         let digest = Digest::of(&manifest.bytes);
-        let tags: Vec<&str> = self.base.tags.iter().map(String::as_str).collect();
+        let mut tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        if tags.is_empty() {
+            tags.push(digest.as_str());
+        }
         let sent = self.write(manifest, &digest, &tags).await?;
         Ok((digest, sent))
     }

@@ -30,6 +30,7 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
         image: &ImageSource,
         image_id: &Digest,
         different: &[&Arc<dyn LayerSource>],
+        tags: &[String],
     ) -> Result<Option<Pushed>, PushError> {
         if self.options.ask_for_every_blob {
             return Ok(None);
@@ -38,12 +39,12 @@ impl<P: Fn(Progress) + Send + Sync> Run<'_, P> {
             return Ok(None);
         };
         let mut missing = Vec::new();
-        for tag in &self.base.tags {
+        for tag in tags {
             if !self.names(tag, &before.digest, &before.manifest).await? {
                 missing.push(tag.as_str());
             }
         }
-        let is_under_no_tag = missing.len() == self.base.tags.len();
+        let is_under_no_tag = missing.len() == tags.len();
         let is_there = !is_under_no_tag
             || self
                 .names(before.digest.as_str(), &before.digest, &before.manifest)

@@ -4,6 +4,8 @@
 //! Compressed layers are sent as they are, and if all are, the manifest too, so that digests stay what they were. Uncompressed ones,
 //! as `docker save` writes them, are compressed on the way.
 
+mod whole;
+
 use super::blob_layer::{BlobLayer, Kind};
 use super::blobs::Blobs;
 use super::docker_save;
@@ -11,11 +13,12 @@ use super::{ImageSource, LayerSource, Packed, SourceError, config_diff_ids};
 use crate::digest::Digest;
 use crate::limits::{CONFIG_BYTES, INDEX_DEPTH, LAYERS, MANIFEST_BYTES};
 use crate::manifest::{DOCKER_TYPE, Manifest, OCI_TYPE, Packing};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+pub use whole::{Content, IndexSource, Statement};
 
 /// containerd's content below its root (containerd, plugins/content/local).
 const CONTAINERD_CONTENT: &str = "io.containerd.content.v1.content";
@@ -123,6 +126,19 @@ struct Document {
     config: Option<Descriptor>,
     #[serde(default)]
     layers: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+/// What becomes of a manifest on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Kept if all layers are compressed, else made anew in whatever form fits.
+    Any,
+    /// The same, in OCI's form.
+    Oci,
+    /// Kept, byte for byte: something names it by its digest.
+    Kept,
 }
 
 impl Layout {
@@ -197,14 +213,7 @@ impl Layout {
         digest: &Digest,
         platform: &Platform,
     ) -> Result<ImageSource, SourceError> {
-        let entry = Descriptor {
-            media_type: String::new(),
-            digest: digest.to_string(),
-            size: 0,
-            platform: None,
-            annotations: None,
-        };
-        self.descend(&entry, platform, INDEX_DEPTH)
+        self.descend(&Descriptor::of(digest), platform, INDEX_DEPTH)
     }
 
     fn choose(
@@ -246,6 +255,17 @@ impl Layout {
             let entries: Vec<&Descriptor> = entries.iter().collect();
             return self.choose(&entries, platform, depth - 1);
         }
+        self.of_manifest(entry, bytes, document, Form::Any)
+    }
+
+    fn of_manifest(
+        &self,
+        entry: &Descriptor,
+        bytes: Vec<u8>,
+        document: Document,
+        form: Form,
+    ) -> Result<ImageSource, SourceError> {
+        let name = blob_name(&Digest::of(&bytes));
         let (Some(config), Some(layers)) = (document.config, document.layers) else {
             return Err(self.damaged(&name, "neither an index nor a manifest".to_string()));
         };
@@ -257,7 +277,9 @@ impl Layout {
         if media_type != OCI_TYPE && media_type != DOCKER_TYPE {
             return Err(SourceError::Unsupported { media_type });
         }
-        let mut image = self.assemble(&name, &config, &layers)?;
+        let mut image = self.assemble(&name, &config, &layers, form)?;
+        image.annotations = document.annotations.unwrap_or_default();
+        image.as_oci = form == Form::Oci;
         if image.layers.iter().all(|layer| layer.packed().is_some()) {
             image.manifest = Some(Manifest { media_type, bytes });
         }
@@ -269,6 +291,7 @@ impl Layout {
         name: &str,
         config: &Descriptor,
         layers: &[Descriptor],
+        form: Form,
     ) -> Result<ImageSource, SourceError> {
         let config = self.checked(&self.digest(name, &config.digest)?, CONFIG_BYTES)?;
         let diff_ids = config_diff_ids(&config)?;
@@ -277,26 +300,37 @@ impl Layout {
             return Err(self.damaged(name, reason));
         }
         let layers = layers.iter().zip(diff_ids).map(|(layer, diff_id)| {
-            let digest = self.digest(name, &layer.digest)?;
             let packing = packing(&layer.media_type)?;
-            let kind = match packing {
-                Packing::Tar => Kind::Tar,
-                Packing::Gzip | Packing::Zstd => Kind::Packed(Packed {
-                    digest: digest.clone(),
-                    size: layer.size,
-                    packing,
-                }),
-            };
-            let layer = BlobLayer {
-                diff_id,
-                blobs: self.blobs.clone(),
-                name: blob_name(&digest),
-                kind,
-            };
-            Ok(Arc::new(layer) as Arc<dyn LayerSource>)
+            self.layer(name, layer, diff_id, packing, form)
         });
         let layers = layers.collect::<Result<Vec<_>, SourceError>>()?;
         ImageSource::new(config, layers)
+    }
+
+    fn layer(
+        &self,
+        name: &str,
+        layer: &Descriptor,
+        diff_id: Digest,
+        packing: Packing,
+        form: Form,
+    ) -> Result<Arc<dyn LayerSource>, SourceError> {
+        let digest = self.digest(name, &layer.digest)?;
+        let kind = match (packing, form) {
+            (Packing::Tar, Form::Any | Form::Oci) => Kind::Tar,
+            (Packing::Tar, Form::Kept)
+            | (Packing::Gzip | Packing::Zstd | Packing::Statement, _) => Kind::Packed(Packed {
+                digest: digest.clone(),
+                size: layer.size,
+                packing,
+            }),
+        };
+        Ok(Arc::new(BlobLayer {
+            diff_id,
+            blobs: self.blobs.clone(),
+            name: blob_name(&digest),
+            kind,
+        }))
     }
 
     /// A small blob that is what its name says.
@@ -329,6 +363,22 @@ impl Layout {
 }
 
 impl Descriptor {
+    /// Of whatever has this digest.
+    fn of(digest: &Digest) -> Descriptor {
+        Descriptor {
+            media_type: String::new(),
+            digest: digest.to_string(),
+            size: 0,
+            platform: None,
+            annotations: None,
+        }
+    }
+
+    fn annotation(&self, name: &str) -> Option<&str> {
+        let value = self.annotations.as_ref()?.get(name)?;
+        Some(value.as_str())
+    }
+
     /// By the annotations of containerd (whole name) and of the image-spec (tag or name).
     fn is_named(&self, name: &str) -> bool {
         let annotations = self.annotations.iter().flatten();

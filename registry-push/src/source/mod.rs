@@ -19,13 +19,14 @@ mod tar_split;
 use crate::blame::Blame;
 use crate::digest::Digest;
 use crate::manifest::{Manifest, Packing};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use docker_store::DockerStore;
 pub use export::Export;
 pub(crate) use export::Looker;
-pub use layout::{Layout, Platform};
+pub use layout::{Content, IndexSource, Layout, Platform, Statement};
 
 /// An image ready to be pushed: its config, byte for byte, and its layers from the lowest up.
 #[derive(Debug, Clone)]
@@ -36,6 +37,10 @@ pub struct ImageSource {
     pub(crate) layers: Vec<Arc<dyn LayerSource>>,
     /// The manifest that came with it, if each layer is the blob that it names.
     pub(crate) manifest: Option<Manifest>,
+    /// Of a manifest that is made anew: the annotations of the one that came with it.
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// A manifest that is made anew is OCI's, as an OCI index wants its manifests.
+    pub(crate) as_oci: bool,
 }
 
 impl ImageSource {
@@ -59,6 +64,8 @@ impl ImageSource {
             config,
             layers,
             manifest: None,
+            annotations: BTreeMap::new(),
+            as_oci: false,
         })
     }
 

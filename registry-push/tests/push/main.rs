@@ -19,6 +19,7 @@ mod sharing;
 mod sources;
 mod spec;
 mod store;
+mod whole;
 
 /// A test that cannot run here: fails in CI, says so elsewhere.
 pub(crate) fn skip(why: &str) {

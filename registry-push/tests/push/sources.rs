@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 /// Writes a blob into a layout; gives its descriptor.
-fn blob(layout: &Path, media_type: &str, content: &[u8]) -> Value {
+pub(crate) fn blob(layout: &Path, media_type: &str, content: &[u8]) -> Value {
     let digest = Digest::of(content);
     let folder = layout.join("blobs/sha256");
     fs::create_dir_all(&folder).unwrap();
@@ -23,7 +23,7 @@ fn blob(layout: &Path, media_type: &str, content: &[u8]) -> Value {
     json!({ "mediaType": media_type, "digest": digest.as_str(), "size": content.len() })
 }
 
-fn content(length: usize, seed: u8) -> Vec<u8> {
+pub(crate) fn content(length: usize, seed: u8) -> Vec<u8> {
     (0..length)
         .map(|n| seed.wrapping_add((n / 13 % 7).to_le_bytes()[0]))
         .collect()
@@ -58,7 +58,12 @@ fn layout(path: &Path, architectures: &[&str]) {
 }
 
 /// Writes the manifest of one image of these layers, and its config; gives its entry in the index.
-fn manifest(path: &Path, architecture: &str, tars: &[Vec<u8>], layers: &[Value]) -> Value {
+pub(crate) fn manifest(
+    path: &Path,
+    architecture: &str,
+    tars: &[Vec<u8>],
+    layers: &[Value],
+) -> Value {
     let diff_ids: Vec<String> = tars.iter().map(|tar| Digest::of(tar).to_string()).collect();
     let config = json!({
         "architecture": architecture, "os": "linux", "config": {},
