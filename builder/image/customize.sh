@@ -22,6 +22,10 @@ find "$root" -xdev -type f -perm /6000 -exec chmod a-s {} +
 
 [[ ${2:-} != as-it-is ]] || exit 0
 
+# One emulator is some megabytes, and there are three dozen: the processors that images are published for.
+find "$root/usr/bin" -xdev -name 'qemu-*' ! -name qemu-aarch64 ! -name qemu-arm ! -name qemu-i386 ! -name qemu-ppc64le \
+	! -name qemu-riscv64 ! -name qemu-s390x ! -name qemu-x86_64 -delete
+
 # Names of the build machine's mirrors, caches, logs, backups.
 rm -rf "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/* "$root"/etc/apt/preferences.d/* \
 	"$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/cache/debconf/*-old \
