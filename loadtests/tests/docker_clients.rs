@@ -2,6 +2,8 @@
 
 #[path = "docker_clients/buildx.rs"]
 mod buildx;
+#[path = "docker_clients/platforms.rs"]
+mod platforms;
 #[path = "docker_clients/python.rs"]
 mod python;
 

@@ -53,6 +53,8 @@ pub struct SolveRequest {
     pub export: bool,
     /// Where the image goes.
     pub exporter: Exporter,
+    /// Further attributes of that exporter, before its own ones: annotations, compression.
+    pub exporter_attrs: BTreeMap<String, String>,
 }
 
 /// What makes the image of what was solved.
@@ -268,7 +270,8 @@ impl FailedSteps {
 }
 
 fn control_request(request: SolveRequest) -> control::SolveRequest {
-    let (image_exporter, attrs) = exporter_of(request.exporter, request.image_name);
+    let (image_exporter, mut attrs) = exporter_of(request.exporter, request.image_name);
+    attrs.extend(request.exporter_attrs);
     let mut frontend_attrs: HashMap<_, _> = request.frontend_attrs.into_iter().collect();
     if !request.cache_from.is_empty() {
         // The frontend solves by itself, and looks at these only.

@@ -5,6 +5,7 @@
 //!
 //! It must not know Slipway's own API, nor how the streams it is given were made.
 
+mod annotation;
 mod client;
 mod dial;
 mod event;
@@ -17,6 +18,7 @@ pub mod limits;
 mod session;
 mod solve_error;
 
+pub use annotation::{Annotation, BadAnnotation};
 pub use client::{
     BadCacheEntry, CacheEntry, Client, ConnectError, Exporter, SolveRequest, SolveResult,
 };

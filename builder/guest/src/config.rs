@@ -25,6 +25,8 @@ pub(crate) struct GuestConfig {
     pub(crate) image_store: ImageStore,
     /// When the packages of the image were last looked up, if the host says so.
     pub(crate) image_made_at: Option<Timestamp>,
+    /// Image that lists what is in an image, where a build names none.
+    pub(crate) sbom_scanner: Option<String>,
 }
 
 /// HTTP proxies of the host's network. Absent or empty: there is none.

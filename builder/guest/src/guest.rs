@@ -6,6 +6,7 @@ use crate::books::Books;
 use crate::builds::Builds;
 use crate::config::GuestConfig;
 use crate::docker::Docker;
+use crate::emulation::Emulation;
 use crate::engine::{DATA_ROOT, ENGINE_SOCKET};
 use crate::garbage::{Collector, Reason, World};
 use crate::loans::Loans;
@@ -37,6 +38,8 @@ pub(crate) struct Guest {
     pub(crate) ooms: Ooms,
     /// What pushes want of the control plane.
     pub(crate) loans: Arc<Loans>,
+    /// Programs of other processors.
+    pub(crate) emulation: Emulation,
     engine_version: OnceCell<String>,
     buildkit_version: OnceLock<String>,
     collector: Collector,
@@ -54,6 +57,7 @@ impl Guest {
             config,
             store,
             loans: Arc::default(),
+            emulation: Emulation::default(),
             engine_version: OnceCell::new(),
             buildkit_version: OnceLock::new(),
         })

@@ -17,6 +17,7 @@ use slipway_core::end_record;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -114,6 +115,7 @@ pub(crate) async fn live(started: Instant, given: Given) -> Result<End> {
     // Not among the tasks that the end waits for: who asks while the machine ends still gets an answer.
     let _server = tokio::spawn(server);
     tasks.spawn(watcher::watch(guest.clone(), stop.clone()));
+    tasks.spawn(emulate(guest.clone(), stop.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
 
     let mut until = until_end(&books, &guest, &mut engine, &mut terminate, Some(progress)).await;
@@ -195,6 +197,17 @@ fn refuse(mut record: &File, why: &str) -> Result<()> {
     record
         .write_all(&end_record::refusal(why))
         .context("write the end record")
+}
+
+/// Sets the emulators up once dockerd has answered, for whoever comes through a gateway.
+async fn emulate(guest: Arc<Guest>, stop: CancellationToken) {
+    let ready = guest
+        .books
+        .wait_phase(Duration::MAX, |phase| phase != Phase::Starting);
+    if stop.run_until_cancelled(ready).await == Some(Phase::Ready) {
+        // What is wrong with it is logged, and told to builds that need it.
+        let _ = guest.emulation.ready().await;
+    }
 }
 
 /// Why a machine is no longer to run.

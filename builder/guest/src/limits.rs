@@ -87,6 +87,9 @@ pub(crate) const LOW_WATER_FULL_PERCENT: u64 = 30;
 /// Percent of the volume that BuildKit's own policy lets its cache grow to after each build.
 pub(crate) const CACHE_KEEP_PERCENT: u64 = 60;
 
+/// Characters of the kernel's release that a message shows.
+pub(crate) const RELEASE_CHARS_MAX: usize = 40;
+
 /// Times a build is tried again after a collection, when the disk was full.
 pub(crate) const NO_SPACE_RETRIES: u32 = 1;
 /// How long a build that found the disk full waits for BuildKit to give the failed step's data back. Then garbage is

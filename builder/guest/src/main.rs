@@ -14,6 +14,7 @@ mod config;
 mod descriptors;
 mod disk;
 mod docker;
+mod emulation;
 mod engine;
 mod garbage;
 mod guest;

@@ -8,12 +8,12 @@ use crate::guest::Guest;
 use crate::ledger::{Closed, Work};
 use crate::loans::Borrower;
 use crate::store::ImageStore;
-use slipway_core::build::{Fault, PushProgress, PushState, RegistryCredential};
+use slipway_core::build::{Fault, PushProgress, PushState, RegistryCredential, Statement};
 use slipway_core::compression::Compression;
 use slipway_registry_push as registry;
 use slipway_registry_push::{
-    Blame, Codec, Credential, Digest, DockerStore, Export, ImageSource, Layout, Platform,
-    PushError, PushOptions, Pushed, SourceError, Target, TargetError,
+    Blame, Codec, Content, Credential, Digest, DockerStore, Export, Layout, Platform, PushError,
+    PushOptions, Pushed, SourceError, Target, TargetError,
 };
 use std::path::Path;
 use tokio::runtime::Handle;
@@ -181,9 +181,9 @@ impl Prepared {
         let pushed = tokio::task::spawn_blocking(move || {
             // Until the last byte is no longer read: dropping this future must not let the image be collected before.
             let _in_flight = in_flight;
-            let source = place.open()?;
+            let content = place.open()?;
             let told = |news: registry::Progress| progress(progress_of(news));
-            let push = self.push.image(source, told);
+            let push = self.push.content(content, told);
             runtime
                 .block_on(dropped.run_until_cancelled(push))
                 .ok_or(PushFailure::Dropped)?
@@ -225,14 +225,48 @@ enum Place {
 }
 
 impl Place {
-    fn open(&self) -> Result<ImageSource, SourceError> {
+    fn open(&self) -> Result<Content, SourceError> {
         match self {
-            Place::Classic(image) => DockerStore::open(Path::new(DATA_ROOT))?.image(image),
+            Place::Classic(image) => {
+                let image = DockerStore::open(Path::new(DATA_ROOT))?.image(image)?;
+                Ok(Content::Image(image))
+            }
             Place::Containerd(digest, platform) => {
-                Layout::containerd(Path::new(CONTAINERD_ROOT))?.by_digest(digest, platform)
+                let layout = Layout::containerd(Path::new(CONTAINERD_ROOT))?;
+                match layout.whole(digest) {
+                    // It was pulled for this machine's platform alone, and that is pushed.
+                    Err(SourceError::NoImage { .. } | SourceError::NoLayer { .. }) => {
+                        layout.by_digest(digest, platform).map(Content::Image)
+                    }
+                    whole => whole,
+                }
             }
         }
     }
+}
+
+/// What is attested of an image in containerd's store. Nothing, where it cannot be read: the registry has it.
+pub(crate) async fn statements(image: String) -> Vec<Statement> {
+    let reading = tokio::task::spawn_blocking(move || {
+        let digest = Digest::parse(&image).map_err(|_| SourceError::NoImage { name: image })?;
+        Layout::containerd(Path::new(CONTAINERD_ROOT))?.statements(&digest)
+    });
+    let read = match reading.await {
+        Ok(Ok(read)) => read,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "statements were not read");
+            return Vec::new();
+        }
+        Err(_) => return Vec::new(),
+    };
+    let told = |statement: registry::Statement| Statement {
+        platform: statement.platform,
+        predicate_type: statement.predicate_type,
+        digest: statement.digest.to_string(),
+        size_bytes: statement.size_bytes,
+        text: statement.text,
+    };
+    read.into_iter().map(told).collect()
 }
 
 async fn place(guest: &Guest, image: &str) -> Result<Place, PushFailure> {

@@ -103,6 +103,7 @@ pub(crate) struct Images {
     /// As the guest reads them.
     proxies: serde_json::Value,
     image_store: ImageStoreSetting,
+    sbom_scanner: Option<String>,
     /// Content hashes by what a file looks like from outside.
     hashes: Mutex<HashMap<PathBuf, (FileStamp, String)>>,
     /// One at a time makes images.
@@ -132,6 +133,7 @@ impl Images {
                 "none": settings.no_proxy,
             }),
             image_store: settings.image_store,
+            sbom_scanner: settings.sbom_scanner.clone(),
             hashes: Mutex::default(),
             making: Mutex::default(),
         }
@@ -416,6 +418,7 @@ impl Images {
             "proxies": self.proxies,
             "image_store": self.image_store,
             "image_made_at": made_at,
+            "sbom_scanner": self.sbom_scanner,
         })
         .to_string()
     }

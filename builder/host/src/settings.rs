@@ -121,6 +121,8 @@ pub struct HostSettings {
     pub no_proxy: Vec<String>,
     /// How builders that start on an empty cache keep their images; one that has a cache keeps what that was made with. `classic`.
     pub image_store: ImageStoreSetting,
+    /// Image that `--sbom` has list what is in an image, as `registry.example/tools/scanner:1`. Absent: who asks must name one.
+    pub sbom_scanner: Option<String>,
     /// What a machine may write outside its volume (and `/tmp`), at most half of its memory, as which it counts. `1GiB`.
     #[serde(deserialize_with = "size")]
     pub scratch: ByteSize,
@@ -239,6 +241,7 @@ impl Default for HostSettings {
             https_proxy: None,
             no_proxy: Vec::new(),
             image_store: ImageStoreSetting::default(),
+            sbom_scanner: None,
             scratch: ByteSize::gib(1),
             cpu_millis: None,
             memory: None,

@@ -29,7 +29,7 @@ macro_rules! builder {
 }
 macro_rules! build {
     () => {
-        "id app image state push createdAt endedAt digest sizeBytes buildMs pushMs steps stepsCached error hint excerpt lastSeq"
+        "id app image state push createdAt endedAt digest sizeBytes buildMs pushMs steps stepsCached error hint excerpt lastSeq tags platforms { platform emulated }"
     };
 }
 macro_rules! token {
@@ -68,7 +68,7 @@ queries! {
     STOP_BUILDER = "stopBuilder": concat!("mutation($input: BuilderInput!) { stopBuilder(input: $input) { ", builder!(), " } }");
     RESET_CACHE = "resetBuilderCache": concat!("mutation($input: BuilderInput!) { resetBuilderCache(input: $input) { ", builder!(), " } }");
     BUILDS = "builds": concat!("query($org: String, $app: String, $limit: Int) { builds(org: $org, app: $app, limit: $limit) { ", build!(), " } }");
-    BUILD = "build": concat!("query($id: ID!) { build(id: $id) { ", build!(), " } }");
+    BUILD = "build": concat!("query($id: ID!) { build(id: $id) { ", build!(), " statements { platform predicateType digest sizeBytes text } } }");
     START_BUILD = "startBuild": concat!("mutation($input: StartBuildInput!) { startBuild(input: $input) { ", build!(), " } }");
     CANCEL_BUILD = "cancelBuild": concat!("mutation($id: ID!) { cancelBuild(id: $id) { ", build!(), " } }");
     BUILD_EVENTS = "buildEvents": "subscription($id: ID!, $after: Int) { buildEvents(id: $id, after: $after) }";

@@ -1,7 +1,7 @@
 //! The shapes of what the API takes and gives.
 
 use serde::{Deserialize, Serialize};
-use slipway_core::build::RegistryCredential;
+use slipway_core::build::{BuiltPlatform, RegistryCredential};
 use slipway_core::compression::Compression;
 use std::collections::BTreeMap;
 
@@ -195,6 +195,31 @@ pub(crate) struct Build {
     pub(crate) excerpt: Option<String>,
     /// Number of its newest event.
     pub(crate) last_seq: u64,
+    /// Further names of the image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) tags: Vec<String>,
+    /// Platforms that were named and built.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) platforms: Vec<BuiltPlatform>,
+    /// What is attested of the image, where it was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) statements: Vec<Statement>,
+}
+
+/// A statement that goes with an image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Statement {
+    /// Platform of the image that it is about.
+    pub(crate) platform: Option<String>,
+    /// What it says.
+    pub(crate) predicate_type: String,
+    /// Digest of the statement.
+    pub(crate) digest: String,
+    /// Bytes of the statement.
+    pub(crate) size_bytes: u64,
+    /// The statement, as JSON.
+    pub(crate) text: Option<String>,
 }
 
 /// A registry credential, without its password.
@@ -338,6 +363,8 @@ pub(crate) struct NewBuild<'a> {
     pub(crate) cache_to: &'a [String],
     /// Send the result's files to the session as well.
     pub(crate) export: bool,
+    /// Annotations of manifests and index.
+    pub(crate) annotations: &'a [String],
     /// Region of the builder.
     pub(crate) region: Option<&'a str>,
     /// Architecture of the builder.

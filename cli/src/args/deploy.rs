@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// The directory's slipway.toml (or else its fly.toml) says which app it is; flags go before the file.
 /// Only what changed since the last build is sent.
 ///
-/// Standard output gets the pushed reference (the build's id with --detach), or JSON lines with --json; progress goes to
+/// Standard output gets the pushed reference, a line for each name (the build's id with --detach), or JSON lines with --json; progress goes to
 /// standard error.
 ///
 /// With --detach it returns once the directory is sent. A process stays in the background until the build's steps are
@@ -23,6 +23,7 @@ use std::path::PathBuf;
   slipway deploy --build-only --target test
   slipway deploy -t registry.example/app:1.4 -t registry.example/app:latest --ssh default
   slipway deploy --output ./dist --target files
+  slipway deploy --platform linux/amd64,linux/arm64 --provenance=max
   slipway builds attach $(slipway deploy --detach)
   slipway deploy --json | jq -r 'select(.type==\"result\").digest'")]
 pub(crate) struct DeployArgs {
@@ -124,9 +125,21 @@ pub(crate) struct DeployArgs {
     /// Label of the image. Repeatable
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Build")]
     pub(crate) label: Vec<String>,
-    /// Platform of the image, as linux/amd64 or linux/arm64
+    /// Platforms of the image, as linux/amd64,linux/arm64. What is not the builder's own is emulated there. Repeatable
     #[arg(long, value_name = "PLATFORM", help_heading = "Build")]
-    pub(crate) platform: Option<String>,
+    pub(crate) platform: Vec<String>,
+    /// Annotation of the manifest, or of what is named before it: index:NAME=VALUE, manifest[linux/arm64]:NAME=VALUE. Repeatable
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Build")]
+    pub(crate) annotation: Vec<String>,
+    /// Attest how the image was made: min (also if nothing is said), max, or attributes. Without it, nothing is attested
+    #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Build")]
+    pub(crate) provenance: Option<String>,
+    /// Attest what is in the image, by the farm's scanner or generator=IMAGE
+    #[arg(long, value_name = "SPEC", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Build")]
+    pub(crate) sbom: Option<String>,
+    /// The same in one form: type=provenance,mode=max or type=sbom,generator=IMAGE. Repeatable
+    #[arg(long, value_name = "SPEC", help_heading = "Build")]
+    pub(crate) attest: Vec<String>,
     /// Build every step anew
     #[arg(long, help_heading = "Build")]
     pub(crate) no_cache: bool,
@@ -196,18 +209,6 @@ pub(crate) struct DeployArgs {
 /// Flags of docker, buildx and flyctl that are answered by name, so that nobody is sent to another flag.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct RefusedArgs {
-    /// Not written: the image has labels only
-    #[arg(long, hide = true, value_name = "NAME=VALUE")]
-    pub(crate) annotation: Vec<String>,
-    /// Not made
-    #[arg(long, hide = true, value_name = "SPEC")]
-    pub(crate) attest: Vec<String>,
-    /// Not made; false is fine
-    #[arg(long, hide = true, value_name = "SPEC", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(crate) provenance: Option<String>,
-    /// Not made; false is fine
-    #[arg(long, hide = true, value_name = "SPEC", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(crate) sbom: Option<String>,
     /// Not asked of the frontend
     #[arg(long, hide = true, value_name = "METHOD")]
     pub(crate) call: Option<String>,

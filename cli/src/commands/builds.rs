@@ -4,7 +4,7 @@ use super::context::Caller;
 use crate::api::queries;
 use crate::api::shapes::Build;
 use crate::args::BuildsVerb;
-use crate::deploy::{attach, clean_lines, seconds, show_log};
+use crate::deploy::{attach, clean_lines, seconds, show_log, shown};
 use crate::moments::{ago, exact, took};
 use slipway_core::units::ByteSize;
 use slipway_terminal::exit::Outcome;
@@ -78,6 +78,9 @@ fn show(build: &Build, printer: Printer) {
         ("state", build.state.to_lowercase()),
         ("created", exact(&build.created_at)),
     ];
+    for name in &build.tags {
+        fields.push(("also", name.clone()));
+    }
     let mut more = |name, value: Option<String>| fields.extend(value.map(|value| (name, value)));
     more("ended", build.ended_at.as_deref().map(exact));
     more(
@@ -86,6 +89,19 @@ fn show(build: &Build, printer: Printer) {
     );
     more("steps cached", cached(build));
     more("digest", build.digest.clone());
+    let platforms = shown(&build.platforms);
+    more("for", Some(platforms).filter(|text| !text.is_empty()));
+    for statement in &build.statements {
+        let of = statement.platform.as_ref();
+        let of = of.map_or_else(String::new, |platform| format!(" of {platform}"));
+        more(
+            "attests",
+            Some(format!(
+                "{}{of} ({})",
+                statement.predicate_type, statement.digest
+            )),
+        );
+    }
     more(
         "size",
         build.size_bytes.map(|size| ByteSize(size).to_string()),
@@ -100,5 +116,10 @@ fn show(build: &Build, printer: Printer) {
     printer.record(build, &fields);
     if let (Some(excerpt), Format::Human) = (&build.excerpt, printer.format()) {
         printer.data(&clean_lines(excerpt));
+    }
+    for statement in &build.statements {
+        if let (Some(text), Format::Human) = (&statement.text, printer.format()) {
+            printer.data(&clean_lines(text));
+        }
     }
 }

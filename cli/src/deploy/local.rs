@@ -154,6 +154,9 @@ pub(super) async fn run(
         app: plan.app.clone(),
         build: None,
         image: image.to_owned(),
+        tags: plan.tags.clone(),
+        platforms: Vec::new(),
+        statements: Vec::new(),
         image_id: solved.image_id,
         digest,
         size_bytes: u64::try_from(size).unwrap_or(0),
@@ -195,6 +198,7 @@ async fn solve(
         cache_from: caches(&plan.cache_from)?,
         cache_to: caches(&plan.cache_to)?,
         export: plan.output.is_some(),
+        exporter_attrs: std::collections::BTreeMap::new(),
         exporter: slipway_buildkit::Exporter::Dockerd,
     };
     let (sender, mut events) = mpsc::channel(SOLVE_EVENTS_QUEUED_MAX);

@@ -34,6 +34,7 @@ use serde::Serialize;
 use slipway_terminal::exit::{Failure, FailureKind, Outcome};
 use slipway_terminal::printer::{Format, Printer};
 use summary::Summary;
+pub(crate) use summary::shown;
 
 /// The last line of `--json`.
 #[derive(Serialize)]
@@ -181,6 +182,7 @@ enum Chosen {
 async fn choose(plan: &Plan) -> Outcome<Chosen> {
     match plan.place {
         Place::Remote => Ok(Chosen::Remote),
+        Place::Auto if plan.needs_builder => Ok(Chosen::Remote),
         Place::Local => local::Daemon::find().await.map(Chosen::Local),
         Place::Auto => match local::Daemon::find().await {
             Ok(daemon) if daemon.arch() == plan.arch.as_deref().unwrap_or(local::TARGET_ARCH) => {

@@ -3,6 +3,7 @@
 //!
 //! Must not know the API, sessions, or how progress is shown.
 
+mod attest;
 mod options;
 mod source;
 
@@ -64,8 +65,12 @@ pub(crate) struct Plan {
     pub(crate) cache_to: Vec<String>,
     /// Where the result's files go.
     pub(crate) output: Option<Output>,
-    /// Architecture of the target, if it was named.
+    /// Architecture that the builder had best have, by the platform that was named.
     pub(crate) arch: Option<String>,
+    /// Annotations of manifests and index.
+    pub(crate) annotations: Vec<String>,
+    /// More comes of it than one manifest without annotations, which the Docker that runs here may not be able to keep.
+    pub(crate) needs_builder: bool,
     /// Where it may be built.
     pub(crate) place: Place,
     /// Things to tell the caller that stop nothing.
@@ -115,6 +120,13 @@ impl Plan {
         let source = Source::find(args, config, &mut std::io::stdin().lock())?;
         let ignorefile = source::check_ignorefile(args, config, &source)?;
         let options = Options::of(args, config, &source, env, &mut warnings)?;
+        let needs_builder = options.is_multiple || options.attests || !args.annotation.is_empty();
+        if needs_builder && args.local_only {
+            return Err(Failure::user(
+                "--local-only: images of several platforms, attestations and annotations are made by a builder",
+            )
+            .hint("leave --local-only out"));
+        }
         let output = args.output.as_deref().map(Output::parse).transpose()?;
         let push = if args.build_only || (output.is_some() && !args.push) {
             Push::No
@@ -146,6 +158,8 @@ impl Plan {
             secrets: secret::read_all(&args.secret, &args.build_secret, env)?,
             ssh: ssh::parse_all(&args.ssh, env)?,
             arch: options.arch,
+            annotations: args.annotation.clone(),
+            needs_builder,
             place: match (args.remote_only || args.detach, args.local_only) {
                 (true, _) => Place::Remote,
                 (false, true) => Place::Local,
@@ -180,28 +194,7 @@ impl Plan {
 /// Flags that people bring from other tools and that nothing here does.
 fn check_refused(args: &DeployArgs) -> Outcome<()> {
     let flags = &args.refused;
-    let is_wanted = |flag: &Option<String>| flag.as_deref().is_some_and(|it| it != "false");
-    let refused: [(bool, &str, &str); 6] = [
-        (
-            !flags.annotation.is_empty(),
-            "--annotation: images get labels only",
-            "use --label",
-        ),
-        (
-            !flags.attest.is_empty(),
-            "--attest: no attestation is made",
-            "leave it out",
-        ),
-        (
-            is_wanted(&flags.provenance),
-            "--provenance: no attestation is made",
-            "leave it out, or say --provenance=false",
-        ),
-        (
-            is_wanted(&flags.sbom),
-            "--sbom: no attestation is made",
-            "leave it out, and scan the pushed image",
-        ),
+    let refused: [(bool, &str, &str); 2] = [
         (
             flags.check || flags.call.as_deref().is_some_and(|it| it != "build"),
             "--check and --call: this asks the builder for images only",

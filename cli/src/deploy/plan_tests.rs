@@ -139,10 +139,7 @@ fn what_the_caller_gets_wrong_is_told() {
         ("--app a --label =x", "is not a label"),
         ("--app a --secret id=x,src=DIR/none", "secret 'x': read"),
         ("--app a --platform windows/amd64", "not a platform"),
-        (
-            "--app a --platform linux/amd64,linux/arm64",
-            "not a platform",
-        ),
+        ("--app a --platform linux/amd64,linux/vax", "not a platform"),
         ("--app a --image https://r/x", "not the name of an image"),
         (
             "--app a --image r.example/x@sha256:0",
@@ -273,6 +270,24 @@ fn flags_of_buildx_and_flyctl_become_what_the_builder_takes() {
     assert_eq!(plan.cache_from, ["type=registry,ref=r.example/c"]);
     assert_eq!(plan.secrets[0].id, "S");
 
+    let plan = project
+        .plan("--app a --platform linux/amd64 --platform linux/aarch64,linux/arm/v7 --annotation index:a=b --provenance --sbom=generator=s")
+        .unwrap();
+    for (name, value) in [
+        ("platform", "linux/amd64,linux/arm64,linux/arm/v7"),
+        ("attest:provenance", "mode=min"),
+        ("attest:sbom", "generator=s"),
+    ] {
+        assert_eq!(plan.frontend_attrs[name], value);
+    }
+    assert_eq!((plan.arch, plan.needs_builder), (None, true));
+    assert_eq!(plan.annotations, ["index:a=b"]);
+    let plan = project.plan("--app a --platform linux/arm64").unwrap();
+    assert_eq!(
+        (plan.arch.as_deref(), plan.needs_builder),
+        (Some("arm64"), false)
+    );
+
     let plan = project.plan("--app a --registry r.example --image-label v7");
     assert_eq!(plan.unwrap().image_for("t").unwrap(), "r.example/a:v7");
     let plan = project.plan("--app a -o DIR/out").unwrap();
@@ -282,9 +297,10 @@ fn flags_of_buildx_and_flyctl_become_what_the_builder_takes() {
     for (flags, message) in [
         ("-t r.example/a:1 -t UPPER/X", "lower case"),
         ("--image-label no/tag", "is not a tag"),
-        ("--annotation a=b", "--annotation"),
-        ("--provenance=max", "--provenance"),
-        ("--sbom", "--sbom"),
+        ("--annotation a", "bad annotation"),
+        ("--provenance=medium", "bad --provenance"),
+        ("--sbom --attest type=sbom", "sbom is asked for twice"),
+        ("--sbom --local-only", "--local-only"),
         ("--check", "--check"),
         ("--load", "--load"),
         ("--cache-to type=gha", "type gha"),

@@ -41,6 +41,7 @@ pub(super) async fn run(
         mut session,
         org,
         region,
+        arch,
         notice,
     } = waited_for(plan, client, view, &mut interrupts, opening).await??;
     for notice in notice {
@@ -65,7 +66,7 @@ pub(super) async fn run(
         plan,
         image,
         client,
-        (&org, region.as_deref()),
+        (&org, region.as_deref(), arch.as_deref()),
         &factory,
         (credential, credentials),
         view,
@@ -121,6 +122,8 @@ struct Opened {
     org: String,
     /// Region of the builder; the org's default if absent.
     region: Option<String>,
+    /// Architecture of the builder; the org's default if absent.
+    arch: Option<String>,
     /// What the builder's owner or the caller should know.
     notice: Vec<String>,
 }
@@ -128,7 +131,7 @@ struct Opened {
 /// Finds the org and the gateway, and starts to open the session there.
 async fn open(plan: &Plan, client: &ApiClient, factory: &Arc<SessionFactory>) -> Outcome<Opened> {
     let place = queries::locate(client, plan.org.as_deref()).await?;
-    let arch = plan.arch.as_deref();
+    let mut arch = plan.arch.as_deref();
     let mut notice = Vec::new();
     let mut region = plan.region.clone();
     if let Some(wish) = &plan.region_wish {
@@ -142,21 +145,33 @@ async fn open(plan: &Plan, client: &ApiClient, factory: &Arc<SessionFactory>) ->
         }
     }
     let region_name = region.as_deref();
-    let gateway = Gateway {
-        address: place.docker,
-        transport: client.transport().clone(),
-        token: client.token().clone(),
-        headers: queries::builder_headers(&place.org, region_name, arch),
+    let opening = |arch| {
+        let gateway = Gateway {
+            address: place.docker.clone(),
+            transport: client.transport().clone(),
+            token: client.token().clone(),
+            headers: queries::builder_headers(&place.org, region_name, arch),
+        };
+        OpenSession::start(Arc::clone(factory), gateway)
     };
-    let session = OpenSession::start(Arc::clone(factory), gateway);
+    let mut session = opening(arch);
     // Asked for by name as well: the gateway alone could not tell region and architecture.
-    let builder = queries::ensure_builder(client, &place.org, region_name, arch).await?;
+    let builder = match queries::ensure_builder(client, &place.org, region_name, arch).await {
+        // The farm has no builder of that processor: another one emulates it.
+        Err(refused) if arch.is_some() && refused.kind() == FailureKind::User => {
+            arch = None;
+            session = opening(arch);
+            queries::ensure_builder(client, &place.org, region_name, arch).await?
+        }
+        ensured => ensured?,
+    };
     notice.extend(builder.notice);
     Ok(Opened {
         session,
-        org: place.org,
         region,
+        arch: arch.map(str::to_owned),
         notice,
+        org: place.org,
     })
 }
 
@@ -196,7 +211,7 @@ async fn reason(plan: &Plan, client: &ApiClient) -> Option<String> {
     let fits = |wanted: &Option<String>, has: &str| wanted.as_ref().is_none_or(|it| it == has);
     builders
         .into_iter()
-        .filter(|it| fits(&plan.region, &it.region) && fits(&plan.arch, &it.arch))
+        .filter(|it| fits(&plan.region, &it.region))
         .find_map(|builder| builder.waiting_for)
 }
 
@@ -225,7 +240,7 @@ async fn start(
     plan: &Plan,
     image: &str,
     client: &ApiClient,
-    (org, region): (&str, Option<&str>),
+    (org, region, arch): (&str, Option<&str>, Option<&str>),
     factory: &SessionFactory,
     (credential, tag_credentials): (Option<RegistryCredential>, Vec<RegistryCredential>),
     view: &mut View,
@@ -247,7 +262,8 @@ async fn start(
         cache_to: &plan.cache_to,
         export: plan.output.is_some(),
         region,
-        arch: plan.arch.as_deref(),
+        arch,
+        annotations: &plan.annotations,
     };
     let starting = async {
         match queries::start_build(client, &new).await {

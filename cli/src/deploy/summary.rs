@@ -3,9 +3,10 @@
 use super::progress::{Board, bytes, clean_lines, seconds};
 use crate::api::shapes::Build;
 use serde::Serialize;
-use slipway_core::build::BuildOutcome;
+use slipway_core::build::{BuildOutcome, BuiltPlatform, Statement};
 use slipway_terminal::exit::{Failure, Outcome};
 use slipway_terminal::printer::record_lines;
+use std::collections::BTreeSet;
 
 /// The result of a deploy; printed for people, or as the last JSON document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -16,10 +17,16 @@ pub(crate) struct Summary {
     pub(crate) build: Option<String>,
     /// Full name with tag.
     pub(crate) image: String,
+    /// Its further names.
+    pub(crate) tags: Vec<String>,
     /// Id in dockerd.
     pub(crate) image_id: String,
     /// Digest of the pushed manifest; absent without a push.
     pub(crate) digest: Option<String>,
+    /// Platforms that were named and built.
+    pub(crate) platforms: Vec<BuiltPlatform>,
+    /// What is attested of it, without the statements' texts.
+    pub(crate) statements: Vec<Statement>,
     /// Uncompressed.
     pub(crate) size_bytes: u64,
     /// Dockerfile steps from the cache.
@@ -71,7 +78,7 @@ impl Summary {
         board: &Board,
         sender: Option<Sender>,
     ) -> Outcome<Self> {
-        match outcome {
+        match outcome.without_texts() {
             BuildOutcome::Succeeded {
                 image_id,
                 digest,
@@ -80,12 +87,17 @@ impl Summary {
                 push_ms,
                 steps: _,
                 steps_cached: _,
+                platforms,
+                statements,
             } => {
                 let (steps_cached, steps) = board.cached_steps();
                 Ok(Self {
                     app: build.app.clone(),
                     build: Some(build.id.clone()),
                     image: build.image.clone(),
+                    tags: build.tags.clone(),
+                    platforms: platforms.into_vec(),
+                    statements,
                     image_id,
                     digest,
                     size_bytes,
@@ -122,12 +134,14 @@ impl Summary {
         }
     }
 
-    /// `image@digest`: what others can pull, for ever.
+    /// `image@digest`: what others can pull, for ever. One line for each name.
     pub(crate) fn reference(&self) -> String {
-        match &self.digest {
-            Some(digest) => format!("{}@{digest}", self.image),
-            None => self.image.clone(),
-        }
+        let names = std::iter::once(&self.image).chain(&self.tags);
+        let references = names.map(|name| match &self.digest {
+            Some(digest) => format!("{name}@{digest}"),
+            None => name.clone(),
+        });
+        references.collect::<Vec<_>>().join("\n")
     }
 
     /// For people.
@@ -147,8 +161,12 @@ impl Summary {
         if self.digest.is_some() {
             parts.push(format!("push {}", seconds(time.push_ms)));
         }
-        let mut fields = vec![
-            ("image", self.image.clone()),
+        let mut fields = vec![("image", self.image.clone())];
+        fields.extend(self.tags.iter().map(|name| ("also", name.clone())));
+        if !self.platforms.is_empty() {
+            fields.push(("for", shown(&self.platforms)));
+        }
+        fields.extend([
             (
                 "digest",
                 self.digest
@@ -160,7 +178,16 @@ impl Summary {
                 "steps",
                 format!("{} of {} from the cache", self.steps_cached, self.steps),
             ),
-        ];
+        ]);
+        if !self.statements.is_empty() {
+            let kinds: BTreeSet<&str> = self
+                .statements
+                .iter()
+                .map(|statement| statement.predicate_type.as_str())
+                .collect();
+            let kinds: Vec<&str> = kinds.into_iter().collect();
+            fields.push(("attests", kinds.join(", ")));
+        }
         fields.extend(self.sent_bytes.map(|sent| ("sent", bytes(sent))));
         fields.push((
             "time",
@@ -168,6 +195,15 @@ impl Summary {
         ));
         record_lines(&fields)
     }
+}
+
+/// Each platform, and how it was built.
+pub(crate) fn shown(platforms: &[BuiltPlatform]) -> String {
+    let how = |it: &BuiltPlatform| match it.emulated {
+        true => format!("{} (emulated)", it.platform),
+        false => format!("{} (native)", it.platform),
+    };
+    platforms.iter().map(how).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -180,6 +216,9 @@ mod tests {
             app: "a".to_owned(),
             build: Some("bld_1".to_owned()),
             image: "r/a:1".to_owned(),
+            tags: Vec::new(),
+            platforms: Vec::new(),
+            statements: Vec::new(),
             image_id: "sha256:1".to_owned(),
             digest: Some("sha256:2".to_owned()),
             size_bytes: 3 << 20,
@@ -214,6 +253,23 @@ mod tests {
             !attached.contains("builder") && !attached.contains("sent"),
             "{attached}"
         );
+        summary.tags = vec!["s/a:2".to_owned()];
+        summary.platforms = [("linux/amd64", false), ("linux/arm64", true)]
+            .map(|(platform, emulated)| BuiltPlatform {
+                platform: platform.to_owned(),
+                emulated,
+            })
+            .to_vec();
+        let lines = summary.lines();
+        assert_eq!(
+            lines[1..3],
+            [
+                "also    s/a:2",
+                "for     linux/amd64 (native), linux/arm64 (emulated)",
+            ]
+        );
+        assert_eq!(summary.reference(), "r/a:1@sha256:2\ns/a:2@sha256:2");
+        summary.tags.clear();
         summary.digest = None;
         assert!(!summary.lines().join("\n").contains("push 0.7s"));
         assert_eq!(summary.reference(), "r/a:1");

@@ -68,15 +68,16 @@ fn readmes_docker_lines_work_in_any_order_and_again() -> Result<()> {
     Ok(())
 }
 
-struct Farm {
-    docker: DockerClient,
-    registry: String,
-    bed: Testbed,
+/// A farm, and buildx with a builder in it.
+pub(crate) struct Farm {
+    pub(crate) docker: DockerClient,
+    pub(crate) registry: String,
+    pub(crate) bed: Testbed,
 }
 
 impl Farm {
-    fn start() -> Result<Farm> {
-        let bed = Testbed::start_with(STORE)?;
+    pub(crate) fn start(settings: &str) -> Result<Farm> {
+        let bed = Testbed::start_with(settings)?;
         bed.registry.seed(&["busybox"])?;
         let certificates = certificates(&bed)?;
         let docker = DockerClient::mount(
@@ -103,7 +104,7 @@ impl Farm {
         })
     }
 
-    fn build(&self, arguments: &[&str]) -> Result<String> {
+    pub(crate) fn build(&self, arguments: &[&str]) -> Result<String> {
         let mut all = vec!["buildx", "build", "--builder", "farm"];
         all.extend(arguments);
         all.push("/ctx");
@@ -113,7 +114,7 @@ impl Farm {
     }
 
     /// A manifest or index in the farm's registry.
-    fn manifest(&self, repository: &str, reference: &str) -> Result<Value> {
+    pub(crate) fn manifest(&self, repository: &str, reference: &str) -> Result<Value> {
         let url = format!(
             "http://{}/v2/{repository}/manifests/{reference}",
             self.registry
@@ -158,7 +159,7 @@ impl Farm {
 
 #[test]
 fn buildx_pushes_loads_exports_and_caches_where_containerd_keeps_the_images() -> Result<()> {
-    let farm = Farm::start()?;
+    let farm = Farm::start(STORE)?;
     write(
         &farm.docker,
         "ctx/Dockerfile",

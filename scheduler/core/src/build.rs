@@ -1,6 +1,7 @@
 //! A build: what is asked, what happens while it runs, and how it ended.
 
 use crate::compression::Compression;
+use crate::limits::{BUILD_STATEMENTS_BYTES_MAX, BUILD_STATEMENTS_MAX};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -33,6 +34,9 @@ pub struct BuildSpec {
     /// The result's files are sent to the session as well, as one archive.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub export: bool,
+    /// Annotations of manifests and index, each as buildx writes it: `index:NAME=VALUE`, `manifest[linux/arm64]:NAME=VALUE`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub annotations: Vec<String>,
 }
 
 /// A registry credential. `Debug` never prints the secret.
@@ -232,6 +236,12 @@ pub enum BuildOutcome {
         /// Those of them that came from the cache.
         #[serde(default)]
         steps_cached: u32,
+        /// Platforms that were named and built; empty where none was named, and from older guests.
+        #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+        platforms: Box<[BuiltPlatform]>,
+        /// What is attested of the image.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        statements: Vec<Statement>,
     },
     /// It failed.
     Failed {
@@ -248,6 +258,77 @@ pub enum BuildOutcome {
     },
     /// Somebody cancelled it.
     Cancelled,
+}
+
+/// A platform that was built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuiltPlatform {
+    /// Such as `linux/arm64`.
+    pub platform: String,
+    /// Its steps ran under an emulator: the builder has another processor.
+    pub emulated: bool,
+}
+
+/// A statement that goes with an image (in-toto), such as its provenance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statement {
+    /// Of the image that it is about, where there are several.
+    pub platform: Option<String>,
+    /// What it says, such as `https://slsa.dev/provenance/v0.2`.
+    pub predicate_type: String,
+    /// Digest of the statement.
+    pub digest: String,
+    /// Bytes of the statement.
+    pub size_bytes: u64,
+    /// The statement, as JSON; absent where it is too long to be kept, and in the build's own record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+impl BuildOutcome {
+    /// The same without the texts of statements, which only the build's last event has.
+    #[must_use]
+    pub fn without_texts(mut self) -> Self {
+        if let Self::Succeeded { statements, .. } = &mut self {
+            for statement in statements {
+                statement.text = None;
+            }
+        }
+        self
+    }
+
+    /// Keeps no more of platforms and statements than a build's record has room for.
+    pub fn bound_statements(&mut self) {
+        let Self::Succeeded {
+            platforms,
+            statements,
+            ..
+        } = self
+        else {
+            return;
+        };
+        let mut kept = std::mem::take(platforms).into_vec();
+        kept.truncate(BUILD_STATEMENTS_MAX);
+        *platforms = kept.into();
+        statements.truncate(BUILD_STATEMENTS_MAX);
+        let mut left = BUILD_STATEMENTS_BYTES_MAX;
+        for statement in statements {
+            let length = statement.text.as_ref().map_or(0, String::len);
+            if length > left {
+                statement.text = None;
+            } else {
+                left -= length;
+            }
+        }
+    }
+
+    /// The statements of a success.
+    pub fn statements(&self) -> &[Statement] {
+        match self {
+            Self::Succeeded { statements, .. } => statements,
+            Self::Failed { .. } | Self::Cancelled => &[],
+        }
+    }
 }
 
 /// Whose fault a failure is; it chooses the exit code (1 or 2) and whether anything may be tried again.
@@ -291,6 +372,42 @@ mod tests {
             });
         }
         assert_eq!(seen.count(), (3, 2));
+    }
+
+    #[test]
+    fn of_statements_no_more_is_kept_than_there_is_room_for() {
+        let statement = |bytes: usize| Statement {
+            platform: None,
+            predicate_type: "p".to_owned(),
+            digest: "d".to_owned(),
+            size_bytes: 1,
+            text: Some("x".repeat(bytes)),
+        };
+        let mut outcome = BuildOutcome::Succeeded {
+            image_id: "i".to_owned(),
+            digest: None,
+            size_bytes: 1,
+            build_ms: 1,
+            push_ms: 1,
+            steps: 0,
+            steps_cached: 0,
+            platforms: Box::default(),
+            statements: [10, BUILD_STATEMENTS_BYTES_MAX, 20]
+                .into_iter()
+                .chain(std::iter::repeat_n(1, BUILD_STATEMENTS_MAX))
+                .map(statement)
+                .collect(),
+        };
+        outcome.bound_statements();
+        let kept: Vec<bool> = outcome
+            .statements()
+            .iter()
+            .map(|it| it.text.is_some())
+            .collect();
+        assert_eq!(kept.len(), BUILD_STATEMENTS_MAX);
+        assert_eq!(kept[..3], [true, false, true]);
+        let record = outcome.without_texts();
+        assert!(record.statements().iter().all(|it| it.text.is_none()));
     }
 
     /// What is stored, and what an older guest says, has no count.

@@ -23,6 +23,7 @@ pub mod limits;
 pub mod machine;
 pub mod placement;
 pub mod planner;
+pub mod platform;
 pub mod quota;
 pub mod time;
 pub mod units;

@@ -33,6 +33,10 @@ pub const BUILDER_IDLE_MIN: Duration = Duration::from_secs(2);
 pub const BUILD_EVENTS_BYTES_MAX: usize = 8 << 20;
 /// Longest single log chunk in one build event, in bytes.
 pub const BUILD_LOG_CHUNK_BYTES_MAX: usize = 64 << 10;
+/// Texts of statements about an image that are kept with its build, in bytes together; longer ones are named only.
+pub const BUILD_STATEMENTS_BYTES_MAX: usize = 256 << 10;
+/// Statements, and platforms, that are kept of one build. Further ones are not.
+pub const BUILD_STATEMENTS_MAX: usize = 64;
 /// Builds that may run at once on one builder; further ones wait in order.
 pub const BUILDS_RUNNING_MAX: usize = 8;
 /// Builds that may wait on one builder; one more is refused with a hint.
@@ -49,4 +53,5 @@ const _: () = assert!(
         && MACHINE_SILENCE_MAX.as_secs() < MACHINE_SILENCE_EMULATED_MAX.as_secs()
         && MACHINE_SILENCE_EMULATED_MAX.as_secs() < MACHINE_START_WAIT_MAX.as_secs()
 );
+const _: () = assert!(BUILD_STATEMENTS_BYTES_MAX * 2 < BUILD_EVENTS_BYTES_MAX);
 const _: () = assert!(BUILD_LOG_CHUNK_BYTES_MAX * 2 < BUILD_EVENTS_BYTES_MAX);

@@ -297,12 +297,25 @@ fn with_bounded_end(mut event: NumberedEvent) -> NumberedEvent {
         *text = bounded(std::mem::take(text), GUEST_MESSAGE_BYTES_MAX);
     };
     if let BuildEvent::Ended(outcome) = &mut event.event {
+        outcome.bound_statements();
         match outcome {
             BuildOutcome::Succeeded {
-                image_id, digest, ..
+                image_id,
+                digest,
+                platforms,
+                statements,
+                ..
             } => {
                 bound(image_id);
                 digest.iter_mut().for_each(bound);
+                for platform in platforms {
+                    bound(&mut platform.platform);
+                }
+                for statement in statements {
+                    statement.platform.iter_mut().for_each(bound);
+                    bound(&mut statement.predicate_type);
+                    bound(&mut statement.digest);
+                }
             }
             BuildOutcome::Failed {
                 message,

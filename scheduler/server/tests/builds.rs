@@ -4,7 +4,9 @@ mod common;
 
 use common::{Bed, eventually};
 use futures_util::StreamExt;
-use slipway_core::build::{BuildEvent, BuildOutcome, BuildSpec, Fault, NumberedEvent};
+use slipway_core::build::{
+    BuildEvent, BuildOutcome, BuildSpec, BuiltPlatform, Fault, NumberedEvent, Statement,
+};
 use slipway_core::ceilings::Ceilings;
 use slipway_core::id::{AppId, BuildId};
 use slipway_core::limits::{BUILD_EVENTS_BYTES_MAX, BUILD_LOG_CHUNK_BYTES_MAX};
@@ -48,6 +50,18 @@ fn done() -> BuildOutcome {
         push_ms: 3,
         steps: 5,
         steps_cached: 4,
+        platforms: [BuiltPlatform {
+            platform: "linux/arm64".into(),
+            emulated: true,
+        }]
+        .into(),
+        statements: vec![Statement {
+            platform: Some("linux/arm64".into()),
+            predicate_type: "https://slsa.dev/provenance/v0.2".into(),
+            digest: "sha256:2".into(),
+            size_bytes: 2,
+            text: Some("{}".into()),
+        }],
     }
 }
 
@@ -113,8 +127,11 @@ async fn readers_see_every_event_once_whenever_they_come() {
     let build = ended(&bed, &build).await;
     assert_eq!(
         (build.state, build.outcome.clone()),
-        (BuildState::Succeeded, Some(done()))
+        (BuildState::Succeeded, Some(done().without_texts())),
+        "lists read the record: it has no texts"
     );
+    let last = all(&builds, &build, 2000).await;
+    assert_eq!(last[0].event, BuildEvent::Ended(done()));
     assert_eq!(
         numbers(&all(&builds, &build, 1990).await),
         (1991..=2001).collect::<Vec<_>>()

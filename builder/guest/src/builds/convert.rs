@@ -18,6 +18,7 @@ pub(crate) struct Converter {
     cut_characters: HashMap<(String, u8), Vec<u8>>,
     throttle: Throttle<(String, String)>,
     saw_disk_full: bool,
+    saw_foreign_program: bool,
 }
 
 impl Converter {
@@ -28,6 +29,7 @@ impl Converter {
             cut_characters: HashMap::new(),
             throttle: Throttle::default(),
             saw_disk_full: false,
+            saw_foreign_program: false,
         }
     }
 
@@ -43,6 +45,8 @@ impl Converter {
                 error,
             } => {
                 let mut events = Vec::new();
+                let error_text = error.as_deref().unwrap_or_default();
+                self.saw_foreign_program |= error_text.contains("exec format error");
                 if completed_at.is_some() {
                     events.extend(
                         [1, 2]
@@ -92,6 +96,11 @@ impl Converter {
         self.saw_disk_full
     }
 
+    /// Some output said that a program is none of this processor's.
+    pub(crate) fn saw_foreign_program(&self) -> bool {
+        self.saw_foreign_program
+    }
+
     fn log(&mut self, step: String, stream: u8, bytes: Vec<u8>) -> Vec<BuildEvent> {
         let key = (step, stream);
         let mut whole = self.cut_characters.remove(&key).unwrap_or_default();
@@ -100,6 +109,9 @@ impl Converter {
         let text = String::from_utf8_lossy(&whole);
         if text.contains("No space left on device") {
             self.saw_disk_full = true;
+        }
+        if text.to_ascii_lowercase().contains("exec format error") {
+            self.saw_foreign_program = true;
         }
         let (step, stream) = key;
         let events = pieces(&text, limits::LOG_TEXT_BYTES_MAX)

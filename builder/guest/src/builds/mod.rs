@@ -9,6 +9,7 @@ mod reach;
 mod record;
 mod run;
 mod tails;
+mod wishes;
 
 pub(crate) use convert::Throttle;
 pub(crate) use outcome::chain;

@@ -7,6 +7,8 @@ use crate::push::PushFailure;
 use slipway_buildkit::{SolveError, SolveFailure};
 use slipway_core::build::{BuildOutcome, Fault};
 
+const EMULATION_HINT: &str = "have the org's builders be virtual machines, which always emulate: `slipway orgs update --isolation vm`; \
+     or build with FROM --platform=$BUILDPLATFORM what can be compiled for another processor";
 const DISK_FULL_HINT: &str = "give the builder a larger cache: `slipway orgs update --volume-size`, then `slipway builders reset-cache`";
 
 /// The outcome of a solve that failed and is not tried again.
@@ -68,6 +70,12 @@ pub(crate) fn disk_full(failure: &SolveFailure) -> BuildOutcome {
     let message =
         format!("the builder's disk is full, even after its garbage was collected: {failure}");
     at(failed(Fault::User, &message, Some(DISK_FULL_HINT)), failure)
+}
+
+/// The outcome of a step that runs a program of a processor which this builder does not emulate.
+pub(crate) fn unemulated(failure: &SolveFailure, why: &str) -> BuildOutcome {
+    let message = format!("{failure}: {why}");
+    at(failed(Fault::User, &message, Some(EMULATION_HINT)), failure)
 }
 
 /// The outcome of a push that failed after the image was built.

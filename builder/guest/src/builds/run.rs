@@ -3,6 +3,7 @@
 //! It must not know how events are kept or read.
 
 use super::convert::Converter;
+use super::wishes::Wishes;
 use super::{Build, Held, Stop, Throttle, outcome, reach};
 use crate::docker::{Docker, DockerError};
 use crate::garbage::{Pressure, Reason, pressure};
@@ -126,12 +127,26 @@ async fn work(
     if phase != Phase::Ready {
         return outcome::of_system("dockerd does not run");
     }
+    let wishes = Wishes::of(
+        &request.spec,
+        guest.store,
+        guest.config.sbom_scanner.as_deref(),
+    );
+    let wishes = match wishes {
+        Ok(wishes) => wishes,
+        Err(outcome) => return outcome,
+    };
+    let unemulated = guest.emulation.lacks(&wishes.platforms).await;
+    if let Some(why) = &unemulated {
+        let message = format!("steps that run programs of another processor will fail: {why}");
+        build.append(BuildEvent::Warning { message });
+    }
     let pushes = match prepared(guest, build, &request, borrower) {
         Ok(pushes) => pushes,
         Err(outcome) => return outcome,
     };
     let solved = tokio::select! {
-        solved = solve(guest, build, &request) => solved,
+        solved = solve(guest, build, &request, &wishes, unemulated.as_deref()) => solved,
         closed = reach::closed(guest, &request) => Err(closed),
         refused = reach::refused(&pushes) => Err(refused),
     };
@@ -161,8 +176,12 @@ async fn work(
         Ok(digest) => digest,
         Err(outcome) => return outcome,
     };
+    let statements = match wishes.attests {
+        true => push::statements(image_id.clone()).await,
+        false => Vec::new(),
+    };
     let (steps, steps_cached) = build.steps_seen().count();
-    BuildOutcome::Succeeded {
+    let mut outcome = BuildOutcome::Succeeded {
         image_id,
         push_ms: if digest.is_some() {
             elapsed_ms(began)
@@ -174,7 +193,11 @@ async fn work(
         build_ms,
         steps,
         steps_cached,
-    }
+        platforms: wishes.built(),
+        statements,
+    };
+    outcome.bound_statements();
+    outcome
 }
 
 fn elapsed_ms(since: Instant) -> u64 {
@@ -209,6 +232,8 @@ async fn solve(
     guest: &Guest,
     build: &Build,
     request: &StartBuild,
+    wishes: &Wishes,
+    unemulated: Option<&str>,
 ) -> Result<SolveResult, BuildOutcome> {
     let mut converter = Converter::new(build.accepted_at);
     let was_full = AtomicBool::new(false);
@@ -216,7 +241,7 @@ async fn solve(
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let solving = solve_once(guest, build, request, attempt, &mut converter);
+        let solving = solve_once(guest, build, request, wishes, attempt, &mut converter);
         let solved = tokio::select! {
             solved = solving => solved,
             never = watch_disk(guest, &was_full) => match never {},
@@ -238,11 +263,14 @@ async fn solve(
         };
         let said_so = converter.saw_disk_full() && was_full.load(Ordering::Relaxed);
         if !filled_the_disk(&failure.error, said_so) {
+            let foreign = unemulated.filter(|_| converter.saw_foreign_program());
             let is_step = matches!(failure.error, SolveError::StepFailed { .. });
-            return Err(if is_step && guest.ooms.count() > ooms {
-                outcome::out_of_memory(&failure, memory_bytes())
-            } else {
-                outcome::of_solve(&failure)
+            return Err(match foreign {
+                Some(why) => outcome::unemulated(&failure, why),
+                None if is_step && guest.ooms.count() > ooms => {
+                    outcome::out_of_memory(&failure, memory_bytes())
+                }
+                None => outcome::of_solve(&failure),
             });
         }
         settle(guest).await;
@@ -312,6 +340,7 @@ async fn solve_once(
     guest: &Guest,
     build: &Build,
     request: &StartBuild,
+    wishes: &Wishes,
     attempt: u32,
     converter: &mut Converter,
 ) -> Result<SolveResult, NoSolve> {
@@ -325,7 +354,7 @@ async fn solve_once(
         SolveRequest {
             build_ref: format!("{}{attempt}", names_of(build)),
             session: request.session.clone(),
-            frontend_attrs: spec.frontend_attrs.clone(),
+            frontend_attrs: wishes.frontend_attrs.clone(),
             image_name: names
                 .iter()
                 .map(|name| image_name(guest.store, name))
@@ -339,6 +368,7 @@ async fn solve_once(
                 ImageStore::Classic => Exporter::Dockerd,
                 ImageStore::Containerd => Exporter::Containerd,
             },
+            exporter_attrs: wishes.exporter_attrs.clone(),
         },
         events,
     );

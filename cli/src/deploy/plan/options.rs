@@ -2,11 +2,13 @@
 //!
 //! Must not know where context and image come from or go to.
 
-use super::{Context, Source};
+use super::{Context, Source, attest};
 use crate::args::DeployArgs;
 use crate::config::ProjectConfig;
 use crate::deploy::csv;
 use crate::deploy::env::Env;
+use slipway_buildkit::Annotation;
+use slipway_core::platform;
 use slipway_terminal::exit::{Failure, Outcome};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -22,8 +24,12 @@ const NETWORK_HOST: &str = "network.host";
 pub(super) struct Options {
     /// Attributes of the frontend.
     pub(super) attrs: BTreeMap<String, String>,
-    /// Architecture of the target, if it was named.
+    /// Architecture that the builder had best have.
     pub(super) arch: Option<String>,
+    /// Several platforms were named.
+    pub(super) is_multiple: bool,
+    /// Something is attested.
+    pub(super) attests: bool,
     /// Directories of further contexts, by the name that the session serves them under.
     pub(super) contexts: BTreeMap<String, PathBuf>,
     /// What steps may ask for beyond the usual.
@@ -59,10 +65,25 @@ impl Options {
         if let Some(target) = args.target.as_ref().or(config.build.target.as_ref()) {
             options.put("target", target.clone());
         }
-        if let Some(platform) = &args.platform {
-            options.arch = Some(platform_arch(platform)?);
-            options.put("platform", platform.clone());
+        if !args.platform.is_empty() {
+            let platforms = platform::parse_list(&args.platform.join(","));
+            let platforms = platforms.map_err(|error| {
+                Failure::user(error.to_string()).hint("it looks like linux/amd64,linux/arm64")
+            })?;
+            options.arch = platform::builder_arch(&platforms).map(str::to_owned);
+            options.is_multiple = platforms.len() > 1;
+            let names: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+            options.put("platform", names.join(","));
         }
+        for text in &args.annotation {
+            text.parse::<Annotation>().map_err(|error| {
+                Failure::user(error.to_string())
+                    .hint("it looks like NAME=VALUE, index:NAME=VALUE or manifest[linux/arm64]:NAME=VALUE")
+            })?;
+        }
+        let attested = attest::attrs(args)?;
+        options.attests = !attested.is_empty();
+        options.attrs.extend(attested);
         Ok(options)
     }
 
@@ -189,19 +210,6 @@ fn check_name(what: &str, spec: &str, name: &str) -> Outcome<()> {
             .hint(format!("a {what} looks like NAME=VALUE")));
     }
     Ok(())
-}
-
-/// The architecture of `os/arch[/variant]`.
-fn platform_arch(platform: &str) -> Outcome<String> {
-    let mut parts = platform.split('/');
-    let known = match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some("linux"), Some(arch @ ("amd64" | "arm64")), _, None) => Some(arch),
-        _ => None,
-    };
-    known.map(str::to_owned).ok_or_else(|| {
-        Failure::user(format!("'{platform}' is not a platform that can be built"))
-            .hint("known are linux/amd64 and linux/arm64, one at a time")
-    })
 }
 
 /// `HOST:IP` or `HOST=IP`, as the frontend takes it.

@@ -223,6 +223,9 @@ pub(super) struct StartBuildInput {
     /// The result's files are sent to the session as well, as one archive.
     #[graphql(default)]
     export: bool,
+    /// Annotations of manifests and index, each as `index:NAME=VALUE` or `manifest[linux/arm64]:NAME=VALUE`.
+    #[graphql(default)]
+    annotations: Vec<String>,
 }
 
 /// A build as it was asked for, checked.
@@ -295,6 +298,7 @@ impl StartBuildInput {
             cache_from: self.cache_from,
             cache_to: self.cache_to,
             export: self.export,
+            annotations: self.annotations,
         };
         Ok(AskedBuild {
             spec,
@@ -323,6 +327,14 @@ impl StartBuildInput {
                     format!("the {what} are too many, or one is empty, too long or has spaces");
                 return Err(Problem::new(Code::Invalid, message).into());
             }
+        }
+        let fits = |text: &String| {
+            (1..=REFERENCE_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
+        };
+        if self.annotations.len() > BUILD_LISTED_MAX || !self.annotations.iter().all(fits) {
+            let message =
+                "the annotations are too many, or one is empty, too long or has line breaks";
+            return Err(Problem::new(Code::Invalid, message).into());
         }
         if self.tag_credentials.len() > BUILD_LISTED_MAX {
             return Err(Problem::new(Code::Invalid, "there are too many credentials").into());

@@ -145,6 +145,8 @@ async fn a_build_ends_once() {
         push_ms: 3,
         steps: 5,
         steps_cached: 4,
+        platforms: Box::default(),
+        statements: Vec::new(),
     };
     let second = it
         .store

@@ -6,7 +6,7 @@ use super::super::running::Running;
 use super::super::scalar::{DateTime, Long};
 use crate::bounds::PAGE_MAX;
 use async_graphql::{Context, Enum, ID, Json, Object, Value};
-use slipway_core::build::{BuildOutcome, Fault, NumberedEvent};
+use slipway_core::build::{self, BuildEvent, BuildOutcome, Fault, NumberedEvent};
 use slipway_store as store;
 
 /// What a build does.
@@ -61,6 +61,11 @@ impl Build {
     /// Name of the image.
     async fn image(&self) -> &str {
         &self.0.spec.image
+    }
+
+    /// Its further names.
+    async fn tags(&self) -> &[String] {
+        &self.0.spec.tags
     }
 
     /// What it does now.
@@ -121,6 +126,50 @@ impl Build {
         done.map(|done| done.steps_cached)
     }
 
+    /// Platforms that were named and built.
+    async fn platforms(&self) -> Vec<BuiltPlatform> {
+        let done = self.succeeded();
+        let platforms = done.map_or(&[][..], |done| done.platforms);
+        platforms.iter().cloned().map(BuiltPlatform).collect()
+    }
+
+    /// What is attested of the image, such as its provenance.
+    #[graphql(complexity = "20")]
+    async fn statements(&self, context: &Context<'_>) -> Result<Vec<Statement>> {
+        let Some(outcome) = &self.0.outcome else {
+            return Ok(Vec::new());
+        };
+        if outcome.statements().is_empty() {
+            return Ok(Vec::new());
+        }
+        let access = Access::of(context)?;
+        let running = Running::of(context)?;
+        let _alone = running.reading.lock().await;
+        running.check()?;
+        // The last event of a build is its end, which alone has the texts.
+        let before = self.0.last_seq.saturating_sub(1);
+        let last = access
+            .store()
+            .build_events(&self.0.org, &self.0.id, before, 1)
+            .await?;
+        let ended = last.iter().find_map(|event| match &event.event {
+            BuildEvent::Ended(outcome) => Some(outcome),
+            BuildEvent::Queued { .. }
+            | BuildEvent::Started
+            | BuildEvent::Step(_)
+            | BuildEvent::Log { .. }
+            | BuildEvent::Progress { .. }
+            | BuildEvent::Warning { .. }
+            | BuildEvent::Push(_)
+            | BuildEvent::LogTruncated => None,
+        });
+        let statements = ended.unwrap_or(outcome).statements();
+        for statement in statements {
+            running.charge_value(&Value::from(statement.text.clone()))?;
+        }
+        Ok(statements.iter().cloned().map(Statement).collect())
+    }
+
     /// Why it failed.
     async fn error(&self) -> Option<&str> {
         self.failed().map(|failed| failed.message)
@@ -174,6 +223,55 @@ impl Build {
     }
 }
 
+/// A platform that was built.
+pub(in crate::graphql) struct BuiltPlatform(build::BuiltPlatform);
+
+/// A platform that was built.
+#[Object]
+impl BuiltPlatform {
+    /// Such as `linux/arm64`.
+    async fn platform(&self) -> &str {
+        &self.0.platform
+    }
+
+    /// Its steps ran under an emulator: the builder has another processor.
+    async fn emulated(&self) -> bool {
+        self.0.emulated
+    }
+}
+
+/// A statement that goes with an image (in-toto).
+pub(in crate::graphql) struct Statement(build::Statement);
+
+/// A statement that goes with an image (in-toto).
+#[Object]
+impl Statement {
+    /// Platform of the image that it is about.
+    async fn platform(&self) -> Option<&str> {
+        self.0.platform.as_deref()
+    }
+
+    /// What it says, such as `https://slsa.dev/provenance/v0.2`.
+    async fn predicate_type(&self) -> &str {
+        &self.0.predicate_type
+    }
+
+    /// Digest of the statement.
+    async fn digest(&self) -> &str {
+        &self.0.digest
+    }
+
+    /// Bytes of the statement.
+    async fn size_bytes(&self) -> Long {
+        Long(self.0.size_bytes)
+    }
+
+    /// The statement, as JSON. Absent where it is too long to be kept: the registry has it.
+    async fn text(&self) -> Option<&str> {
+        self.0.text.as_deref()
+    }
+}
+
 struct Succeeded<'a> {
     image_id: &'a str,
     digest: Option<&'a str>,
@@ -182,6 +280,7 @@ struct Succeeded<'a> {
     push_ms: u64,
     steps: u32,
     steps_cached: u32,
+    platforms: &'a [build::BuiltPlatform],
 }
 
 struct Failed<'a> {
@@ -202,6 +301,8 @@ impl Build {
                 push_ms,
                 steps,
                 steps_cached,
+                platforms,
+                statements: _,
             } => Some(Succeeded {
                 image_id,
                 digest: digest.as_deref(),
@@ -210,6 +311,7 @@ impl Build {
                 push_ms: *push_ms,
                 steps: *steps,
                 steps_cached: *steps_cached,
+                platforms,
             }),
             BuildOutcome::Failed { .. } | BuildOutcome::Cancelled => None,
         }

@@ -1,0 +1,219 @@
+//! What a build wants of BuildKit beyond one image for this machine's processor: platforms, what is attested, annotations. Refused in
+//! words where this builder cannot.
+//!
+//! Pure. It must not know how anything is solved.
+
+use super::outcome;
+use crate::store::ImageStore;
+use slipway_buildkit::Annotation;
+use slipway_core::build::{BuildOutcome, BuildSpec, BuiltPlatform, Fault};
+use slipway_core::compression::Compression;
+use slipway_core::platform::{self, Platform};
+use std::collections::BTreeMap;
+
+/// How the frontend's attributes for what is attested begin.
+const ATTEST: &str = "attest:";
+const SBOM: &str = "attest:sbom";
+/// Highest level of BuildKit's gzip.
+const GZIP_LEVEL_MAX: i32 = 9;
+
+const STORE_HINT: &str = "the farm's operator sets image_store = \"containerd\" for its hosts; \
+     then `slipway builders reset-cache` begins such a cache";
+const SCANNER_HINT: &str =
+    "name one: --sbom=generator=IMAGE; or the farm's operator sets sbom_scanner for its hosts";
+
+/// What is asked of BuildKit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Wishes {
+    /// Platforms that were named.
+    pub(super) platforms: Vec<Platform>,
+    pub(super) frontend_attrs: BTreeMap<String, String>,
+    pub(super) exporter_attrs: BTreeMap<String, String>,
+    /// Something is attested of the image.
+    pub(super) attests: bool,
+}
+
+impl Wishes {
+    /// What `spec` asks of a builder with this store and this scanner.
+    pub(super) fn of(
+        spec: &BuildSpec,
+        store: ImageStore,
+        scanner: Option<&str>,
+    ) -> Result<Wishes, BuildOutcome> {
+        let user = |message: &str, hint| outcome::failed(Fault::User, message, hint);
+        let mut attrs = spec.frontend_attrs.clone();
+        let platforms = match attrs.get("platform") {
+            Some(text) => {
+                platform::parse_list(text).map_err(|error| user(&error.to_string(), None))?
+            }
+            None => Vec::new(),
+        };
+        let attests = attrs.keys().any(|name| name.starts_with(ATTEST));
+        if let Some(sbom) = attrs.get_mut(SBOM)
+            && !sbom.split(',').any(|part| part.starts_with("generator="))
+        {
+            let scanner = scanner.ok_or_else(|| {
+                user(
+                    "there is no scanner for --sbom on this farm",
+                    Some(SCANNER_HINT),
+                )
+            })?;
+            let comma = if sbom.is_empty() { "" } else { "," };
+            *sbom = format!("{sbom}{comma}generator={scanner}");
+        }
+        let annotations = spec
+            .annotations
+            .iter()
+            .map(|text| text.parse::<Annotation>());
+        let annotations = annotations.collect::<Result<Vec<_>, _>>();
+        let annotations = annotations.map_err(|error| user(&error.to_string(), None))?;
+        if annotations.iter().any(Annotation::needs_index) && platforms.len() < 2 && !attests {
+            return Err(user(
+                "the image has no index to annotate: it is for one platform, and nothing is attested of it",
+                Some("annotate the manifest, or ask for several platforms or for --provenance"),
+            ));
+        }
+        let what = match (platforms.len() > 1, attests, annotations.is_empty()) {
+            (true, ..) => Some("images of several platforms"),
+            (_, true, _) => Some("attestations"),
+            (_, _, false) => Some("annotations"),
+            (false, false, true) => None,
+        };
+        if let (Some(what), ImageStore::Classic) = (what, store) {
+            let message = format!(
+                "this builder makes no {what}: its cache keeps images in dockerd's own store"
+            );
+            return Err(user(&message, Some(STORE_HINT)));
+        }
+        let mut exporter_attrs: BTreeMap<String, String> = annotations
+            .iter()
+            .flat_map(Annotation::exporter_attrs)
+            .collect();
+        if what.is_some() {
+            exporter_attrs.insert("oci-mediatypes".to_owned(), "true".to_owned());
+        }
+        if attests {
+            // Statements name manifests by their digests, so nothing may be compressed after them.
+            exporter_attrs.extend(packing(spec.compression));
+        }
+        Ok(Wishes {
+            platforms,
+            frontend_attrs: attrs,
+            exporter_attrs,
+            attests,
+        })
+    }
+}
+
+impl Wishes {
+    /// One manifest comes of it, whose layers are compressed on their way.
+    pub(super) fn is_plain(&self) -> bool {
+        self.platforms.len() < 2 && !self.attests
+    }
+
+    /// What is told of platforms once they are built.
+    pub(super) fn built(&self) -> Box<[BuiltPlatform]> {
+        let told = |platform: &Platform| BuiltPlatform {
+            platform: platform.to_string(),
+            emulated: !platform.is_native_to(platform::own_arch()),
+        };
+        self.platforms.iter().map(told).collect()
+    }
+}
+
+/// BuildKit's words for a compression.
+fn packing(compression: Option<Compression>) -> Vec<(String, String)> {
+    let (kind, level) = match compression {
+        None => ("gzip", None),
+        Some(Compression::Gzip(level)) => ("gzip", Some(i32::from(level).min(GZIP_LEVEL_MAX))),
+        Some(Compression::Zstd(level)) => ("zstd", Some(i32::from(level))),
+    };
+    let mut attrs = vec![
+        ("compression".to_owned(), kind.to_owned()),
+        ("force-compression".to_owned(), "true".to_owned()),
+    ];
+    attrs.extend(level.map(|level| ("compression-level".to_owned(), level.to_string())));
+    attrs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(attrs: &[(&str, &str)], annotations: &[&str]) -> BuildSpec {
+        BuildSpec {
+            frontend_attrs: attrs
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+            annotations: annotations.iter().map(|text| (*text).to_owned()).collect(),
+            ..BuildSpec::default()
+        }
+    }
+
+    #[test]
+    fn a_build_of_the_usual_kind_asks_for_nothing_more() {
+        for store in [ImageStore::Classic, ImageStore::Containerd] {
+            for attrs in [&[][..], &[("platform", "linux/arm64")]] {
+                let wishes = Wishes::of(&spec(attrs, &[]), store, None).expect("taken");
+                assert!(wishes.exporter_attrs.is_empty() && !wishes.attests);
+                assert_eq!(wishes.platforms.len(), attrs.len());
+            }
+        }
+    }
+
+    #[test]
+    fn what_dockerds_own_store_cannot_keep_is_refused_by_name() {
+        let both = [("platform", "linux/amd64,linux/arm64")];
+        for (attrs, annotations, what) in [
+            (&both[..], &[][..], "images of several platforms"),
+            (&[("attest:provenance", "")], &[], "attestations"),
+            (&[], &["a=b"], "annotations"),
+        ] {
+            let spec = spec(attrs, annotations);
+            let refused = Wishes::of(&spec, ImageStore::Classic, None).expect_err("refused");
+            let BuildOutcome::Failed {
+                fault,
+                message,
+                hint,
+                ..
+            } = refused
+            else {
+                panic!("{refused:?}");
+            };
+            assert!(message.contains(what) && hint.is_some(), "{message}");
+            assert_eq!(fault, Fault::User);
+            let taken = Wishes::of(&spec, ImageStore::Containerd, None).expect("taken");
+            assert_eq!(taken.exporter_attrs["oci-mediatypes"], "true");
+            let compressed = taken.exporter_attrs.contains_key("compression");
+            assert_eq!(compressed, what == "attestations");
+        }
+    }
+
+    #[test]
+    fn a_scanner_is_named_by_the_caller_or_by_the_farm() {
+        let of = |value: &str, scanner| {
+            let spec = spec(&[(SBOM, value)], &[]);
+            let wishes = Wishes::of(&spec, ImageStore::Containerd, scanner).ok()?;
+            Some(wishes.frontend_attrs[SBOM].clone())
+        };
+        assert_eq!(of("", None), None);
+        assert_eq!(of("", Some("s")), Some("generator=s".to_owned()));
+        assert_eq!(of("a=b", Some("s")), Some("a=b,generator=s".to_owned()));
+        assert_eq!(of("generator=x", None), Some("generator=x".to_owned()));
+    }
+
+    #[test]
+    fn an_image_without_index_has_none_to_annotate() {
+        let both = [("platform", "linux/amd64,linux/arm64")];
+        for (attrs, fits) in [
+            (&both[..], true),
+            (&[("attest:provenance", "mode=max")], true),
+            (&[], false),
+        ] {
+            let spec = spec(attrs, &["index:a=b"]);
+            let wishes = Wishes::of(&spec, ImageStore::Containerd, None);
+            assert_eq!(wishes.is_ok(), fits, "{attrs:?}");
+        }
+    }
+}
