@@ -6,6 +6,8 @@ mod buildx;
 mod platforms;
 #[path = "docker_clients/python.rs"]
 mod python;
+#[path = "docker_clients/seen.rs"]
+mod seen;
 
 use anyhow::{Context, Result, ensure};
 use slipway_loadtests::testbed::{DockerClient, Testbed, show, wait_for};

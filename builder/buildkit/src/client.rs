@@ -18,9 +18,9 @@ use tokio::sync::mpsc;
 use tonic::body::Body;
 
 /// Attribute of the exporter's answer that holds the image id: with containerd's store the digest of its manifest, else that of its config.
-const IMAGE_ID_KEY: &str = "containerimage.digest";
+pub(crate) const IMAGE_ID_KEY: &str = "containerimage.digest";
 /// Older exporters of dockerd's answer with this alone.
-const IMAGE_CONFIG_KEY: &str = "containerimage.config.digest";
+pub(crate) const IMAGE_CONFIG_KEY: &str = "containerimage.config.digest";
 /// How an image without a name is called in containerd's store, before its digest.
 const DANGLING_PREFIX: &str = "moby-dangling";
 
@@ -201,7 +201,7 @@ impl Client {
         Ok(info.buildkit_version.unwrap_or_default().version)
     }
 
-    fn control(&self) -> ControlClient<Connection> {
+    pub(crate) fn control(&self) -> ControlClient<Connection> {
         // BuildKit takes any authority; gRPC wants one.
         let origin = http::Uri::from_static("http://builder");
         ControlClient::with_origin(self.connection.clone(), origin)
@@ -210,7 +210,7 @@ impl Client {
 
     /// Passes the events of a solve on until the builder ends them. An error here is not told: the solve's own answer
     /// is what counts, and it fails too when the connection does.
-    async fn follow(
+    pub(crate) async fn follow(
         &self,
         request: control::StatusRequest,
         events: mpsc::Sender<SolveEvent>,
@@ -245,7 +245,7 @@ impl Client {
 
 /// Names of the steps that failed, by digest: an error names the digest alone.
 #[derive(Debug, Default)]
-struct FailedSteps(Mutex<BTreeMap<String, String>>);
+pub(crate) struct FailedSteps(Mutex<BTreeMap<String, String>>);
 
 impl FailedSteps {
     fn note(&self, event: &SolveEvent) {
@@ -263,7 +263,7 @@ impl FailedSteps {
         }
     }
 
-    fn name(&self, digest: &str) -> Option<String> {
+    pub(crate) fn name(&self, digest: &str) -> Option<String> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(digest).cloned()
     }
@@ -358,7 +358,7 @@ fn result_of(response: control::SolveResponse) -> Result<SolveResult, SolveError
 
 /// The connection as tonic wants it: a service from request to response.
 #[derive(Debug, Clone)]
-struct Connection {
+pub(crate) struct Connection {
     sender: http2::SendRequest<Body>,
 }
 

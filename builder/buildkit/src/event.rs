@@ -86,7 +86,7 @@ pub(crate) fn events_of(status: control::StatusResponse) -> impl Iterator<Item =
     steps.chain(progress).chain(logs).chain(warnings)
 }
 
-fn time_of(stamp: &Timestamp) -> Option<SystemTime> {
+pub(crate) fn time_of(stamp: &Timestamp) -> Option<SystemTime> {
     let seconds = u64::try_from(stamp.seconds).ok()?;
     let nanos = u32::try_from(stamp.nanos).ok()?;
     // BuildKit sends Go's zero time for "not yet" in places; it is before 1970 and was refused above.

@@ -15,6 +15,7 @@ mod filesync;
 pub mod fuzz;
 pub mod ignore;
 pub mod limits;
+mod records;
 mod session;
 mod solve_error;
 
@@ -24,6 +25,7 @@ pub use client::{
 };
 pub use dial::{DialError, Upgraded, dial_docker_grpc, dial_docker_session};
 pub use event::SolveEvent;
+pub use records::{SolveEnd, SolveRecord};
 pub use session::{
     ExportSink, LocalDir, RegistryLogin, RegistryLogins, SecretSource, Session, SessionError,
     SessionOptions, SessionStats, StatsHandle,

@@ -19,6 +19,8 @@ pub const KEEPALIVE_PERIOD: Duration = Duration::from_secs(20);
 pub const KEEPALIVE_WAIT_MAX: Duration = Duration::from_secs(20);
 /// How long the event stream may go on after the solve has ended; the rest is dropped.
 pub const EVENTS_DRAIN_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long a builder may take to record a solve's end once it tells no more events of it. Beyond it the end is not known.
+pub const RECORD_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Longest error message kept from a builder, in bytes; the end is kept, since the cause is there.
 pub const ERROR_MESSAGE_BYTES_MAX: usize = 8 << 10;
 /// Lines of a Dockerfile shown round a fault; the rest of a longer instruction is counted.

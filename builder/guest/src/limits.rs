@@ -95,6 +95,16 @@ pub(crate) const NO_SPACE_RETRIES: u32 = 1;
 /// How long a build that found the disk full waits for BuildKit to give the failed step's data back. Then garbage is
 /// collected in any case.
 pub(crate) const SETTLE_WAIT_MAX: Duration = Duration::from_secs(1);
+/// How far back a list of solves begins that clients ask BuildKit for by themselves: a short one may be over before anybody asks.
+pub(crate) const SEEN_SINCE: Duration = Duration::from_secs(30);
+/// Such solves that are followed at once; further ones are not told of.
+pub(crate) const SEEN_FOLLOWED_MAX: usize = 32;
+/// Such solves that wait for their reader; BuildKit is read no further when it is full.
+pub(crate) const SEEN_QUEUED_MAX: usize = 64;
+/// Longest name or value that is told of such a solve, in bytes; longer ones are left out.
+pub(crate) const SEEN_TEXT_BYTES_MAX: usize = 1 << 10;
+/// Further names of its image that are told.
+pub(crate) const SEEN_NAMES_MAX: usize = 16;
 /// Events between the solve and the build's record; the solve waits when it is full.
 pub(crate) const EVENTS_QUEUED_MAX: usize = 64;
 /// How long an ended build is remembered.

@@ -29,7 +29,7 @@ macro_rules! builder {
 }
 macro_rules! build {
     () => {
-        "id app image state push createdAt endedAt digest sizeBytes buildMs pushMs steps stepsCached error hint excerpt lastSeq tags platforms { platform emulated }"
+        "id app image state push source askedBy createdAt endedAt digest sizeBytes buildMs pushMs steps stepsCached error hint excerpt lastSeq tags platforms { platform emulated }"
     };
 }
 macro_rules! token {

@@ -170,6 +170,10 @@ pub(crate) struct Build {
     pub(crate) state: String,
     /// It is pushed when built.
     pub(crate) push: bool,
+    /// By which way it came.
+    pub(crate) source: String,
+    /// Name of the token that asked for it.
+    pub(crate) asked_by: Option<String>,
     /// When it was asked for.
     pub(crate) created_at: String,
     /// When it ended.

@@ -22,13 +22,16 @@ pub(crate) async fn run(verb: BuildsVerb, caller: &Caller, printer: Printer) -> 
             let builds = queries::builds(&client, &org, app.as_deref(), limit).await?;
             printer.list(
                 [
-                    "BUILD", "APP", "STATE", "CREATED", "TOOK", "CACHED", "IMAGE", "DIGEST",
+                    "BUILD", "APP", "SOURCE", "BY", "STATE", "CREATED", "TOOK", "CACHED", "IMAGE",
+                    "DIGEST",
                 ],
                 &builds,
                 |build| {
                     [
                         build.id.clone(),
                         build.app.clone(),
+                        build.source.to_lowercase(),
+                        build.asked_by.clone().unwrap_or_default(),
                         build.state.to_lowercase(),
                         ago(&build.created_at),
                         took(&build.created_at, build.ended_at.as_deref()),
@@ -75,6 +78,8 @@ fn show(build: &Build, printer: Printer) {
         ("build", build.id.clone()),
         ("app", build.app.clone()),
         ("image", build.image.clone()),
+        ("source", build.source.to_lowercase()),
+        ("asked by", build.asked_by.clone().unwrap_or_default()),
         ("state", build.state.to_lowercase()),
         ("created", exact(&build.created_at)),
     ];

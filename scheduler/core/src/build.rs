@@ -39,6 +39,46 @@ pub struct BuildSpec {
     pub annotations: Vec<String>,
 }
 
+/// By which way a build came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BuildSource {
+    /// `slipway deploy`.
+    #[default]
+    Deploy,
+    /// The Docker gateway: `docker build`, compose, an SDK.
+    Docker,
+    /// The BuildKit gateway: buildx.
+    Buildkit,
+}
+
+impl BuildSource {
+    /// As it is stored and told.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deploy => "deploy",
+            Self::Docker => "docker",
+            Self::Buildkit => "buildkit",
+        }
+    }
+}
+
+impl std::str::FromStr for BuildSource {
+    type Err = UnknownSource;
+
+    fn from_str(text: &str) -> Result<Self, UnknownSource> {
+        [Self::Deploy, Self::Docker, Self::Buildkit]
+            .into_iter()
+            .find(|source| source.as_str() == text)
+            .ok_or(UnknownSource)
+    }
+}
+
+/// The text is no [`BuildSource`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a way by which builds come")]
+pub struct UnknownSource;
+
 /// A registry credential. `Debug` never prints the secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

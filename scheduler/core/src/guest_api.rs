@@ -7,6 +7,7 @@
 //! | `POST /v1/builds` ([`StartBuild`]) | 202; the same id again answers the same |
 //! | `GET /v1/builds` | list of [`BuildSummary`] |
 //! | `GET /v1/builds/{id}/events?after=SEQ` | JSON lines of [`crate::build::NumberedEvent`], then ends with the build |
+//! | `GET /v1/solves` | JSON lines of [`SeenSolve`]: builds that others than this API ask BuildKit for, from some seconds ago on; no end |
 //! | `DELETE /v1/builds/{id}` | 202, the build is cancelled |
 //! | `POST /v1/push` ([`StartPush`]) | Docker's own JSON progress lines |
 //! | `POST /v1/loans/{id}` ([`LoanTurn`]) | [`LoanWish`] when there is one; 204 when there was none for a while, 404 when there will be none |
@@ -128,6 +129,18 @@ pub struct BuildSummary {
     pub outcome: Option<BuildOutcome>,
     /// Number of the newest event.
     pub last_seq: u64,
+}
+
+/// A build that a Docker client has asked BuildKit for by itself. It has events and a summary as those of [`StartBuild`] have, and ends
+/// with its client.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SeenSolve {
+    /// Chosen by the guest, at random.
+    pub id: BuildId,
+    /// BuildKit's name of it, which its client chose.
+    pub reference: String,
+    /// What is known of what was asked.
+    pub spec: BuildSpec,
 }
 
 /// Push an image that dockerd has.

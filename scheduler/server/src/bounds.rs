@@ -50,6 +50,10 @@ pub const POOLED_MAX: usize = 512;
 pub const TLS_READ_BYTES: usize = (16 << 10) + 256 + 5;
 /// Bytes moved in one step of a hijacked stream. The buffer belongs to the thread, not to the stream.
 pub const PUMP_BYTES: usize = 64 << 10;
+/// Longest name of a build that is recognised in a BuildKit client's stream; a longer one is not looked at.
+pub const SOLVE_NAME_BYTES_MAX: usize = 120;
+/// Bytes of a request for a build that are looked at in a BuildKit client's stream, for the names of the image. Each such stream holds so much.
+pub const SOLVE_LOOKED_AT_BYTES: usize = 4 << 10;
 /// Bytes of a GraphQL request; more are answered 413.
 pub const GRAPHQL_BODY_BYTES_MAX: usize = 1 << 20;
 /// Longest a GraphQL request's body may take to arrive.

@@ -6,18 +6,28 @@
 //!
 //! Must not know: how a builder is woken, BuildKit, who may see which build.
 
+mod classic;
 mod follow;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod reader;
 mod retention;
+mod seen;
+mod transcript;
 
 use crate::farm::{ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent, chain, entropy, now};
 use crate::guest_client::{GuestClient, GuestError};
 use crate::lending::{Lending, Terms};
 use crate::problem::Problem;
+pub(crate) use classic::Tap;
 use futures_util::Stream;
 use http::StatusCode;
 use reader::EventReader;
-use slipway_core::build::{BuildOutcome, BuildSpec, Fault, NumberedEvent, RegistryCredential};
+use seen::Watches;
+pub use seen::{Asker, Carried};
+use slipway_core::build::{
+    BuildOutcome, BuildSource, BuildSpec, Fault, NumberedEvent, RegistryCredential,
+};
 use slipway_core::guest_api::StartBuild;
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{AppId, BuildId, OrgId};
@@ -52,6 +62,9 @@ pub enum BuildError {
     /// The caller's credential was good no longer before the builder had the build.
     #[error("the token was revoked or expired before the build began")]
     Ended,
+    /// It is a Docker client's own.
+    #[error("the build belongs to the Docker client that asked for it, and ends with it")]
+    OfClient,
     /// The builder did not answer.
     #[error("hand the build to its builder")]
     Guest(#[source] GuestError),
@@ -67,7 +80,7 @@ impl BuildError {
                 ErrorKind::NoSpace | ErrorKind::Unavailable | ErrorKind::Internal => Fault::System,
             },
             Self::Refused { status, .. } if status.is_client_error() => Fault::User,
-            Self::Ended => Fault::User,
+            Self::Ended | Self::OfClient => Fault::User,
             Self::Refused { .. } | Self::Guest(_) => Fault::System,
         }
     }
@@ -80,6 +93,9 @@ impl BuildError {
                 Some("wait until some of the builds have ended")
             }
             Self::Ended => Some("deploy again with a token that is good"),
+            Self::OfClient => {
+                Some("end it there, or everything on the builder: `slipway builders stop`")
+            }
             Self::Store(StoreError::Quota(error)) => error.hint(),
             Self::Store(_) | Self::Refused { .. } | Self::Guest(_) => None,
         }
@@ -110,6 +126,8 @@ pub struct BuildRequest {
     pub tag_credentials: Vec<RegistryCredential>,
     /// Registries whose credential the org has stored: tokens are lent for them.
     pub lent: Vec<String>,
+    /// Name of the token that asks.
+    pub asked_by: Option<String>,
     /// Once this is cancelled the build does not begin; one that has begun goes on.
     pub until: CancellationToken,
 }
@@ -126,6 +144,7 @@ struct Inner {
     lending: Option<Lending>,
     /// Builds that are followed now.
     live: Mutex<HashMap<BuildId, Arc<Live>>>,
+    watches: Watches,
 }
 
 #[derive(Debug, Default)]
@@ -162,6 +181,7 @@ impl BuildService {
             store,
             lending,
             live: Mutex::default(),
+            watches: Watches::default(),
         };
         let service = Self(Arc::new(inner));
         let shared = farm.shared();
@@ -234,6 +254,8 @@ impl BuildService {
             app: app.clone(),
             machine: builder.machine,
             spec: request.spec.clone(),
+            source: BuildSource::Deploy,
+            asked_by: request.asked_by.clone(),
             at: now(),
         };
         let build = inner.store.create_build(&key.org, &new).await?;
@@ -280,6 +302,10 @@ impl BuildService {
         let build = self.0.store.build(org, id).await?;
         if build.ended_at.is_some() {
             return Ok(());
+        }
+        match build.source {
+            BuildSource::Deploy => {}
+            BuildSource::Docker | BuildSource::Buildkit => return Err(BuildError::OfClient),
         }
         if let Some(live) = self.0.live().get(id) {
             live.cancelled.store(true, Ordering::SeqCst);
@@ -386,6 +412,7 @@ impl Inner {
             credential,
             tag_credentials,
             lent,
+            asked_by: _,
             until,
         } = request;
         let (stream, guard) = tokio::select! {

@@ -2,6 +2,7 @@
 //! `loadtests/fuzz` runs them.
 
 use crate::auth::{Credential, Secret};
+use crate::builds::fuzz as builds;
 use crate::ca;
 use crate::gateway::fuzz as gateway;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
@@ -15,10 +16,12 @@ pub const TARGETS: &[(&str, Function)] = &[
     ("api_certificate", certificate),
     ("api_credential", credential),
     ("api_graphql", graphql),
+    ("gateway_classic", builds::classic),
     ("gateway_head", gateway::head),
     ("gateway_path", gateway::path),
     ("gateway_query", gateway::query),
     ("gateway_registry_auth", gateway::registry_auth),
+    ("gateway_solves", gateway::solves),
 ];
 
 /// A client's certificate. It speaks for a token and an org, or for nobody.

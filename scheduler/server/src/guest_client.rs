@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use slipway_core::build::{BuildEvent, BuildOutcome, NumberedEvent};
 use slipway_core::guest_api::{
-    Activity, BuildSummary, DiskUse, GuestStatus, LoanTurn, LoanWish, StartBuild, StartPush,
+    Activity, BuildSummary, DiskUse, GuestStatus, LoanTurn, LoanWish, SeenSolve, StartBuild, StartPush,
 };
 use slipway_core::id::BuildId;
 use slipway_core::limits::BUILD_EVENTS_BYTES_MAX;
@@ -167,15 +167,33 @@ impl GuestClient {
         let answer = self
             .ask(Method::GET, &path, Bytes::new(), GUEST_ANSWER_WAIT_MAX)
             .await?;
-        let lines = Lines {
-            body: accept(answer).await?.into_body(),
-            held: BytesMut::new(),
-            read: 0,
-        };
+        let lines = Lines::of(accept(answer).await?, BUILD_EVENTS_BYTES_MAX * 2);
         Ok(futures_util::stream::try_unfold(
             (lines, self),
             |(mut lines, client)| async move {
-                Ok(lines.next().await?.map(|event| (event, (lines, client))))
+                let event = lines.next().await?.map(with_bounded_end);
+                Ok(event.map(|event| (event, (lines, client))))
+            },
+        ))
+    }
+
+    /// Builds that Docker clients ask BuildKit for by themselves, until the guest tells no more. Consumes the connection.
+    ///
+    /// # Errors
+    /// [`GuestError`], here and in the stream.
+    pub async fn solves(
+        mut self,
+    ) -> Result<impl Stream<Item = Result<SeenSolve, GuestError>> + Send + use<>, GuestError> {
+        let wait = GUEST_ANSWER_WAIT_MAX;
+        let answer = self
+            .ask(Method::GET, "/v1/solves", Bytes::new(), wait)
+            .await?;
+        // It has no end of its own; each line is bounded, and how many are recorded.
+        let lines = Lines::of(accept(answer).await?, usize::MAX);
+        Ok(futures_util::stream::try_unfold(
+            (lines, self),
+            |(mut lines, client)| async move {
+                Ok(lines.next().await?.map(|solve| (solve, (lines, client))))
             },
         ))
     }
@@ -338,19 +356,28 @@ struct Lines {
     body: Incoming,
     held: BytesMut,
     read: usize,
+    read_max: usize,
 }
 
 impl Lines {
-    async fn next(&mut self) -> Result<Option<NumberedEvent>, GuestError> {
+    fn of(answer: Response<Incoming>, read_max: usize) -> Self {
+        Self {
+            body: answer.into_body(),
+            held: BytesMut::new(),
+            read: 0,
+            read_max,
+        }
+    }
+
+    async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, GuestError> {
         loop {
             if let Some(end) = self.held.iter().position(|byte| *byte == b'\n') {
                 let line = self.held.split_to(end + 1);
-                let event = serde_json::from_slice(&line)
-                    .map_err(|_| GuestError::Protocol("event is not one"))?;
-                return Ok(Some(with_bounded_end(event)));
+                return serde_json::from_slice(&line)
+                    .map(Some)
+                    .map_err(|_| GuestError::Protocol("event is not one"));
             }
-            let too_much =
-                self.held.len() > GUEST_EVENT_BYTES_MAX || self.read > BUILD_EVENTS_BYTES_MAX * 2;
+            let too_much = self.held.len() > GUEST_EVENT_BYTES_MAX || self.read > self.read_max;
             if too_much {
                 return Err(GuestError::Protocol("events are too large"));
             }
@@ -359,7 +386,7 @@ impl Lines {
                 Some(Err(error)) => return Err(GuestError::Transport(error)),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        self.read += data.len();
+                        self.read = self.read.saturating_add(data.len());
                         self.held.extend_from_slice(&data);
                     }
                 }

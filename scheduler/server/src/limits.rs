@@ -70,6 +70,16 @@ pub const HOST_STARTS_MAX: usize = 8;
 pub const REPLACE_RETRY: Duration = Duration::from_secs(30);
 /// A build whose builder does not run is given up after this: long enough for a host to tell of it after a restart.
 pub const BUILD_GONE_WAIT: Duration = Duration::from_secs(5);
+/// How long a builder is still asked for the builds of its Docker clients when the last stream that could carry one has ended.
+pub const SEEN_LINGER: Duration = Duration::from_secs(2);
+/// Builds of Docker clients that are recorded for one org at once; for further ones see [`SEEN_EVERY`].
+pub const SEEN_MAX: u32 = 256;
+/// After so long one more is recorded. Those beyond it run, and are not in the list of builds.
+pub const SEEN_EVERY: Duration = Duration::from_secs(1);
+/// Names of builds in the streams to one builder that are remembered, with who asked for them; the oldest is forgotten for one more.
+pub const SEEN_ASKED_MAX: usize = 1024;
+/// Pieces of a classic builder's answer that wait to be written down; further ones are left out of the build's log, but for the last.
+pub const CLASSIC_PIECES_MAX: usize = 64;
 /// Old builds are looked for this long after the start,
 pub const RETENTION_FIRST_WAIT: Duration = Duration::from_secs(30);
 /// and then every so often.

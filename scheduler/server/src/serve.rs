@@ -177,6 +177,7 @@ pub(crate) async fn start(
         authenticator.clone(),
         lending.clone(),
         way(&farm),
+        builds.clone(),
         tasks.clone(),
     );
     let api = Api::new(crate::api::Parts {

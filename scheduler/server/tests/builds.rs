@@ -5,15 +5,16 @@ mod common;
 use common::{Bed, eventually};
 use futures_util::StreamExt;
 use slipway_core::build::{
-    BuildEvent, BuildOutcome, BuildSpec, BuiltPlatform, Fault, NumberedEvent, Statement,
+    BuildEvent, BuildOutcome, BuildSource, BuildSpec, BuiltPlatform, Fault, NumberedEvent, Statement,
 };
 use slipway_core::ceilings::Ceilings;
-use slipway_core::id::{AppId, BuildId};
+use slipway_core::guest_api::SeenSolve;
+use slipway_core::id::{AppId, BuildId, OrgId};
 use slipway_core::limits::{BUILD_EVENTS_BYTES_MAX, BUILD_LOG_CHUNK_BYTES_MAX};
 use slipway_core::quota::BuildRetention;
 use slipway_core::time::Timestamp;
 use slipway_core::units::ByteSize;
-use slipway_scheduler::builds::{BuildError, BuildRequest, BuildService};
+use slipway_scheduler::builds::{Asker, BuildError, BuildRequest, BuildService};
 use slipway_scheduler::farm::{BuilderKey, FarmEvent, NextEvent};
 use slipway_store::{Build, BuildState, ErrorKind, OrgChange, Store, StoreError};
 use std::time::Duration;
@@ -31,6 +32,7 @@ fn request() -> BuildRequest {
         credential: None,
         tag_credentials: Vec::new(),
         lent: Vec::new(),
+        asked_by: None,
         until: CancellationToken::new(),
     }
 }
@@ -392,5 +394,66 @@ async fn what_is_kept_of_an_orgs_builds_is_bounded_in_bytes() {
         ended(&bed, &build).await;
     }
     begin(&bed, &builds, &key).await;
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn builds_of_docker_clients_are_recorded_under_the_org_of_their_guest_alone() {
+    let bed = Bed::start().await;
+    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let (other, key) = (bed.org(SHORT).await, bed.org(SHORT).await);
+    // Of the other org, and on another machine.
+    let theirs = begin(&bed, &builds, &other).await;
+    let ours = begin(&bed, &builds, &key).await;
+    let mut guests = bed.world.guests().into_iter();
+    let guest = guests
+        .find(|guest| guest.builds().contains(&ours.id))
+        .expect("our guest");
+    let solve = |n: u8, id: Option<&BuildId>| SeenSolve {
+        id: id.cloned().unwrap_or(BuildId::from_entropy([n; 10])),
+        reference: format!("reference-{n}"),
+        spec: BuildSpec::default(),
+    };
+    let of_ann = |name: &str| Asker {
+        source: BuildSource::Buildkit,
+        name: name.into(),
+        app: None,
+    };
+    let ann = builds.carry(&key, of_ann("ann"));
+    let bob = builds.carry(&key, of_ann("bob"));
+    let image = BuildSpec {
+        image: "r.example/a:1".into(),
+        ..BuildSpec::default()
+    };
+    bob.named("reference-3", Some(image));
+    guest.see(solve(1, Some(&theirs.id)));
+    guest.see(solve(2, Some(&ours.id)));
+    guest.see(solve(3, None));
+    guest.see(solve(4, None));
+    let found = |n: u8| {
+        let (store, org, id) = (bed.store.clone(), key.org.clone(), solve(n, None).id);
+        async move { store.build(&org, &id).await.ok() }
+    };
+    // In order: what came before it was looked at too.
+    eventually("the last is recorded", || found(4)).await;
+    let seen = found(3).await.expect("recorded");
+    assert_eq!(seen.source, BuildSource::Buildkit);
+    assert_eq!(seen.asked_by.as_deref(), Some("bob"));
+    assert_eq!(seen.spec.image, "r.example/a:1");
+    let unnamed = found(4).await.expect("recorded");
+    assert_eq!(unnamed.asked_by, None, "one of two");
+    let get = async |org: &OrgId, build: &Build| bed.store.build(org, &build.id).await;
+    assert!(get(&key.org, &theirs).await.is_err());
+    for (org, build) in [(&other.org, &theirs), (&key.org, &ours)] {
+        let build = get(org, build).await.expect("as it was");
+        assert_eq!(build.source, BuildSource::Deploy);
+    }
+    let refused = builds.cancel(&key.org, &seen.id).await;
+    assert!(matches!(refused, Err(BuildError::OfClient)), "{refused:?}");
+    drop((ann, bob));
+    for build in [&seen, &unnamed, &ours] {
+        guest.tell(&build.id, BuildEvent::Ended(done()));
+        assert_eq!(ended(&bed, build).await.state, BuildState::Succeeded);
+    }
     bed.end().await;
 }

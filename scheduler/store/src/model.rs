@@ -1,6 +1,6 @@
 //! The records of the store, as plain data.
 
-use slipway_core::build::{BuildOutcome, BuildSpec};
+use slipway_core::build::{BuildOutcome, BuildSource, BuildSpec};
 use slipway_core::generation::Generation;
 use slipway_core::id::{
     AppId, BuildId, CredentialId, HostId, MachineId, OrgId, SnapshotId, TokenId, VolumeId,
@@ -305,6 +305,10 @@ pub struct Build {
     pub state: BuildState,
     /// What was asked. No secrets in it.
     pub spec: BuildSpec,
+    /// By which way it came.
+    pub source: BuildSource,
+    /// Name of the token that asked for it, as it was then; absent where it is not known.
+    pub asked_by: Option<String>,
     /// How it ended.
     pub outcome: Option<BuildOutcome>,
     /// When it was asked for.
@@ -328,6 +332,10 @@ pub struct NewBuild {
     pub machine: MachineId,
     /// What was asked.
     pub spec: BuildSpec,
+    /// By which way it came.
+    pub source: BuildSource,
+    /// Name of the token that asks for it, where it is known.
+    pub asked_by: Option<String>,
     /// Now.
     pub at: Timestamp,
 }

@@ -41,6 +41,9 @@ pub(crate) enum Refusal {
     /// What was named is not there.
     #[error("{0}")]
     NotFound(String),
+    /// It is not the guest's to do.
+    #[error("{0}")]
+    NotOurs(&'static str),
     /// It cannot be done now.
     #[error("{0}")]
     Unavailable(String),
@@ -56,6 +59,7 @@ impl Refusal {
             Refusal::Malformed(_) => StatusCode::BAD_REQUEST,
             Refusal::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Refusal::NotOurs(_) => StatusCode::CONFLICT,
             Refusal::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }

@@ -4,7 +4,7 @@
 
 use super::answer::{Body, Refusal, json, lines};
 use super::push_lines;
-use crate::builds::{Build, Stop};
+use crate::builds::{Build, Stop, solves};
 use crate::garbage::Reason;
 use crate::guest::Guest;
 use crate::limits;
@@ -52,8 +52,15 @@ async fn route(guest: Arc<Guest>, request: Request<Incoming>) -> Answered {
             let after = number(request.uri().query(), "after")?.unwrap_or(0);
             Ok(lines(build(&guest, id)?.events(after)))
         }
+        (&Method::GET, ["v1", "solves"]) => seen_solves(&guest),
         (&Method::DELETE, ["v1", "builds", id]) => {
-            build(&guest, id)?.stop(Stop::Cancelled);
+            let build = build(&guest, id)?;
+            if build.is_seen() {
+                return Err(Refusal::NotOurs(
+                    "the build belongs to a Docker client and ends with it: end it there",
+                ));
+            }
+            build.stop(Stop::Cancelled);
             Ok(json(StatusCode::ACCEPTED, &value!({})))
         }
         (&Method::POST, ["v1", "loans", id]) => {
@@ -107,6 +114,15 @@ fn start_build(guest: &Arc<Guest>, start: StartBuild) -> Answered {
     match guest.builds.start(guest, start) {
         Ok(()) => Ok(json(StatusCode::ACCEPTED, &value!({}))),
         Err(refused) => Err(Refusal::Unavailable(refused.to_string())),
+    }
+}
+
+fn seen_solves(guest: &Arc<Guest>) -> Answered {
+    match guest.books.phase() {
+        Phase::Ready => Ok(lines(solves(guest.clone()))),
+        Phase::Starting | Phase::Ending | Phase::Ended | Phase::Crashed => {
+            Err(Refusal::Unavailable("dockerd is not ready".to_owned()))
+        }
     }
 }
 

@@ -8,11 +8,13 @@ mod outcome;
 mod reach;
 mod record;
 mod run;
+mod seen;
 mod tails;
 mod wishes;
 
 pub(crate) use convert::Throttle;
 pub(crate) use outcome::chain;
+pub(crate) use seen::solves;
 
 use crate::books::InFlight;
 use crate::guest::Guest;
@@ -65,6 +67,8 @@ pub(crate) enum Stop {
 #[derive(Debug)]
 pub(crate) struct Build {
     id: BuildId,
+    /// A client of dockerd's asked for it, and the guest only tells of it.
+    is_seen: bool,
     accepted: Instant,
     accepted_at: SystemTime,
     record: watch::Sender<Record>,
@@ -100,7 +104,7 @@ impl Builds {
         }
         let waiting = known
             .iter()
-            .filter(|build| build.record.borrow().is_waiting())
+            .filter(|build| !build.is_seen && build.record.borrow().is_waiting())
             .count();
         if waiting >= BUILDS_WAITING_MAX {
             return Err(NotAccepted::Full);
@@ -195,6 +199,7 @@ impl Build {
     fn new(id: BuildId) -> Build {
         Build {
             id,
+            is_seen: false,
             accepted: Instant::now(),
             accepted_at: SystemTime::now(),
             record: watch::Sender::new(Record::default()),
@@ -208,6 +213,11 @@ impl Build {
     /// The steps of its Dockerfile so far.
     fn steps_seen(&self) -> MutexGuard<'_, StepsSeen> {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is a client's own, which alone can end it.
+    pub(crate) fn is_seen(&self) -> bool {
+        self.is_seen
     }
 
     /// Asks the build to end. It does so as soon as it can; the first reason counts.

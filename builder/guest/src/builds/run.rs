@@ -211,7 +211,7 @@ fn names_of(build: &Build) -> String {
 
 /// Why there is no solve.
 #[derive(Debug, thiserror::Error)]
-enum NoSolve {
+pub(super) enum NoSolve {
     #[error("connect to BuildKit")]
     Docker(#[from] DockerError),
     #[error("connect to BuildKit")]

@@ -206,7 +206,7 @@ impl Inner {
     }
 
     /// Records the end that the guest told. Long texts stay in the build's last event alone: rows are read in lists.
-    async fn finish(&self, build: &Build, outcome: BuildOutcome) {
+    pub(super) async fn finish(&self, build: &Build, outcome: BuildOutcome) {
         let outcome = outcome.without_texts();
         let mut pause = CONNECT_RETRY_MIN;
         loop {

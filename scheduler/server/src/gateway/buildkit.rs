@@ -5,7 +5,7 @@
 
 use super::endpoints::RegistryHeaders;
 use super::proxy::{Answered, stream};
-use super::{Caller, Gateway, headers};
+use super::{Caller, Gateway, headers, solves};
 use crate::bounds::UPGRADE_WAIT_MAX;
 use crate::connection::Connection;
 use crate::http::empty;
@@ -15,6 +15,7 @@ use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use slipway_core::build::BuildSource;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -39,7 +40,13 @@ where
         opened.map(|(builder, held)| (caller, builder, held))
     };
     match opened.await {
-        Ok((caller, builder, _held)) => stream(&caller, client, builder).await,
+        Ok((caller, builder, _held)) => {
+            let carried = gateway.carry(&caller, BuildSource::Buildkit);
+            let client = solves::Read::new(client, |named: solves::Named| {
+                carried.named(&named.reference, named.spec);
+            });
+            stream(&caller, client, builder).await;
+        }
         Err(problem) => {
             // The client may have gone already.
             let _ = client.write_all(&refusal(&problem)).await;

@@ -39,6 +39,19 @@ pub struct Endpoint {
     pub path: String,
     /// Which registry credentials of the request dockerd needs for it.
     pub credentials: RegistryHeaders,
+    /// Whether builds may come by it.
+    pub builds: Builds,
+}
+
+/// Whether builds may come by an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Builds {
+    /// None.
+    None,
+    /// One: the request asks for it.
+    One,
+    /// Any number, in a stream of BuildKit's.
+    Stream,
 }
 
 /// Headers with registry credentials that an endpoint needs.
@@ -193,9 +206,15 @@ fn look_up(method: &str, path: &str) -> Result<Decision, Refusal> {
         ("build", []) => RegistryHeaders::Config,
         _ => RegistryHeaders::None,
     };
+    let builds = match (method, *family, rest) {
+        ("POST", "build", []) => Builds::One,
+        ("POST", "grpc", []) => Builds::Stream,
+        _ => Builds::None,
+    };
     Ok(Decision::Allow(Endpoint {
         path: path.encoded(),
         credentials,
+        builds,
     }))
 }
 

@@ -1,7 +1,10 @@
 //! The gateway's part of [`crate::fuzz`].
 
+use super::asked::AskedBuild;
 use super::endpoints::{Decision, NormalPath, RegistryHeaders, decide};
+use super::solves::SolveNames;
 use super::{headers, push};
+use crate::bounds::{REFERENCE_BYTES_MAX, SOLVE_LOOKED_AT_BYTES, SOLVE_NAME_BYTES_MAX};
 use crate::connection::Connection;
 use crate::http::{Body, empty};
 use crate::listener::serve_http;
@@ -52,9 +55,32 @@ pub(crate) fn path(bytes: &[u8]) {
 pub(crate) fn query(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let (name, query) = text.split_once('\0').unwrap_or(("tag", &text));
+    let asked = AskedBuild::of(query);
+    assert!(asked.spec.image.len() <= REFERENCE_BYTES_MAX);
+    assert!(asked.spec.tags.len() <= query.len());
     if let Some(value) = push::query_value(Some(query), name) {
         assert!(value.len() <= query.len() * 3);
     }
+}
+
+/// A BuildKit client's stream. However it is cut, the same is read in it, and little is held.
+pub(crate) fn solves(bytes: &[u8]) {
+    let read = |piece: usize| {
+        let (mut names, mut found) = (SolveNames::new(), Vec::new());
+        for piece in bytes.chunks(piece) {
+            names.read(piece, |named| found.push(named));
+            assert!(names.held() <= SOLVE_LOOKED_AT_BYTES + 9);
+        }
+        found
+    };
+    let whole = read(bytes.len().max(1));
+    for named in &whole {
+        assert!((1..=SOLVE_NAME_BYTES_MAX).contains(&named.reference.len()));
+        let image = named.spec.as_ref().map_or(0, |spec| spec.image.len());
+        assert!(image <= REFERENCE_BYTES_MAX);
+    }
+    assert_eq!(whole, read(1));
+    assert_eq!(whole, read(7));
 }
 
 /// `X-Registry-Auth`, as it comes and in base64.

@@ -3,6 +3,7 @@
 //! Bodies and streams pass as they are, both ways, with the pressure of the slower side felt by the faster one; nothing is
 //! buffered but what is in the hand at the moment. Must not know: how a builder is woken, tokens' secrets.
 
+mod asked;
 mod buildkit;
 pub mod endpoints;
 #[cfg(feature = "fuzz")]
@@ -13,6 +14,7 @@ mod proxy;
 mod pump;
 mod push;
 mod relay;
+mod solves;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +24,7 @@ pub(crate) use headers::check_head;
 use crate::auth::{
     AuthOutcome, Authenticator, Credential, CredentialError, Denial, Entered, Principal,
 };
+use crate::builds::{Asker, BuildService, Carried, Tap};
 use crate::connection::Connection;
 use crate::farm::{BuilderKey, Farm};
 use crate::http::{Body, closing, docker_problem, docker_refusal};
@@ -35,6 +38,7 @@ use endpoints::{Decision, Refusal, decide};
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use pool::Pool;
+use slipway_core::build::{BuildSource, BuildSpec};
 use slipway_core::generation::Generation;
 use slipway_core::host_api::EndpointPort;
 use slipway_store::TokenRole;
@@ -110,6 +114,7 @@ struct Shared {
     authenticator: Authenticator,
     lending: Lending,
     builders: Arc<dyn Builders>,
+    builds: BuildService,
     pool: Arc<Pool>,
     /// Hijacked streams, which outlive the request that made them.
     streams: TaskTracker,
@@ -124,6 +129,15 @@ struct Caller {
 }
 
 impl Caller {
+    fn asker(&self, source: BuildSource) -> Asker {
+        let token = self.principal.token();
+        Asker {
+            source,
+            name: token.name.clone(),
+            app: token.app.clone(),
+        }
+    }
+
     /// Does this as long as the caller's token is good.
     async fn while_good<T>(
         &self,
@@ -142,6 +156,7 @@ impl Gateway {
         authenticator: Authenticator,
         lending: Lending,
         builders: Arc<dyn Builders>,
+        builds: BuildService,
         streams: TaskTracker,
     ) -> Self {
         let pool = Arc::default();
@@ -149,6 +164,7 @@ impl Gateway {
             authenticator,
             lending,
             builders,
+            builds,
             pool,
             streams,
         }))
@@ -183,6 +199,17 @@ impl Gateway {
             Decision::Refuse(refusal) => return refused(refusal),
         };
         done.unwrap_or_else(|problem| docker_problem(&problem))
+    }
+
+    /// A stream that may carry builds: they are recorded.
+    fn carry(&self, caller: &Caller, source: BuildSource) -> Carried {
+        self.0.builds.carry(&caller.key, caller.asker(source))
+    }
+
+    /// A build of dockerd's classic builder.
+    fn transcribe(&self, caller: &Caller, spec: BuildSpec) -> Tap {
+        let asker = caller.asker(BuildSource::Docker);
+        self.0.builds.transcribe(&caller.key, asker, spec)
     }
 
     /// Who asks, and for which builder.

@@ -2,11 +2,13 @@
 //!
 //! Must not know: which requests are allowed, whose they are.
 
-use super::endpoints::Endpoint;
+use super::asked::AskedBuild;
+use super::endpoints::{Builds, Endpoint};
 use super::pump::pump;
 use super::relay::{Return, relay};
-use super::{Activity, Caller, Gateway, headers};
+use super::{Activity, Caller, Gateway, headers, solves};
 use crate::bounds::UPGRADE_WAIT_MAX;
+use crate::builds::Carried;
 use crate::connection::Connection;
 use crate::farm::{BuilderKey, chain};
 use crate::http::{Body, empty};
@@ -19,6 +21,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use slipway_core::build::BuildSource;
 use slipway_core::host_api::EndpointPort;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -48,17 +51,41 @@ impl Gateway {
         *outgoing.uri_mut() = target(&endpoint.path, parts.uri.query())?;
         *outgoing.headers_mut() = headers::to_builder(parts.headers, endpoint.credentials);
 
+        // Before the builder hears of the build.
+        let carried = match endpoint.builds {
+            Builds::None => None,
+            Builds::One | Builds::Stream => Some(self.carry(caller, BuildSource::Docker)),
+        };
+        let build = match endpoint.builds {
+            Builds::One => Some(AskedBuild::of(parts.uri.query().unwrap_or_default())),
+            Builds::None | Builds::Stream => None,
+        };
+        if let (
+            Some(carried),
+            Some(AskedBuild {
+                name: Some(name),
+                spec,
+                ..
+            }),
+        ) = (&carried, &build)
+        {
+            carried.named(name, Some(spec.clone()));
+        }
         let asked = self.ask(&caller.key, outgoing);
         let answered = caller.while_good(asked).await?;
         if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let client = client.ok_or_else(|| broken("it changed the protocol unasked"))?;
-            return Ok(self.hijack(connection, caller, client, answered));
+            return Ok(self.hijack(connection, caller, client, answered, carried));
         }
         let Answered {
             response,
             sender,
             activity,
         } = answered;
+        let activity = Activity::new((activity, carried));
+        let tap = build
+            .filter(|build| !build.by_buildkit)
+            .map(|build| self.transcribe(caller, build.spec));
         let back = self
             .0
             .builders
@@ -70,7 +97,8 @@ impl Gateway {
                 sender,
             });
         let (parts, body) = response.into_parts();
-        let mut response = Response::new(relay(body, activity, back, caller.principal.ended()));
+        let mut response =
+            Response::new(relay(body, activity, back, tap, caller.principal.ended()));
         *response.status_mut() = parts.status;
         *response.headers_mut() = headers::to_client(parts.headers);
         Ok(response)
@@ -127,6 +155,7 @@ impl Gateway {
         caller: &Caller,
         client: OnUpgrade,
         answered: Answered,
+        carried: Option<Carried>,
     ) -> Response<Body> {
         let Answered {
             mut response,
@@ -153,7 +182,16 @@ impl Gateway {
             match tokio::time::timeout(UPGRADE_WAIT_MAX, upgraded).await {
                 Ok(Ok((client, builder))) => {
                     drop(sender);
-                    stream(&caller, TokioIo::new(client), TokioIo::new(builder)).await;
+                    let (client, builder) = (TokioIo::new(client), TokioIo::new(builder));
+                    match carried {
+                        Some(carried) => {
+                            let named = |named: solves::Named| {
+                                carried.named(&named.reference, named.spec);
+                            };
+                            stream(&caller, solves::Read::new(client, named), builder).await;
+                        }
+                        None => stream(&caller, client, builder).await,
+                    }
                 }
                 Ok(Err(error)) => tracing::debug!(why = ?chain(&error), "stream not opened"),
                 Err(_) => tracing::debug!("stream not opened in time"),

@@ -185,6 +185,7 @@ impl Gateway {
                     response.into_body(),
                     activity,
                     None,
+                    None,
                     caller.principal.ended(),
                 ))
             }

@@ -4,6 +4,7 @@
 
 use super::Activity;
 use super::pool::Pool;
+use crate::builds::Tap;
 use crate::farm::BuilderKey;
 use crate::http::{Body, BodyError};
 use bytes::Bytes;
@@ -29,6 +30,8 @@ struct Relay {
     ended: bool,
     activity: Option<Activity>,
     back: Option<Return>,
+    /// Takes note of what passes.
+    tap: Option<Tap>,
     token_ended: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
@@ -37,6 +40,7 @@ pub(super) fn relay(
     body: Incoming,
     activity: Activity,
     back: Option<Return>,
+    tap: Option<Tap>,
     token_ended: &CancellationToken,
 ) -> Body {
     let token_ended = Box::pin(token_ended.clone().cancelled_owned());
@@ -45,6 +49,7 @@ pub(super) fn relay(
         ended: false,
         activity: Some(activity),
         back,
+        tap,
         token_ended,
     }
     .boxed_unsync()
@@ -65,6 +70,11 @@ impl hyper::body::Body for Relay {
         if let Poll::Ready(None) = polled {
             self.ended = true;
         }
+        if let (Some(tap), Poll::Ready(Some(Ok(frame)))) = (&mut self.tap, &polled)
+            && let Some(bytes) = frame.data_ref()
+        {
+            tap.told(bytes);
+        }
         polled.map_err(Into::into)
     }
 
@@ -80,6 +90,9 @@ impl hyper::body::Body for Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         let whole = self.ended || hyper::body::Body::is_end_stream(&self.body);
+        if let Some(tap) = self.tap.take().filter(|_| whole) {
+            tap.end();
+        }
         if let Some(Return {
             pool,
             key,

@@ -235,6 +235,7 @@ impl CoreMutation {
             credential,
             tag_credentials,
             lent,
+            asked_by: Some(access.principal.token().name.clone()),
             until: Running::of(context)?.over().clone(),
         };
         let build = access

@@ -9,7 +9,9 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use slipway_core::build::{BuildEvent, BuildOutcome, NumberedEvent};
 use slipway_core::generation::Generation;
-use slipway_core::guest_api::{Activity, BuildSummary, DiskUse, GuestStatus, StartBuild};
+use slipway_core::guest_api::{
+    Activity, BuildSummary, DiskUse, GuestStatus, SeenSolve, StartBuild,
+};
 use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{BuildId, MachineId};
 use std::collections::BTreeMap;
@@ -36,6 +38,8 @@ pub struct TestGuest {
     pub containers: AtomicU32,
     quiet_since: Mutex<Instant>,
     builds: Mutex<BTreeMap<BuildId, Vec<NumberedEvent>>>,
+    /// Builds of Docker clients.
+    solves: Mutex<Vec<SeenSolve>>,
     more: watch::Sender<u64>,
 }
 
@@ -57,6 +61,7 @@ impl TestGuest {
             // As if it had been quiet for long: the gateway's side alone decides, which is the harder case.
             quiet_since: Mutex::new(Instant::now() - Duration::from_secs(3600)),
             builds: Mutex::default(),
+            solves: Mutex::default(),
             more: watch::Sender::new(0),
         })
     }
@@ -73,6 +78,15 @@ impl TestGuest {
             .keys()
             .cloned()
             .collect()
+    }
+
+    /// A Docker client asks for a build, which the guest tells of from now on.
+    pub fn see(&self, solve: SeenSolve) {
+        let mut builds = self.builds.lock().expect("no panic");
+        builds.entry(solve.id.clone()).or_default();
+        drop(builds);
+        self.solves.lock().expect("no panic").push(solve);
+        self.more.send_modify(|n| *n += 1);
     }
 
     /// It was asked to cancel the build.
@@ -212,6 +226,7 @@ impl TestGuest {
                     .or_default();
                 json(StatusCode::ACCEPTED, &())
             }
+            (&Method::GET, "/v1/solves") => self.solves(),
             (&Method::GET, "/v1/builds") => json(StatusCode::OK, &self.summaries()),
             (method, path) => {
                 let rest = path.strip_prefix("/v1/builds/").expect("a known path");
@@ -263,6 +278,23 @@ impl TestGuest {
                 .end_machine(&guest.machine, guest.generation, true);
         });
         json(StatusCode::ACCEPTED, &())
+    }
+
+    fn solves(self: &Arc<Self>) -> Response<Body> {
+        let state = (Arc::clone(self), 0, self.more.subscribe());
+        let stream = futures_util::stream::unfold(state, |(guest, told, mut more)| async move {
+            loop {
+                more.mark_unchanged();
+                let next = guest.solves.lock().expect("no panic").get(told).cloned();
+                if let Some(solve) = next {
+                    let mut line = serde_json::to_vec(&solve).expect("json");
+                    line.push(b'\n');
+                    return Some((Ok(Frame::data(line.into())), (guest, told + 1, more)));
+                }
+                more.changed().await.ok()?;
+            }
+        });
+        Response::new(StreamBody::new(stream).boxed_unsync())
     }
 
     fn events(self: &Arc<Self>, id: BuildId, after: u64) -> Response<Body> {

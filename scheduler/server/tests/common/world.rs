@@ -144,6 +144,13 @@ impl World {
         inner.machines.values().next().map(|m| Arc::clone(&m.guest))
     }
 
+    /// The guests of all machines.
+    pub fn guests(&self) -> Vec<Arc<TestGuest>> {
+        let inner = self.lock();
+        let guests = inner.machines.values().map(|m| Arc::clone(&m.guest));
+        guests.collect()
+    }
+
     /// Takes a key, unless one was lent for a newer generation.
     pub(super) fn lend(&self, lease: KeyLease) -> HostReply {
         let mut inner = self.lock();

@@ -26,6 +26,8 @@ fn build_of(row: &SqliteRow) -> Result<Build> {
         machine: row.parse("machine_id")?,
         state: row.parse("state")?,
         spec: row.json("spec")?,
+        source: row.parse("source")?,
+        asked_by: row.text_opt("asked_by")?,
         outcome: row.json_opt("outcome")?,
         created_at: row.time("created_at")?,
         ended_at: row.time_opt("ended_at")?,
@@ -61,14 +63,16 @@ impl SqliteStore {
             QuotaError::BuilderBuilds { have }
         })?;
         let row = sqlx::query(
-            "INSERT INTO builds (id, org_id, app_id, machine_id, state, spec, created_at, \
-             last_seq, event_bytes) VALUES (?, ?, ?, ?, 'pending', ?, ?, 0, 0) RETURNING *",
+            "INSERT INTO builds (id, org_id, app_id, machine_id, state, spec, source, asked_by, created_at, \
+             last_seq, event_bytes) VALUES (?, ?, ?, ?, 'pending', ?, ?, ?, ?, 0, 0) RETURNING *",
         )
         .bind(new.id.as_str())
         .bind(org.as_str())
         .bind(new.app.as_str())
         .bind(new.machine.as_str())
         .bind(to_json("spec", &new.spec)?)
+        .bind(new.source.as_str())
+        .bind(new.asked_by.as_deref())
         .bind(time(new.at)?)
         .fetch_one(&mut *tx)
         .await

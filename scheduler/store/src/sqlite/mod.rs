@@ -263,6 +263,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "fences",
         include_str!("../../migrations/sqlite/0014_fences.sql"),
     ),
+    (
+        15,
+        "build sources",
+        include_str!("../../migrations/sqlite/0015_build_sources.sql"),
+    ),
 ];
 
 impl<'s> MigrationSource<'s> for Embedded {

@@ -12,6 +12,8 @@ async fn events_are_recorded_once_and_in_order() {
         (made.state, made.last_seq, made.spec.clone()),
         (BuildState::Pending, 0, spec())
     );
+    let came = (made.source, made.asked_by.as_deref());
+    assert_eq!(came, (BuildSource::Docker, Some("ci")));
     let append = |events: Vec<NumberedEvent>| {
         let (store, org, id) = (it.store.clone(), acme.id.clone(), made.id.clone());
         async move {

@@ -1,6 +1,8 @@
 //! A store to test, and rows to put in it. What it takes from elsewhere, the other files take from here.
 
-pub(crate) use slipway_core::build::{BuildEvent, BuildOutcome, BuildSpec, NumberedEvent};
+pub(crate) use slipway_core::build::{
+    BuildEvent, BuildOutcome, BuildSource, BuildSpec, NumberedEvent,
+};
 pub(crate) use slipway_core::fence::{Decision, Fence};
 pub(crate) use slipway_core::generation::Generation;
 pub(crate) use slipway_core::host_api::VolumeSource;
@@ -128,6 +130,8 @@ pub(crate) async fn build(store: &SqliteStore, org: &Org, machine: &Machine) -> 
         app: machine.app.clone(),
         machine: machine.id.clone(),
         spec: spec(),
+        source: BuildSource::Docker,
+        asked_by: Some("ci".into()),
         at: Timestamp(11),
     };
     store.create_build(&org.id, &new).await.expect("a build")

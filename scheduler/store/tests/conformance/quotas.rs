@@ -142,6 +142,8 @@ async fn builds_under_way_are_bounded() {
             app: shop.id.clone(),
             machine: machine.id.clone(),
             spec: spec(),
+            source: BuildSource::Docker,
+            asked_by: Some("ci".into()),
             at: Timestamp(1),
         };
         it.store.create_build(&acme.id, &new).await

@@ -43,6 +43,8 @@ async fn one_org_cannot_reach_anothers_rows_by_any_verb() {
             app: app.clone(),
             machine: on.clone(),
             spec: spec(),
+            source: BuildSource::Docker,
+            asked_by: Some("ci".into()),
             at: Timestamp(99),
         };
         is_missing(s.create_build(&thief.id, &new).await, What::App);

@@ -6,6 +6,7 @@ use super::super::running::Running;
 use super::super::scalar::{DateTime, Long};
 use crate::bounds::PAGE_MAX;
 use async_graphql::{Context, Enum, ID, Json, Object, Value};
+use slipway_core::build as source;
 use slipway_core::build::{self, BuildEvent, BuildOutcome, Fault, NumberedEvent};
 use slipway_store as store;
 
@@ -23,6 +24,18 @@ pub(in crate::graphql) enum BuildState {
     Failed,
     /// Somebody cancelled it.
     Cancelled,
+}
+
+/// By which way a build came.
+#[derive(Enum, Clone, Copy, PartialEq, Eq)]
+#[graphql(remote = "source::BuildSource")]
+pub(in crate::graphql) enum BuildSource {
+    /// `slipway deploy`.
+    Deploy,
+    /// The Docker gateway: `docker build`, compose, an SDK.
+    Docker,
+    /// The BuildKit gateway: buildx.
+    Buildkit,
 }
 
 /// Whose fault a failure is.
@@ -78,6 +91,16 @@ impl Build {
         self.0.spec.push
     }
 
+    /// By which way it came. One that a Docker client brought ends with that client.
+    async fn source(&self) -> BuildSource {
+        self.0.source.into()
+    }
+
+    /// Name of the token that asked for it, where it is known.
+    async fn asked_by(&self) -> Option<&str> {
+        self.0.asked_by.as_deref()
+    }
+
     /// When it was asked for.
     async fn created_at(&self) -> DateTime {
         DateTime(self.0.created_at)
@@ -88,9 +111,11 @@ impl Build {
         self.0.ended_at.map(DateTime)
     }
 
-    /// Digest of the image's config.
+    /// Digest of the image's config. Absent where the result is no image, or went elsewhere.
     async fn image_id(&self) -> Option<&str> {
-        self.succeeded().map(|done| done.image_id)
+        self.succeeded()
+            .map(|done| done.image_id)
+            .filter(|id| !id.is_empty())
     }
 
     /// Digest of the pushed manifest.

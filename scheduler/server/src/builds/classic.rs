@@ -1,0 +1,137 @@
+//! Builds of dockerd's classic builder: BuildKit has no record of them, so they are recorded from what their clients are told, while it
+//! passes through the gateway.
+//!
+//! What passes is shared, not copied, and nothing waits for the record: of an answer that comes faster than it can be written down,
+//! pieces are left out.
+//!
+//! Must not know: HTTP, how the answer is read ([`transcript`](super::transcript)).
+
+use super::transcript::Transcript;
+use super::{Asker, BuildError, BuildService, Inner};
+use crate::farm::{BuilderKey, chain, entropy, now};
+use crate::limits::CLASSIC_PIECES_MAX;
+use bytes::Bytes;
+use slipway_core::build::BuildSpec;
+use slipway_core::id::BuildId;
+use slipway_store::{Build, BuildState, NewBuild};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// Takes what the builder tells its client. Dropped before [`Tap::end`], the client is gone.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    pieces: mpsc::Sender<Piece>,
+    /// A piece for which there was no room; the newest.
+    left: Option<Bytes>,
+}
+
+#[derive(Debug)]
+enum Piece {
+    Told(Bytes),
+    End,
+}
+
+impl Tap {
+    /// The next bytes of the answer.
+    pub(crate) fn told(&mut self, bytes: &Bytes) {
+        if let Err(mpsc::error::TrySendError::Full(_)) =
+            self.pieces.try_send(Piece::Told(bytes.clone()))
+        {
+            self.left = Some(bytes.clone());
+        } else {
+            self.left = None;
+        }
+    }
+
+    /// The answer has come to its end.
+    pub(crate) fn end(self) {
+        let Self { pieces, left } = self;
+        // Its last piece says how the build ended.
+        tokio::spawn(async move {
+            if let Some(left) = left {
+                let _nobody_reads = pieces.send(Piece::Told(left)).await;
+            }
+            let _nobody_reads = pieces.send(Piece::End).await;
+        });
+    }
+}
+
+impl BuildService {
+    /// Records a build whose builder has begun to answer.
+    pub(crate) fn transcribe(&self, key: &BuilderKey, asker: Asker, spec: BuildSpec) -> Tap {
+        let (pieces, told) = mpsc::channel(CLASSIC_PIECES_MAX);
+        let (inner, key) = (Arc::clone(&self.0), key.clone());
+        let shared = Arc::clone(inner.farm.shared());
+        shared.clone().tasks.spawn(async move {
+            let recorded = inner.write_down(&key, asker, spec, told);
+            tokio::select! {
+                () = shared.cancel.cancelled() => {}
+                recorded = recorded => if let Err(error) = recorded {
+                    tracing::debug!(org = %key.org, why = ?chain(&error), "a build is not recorded");
+                }
+            }
+        });
+        Tap { pieces, left: None }
+    }
+}
+
+impl Inner {
+    async fn write_down(
+        self: &Arc<Self>,
+        key: &BuilderKey,
+        asker: Asker,
+        spec: BuildSpec,
+        mut told: mpsc::Receiver<Piece>,
+    ) -> Result<(), BuildError> {
+        let began = Instant::now();
+        if !self.watches.admit(&key.org, began) {
+            return Ok(());
+        }
+        self.check_room(&key.org).await?;
+        let builder = self.farm.builder(key)?;
+        let new = NewBuild {
+            id: BuildId::from_entropy(entropy()?),
+            app: asker.app.unwrap_or(builder.app),
+            machine: builder.machine,
+            spec,
+            source: asker.source,
+            asked_by: Some(asker.name),
+            at: now(),
+        };
+        let live = self.make_live(&new.id);
+        let build = self.store.create_build(&key.org, &new).await?;
+        self.accept(&Build {
+            state: BuildState::Running,
+            ..build.clone()
+        })
+        .await;
+        let mut transcript = Transcript::started();
+        let mut is_whole = false;
+        loop {
+            let at_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let events = transcript.events();
+            if !events.is_empty() {
+                let appended = self
+                    .store
+                    .append_build_events(&build.org, &build.id, &events);
+                let last = appended.await?;
+                live.live.recorded.send_modify(|seq| *seq = last);
+            }
+            match told.recv().await {
+                Some(Piece::Told(bytes)) => transcript.read(&bytes, at_ms),
+                Some(Piece::End) => is_whole = true,
+                None => {
+                    let outcome = transcript.end(is_whole, at_ms);
+                    let events = transcript.events();
+                    let appended = self
+                        .store
+                        .append_build_events(&build.org, &build.id, &events);
+                    appended.await?;
+                    self.finish(&build, outcome).await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
