@@ -113,7 +113,10 @@ fn the_client_of_each_system_holds_no_crate_of_another() -> Result<()> {
             .collect();
         ensure!(crates.contains(&"tokio"), "{target}: {text}");
         for other in others.iter().chain(&FARM) {
-            ensure!(!crates.contains(other), "the client for {target} has {other}");
+            ensure!(
+                !crates.contains(other),
+                "the client for {target} has {other}"
+            );
         }
     }
     Ok(())

@@ -7,10 +7,10 @@ use crate::api::queries;
 use crate::api::shapes::Builder;
 use crate::args::{BuilderChoice, BuildersVerb};
 use crate::deploy::seconds;
-use slipway_terminal::exit::{Failure, Outcome};
 use crate::moments::ago;
-use slipway_terminal::printer::Printer;
 use slipway_core::units::ByteSize;
+use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::printer::Printer;
 
 /// Does what the verb says.
 ///

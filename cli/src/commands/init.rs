@@ -2,8 +2,8 @@
 
 use crate::args::InitArgs;
 use crate::config::{FLY_NAME, NATIVE_NAME, ProjectConfig};
-use slipway_terminal::exit::{Failure, Outcome};
 use crate::names::{self, APP_NAME_BYTES_MAX};
+use slipway_terminal::exit::{Failure, Outcome};
 use slipway_terminal::printer::Printer;
 use std::io::Write as _;
 use std::path::Path;

@@ -3,10 +3,10 @@
 use super::context::Caller;
 use crate::api::queries;
 use crate::api::shapes::{Builder, ServerInfo};
-use slipway_terminal::exit::Outcome;
 use crate::moments::ago;
-use slipway_terminal::printer::Printer;
 use serde::Serialize;
+use slipway_terminal::exit::Outcome;
+use slipway_terminal::printer::Printer;
 
 #[derive(Serialize)]
 struct Status {

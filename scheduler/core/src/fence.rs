@@ -9,7 +9,7 @@
 //! ([`crate::host_api::HostRequest::ShowVolume`]).
 //!
 //! A database that was set back (an older copy of it was put in place) has lower numbers than hosts have seen, and is refused by them. A
-//! copy that `slipway serve backup` makes has numbers that are ahead.
+//! copy that `slipwayd serve backup` makes has numbers that are ahead.
 //!
 //! Must not know: how numbers are kept.
 
@@ -87,7 +87,7 @@ impl Decision {
 /// A verb came with a lower number than one that was seen, or with none after one that had one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the order carries {}, and number {have} was seen: its sender knows less of the volume than an earlier one (hint: it came late, or the control plane runs on an older copy of its database; `slipway serve backup` makes copies that hosts take)",
+    "the order carries {}, and number {have} was seen: its sender knows less of the volume than an earlier one (hint: it came late, or the control plane runs on an older copy of its database; `slipwayd serve backup` makes copies that hosts take)",
     match got { Some(got) => format!("fencing number {got}"), None => "no fencing number".to_owned() }
 )]
 pub struct StaleFence {

@@ -14,7 +14,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use slipway_core::build::{BuildEvent, BuildOutcome, NumberedEvent};
 use slipway_core::guest_api::{
-    Activity, BuildSummary, DiskUse, GuestStatus, LoanTurn, LoanWish, SeenSolve, StartBuild, StartPush,
+    Activity, BuildSummary, DiskUse, GuestStatus, LoanTurn, LoanWish, SeenSolve, StartBuild,
+    StartPush,
 };
 use slipway_core::id::BuildId;
 use slipway_core::limits::BUILD_EVENTS_BYTES_MAX;

@@ -5,7 +5,8 @@ mod common;
 use common::{Bed, eventually};
 use futures_util::StreamExt;
 use slipway_core::build::{
-    BuildEvent, BuildOutcome, BuildSource, BuildSpec, BuiltPlatform, Fault, NumberedEvent, Statement,
+    BuildEvent, BuildOutcome, BuildSource, BuildSpec, BuiltPlatform, Fault, NumberedEvent,
+    Statement,
 };
 use slipway_core::ceilings::Ceilings;
 use slipway_core::guest_api::SeenSolve;
@@ -400,7 +401,9 @@ async fn what_is_kept_of_an_orgs_builds_is_bounded_in_bytes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn builds_of_docker_clients_are_recorded_under_the_org_of_their_guest_alone() {
     let bed = Bed::start().await;
-    let builds = BuildService::start(&bed.farm).await.expect("a service");
+    let builds = BuildService::start(&bed.farm, None)
+        .await
+        .expect("a service");
     let (other, key) = (bed.org(SHORT).await, bed.org(SHORT).await);
     // Of the other org, and on another machine.
     let theirs = begin(&bed, &builds, &other).await;

@@ -205,6 +205,8 @@ async fn succeeded(
         push_ms: 0,
         steps,
         steps_cached,
+        platforms: Box::default(),
+        statements: Vec::new(),
     }
 }
 

@@ -256,10 +256,7 @@ impl Machines {
             revision: *self.revision.borrow(),
         };
         let table = self.table();
-        (
-            now,
-            table.entries.values().filter_map(report).collect(),
-        )
+        (now, table.entries.values().filter_map(report).collect())
     }
 
     /// A connected stream to a listener of a running machine.

@@ -4,7 +4,7 @@
 
 use crate::args::DeployArgs;
 use crate::deploy::csv;
-use crate::exit::{Failure, Outcome};
+use slipway_terminal::exit::{Failure, Outcome};
 use std::collections::BTreeMap;
 
 /// What can be attested.

@@ -95,6 +95,8 @@ impl Transcript {
                 push_ms: 0,
                 steps,
                 steps_cached,
+                platforms: Box::default(),
+                statements: Vec::new(),
             },
             (None, None) if is_whole => BuildOutcome::Failed {
                 fault: Fault::System,

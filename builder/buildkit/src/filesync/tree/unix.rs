@@ -168,7 +168,8 @@ impl OpenDir {
             stat.device_minor = i64::from(fs::minor(seen.st_rdev));
         }
         let may_share = kind != FileType::Directory && kind != FileType::Symlink;
-        let shared_inode = (may_share && seen.st_nlink > 1).then(|| (number(seen.st_dev), seen.st_ino));
+        let shared_inode =
+            (may_share && seen.st_nlink > 1).then(|| (number(seen.st_dev), seen.st_ino));
         Ok(Seen {
             stat,
             shared_inode,
