@@ -27,7 +27,10 @@ impl Push {
         source: IndexSource,
         progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<Pushed, PushError> {
-        let base = &*self.base;
+        let Push { base, ahead } = self;
+        // Which of several images has a layer is not known ahead; what is on its way holds the layer's turn.
+        drop(ahead);
+        let base = &*base;
         base.registry.at.settle().await?;
         let wanted: HashSet<Digest> = source.manifests.iter().flat_map(wanted_of).collect();
         let known = open_index(base.options.index.clone(), wanted.clone()).await;

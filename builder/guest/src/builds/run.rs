@@ -141,7 +141,7 @@ async fn work(
         let message = format!("steps that run programs of another processor will fail: {why}");
         build.append(BuildEvent::Warning { message });
     }
-    let pushes = match prepared(guest, build, &request, borrower) {
+    let pushes = match prepared(guest, build, &request, borrower, &wishes) {
         Ok(pushes) => pushes,
         Err(outcome) => return outcome,
     };
@@ -408,6 +408,7 @@ fn prepared(
     build: &Build,
     request: &StartBuild,
     borrower: Option<&Borrower>,
+    wishes: &Wishes,
 ) -> Result<Vec<Prepared>, BuildOutcome> {
     if !request.spec.push {
         return Ok(Vec::new());
@@ -422,6 +423,10 @@ fn prepared(
             .map_err(|error| outcome::of_push(&error))
     };
     let mut push = prepare(&request.spec.image)?;
+    let others = request.spec.tags.iter().map(|name| prepare(name));
+    if !wishes.is_plain() {
+        return std::iter::once(Ok(push)).chain(others).collect();
+    }
     let (docker, ours) = (guest.docker.clone(), names_of(build));
     push.send_ahead(guest.store, move || {
         let (docker, ours) = (docker.clone(), ours.clone());
@@ -434,7 +439,6 @@ fn prepared(
                 .unwrap_or(false)
         }
     });
-    let others = request.spec.tags.iter().map(|name| prepare(name));
     std::iter::once(Ok(push)).chain(others).collect()
 }
 
