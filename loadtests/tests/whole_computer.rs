@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result, ensure};
 use slipway_loadtests::testbed::{DockerClient, Testbed, checkout_dir, show, wait_for};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -28,6 +29,7 @@ fn a_builder_is_a_whole_computer_to_docker() -> Result<()> {
     what_containers_are_often_given_works(&docker)?;
     programs_run_and_their_locked_memory_counts(&docker)?;
     docker_runs_in_docker(&docker)?;
+    set_user_id_is_kept_by_chmod_and_archives(&docker)?;
     steps_may_be_privileged(&docker)
 }
 
@@ -390,6 +392,36 @@ fn docker_runs_in_docker(docker: &DockerClient) -> Result<()> {
         ensure!(said.contains(words), "{words}: {said}");
     }
     docker.docker_ok(&["volume", "rm", "inner"])?;
+    Ok(())
+}
+
+/// `COPY` of a file that has the bit loses it, which docs/SECURITY.md says; all other ways keep it.
+fn set_user_id_is_kept_by_chmod_and_archives(docker: &DockerClient) -> Result<()> {
+    let context = docker.root().join("bits");
+    std::fs::create_dir_all(&context)?;
+    let file = context.join("file");
+    std::fs::write(&file, "x")?;
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o4755))?;
+    let packed = Command::new("tar")
+        .arg("-C")
+        .arg(&context)
+        .args(["-cf", "packed.tar", "file"])
+        .current_dir(&context)
+        .output()?;
+    ensure!(packed.status.success(), "{}", show(&packed));
+    let dockerfile = "FROM busybox AS first\nCOPY --chmod=4755 file /chmod\nADD packed.tar /archive\n\
+        COPY file /later\nRUN chmod 4755 /later\n\
+        FROM busybox\nCOPY --from=first /chmod /archive/file /later /kept/\nCOPY file /lost\n\
+        RUN stat -c 'mode-%a' /kept/* /lost\n";
+    let said = build(docker, "bits", dockerfile, &[])?;
+    let count = |mode: &str| {
+        let lines = said.lines().filter(|line| line.ends_with(mode));
+        lines.count()
+    };
+    ensure!(
+        count(" mode-4755") == 3 && count(" mode-755") == 1,
+        "{said}"
+    );
     Ok(())
 }
 
