@@ -221,6 +221,11 @@ mod tests {
         assert_eq!(tree.open_file(b"dir/none").unwrap_err().why, Why::Missing);
         assert_eq!(tree.open_file(b"dir").unwrap_err().why, Why::OtherKind);
         assert_eq!(tree.open_file(b"in").unwrap_err().why, Why::OtherKind);
+        let name = Name::new("file").unwrap();
+        assert_eq!(name.to_str(), Ok("file"));
+        for odd in ["", "..", "a/b", "c:", "a\\b"] {
+            assert_eq!(Name::new(odd), Err(odd));
+        }
     }
 
     /// It sees what the tree of Unix sees, but for owners and modes.

@@ -133,7 +133,7 @@ impl OpenDir {
     /// What kind an entry is of, for file systems that do not tell in the directory.
     pub(in crate::filesync) fn type_of(&self, name: &Name) -> Result<Kind, LookError> {
         let stat = fs::statat(self.fd()?, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?;
-        Ok(kind_of(FileType::from_raw_mode(stat.st_mode.into())))
+        Ok(kind_of(FileType::from_raw_mode(stat.st_mode)))
     }
 
     /// Where a symbolic link points to.
