@@ -261,12 +261,14 @@ async fn answer_within(service: &Arc<Service>, frame: &[u8], stop: &Cancellation
         Ok(Ok(Err(error))) => {
             let (code, message) = (code(&error), chain(&error));
             // A caller of version 2 does not know these words.
-            let code = match code {
-                HostErrorCode::StaleFence if version < FENCED_SINCE => {
-                    HostErrorCode::StaleGeneration
-                }
-                HostErrorCode::DiskFull if version < FENCED_SINCE => HostErrorCode::Failed,
-                code => code,
+            let code = if version >= FENCED_SINCE {
+                code
+            } else if code == HostErrorCode::StaleFence {
+                HostErrorCode::StaleGeneration
+            } else if code == HostErrorCode::DiskFull {
+                HostErrorCode::Failed
+            } else {
+                code
             };
             if matches!(code, HostErrorCode::Failed | HostErrorCode::DiskFull) {
                 tracing::error!(verb = name, message, "failed");

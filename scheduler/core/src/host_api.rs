@@ -27,6 +27,7 @@ use crate::fence::VolumeFence;
 use crate::generation::Generation;
 use crate::id::{MachineId, SnapshotId, VolumeId};
 use crate::isolation::Isolation;
+pub use crate::isolation::MachineKind;
 use crate::key::KeyLease;
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -511,16 +512,6 @@ impl HostInfo {
         };
         self.drivers.iter().map(kind).collect()
     }
-}
-
-/// What machines of one kind are. Callers ask this, never a driver's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MachineKind {
-    /// They have a kernel of their own.
-    pub own_kernel: bool,
-    /// Their processor is emulated: many times slower.
-    #[serde(default)]
-    pub emulated: bool,
 }
 
 /// A volume as its host sees it.

@@ -1,9 +1,18 @@
 //! How a machine is walled off from its host and from other orgs' machines.
 
-use crate::host_api::MachineKind;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
+
+/// What machines of one kind are. Callers ask this, never a driver's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineKind {
+    /// They have a kernel of their own.
+    pub own_kernel: bool,
+    /// Their processor is emulated: many times slower.
+    #[serde(default)]
+    pub emulated: bool,
+}
 
 /// What somebody demands of the wall around a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]

@@ -61,11 +61,15 @@ pub(in crate::filesync) struct OpenDir {
 
 impl From<Error> for LookError {
     fn from(error: Error) -> LookError {
-        let why = match error.kind() {
-            ErrorKind::NotFound => Why::Missing,
-            ErrorKind::NotADirectory | ErrorKind::InvalidInput => Why::OtherKind,
-            ErrorKind::PermissionDenied => Why::Denied,
-            _ => Why::Other,
+        let is = |kind| error.kind() == kind;
+        let why = if is(ErrorKind::NotFound) {
+            Why::Missing
+        } else if is(ErrorKind::NotADirectory) || is(ErrorKind::InvalidInput) {
+            Why::OtherKind
+        } else if is(ErrorKind::PermissionDenied) {
+            Why::Denied
+        } else {
+            Why::Other
         };
         LookError::new(why, error)
     }
