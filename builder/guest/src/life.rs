@@ -3,7 +3,7 @@
 //! It must not know how any of it is done.
 
 use crate::books::Books;
-use crate::boot::{self, Channel, OwnVolume};
+use crate::boot::{self, Given, Machine};
 use crate::capture::Capture;
 use crate::descriptors::Descriptors;
 use crate::engine::{self, DATA_ROOT, ENGINE_SOCKET, Ended, Engine};
@@ -33,43 +33,6 @@ pub(crate) enum End {
     Clean,
     /// A daemon crashed; there is no record.
     Crashed,
-}
-
-/// What the guest lives on.
-#[derive(Debug)]
-pub(crate) struct Given {
-    /// Listeners and end record.
-    pub(crate) descriptors: Descriptors,
-    /// What it is the guest of.
-    pub(crate) machine: Machine,
-}
-
-/// The kind of machine.
-#[derive(Debug)]
-pub(crate) enum Machine {
-    /// The host reaches the listeners directly, and owns the cache volume's mount.
-    Sandbox,
-    /// A kernel of its own.
-    Virtual {
-        /// How the host reaches the listeners.
-        channel: Channel,
-        /// Its cache volume.
-        volume: OwnVolume,
-        /// Everything takes many times as long.
-        emulated: bool,
-        /// Its host may keep its memory when it ends for want of use.
-        offers_memory: bool,
-    },
-}
-
-impl Given {
-    /// What a sandbox's host has handed over.
-    pub(crate) fn of_sandbox(descriptors: Descriptors) -> Self {
-        Self {
-            descriptors,
-            machine: Machine::Sandbox,
-        }
-    }
 }
 
 /// Starts everything and lives until the end. Fails if it cannot begin.

@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let given = if virtual_machine {
         boot::boot()
     } else {
-        descriptors::take().map(life::Given::of_sandbox)
+        descriptors::take().map(boot::Given::of_sandbox)
     };
     let lived = given.and_then(|given| {
         init::prepare_cgroups();

@@ -3,24 +3,16 @@
 //!
 //! Must not know: how an image is made, or what a driver does with it.
 
-use crate::image::{ImageError, Images};
+use crate::image::{ImageError, Images, made_at};
 use crate::limits::{IMAGE_CHECK_EVERY, IMAGE_WARN_EVERY};
 use crate::machines::Machines;
 use crate::network::Network;
 use slipway_core::limits::IMAGE_AGE_MAX;
 use slipway_core::time::Timestamp;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
-
-/// The time stamp of what `path` leads to; nothing if there is none.
-pub(crate) fn made_at(path: &Path) -> Option<Timestamp> {
-    let modified = fs::metadata(path).and_then(|found| found.modified());
-    let since = modified.ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some(Timestamp(u64::try_from(since.as_millis()).ok()?))
-}
 
 /// What is watched.
 #[derive(Debug, Clone)]

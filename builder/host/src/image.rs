@@ -4,7 +4,6 @@
 //! Must not know: machines, or how a driver stacks the two.
 
 use crate::files::{make_dir, publish, remove_all};
-use crate::freshness;
 use crate::limits::{CA_FILE_BYTES_MAX, MACHINE_IDS};
 use crate::network::Network;
 use crate::network::resolvers::resolv_conf;
@@ -22,6 +21,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::UNIX_EPOCH;
 
 /// Characters of a content hash that name a directory.
 const NAME_LEN: usize = 24;
@@ -114,6 +114,13 @@ pub(crate) struct Images {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct FileStamp(u64, u64, u64, i64, i64);
 
+/// The time stamp of what `path` leads to; nothing if there is none.
+pub(crate) fn made_at(path: &Path) -> Option<Timestamp> {
+    let modified = fs::metadata(path).and_then(|found| found.modified());
+    let since = modified.ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(Timestamp(u64::try_from(since.as_millis()).ok()?))
+}
+
 impl Images {
     /// Nothing is read or made yet.
     pub(crate) fn new(settings: &HostSettings) -> Self {
@@ -149,7 +156,7 @@ impl Images {
 
     /// When the packages of the image that new machines boot were last looked up: the recipe leaves that as the file's time stamp.
     pub(crate) fn made_at(&self) -> Option<Timestamp> {
-        freshness::made_at(&self.image)
+        made_at(&self.image)
     }
 
     /// What a new machine boots, as of now: a replaced image, guest program or resolver is noticed. Takes long only the first time.

@@ -4,8 +4,7 @@
 
 use crate::endpoint;
 use crate::files::{is_full, remove_all};
-use crate::freshness;
-use crate::image::Images;
+use crate::image::{self, Images};
 use crate::keys::{Keys, LeaseError};
 use crate::limits::{
     CONNECTIONS_MAX, FRAME_WAIT_MAX, REFUSALS_MAX, REQUEST_WAIT_MAX, SHUTDOWN_WAIT_MAX,
@@ -434,7 +433,7 @@ fn info(service: &Service) -> Result<HostReply, VerbError> {
         pool: pool.id,
         image: service.images.hash()?,
         image_made_at: service.images.made_at(),
-        kernel_made_at: service.kernel_dir.as_deref().and_then(freshness::made_at),
+        kernel_made_at: service.kernel_dir.as_deref().and_then(image::made_at),
     }))
 }
 

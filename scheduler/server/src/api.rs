@@ -10,53 +10,27 @@
 //!
 //! Must not know: the schema.
 
-use crate::auth::{Authenticator, Credential, Principal};
+use crate::auth::{Credential, Principal};
 use crate::bounds::{GRAPHQL_BODY_BYTES_MAX, GRAPHQL_BODY_WAIT_MAX, SSE_HEARTBEAT};
-use crate::builds::BuildService;
-use crate::ca::CertificateAuthority;
 use crate::connection::Connection;
-use crate::credentials::Credentials;
-use crate::farm::Farm;
 use crate::gateway::{authenticate, check_head};
 use crate::graphql::{self, Executor, Full, Outcome, Received};
-use crate::http::{Body, answer, challenge, closing, empty};
-use crate::lending::Lending;
+use crate::http::{Body, JSON, answer, challenge, closing, empty};
 use crate::origin::{check_same_site, is_json};
+use crate::parts::Parts;
 use crate::problem::{Code, Problem};
-use crate::serve::PublicAddresses;
-use crate::settings::ServeSettings;
-use crate::transfers::Transfer;
+use crate::transfer_path::Transfer;
+use crate::transfers;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::header::{ACCEPT, ALLOW, SERVER};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
-use slipway_store::Store;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-
-/// What the API is made of.
-#[derive(Debug, Clone)]
-pub(crate) struct Parts {
-    pub(crate) addresses: PublicAddresses,
-    pub(crate) authority: Arc<CertificateAuthority>,
-    pub(crate) settings: Arc<ServeSettings>,
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) farm: Farm,
-    pub(crate) builds: BuildService,
-    pub(crate) authenticator: Authenticator,
-    pub(crate) credentials: Credentials,
-    pub(crate) lending: Lending,
-    /// The control plane ends: so do subscriptions.
-    pub(crate) cancel: CancellationToken,
-    /// Requests that run, even if nobody waits for their answer any more.
-    pub(crate) tasks: TaskTracker,
-}
 
 /// The API; clones are the same.
 #[derive(Debug, Clone)]
@@ -66,7 +40,6 @@ pub(crate) struct Api {
 }
 
 const VERSION: &str = concat!("slipway/", env!("CARGO_PKG_VERSION"));
-pub(crate) const JSON: &str = "application/json; charset=utf-8";
 const EVENT_STREAM: &str = "text/event-stream";
 
 impl Api {
@@ -120,7 +93,9 @@ impl Api {
                 match self.principal(connection, &request).await {
                     Ok(principal) => {
                         let parts = &self.parts;
-                        let served = transfer.serve(parts, connection, principal, request).await;
+                        let served =
+                            transfers::serve(&transfer, parts, connection, principal, request)
+                                .await;
                         served.unwrap_or_else(|problem| refused(&problem))
                     }
                     Err(problem) => closing(refused(&problem)),

@@ -15,7 +15,7 @@ pub use credential::{Credential, CredentialError, SECRET_PREFIX, Secret};
 
 use crate::bounds::TOKEN_TOUCH_EVERY;
 use crate::ca::CertificateIdentity;
-use crate::farm::now;
+use crate::clock::now;
 use crate::problem::{Code, Problem};
 use crate::rate::LogLimit;
 use cache::{Cache, CacheKey, Good};
@@ -361,7 +361,7 @@ impl Inner {
                 Ok(Some(token)) => Arc::new(token),
                 Ok(None) => return Err(Some(Denial::Unknown)),
                 Err(error) => {
-                    tracing::error!(why = ?crate::farm::chain(&error), "token not looked up");
+                    tracing::error!(why = ?crate::chain::chain(&error), "token not looked up");
                     return Err(None);
                 }
             };
@@ -392,7 +392,7 @@ impl Inner {
             let (store, id) = (Arc::clone(&self.store), token.id.clone());
             tokio::spawn(async move {
                 if let Err(error) = store.touch_token(&id, now()).await {
-                    tracing::debug!(why = ?crate::farm::chain(&error), "use of a token not noted");
+                    tracing::debug!(why = ?crate::chain::chain(&error), "use of a token not noted");
                 }
             });
         }

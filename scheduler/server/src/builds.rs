@@ -15,7 +15,10 @@ mod retention;
 mod seen;
 mod transcript;
 
-use crate::farm::{ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent, chain, entropy, now};
+use crate::chain::chain;
+use crate::clock::now;
+use crate::entropy::entropy;
+use crate::farm::{ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent};
 use crate::guest_client::{GuestClient, GuestError};
 use crate::lending::{Lending, Terms};
 use crate::problem::Problem;
@@ -247,7 +250,7 @@ impl BuildService {
         if request.until.is_cancelled() {
             return Err(BuildError::Ended);
         }
-        let id = BuildId::from_entropy(entropy()?);
+        let id = BuildId::from_entropy(entropy().map_err(FarmError::from)?);
         let live = inner.make_live(&id);
         let new = NewBuild {
             id: id.clone(),

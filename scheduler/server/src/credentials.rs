@@ -3,7 +3,8 @@
 //! Must not know: who asks, what they are used for.
 
 use crate::bounds::STORED_TEXT_BYTES_MAX;
-use crate::farm::{entropy, now};
+use crate::clock::now;
+use crate::entropy::entropy;
 use crate::problem::{Code, Problem};
 use crate::seal::Sealer;
 use crate::text::misleads;

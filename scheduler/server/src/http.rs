@@ -26,6 +26,9 @@ pub(crate) fn empty() -> Body {
     full(Bytes::new())
 }
 
+/// The type of JSON.
+pub(crate) const JSON: &str = "application/json; charset=utf-8";
+
 /// A short answer of a known type.
 pub(crate) fn answer(
     status: StatusCode,

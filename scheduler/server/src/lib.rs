@@ -11,9 +11,13 @@ mod backup;
 pub mod bounds;
 pub mod builds;
 pub mod ca;
+mod chain;
+mod clock;
 mod connection;
 mod credentials;
 mod data_dir;
+mod edge;
+pub mod entropy;
 pub mod farm;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
@@ -30,6 +34,7 @@ mod listener;
 mod liveness;
 pub mod machine_stream;
 mod origin;
+mod parts;
 mod places;
 pub mod problem;
 mod rate;
@@ -41,6 +46,7 @@ pub mod settings;
 mod testing;
 mod text;
 mod tls;
+mod transfer_path;
 mod transfers;
 
 pub use backup::{BackupError, backup};

@@ -7,8 +7,8 @@ use crate::bounds::{
     TLS_READ_BYTES, UNAUTHENTICATED_ANSWER_WAIT_MAX,
 };
 use crate::ca;
+use crate::chain::chain;
 use crate::connection::{Connection, Progress};
-use crate::farm::chain;
 use crate::http::{Body, closing};
 use crate::liveness::Liveness;
 use crate::places::{Place, Places};

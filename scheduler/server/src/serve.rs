@@ -7,16 +7,19 @@ use crate::auth::{Authenticator, Secret};
 use crate::bounds::DRAIN_WAIT_MAX;
 use crate::builds::{BuildError, BuildService};
 use crate::ca::{CaError, CertificateAuthority};
+use crate::clock::now;
 use crate::credentials::Credentials;
 pub use crate::data_dir::DataDirError;
 use crate::data_dir::{self, DataDirLock};
-use crate::farm::{Farm, FarmError, FarmSettings, FarmTasks, entropy, now};
+use crate::entropy::entropy;
+use crate::farm::{Farm, FarmError, FarmSettings, FarmTasks};
 use crate::gateway::{self, Builders, Gateway};
 use crate::keys::{
     EmbeddedKeys, KeyBroker, KeyStore, KeyStoreError, MasterKeyError, MasterKeys, VaultKeys,
 };
 use crate::lending::{Lending, LendingError};
 use crate::listener::{Listener, serve_http};
+use crate::parts::{Parts, PublicAddresses};
 use crate::seal::{SealError, Sealer};
 use crate::secret_file::{self, SecretFileError};
 use crate::settings::{InvalidSettings, KeySettings, ServeSettings};
@@ -89,14 +92,6 @@ pub enum ServeError {
     /// The administrator's token in its file is none.
     #[error("{ADMIN_TOKEN_FILE} holds no token (remove it, and a new one is made)")]
     AdminToken,
-}
-
-/// Where clients reach the listeners, as `host:port`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PublicAddresses {
-    pub(crate) api: String,
-    pub(crate) docker: String,
-    pub(crate) buildkit: String,
 }
 
 /// What is open before anybody is served.
@@ -180,7 +175,7 @@ pub(crate) async fn start(
         builds.clone(),
         tasks.clone(),
     );
-    let api = Api::new(crate::api::Parts {
+    let api = Api::new(Parts {
         addresses: listeners.public_addresses(&settings),
         authority: opened.authority,
         settings: Arc::new(settings.clone()),
@@ -200,7 +195,7 @@ pub(crate) async fn start(
     let path = settings.data_dir.join(ADDRESSES_FILE);
     // For tools beside this process. On a full disk they find what was there before.
     if let Err(error) = secret_file::write_public(&path, addresses.to_string().as_bytes()) {
-        let why = crate::farm::chain(&error);
+        let why = crate::chain::chain(&error);
         tracing::warn!(?why, "the addresses are not written");
     }
     tracing::info!(%addresses, "serving");
@@ -284,7 +279,7 @@ async fn admin_token(data_dir: &Path, store: &dyn Store) -> Result<(), ServeErro
         return Ok(());
     }
     let token = Token {
-        id: TokenId::from_entropy(entropy()?),
+        id: TokenId::from_entropy(entropy().map_err(FarmError::from)?),
         org: None,
         app: None,
         name: "administrator".to_owned(),

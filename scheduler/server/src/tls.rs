@@ -6,7 +6,7 @@ use crate::bounds::{
     SERVER_CERTIFICATE_LIFE, SERVER_CERTIFICATE_LOOK_EVERY, SERVER_CERTIFICATE_RENEW_LEFT,
 };
 use crate::ca::{CaError, CertificateAuthority};
-use crate::farm::now;
+use crate::clock::now;
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
@@ -108,7 +108,7 @@ impl ServerIdentity {
                 Ok(true) => tracing::info!("server certificate renewed"),
                 Ok(false) => {}
                 Err(error) => {
-                    let why = crate::farm::chain(&error);
+                    let why = crate::chain::chain(&error);
                     tracing::error!(?why, "server certificate not renewed");
                 }
             }

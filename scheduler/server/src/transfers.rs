@@ -8,15 +8,16 @@
 //!
 //! All need the role admin for the whole org, as whatever changes volumes. Must not know: hosts, keys.
 
-use crate::api::{JSON, Parts};
 use crate::auth::Principal;
 use crate::connection::Connection;
 use crate::farm::{BodyEnded, Download, ImportedSoFar};
 use crate::graphql::Refused;
 use crate::graphql::access::Access;
-use crate::http::{Body, BodyError, answer};
+use crate::http::{Body, BodyError, JSON, answer};
 use crate::limits::{REFUSED_BODY_READ_FOR, TRANSFER_BYTES, TRANSFER_IDLE_MAX};
+use crate::parts::Parts;
 use crate::problem::{Code, Problem};
+use crate::transfer_path::Transfer;
 use bytes::Bytes;
 use futures_util::stream::unfold;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -24,7 +25,6 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use pace::{Pace, TooSlow};
 use serde_json::json;
-use slipway_core::id::{SnapshotId, VolumeId};
 use slipway_store::TokenRole;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -34,93 +34,53 @@ use tokio_util::sync::CancellationToken;
 
 mod pace;
 
-/// What a path names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Transfer {
-    /// The contents of a snapshot.
-    Export(String),
-    /// Those that are sent to a volume.
-    Import(String),
-}
-
-impl Transfer {
-    /// Where the contents of a snapshot are.
-    pub(crate) fn export_path(snapshot: &SnapshotId) -> String {
-        format!("/v1/snapshots/{snapshot}/export")
-    }
-
-    /// Where those of a volume are sent.
-    pub(crate) fn import_path(volume: &VolumeId) -> String {
-        format!("/v1/volumes/{volume}/import")
-    }
-
-    /// What this path names, if it is one of these.
-    pub(crate) fn of(path: &str) -> Option<Self> {
-        let named = |before: &str, after: &str| {
-            let id = path.strip_prefix(before)?.strip_suffix(after)?;
-            Some(id.to_owned()).filter(|id| !id.contains('/'))
-        };
-        named("/v1/snapshots/", "/export")
-            .map(Self::Export)
-            .or_else(|| named("/v1/volumes/", "/import").map(Self::Import))
-    }
-
-    /// What may be asked there.
-    pub(crate) fn methods(&self) -> &'static str {
-        match self {
-            Self::Export(_) => "GET",
-            Self::Import(_) => "POST, PUT",
+/// Answers one request.
+///
+/// # Errors
+/// Whoever's fault it is.
+pub(crate) async fn serve(
+    transfer: &Transfer,
+    parts: &Arc<Parts>,
+    connection: &Arc<Connection>,
+    principal: Principal,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Problem> {
+    let ends = Ends {
+        token: principal.ended().clone(),
+        cancel: parts.cancel.clone(),
+    };
+    let access = Access {
+        parts,
+        principal: &principal,
+    };
+    match transfer {
+        Transfer::Export(id) => {
+            let offset = offset(request.uri().query())?;
+            let found = access.snapshot(&parse(id)?, TokenRole::Admin).await;
+            let (org, found) = found.map_err(Refused::into_problem)?;
+            let exported = parts.farm.export_snapshot(&org.id, &found.id, offset);
+            let download = exported.await?;
+            Ok(streamed(download, ends, connection))
         }
-    }
-
-    /// Answers one request.
-    ///
-    /// # Errors
-    /// Whoever's fault it is.
-    pub(crate) async fn serve(
-        &self,
-        parts: &Arc<Parts>,
-        connection: &Arc<Connection>,
-        principal: Principal,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, Problem> {
-        let ends = Ends {
-            token: principal.ended().clone(),
-            cancel: parts.cancel.clone(),
-        };
-        let access = Access {
-            parts,
-            principal: &principal,
-        };
-        match self {
-            Self::Export(id) => {
-                let offset = offset(request.uri().query())?;
-                let found = access.snapshot(&parse(id)?, TokenRole::Admin).await;
-                let (org, found) = found.map_err(Refused::into_problem)?;
-                let exported = parts.farm.export_snapshot(&org.id, &found.id, offset);
-                let download = exported.await?;
-                Ok(streamed(download, ends, connection))
+        Transfer::Import(id) => {
+            let found = access.volume(&parse(id)?, TokenRole::Admin).await;
+            let (org, volume) = found.map_err(Refused::into_problem)?;
+            let (org, farm) = (&org.id, &parts.farm);
+            if request.method() == Method::POST {
+                let so_far = match farm.imported_so_far(org, &volume.id).await? {
+                    ImportedSoFar::At(offset) => json!({ "offset": offset }),
+                    ImportedSoFar::Whole => json!({ "whole": true }),
+                };
+                return Ok(answer(StatusCode::OK, JSON, so_far.to_string()));
             }
-            Self::Import(id) => {
-                let found = access.volume(&parse(id)?, TokenRole::Admin).await;
-                let (org, volume) = found.map_err(Refused::into_problem)?;
-                let (org, farm) = (&org.id, &parts.farm);
-                if request.method() == Method::POST {
-                    let so_far = match farm.imported_so_far(org, &volume.id).await? {
-                        ImportedSoFar::At(offset) => json!({ "offset": offset }),
-                        ImportedSoFar::Whole => json!({ "whole": true }),
-                    };
-                    return Ok(answer(StatusCode::OK, JSON, so_far.to_string()));
-                }
-                let (to, body) = mpsc::channel(1);
-                parts.tasks.spawn(feed(request.into_body(), to, ends));
-                farm.import_volume(org, &volume.id, body).await?;
-                Ok(answer(
-                    StatusCode::OK,
-                    JSON,
-                    json!({ "whole": true }).to_string(),
-                ))
-            }
+            let (to, body) = mpsc::channel(1);
+            parts.tasks.spawn(feed(request.into_body(), to, ends));
+            farm.import_volume(org, &volume.id, body).await?;
+            Ok(answer(
+                StatusCode::OK,
+                JSON,
+                json!({ "whole": true }).to_string(),
+            ))
         }
     }
 }

@@ -5,15 +5,16 @@
 
 mod channel;
 mod ext4;
+mod given;
 mod mounts;
 mod network;
 mod volume;
 
 pub(crate) use channel::Channel;
+pub(crate) use given::{Given, Machine};
 pub(crate) use volume::OwnVolume;
 
 use crate::descriptors;
-use crate::life::{Given, Machine};
 use anyhow::{Context as _, Result, ensure};
 use slipway_core::vm::{BOOT_FILE, Boot, END_PORT};
 use std::fs::{self, File};

@@ -7,7 +7,8 @@
 
 use super::{Authenticator, Inner, check};
 use crate::bounds::TOKEN_LOOK_EVERY;
-use crate::farm::{chain, now};
+use crate::chain::chain;
+use crate::clock::now;
 use slipway_core::id::TokenId;
 use slipway_core::time::Timestamp;
 use std::collections::HashSet;

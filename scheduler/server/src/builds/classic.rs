@@ -8,7 +8,10 @@
 
 use super::transcript::Transcript;
 use super::{Asker, BuildError, BuildService, Inner};
-use crate::farm::{BuilderKey, chain, entropy, now};
+use crate::chain::chain;
+use crate::clock::now;
+use crate::entropy::entropy;
+use crate::farm::{BuilderKey, FarmError};
 use crate::limits::CLASSIC_PIECES_MAX;
 use bytes::Bytes;
 use slipway_core::build::BuildSpec;
@@ -91,7 +94,7 @@ impl Inner {
         self.check_room(&key.org).await?;
         let builder = self.farm.builder(key)?;
         let new = NewBuild {
-            id: BuildId::from_entropy(entropy()?),
+            id: BuildId::from_entropy(entropy().map_err(FarmError::from)?),
             app: asker.app.unwrap_or(builder.app),
             machine: builder.machine,
             spec,

@@ -3,7 +3,9 @@
 //! Must not know: who reads the events.
 
 use super::{Inner, Live};
-use crate::farm::{BuilderKey, FarmError, chain, now};
+use crate::chain::chain;
+use crate::clock::now;
+use crate::farm::{BuilderKey, FarmError};
 use crate::guest_client::GuestError;
 use crate::limits::{
     BUILD_GONE_WAIT, BUILD_SILENCE_MAX, CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, EVENT_BATCH_MAX,

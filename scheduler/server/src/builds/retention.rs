@@ -2,7 +2,7 @@
 //!
 //! Must not know: what a build is, or how the store finds the old ones.
 
-use crate::farm::now;
+use crate::clock::now;
 use crate::limits::{RETENTION_BATCH_MAX, RETENTION_EVERY, RETENTION_FIRST_WAIT, RETENTION_PAUSE};
 use slipway_core::ceilings::Ceilings;
 use slipway_core::id::OrgId;

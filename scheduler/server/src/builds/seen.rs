@@ -7,7 +7,9 @@
 //! Must not know: how a stream is read, BuildKit.
 
 use super::{BuildError, BuildService, Inner};
-use crate::farm::{BuilderKey, chain, now};
+use crate::chain::chain;
+use crate::clock::now;
+use crate::farm::BuilderKey;
 use crate::limits::{
     CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, SEEN_ASKED_MAX, SEEN_EVERY, SEEN_LINGER, SEEN_MAX,
 };

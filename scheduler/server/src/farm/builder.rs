@@ -6,6 +6,7 @@
 use super::error::FarmError;
 use super::host::HostLink;
 use super::view::{BuilderKey, BuilderView, Events, FarmEvent, key_of};
+use crate::clock::now;
 use crate::limits::BUILDER_CONNECTIONS_MAX;
 use slipway_core::ceilings::Ceilings;
 use slipway_core::generation::Generation;
@@ -19,19 +20,11 @@ use slipway_core::quota::BuilderSize;
 use slipway_core::time::Timestamp;
 use slipway_store::{Intent, Machine, MachineRecord, Org};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 
 /// Why a machine was killed that did not come up.
 pub(super) const NOT_READY: &str = "it was not ready in time";
-
-/// The wall clock.
-pub(crate) fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
 
 #[derive(Debug)]
 pub(crate) struct Builder {

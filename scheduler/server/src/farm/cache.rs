@@ -3,11 +3,12 @@
 //! Must not know: when a volume is replaced (the planner does).
 
 use super::Shared;
-use super::builder::{Builder, now};
+use super::builder::Builder;
 use super::drive::{Held, held, is_in_progress, not_lent, start_failed, turn};
 use super::error::FarmError;
 use super::keys::{LendError, LendFor, lend};
 use super::volumes::bring;
+use crate::clock::now;
 use crate::keys::LeaseError;
 use crate::limits::REPLACE_RETRY;
 use slipway_core::id::{OrgId, VolumeId};
@@ -110,7 +111,7 @@ pub(super) async fn replace_volume(
         };
         (inner.machine.id.clone(), why)
     };
-    let new = match super::entropy() {
+    let new = match crate::entropy::entropy().map_err(FarmError::from) {
         Ok(entropy) => VolumeId::from_entropy(entropy),
         Err(error) => return Err(held(builder, &error)),
     };

@@ -6,14 +6,16 @@
 //! Must not know: when something should be done (the planner does).
 
 use super::Shared;
-use super::builder::{Builder, NOT_READY, now};
+use super::builder::{Builder, NOT_READY};
 use super::cache::{ensure_volume, replace_volume, reset};
-use super::host::{HostLink, chain};
+use super::host::HostLink;
 use super::keys::{LendError, LendFor, code, lend, revoke};
 use super::ready::await_ready;
 use super::reap::ask_to_end;
 use super::reason::Told;
 use super::starts::Turn;
+use crate::chain::chain;
+use crate::clock::now;
 use crate::host_client::HostClientError;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{HostErrorCode, MachineRunState, MachineSpec};

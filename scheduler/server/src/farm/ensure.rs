@@ -2,8 +2,10 @@
 //!
 //! Must not know: how a builder is started.
 
-use super::builder::{Builder, Wishes, now};
-use super::{BuilderKey, FarmError, Shared, entropy};
+use super::builder::{Builder, Wishes};
+use super::{BuilderKey, FarmError, Shared};
+use crate::clock::now;
+use crate::entropy::entropy;
 use crate::limits::PLACEMENT_TRIES_MAX;
 use slipway_core::id::{AppId, MachineId, VolumeId};
 use slipway_core::placement::{HostLoad, PlacementRequest, place};

@@ -2,6 +2,7 @@
 
 use super::keys::LendError;
 use super::volumes::VolumeError;
+use crate::entropy::NoEntropy;
 use crate::guest_client::GuestError;
 use crate::host_client::HostClientError;
 use slipway_core::build::Fault;
@@ -91,8 +92,8 @@ pub enum FarmError {
     #[error("have the builder do it")]
     Guest(#[from] GuestError),
     /// The system has no randomness to give.
-    #[error("draw a new id: {0}")]
-    Entropy(getrandom::Error),
+    #[error("draw a new id")]
+    Entropy(#[from] NoEntropy),
     /// The control plane is ending.
     #[error("the control plane is shutting down")]
     Closed,

@@ -8,12 +8,13 @@
 
 use super::Shared;
 use super::starts::Starts;
+use crate::chain::chain;
 use crate::host_client::{HostClient, HostClientError, MachineList};
 use crate::limits::{HOST_INFO_KEEP, HOST_RETRY_MAX, HOST_RETRY_MIN, HOST_WATCH_WAIT};
 use crate::text::bounded;
 use slipway_core::end_record::REFUSAL_CHARS_MAX;
 use slipway_core::generation::Generation;
-use slipway_core::host_api::{Cursor, HostInfo, MachineKind, MachineReport, OperatorText};
+use slipway_core::host_api::{Cursor, HostInfo, MachineKind, MachineReport};
 use slipway_core::id::{HostId, MachineId};
 use slipway_core::isolation::Isolation;
 use slipway_core::limits::{IMAGE_AGE_MAX, MACHINE_SILENCE_EMULATED_MAX, MACHINE_SILENCE_MAX};
@@ -379,7 +380,7 @@ async fn put_host(shared: &Shared, record: &Host) -> Result<Host, super::FarmErr
 
 fn host_record(link: &HostLink, info: &HostInfo) -> Result<Host, super::FarmError> {
     Ok(Host {
-        id: HostId::from_entropy(super::entropy()?),
+        id: HostId::from_entropy(crate::entropy::entropy()?),
         name: link.settings.name.clone(),
         region: link.settings.region.clone(),
         arch: info.arch.clone(),
@@ -389,24 +390,6 @@ fn host_record(link: &HostLink, info: &HostInfo) -> Result<Host, super::FarmErro
         memory: ByteSize(info.memory_bytes),
         cpu_millis: info.cpu_millis,
     })
-}
-
-/// An error and all that caused it, a host's own words too, in one line for the log.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> OperatorText {
-    let mut text = String::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&error.to_string());
-        if let Some(HostClientError::Refused(refusal)) = error.downcast_ref() {
-            text.push_str(": ");
-            text.push_str(refusal.message.for_log());
-        }
-        next = error.source();
-    }
-    text.into()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use super::Shared;
 use super::builder::Builder;
-use super::host::chain;
+use crate::chain::chain;
 use crate::host_client::HostClientError;
 use crate::keys::{Claim, KeyStoreError, LeaseError};
 use crate::limits::RENEWALS_AT_ONCE_MAX;

@@ -24,9 +24,7 @@ mod volumes;
 mod wake;
 
 pub use builder::ActivityGuard;
-pub(crate) use builder::now;
 pub use error::FarmError;
-pub(crate) use host::chain;
 pub use host::{HostSettings, ImageAges};
 pub use keys::LendError;
 pub use view::{BuilderKey, BuilderView, FarmEvent, NextEvent, Subscription};
@@ -35,6 +33,7 @@ pub use volumes::{
     VolumeError,
 };
 
+use crate::clock::now;
 use crate::guest_client::GuestClient;
 use crate::keys::KeyBroker;
 use crate::limits::{HOST_FIRST_WORD_WAIT, MOVES_MAX, SHUTDOWN_WAIT_MAX, STOP_WAIT_MAX};
@@ -43,7 +42,7 @@ use builder::{Builder, Wishes};
 use host::HostLink;
 use slipway_core::ceilings::Ceilings;
 use slipway_core::host_api::EndpointPort;
-use slipway_core::id::{HostId, ID_ENTROPY_BYTES, OrgId, VolumeId};
+use slipway_core::id::{HostId, OrgId, VolumeId};
 use slipway_core::time::Timestamp;
 use slipway_core::volume::MoveStep;
 use slipway_store::{HostUse, Intent, Machine, Move, Org, Store, StoreError, Volume, VolumeState};
@@ -508,10 +507,4 @@ impl Shared {
         self.look_for_room(org);
         Ok(())
     }
-}
-
-pub(crate) fn entropy() -> Result<[u8; ID_ENTROPY_BYTES], FarmError> {
-    let mut bytes = [0; ID_ENTROPY_BYTES];
-    getrandom::fill(&mut bytes).map_err(FarmError::Entropy)?;
-    Ok(bytes)
 }

@@ -1,8 +1,9 @@
 //! Learning that a builder's dockerd answers.
 
-use super::builder::{Builder, now};
+use super::builder::Builder;
 use super::error::FarmError;
-use super::host::chain;
+use crate::chain::chain;
+use crate::clock::now;
 use crate::guest_client::{GuestClient, GuestError};
 use crate::limits::{CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, READY_ASK_WAIT};
 use slipway_core::generation::Generation;

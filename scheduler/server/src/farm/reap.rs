@@ -3,11 +3,12 @@
 //! Must not know: when to look (the planner does).
 
 use super::Shared;
-use super::builder::{Builder, now};
+use super::builder::Builder;
 use super::drive::Held;
 use super::error::FarmError;
-use super::host::chain;
 use crate::bounds::GUEST_LOOK_WAIT_MAX;
+use crate::chain::chain;
+use crate::clock::now;
 use crate::guest_client::{EndAnswer, GuestClient};
 use slipway_core::generation::Generation;
 use slipway_core::guest_api::{DiskUse, GuestStatus};

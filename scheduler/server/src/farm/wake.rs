@@ -3,8 +3,8 @@
 //! Must not know: what wakes it (the driver does, from the intent set here).
 
 use super::builder::{Attempt, Builder};
-use super::host::chain;
 use super::{FarmError, Shared, timed_out};
+use crate::chain::chain;
 use crate::host_client::HostClientError;
 use crate::limits::{
     CONNECT_RETRY_MAX, CONNECT_RETRY_MIN, CRASHES_SEEN_MAX, HOST_AWAY_WAIT_MAX, WAKE_WAIT_MAX,

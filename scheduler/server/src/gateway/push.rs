@@ -6,8 +6,10 @@
 use super::relay::relay;
 use super::{Caller, Gateway, headers};
 use crate::bounds::{IMAGE_LIST_BYTES_MAX, IMAGE_LIST_WAIT_MAX, REGISTRY_AUTH_BYTES_MAX};
+use crate::chain::chain;
 use crate::credentials::registry_of;
-use crate::farm::{FarmError, chain, entropy};
+use crate::entropy::entropy;
+use crate::farm::FarmError;
 use crate::guest_client::{GuestClient, GuestError};
 use crate::http::{Body, empty};
 use crate::lending::Terms;

@@ -4,8 +4,8 @@
 
 use super::Result;
 use super::running::Running;
-use crate::api::Parts;
 use crate::auth::{Entered, Principal};
+use crate::parts::Parts;
 use crate::problem::{Code, Problem};
 use async_graphql::Context;
 use slipway_core::id::{AppId, BuildId, OrgId, SnapshotId, VolumeId};

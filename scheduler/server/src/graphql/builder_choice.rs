@@ -3,7 +3,8 @@
 use super::Result;
 use super::access::{Access, Scope};
 use super::input::{BuilderInput, label};
-use crate::farm::{BuilderKey, FarmError, NextEvent, chain};
+use crate::chain::chain;
+use crate::farm::{BuilderKey, FarmError, NextEvent};
 use crate::guest_client::{GuestClient, GuestError};
 use crate::limits::{CONNECT_RETRY_MAX, READY_ASK_WAIT, WAKE_TRIES_MAX, WAKE_WAIT_MAX};
 use crate::machine_stream::MachineStream;

@@ -16,9 +16,9 @@ use super::limits::{
 };
 use super::running::{Running, revoked, too_long};
 use super::{Refused, SlipwaySchema, builder};
-use crate::api::Parts;
 use crate::auth::Principal;
 use crate::bounds::GRAPHQL_BODY_BYTES_MAX;
+use crate::parts::Parts;
 use crate::problem::{Code, Problem};
 use async_graphql::extensions::{
     Extension, ExtensionContext, ExtensionFactory, NextExecute, NextResolve, ResolveInfo,

@@ -17,7 +17,6 @@ use slipway_core::quota::{BuildRetention, BuilderSize, QuotaError, check_idle};
 use slipway_core::units::ByteSize;
 use slipway_store::OrgChange;
 use std::collections::BTreeMap;
-use std::str::FromStr;
 use std::time::Duration;
 
 /// A new org. What is left out is as the server's settings say.
@@ -379,16 +378,6 @@ pub(super) struct EnsureMachineRemoteBuilderInput {
     pub(super) v2: Option<bool>,
     /// Taken, and given back.
     pub(super) client_mutation_id: Option<String>,
-}
-
-/// A text as an id.
-///
-/// # Errors
-/// [`Code::Invalid`].
-pub(super) fn parse_id<T: FromStr<Err = slipway_core::id::InvalidId>>(id: &ID) -> Result<T> {
-    Ok(id.parse().map_err(|error: T::Err| {
-        Problem::new(Code::Invalid, error.to_string()).hint("copy it from the list")
-    })?)
 }
 
 /// A text as a slug, an app's name, a region.

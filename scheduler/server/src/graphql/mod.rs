@@ -13,6 +13,7 @@ mod execute;
 #[cfg(test)]
 mod farm_tests;
 mod fly;
+mod ids;
 mod input;
 mod limits;
 mod mutation;

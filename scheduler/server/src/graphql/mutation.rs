@@ -4,10 +4,11 @@ use super::Result;
 use super::access::Access;
 use super::builder_choice::{builder_key, wait_ready, whole_builder_key};
 use super::fly::{self, EnsureMachineRemoteBuilderPayload};
+use super::ids::parse_id;
 use super::input::{
     AskedBuild, BuilderInput, CreateAppInput, CreateOrgInput, CreateTokenInput,
     EnsureMachineRemoteBuilderInput, IssueClientCertificateInput, SetRegistryCredentialInput,
-    StartBuildInput, UpdateOrgInput, display_name, label, parse_id,
+    StartBuildInput, UpdateOrgInput, display_name, label,
 };
 use super::limits::TOKEN_LIFE_MAX;
 use super::running::Running;
@@ -19,8 +20,9 @@ use crate::auth::Secret;
 use crate::bounds::{CLIENT_CERTIFICATE_LIFE_MAX, CLIENT_CERTIFICATE_LIFE_MIN};
 use crate::builds::BuildRequest;
 use crate::ca::CertificateIdentity;
+use crate::clock::now;
 use crate::credentials::registry_of;
-use crate::farm::{FarmError, entropy, now};
+use crate::entropy::{NoEntropy, entropy};
 use crate::problem::{Code, Problem};
 use async_graphql::{Context, ID, Object};
 use slipway_core::build::RegistryCredential as ClearCredential;
@@ -104,7 +106,7 @@ impl CoreMutation {
             Some(name) => Some(access.store().app_by_name(&org.id, &name).await?.id),
             None => None,
         };
-        let secret = Secret::draw().map_err(FarmError::Entropy)?;
+        let secret = Secret::draw().map_err(NoEntropy)?;
         let at = now();
         let token = store::Token {
             id: TokenId::from_entropy(entropy()?),

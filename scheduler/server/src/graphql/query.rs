@@ -2,7 +2,7 @@
 
 use super::Result;
 use super::access::Access;
-use super::input::parse_id;
+use super::ids::parse_id;
 use super::limits::GRAPHQL_LIST_WEIGHT;
 use super::scalar::DateTime;
 use super::view::{

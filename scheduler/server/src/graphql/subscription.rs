@@ -2,7 +2,7 @@
 
 use super::Result;
 use super::access::Access;
-use super::input::parse_id;
+use super::ids::parse_id;
 use super::view::{Build, Builder};
 use crate::farm::{BuilderView, Farm, FarmEvent, NextEvent, Subscription as Changes};
 use async_graphql::{Context, ID, Json, Subscription as GraphSubscription};

@@ -7,7 +7,7 @@ pub(super) use build::Build;
 pub(super) use builder::{Builder, host};
 
 use super::Result;
-use super::input::parse_id;
+use super::ids::parse_id;
 use super::scalar::{DateTime, Long};
 use async_graphql::{Enum, ID, SimpleObject};
 use slipway_store as store;

@@ -559,7 +559,7 @@ async fn vault_keeps_keys_and_its_tokens_are_renewed() {
         .unwrap()
         .get(&volume(1))
         .await;
-    let text = crate::farm::chain(&denied.unwrap_err())
+    let text = crate::chain::chain(&denied.unwrap_err())
         .for_log()
         .to_owned();
     assert!(

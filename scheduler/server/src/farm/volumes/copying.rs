@@ -5,9 +5,10 @@
 use super::transfer::{ended, outcome, refused};
 use super::under_way::Upload;
 use super::{VolumeError, taken_now};
+use crate::entropy::entropy;
 use crate::farm::builder::Builder;
 use crate::farm::host::HostLink;
-use crate::farm::{FarmError, Shared, entropy};
+use crate::farm::{FarmError, Shared};
 use crate::limits::{
     CATCH_UP_HOSTS_WAIT_MAX, IMPORT_HOST_WAIT_MAX, STAND_STILL_LOOK_EVERY, TRANSFER_BYTES,
 };

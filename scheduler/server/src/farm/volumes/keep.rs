@@ -6,8 +6,9 @@
 //! Must not know: when anything is due ([`slipway_core::volume`] does).
 
 use super::error::told;
-use crate::farm::builder::now;
-use crate::farm::host::{HostLink, chain};
+use crate::chain::chain;
+use crate::clock::now;
+use crate::farm::host::HostLink;
 use crate::farm::{FarmError, Shared};
 use crate::limits::{UPKEEP_AT_ONCE_MAX, VOLUME_UPKEEP_RETRY, VOLUMES_LOOK_EVERY};
 use futures_util::future::BoxFuture;

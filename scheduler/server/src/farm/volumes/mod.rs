@@ -25,9 +25,11 @@ pub(super) use settle::bring;
 pub use transfer::{BodyEnded, Download, ImportBody, ImportedSoFar};
 pub(super) use under_way::Transfers;
 
-use super::builder::now;
-use super::host::{HostLink, chain};
-use super::{Farm, FarmError, Shared, entropy};
+use super::host::HostLink;
+use super::{Farm, FarmError, Shared};
+use crate::chain::chain;
+use crate::clock::now;
+use crate::entropy::entropy;
 use crate::limits::{POLICY_TRIES_MAX, VOLUME_DESTROY_GRACE};
 use error::is_for_later;
 use slipway_core::host_api::{VolumeReport, VolumeSource};

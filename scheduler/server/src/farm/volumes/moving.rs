@@ -9,9 +9,10 @@
 
 use super::error::told;
 use super::{VolumeError, taken_now};
+use crate::chain::chain;
+use crate::entropy::entropy;
 use crate::farm::builder::Builder;
-use crate::farm::host::chain;
-use crate::farm::{Farm, FarmError, Shared, entropy};
+use crate::farm::{Farm, FarmError, Shared};
 use slipway_core::id::{HostId, OrgId, SnapshotId, VolumeId};
 use slipway_core::placement::{HostLoad, PlacementRequest, VolumeRequest, place, place_volume};
 use slipway_core::volume::{MoveStep, OtherCopy, other_copy};

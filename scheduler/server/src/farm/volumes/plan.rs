@@ -3,8 +3,9 @@
 //! Must not know: how it is made.
 
 use super::{AskedVolume, VolumeError};
-use crate::farm::builder::now;
-use crate::farm::{FarmError, Shared, entropy};
+use crate::clock::now;
+use crate::entropy::entropy;
+use crate::farm::{FarmError, Shared};
 use crate::limits::{IMPORT_KEPT_FOR, PLACEMENT_TRIES_MAX};
 use slipway_core::host_api::VolumeSource;
 use slipway_core::id::{HostId, OrgId, VolumeId};

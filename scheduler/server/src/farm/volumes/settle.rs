@@ -8,10 +8,11 @@
 
 use super::VolumeError;
 use super::error::{is_for_later, told};
-use crate::farm::builder::now;
+use crate::chain::chain;
+use crate::clock::now;
 use crate::farm::host::HostLink;
 use crate::farm::keys::{give_back, lend_for_work};
-use crate::farm::{FarmError, Shared, chain};
+use crate::farm::{FarmError, Shared};
 use crate::host_client::HostClientError;
 use slipway_core::fence::VolumeFence;
 use slipway_core::host_api::{HostErrorCode, VolumeReport, VolumeSource};

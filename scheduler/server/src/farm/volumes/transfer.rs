@@ -9,8 +9,9 @@
 use super::VolumeError;
 use super::error::is_for_later;
 use super::under_way::{Place, Upload};
-use crate::farm::builder::now;
-use crate::farm::host::{HostLink, chain};
+use crate::chain::chain;
+use crate::clock::now;
+use crate::farm::host::HostLink;
 use crate::farm::keys::{give_back, lend_for_work};
 use crate::farm::{Farm, FarmError, Shared};
 use crate::host_client::HostClientError;

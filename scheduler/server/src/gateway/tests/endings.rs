@@ -185,7 +185,7 @@ async fn what_runs_for_a_token_ends_when_another_process_revokes_it() {
     let store = database(&bench).await;
     let org = store.org_by_slug("acme").await.unwrap().id;
     store
-        .revoke_token(Some(&org), &id.parse().unwrap(), crate::farm::now())
+        .revoke_token(Some(&org), &id.parse().unwrap(), crate::clock::now())
         .await
         .unwrap();
     all_end(&bench, ends).await;
@@ -212,7 +212,7 @@ async fn a_certificate_is_good_however_many_tokens_were_made_after_its_own() {
             app: None,
             name: "newer".to_owned(),
             role: TokenRole::Read,
-            created_at: crate::farm::now(),
+            created_at: crate::clock::now(),
             expires_at: None,
             revoked_at: None,
             last_used_at: None,

@@ -1,7 +1,8 @@
 //! What mutations of volumes take.
 
 use super::super::Result;
-use super::super::input::{label, parse_id};
+use super::super::ids::parse_id;
+use super::super::input::label;
 use super::super::scalar::Long;
 use crate::farm::{AskedImport, AskedMove, AskedVolume};
 use crate::problem::{Code, Problem};

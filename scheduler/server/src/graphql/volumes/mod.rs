@@ -8,7 +8,7 @@ mod tests;
 mod view;
 
 use super::access::Access;
-use super::input::parse_id;
+use super::ids::parse_id;
 use super::limits::GRAPHQL_LIST_WEIGHT;
 use super::scalar::Long;
 use super::{Refused, Result};

@@ -6,7 +6,7 @@ use super::super::limits::GRAPHQL_GUEST_WEIGHT;
 use super::super::scalar::{DateTime, Long};
 use super::super::view::{Builder, host};
 use crate::farm::BuilderView;
-use crate::transfers::Transfer;
+use crate::transfer_path::Transfer;
 use async_graphql::{Context, Enum, ID, Object};
 use slipway_core::host_api::VolumeSource;
 use slipway_core::id::VolumeId;
