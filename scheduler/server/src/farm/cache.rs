@@ -4,9 +4,10 @@
 
 use super::Shared;
 use super::builder::Builder;
-use super::drive::{Held, held, is_in_progress, not_lent, start_failed, turn};
+use super::deferred::{StepDeferred, deferred, is_in_progress, not_lent, start_failed, turn};
 use super::error::FarmError;
-use super::keys::{LendError, LendFor, lend};
+use super::keys::{LendFor, lend};
+use super::lend_error::LendError;
 use super::volumes::bring;
 use crate::clock::now;
 use crate::keys::LeaseError;
@@ -22,14 +23,14 @@ pub(super) async fn ensure_volume(
     shared: &Shared,
     builder: &Builder,
     step: &Step,
-) -> Result<(), Held> {
+) -> Result<(), StepDeferred> {
     let host = builder.host();
     let _turn = turn(builder, &host).await?;
     let _held = shared.volume_locks.hold(&step.volume).await;
     let org = &builder.key.org;
     let volume = match shared.store.volume(org, &step.volume).await {
         Ok(volume) => volume,
-        Err(error) => return Err(held(builder, &error)),
+        Err(error) => return Err(deferred(builder, &error)),
     };
     if let Err(error) = lend(shared, builder, step.generation, LendFor::Volume).await {
         return Err(match &error {
@@ -38,12 +39,12 @@ pub(super) async fn ensure_volume(
             | LendError::UnknownHost
             | LendError::Lease(_)
             | LendError::KeyStore(_)
-            | LendError::Host(_) => held(builder, &error),
+            | LendError::Host(_) => deferred(builder, &error),
         });
     }
     let (report, size) = match bring(&host, &volume).await {
         Ok(made) => made,
-        Err(error) if is_in_progress(&error) => return Err(held(builder, &error)),
+        Err(error) if is_in_progress(&error) => return Err(deferred(builder, &error)),
         Err(error) => return Err(start_failed(builder, step.generation, &error)),
     };
     let encrypted = Some(report.encrypted);
@@ -52,7 +53,7 @@ pub(super) async fn ensure_volume(
         .record_volume_made(org, &step.volume, size, encrypted)
         .await
     {
-        return Err(held(builder, &error));
+        return Err(deferred(builder, &error));
     }
     if size < volume.size {
         builder.host().volumes.notify_one();
@@ -100,7 +101,7 @@ pub(super) async fn replace_volume(
     shared: &Shared,
     builder: &Builder,
     old: &VolumeId,
-) -> Result<(), Held> {
+) -> Result<(), StepDeferred> {
     let org = &builder.key.org;
     let (machine, why) = {
         let inner = builder.lock();
@@ -113,11 +114,11 @@ pub(super) async fn replace_volume(
     };
     let new = match crate::entropy::entropy().map_err(FarmError::from) {
         Ok(entropy) => VolumeId::from_entropy(entropy),
-        Err(error) => return Err(held(builder, &error)),
+        Err(error) => return Err(deferred(builder, &error)),
     };
     let aside = match set_aside(shared, org, old).await {
         Ok(aside) => aside,
-        Err(error) => return Err(held(builder, &error)),
+        Err(error) => return Err(deferred(builder, &error)),
     };
     if let Some(aside) = aside {
         let notice = format!(
@@ -142,7 +143,7 @@ pub(super) async fn replace_volume(
             );
             return Err(keep_damaged(builder, notice));
         }
-        Err(error) => return Err(held(builder, &error)),
+        Err(error) => return Err(deferred(builder, &error)),
     };
     tracing::warn!(%org, %machine, %old, new = %volume, "cache replaced by an empty one");
     shared.builders.gets_volume(&builder.key, &volume);
@@ -180,13 +181,13 @@ async fn set_aside(
 }
 
 /// The damaged cache stays for now, and its owner is told.
-fn keep_damaged(builder: &Builder, notice: String) -> Held {
+fn keep_damaged(builder: &Builder, notice: String) -> StepDeferred {
     tracing::warn!(org = %builder.key.org, notice, "a damaged cache stays in its place");
     builder.change(|inner| {
         inner.replace_not_before = now().after(REPLACE_RETRY);
         inner.machine.notice = Some(notice);
     });
-    Held
+    StepDeferred
 }
 
 /// Destroys what is in a volume; the next start makes it anew.

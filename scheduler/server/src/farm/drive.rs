@@ -8,27 +8,21 @@
 use super::Shared;
 use super::builder::{Builder, NOT_READY};
 use super::cache::{ensure_volume, replace_volume, reset};
-use super::host::HostLink;
-use super::keys::{LendError, LendFor, code, lend, revoke};
+use super::deferred::{StepDeferred, deferred, is_in_progress, not_lent, start_failed, turn};
+use super::keys::{LendFor, lend, revoke};
 use super::ready::await_ready;
 use super::reap::ask_to_end;
-use super::reason::Told;
-use super::starts::Turn;
 use crate::chain::chain;
 use crate::clock::now;
 use crate::host_client::HostClientError;
-use slipway_core::generation::Generation;
 use slipway_core::host_api::{HostErrorCode, MachineRunState, MachineSpec};
-use slipway_core::machine::{DELAYED_STARTS_COUNTED_MAX, MachineEvent, MachineState};
+use slipway_core::machine::{MachineEvent, MachineState};
 use slipway_core::planner::{Action, Observed, Plan, RETRY_WAIT, Step, plan};
 use slipway_core::quota::BUILDER_PIDS_MAX;
 use slipway_core::time::Timestamp;
 use slipway_store::{MachineRecord, StoreError};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// A step was not done, and is not to be tried again before the hold is over.
-pub(super) struct Held;
 
 /// Drives a builder until the control plane ends.
 pub(super) async fn drive(shared: Arc<Shared>, builder: Arc<Builder>) {
@@ -102,7 +96,7 @@ async fn act(shared: &Shared, builder: &Builder, plan: &Plan) -> bool {
     true
 }
 
-async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), Held> {
+async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), StepDeferred> {
     match step.action {
         Action::Learn(event) => {
             let host = builder.host();
@@ -117,7 +111,7 @@ async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), 
             tracing::error!(machine = %step.machine, %illegal, "the planner erred");
             // It would plan the same at once, whatever is held.
             tokio::time::sleep(RETRY_WAIT).await;
-            Err(Held)
+            Err(StepDeferred)
         }
         Action::EnsureVolume => ensure_volume(shared, builder, step).await,
         Action::Start => start(shared, builder, step).await,
@@ -142,7 +136,7 @@ async fn execute(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), 
                 .await;
             settle(builder).await;
             revoke(shared, builder, &step.volume, step.generation).await;
-            done.map_err(|error| held(builder, &error))
+            done.map_err(|error| deferred(builder, &error))
         }
         Action::AskToEnd => ask_to_end(shared, builder, step.generation).await,
         Action::ReplaceVolume => replace_volume(shared, builder, &step.volume).await,
@@ -155,43 +149,6 @@ fn boots(state: MachineState) -> bool {
         state,
         MachineState::Starting { .. } | MachineState::Booting { .. }
     )
-}
-
-/// Nothing more is tried on the host for a while.
-fn hold(builder: &Builder, told: String) {
-    builder.change(|inner| {
-        inner.hold_until = now().after(RETRY_WAIT);
-        inner.machine.last_error = Some(told);
-    });
-}
-
-pub(super) fn held(builder: &Builder, error: &(impl Told + 'static)) -> Held {
-    let why = chain(error);
-    tracing::warn!(org = %builder.key.org, ?why, "step not done; tried again later");
-    hold(builder, error.told());
-    Held
-}
-
-/// The builder's turn to start on its host; nothing if it is not to start any more when that comes.
-pub(super) async fn turn<'h>(builder: &Builder, host: &'h HostLink) -> Result<Turn<'h>, Held> {
-    if let Some(turn) = host.starts.now() {
-        return Ok(turn);
-    }
-    let mut changes = builder.changes();
-    let ticket = host.starts.queue();
-    builder.change(|inner| inner.queued = Some(ticket.number()));
-    let turn = ticket.turn();
-    tokio::pin!(turn);
-    let turn = loop {
-        tokio::select! {
-            turn = &mut turn => break Ok(turn),
-            _ = changes.changed() => if !builder.lock().may_start() {
-                break Err(Held);
-            },
-        }
-    };
-    builder.change(|inner| inner.queued = None);
-    turn
 }
 
 /// After a side effect: learns what the host has now, and believes its lists again.
@@ -211,7 +168,7 @@ async fn settle(builder: &Builder) {
     builder.wake.notify_one();
 }
 
-async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), Held> {
+async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), StepDeferred> {
     let generation = step.generation;
     let host = builder.host();
     let _turn = turn(builder, &host).await?;
@@ -243,16 +200,16 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
         Some((spec, asked))
     });
     let Some((spec, asked)) = begun else {
-        return Err(Held);
+        return Err(StepDeferred);
     };
     if let Err(illegal) = asked {
         builder.lock().acting = false;
-        return Err(held(builder, &illegal));
+        return Err(deferred(builder, &illegal));
     }
     // The record goes first: a control plane that comes back knows which generation may live.
     if let Err(error) = shared.persist(builder).await {
         builder.lock().acting = false;
-        return Err(held(builder, &error));
+        return Err(deferred(builder, &error));
     }
     if let Err(error) = lend(shared, builder, generation, LendFor::Start).await {
         let failed = not_lent(builder, generation, &error);
@@ -274,14 +231,14 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
             let failed = match error {
                 HostClientError::Refused(_) if is_in_progress(&error) => {
                     builder.lock().in_progress = Some(generation);
-                    held(builder, &error)
+                    deferred(builder, &error)
                 }
                 HostClientError::Refused(_) => start_failed(builder, generation, &error),
                 // It may have been done all the same: the next list tells.
                 HostClientError::Unreachable { .. }
                 | HostClientError::TimedOut(_)
                 | HostClientError::Protocol(_)
-                | HostClientError::OtherVersion(_) => held(builder, &error),
+                | HostClientError::OtherVersion(_) => deferred(builder, &error),
             };
             settle(builder).await;
             Err(failed)
@@ -289,83 +246,7 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), He
     }
 }
 
-/// Whether the host works on what was asked for, and is to be asked again.
-pub(super) fn is_in_progress(error: &HostClientError) -> bool {
-    error.code() == Some(HostErrorCode::InProgress)
-}
-
-/// Records a failed start, and whether the volume was seen to be damaged.
-pub(super) fn start_failed(
-    builder: &Builder,
-    generation: Generation,
-    error: &HostClientError,
-) -> Held {
-    start_failed_by(builder, generation, error, error.code())
-}
-
-/// The same for a key that cannot be had.
-pub(super) fn not_lent(builder: &Builder, generation: Generation, error: &LendError) -> Held {
-    start_failed_by(builder, generation, error, code(error))
-}
-
-/// The same for whatever was in the way; `code` if it was the host.
-fn start_failed_by(
-    builder: &Builder,
-    generation: Generation,
-    error: &(impl Told + 'static),
-    code: Option<HostErrorCode>,
-) -> Held {
-    let (org, machine_generation) = (&builder.key.org, generation);
-    let why = chain(error);
-    tracing::warn!(%org, generation = %machine_generation, ?why, "builder did not start");
-    builder.change(|inner| {
-        let failed = inner.machine.failed_starts;
-        inner.delayed = !matches!(
-            code,
-            Some(
-                HostErrorCode::VolumeDamaged | HostErrorCode::VolumeForeign | HostErrorCode::Failed
-            )
-        );
-        let failures_before = match code {
-            // An empty one takes its place, for either reason.
-            Some(HostErrorCode::VolumeDamaged | HostErrorCode::VolumeForeign) => {
-                inner.volume_damaged = true;
-                inner.volume_foreign = code == Some(HostErrorCode::VolumeForeign);
-                failed
-            }
-            Some(HostErrorCode::Failed) => failed,
-            // It waits for something that may be over soon.
-            None
-            | Some(
-                HostErrorCode::Denied
-                | HostErrorCode::BadRequest
-                | HostErrorCode::StaleGeneration
-                | HostErrorCode::StaleFence
-                | HostErrorCode::NotFound
-                | HostErrorCode::Busy
-                | HostErrorCode::NoSpace
-                | HostErrorCode::DiskFull
-                | HostErrorCode::KeyNeeded
-                | HostErrorCode::Unsupported
-                | HostErrorCode::InProgress,
-            ) => failed.min(DELAYED_STARTS_COUNTED_MAX),
-        };
-        let at = now();
-        if inner.machine.generation < generation {
-            inner.machine.generation = generation;
-            let _ = inner.learn(MachineEvent::StartAsked { generation, at });
-        }
-        let _ = inner.learn(MachineEvent::StartFailed {
-            generation,
-            at,
-            failures_before,
-        });
-        inner.machine.last_error = Some(error.told());
-    });
-    Held
-}
-
-async fn stop(builder: &Builder, step: &Step, grace: Duration) -> Result<(), Held> {
+async fn stop(builder: &Builder, step: &Step, grace: Duration) -> Result<(), StepDeferred> {
     let generation = step.generation;
     builder.change(|inner| {
         inner.acting = true;
@@ -392,7 +273,7 @@ async fn stop(builder: &Builder, step: &Step, grace: Duration) -> Result<(), Hel
         Ok(_) => Ok(()),
         // It has ended already, and the list says so.
         Err(error) if error.code() == Some(HostErrorCode::NotFound) => Ok(()),
-        Err(error) => Err(held(builder, &error)),
+        Err(error) => Err(deferred(builder, &error)),
     }
 }
 

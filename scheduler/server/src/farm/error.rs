@@ -1,6 +1,6 @@
 //! How a verb of the farm can fail, and whose fault it is.
 
-use super::keys::LendError;
+use super::lend_error::LendError;
 use super::volumes::VolumeError;
 use crate::entropy::NoEntropy;
 use crate::guest_client::GuestError;

@@ -4,9 +4,9 @@
 
 use super::Shared;
 use super::builder::Builder;
+use super::lend_error::LendError;
 use crate::chain::chain;
-use crate::host_client::HostClientError;
-use crate::keys::{Claim, KeyStoreError, LeaseError};
+use crate::keys::{Claim, LeaseError};
 use crate::limits::RENEWALS_AT_ONCE_MAX;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
@@ -15,26 +15,6 @@ use slipway_core::host_api::{HostErrorCode, VolumeSource};
 use slipway_core::id::{HostId, OrgId, VolumeId};
 use slipway_store::{ErrorKind, StoreError, VolumePurpose};
 use std::sync::{Arc, PoisonError};
-
-/// Why a host has not got a key.
-#[derive(Debug, thiserror::Error)]
-pub enum LendError {
-    /// Nothing to lend from.
-    #[error("the host encrypts volumes, and this control plane keeps no keys")]
-    NoKeys,
-    /// It has not said who it is.
-    #[error("the host is not known")]
-    UnknownHost,
-    /// It may not have it, or the key store does not answer.
-    #[error(transparent)]
-    Lease(#[from] LeaseError),
-    /// A key could not be destroyed.
-    #[error(transparent)]
-    KeyStore(#[from] KeyStoreError),
-    /// The host did not take it.
-    #[error("hand the key to the host")]
-    Host(#[from] HostClientError),
-}
 
 /// What a lease is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,6 +8,7 @@
 
 mod builder;
 mod cache;
+mod deferred;
 mod drive;
 mod ensure;
 mod error;
@@ -15,6 +16,7 @@ mod host;
 mod identity;
 mod index;
 mod keys;
+mod lend_error;
 mod ready;
 mod reap;
 mod reason;
@@ -26,7 +28,7 @@ mod wake;
 pub use builder::ActivityGuard;
 pub use error::FarmError;
 pub use host::{HostSettings, ImageAges};
-pub use keys::LendError;
+pub use lend_error::LendError;
 pub use view::{BuilderKey, BuilderView, FarmEvent, NextEvent, Subscription};
 pub use volumes::{
     AskedImport, AskedMove, AskedVolume, BodyEnded, Download, ImportBody, ImportedSoFar,

@@ -4,7 +4,7 @@
 
 use super::Shared;
 use super::builder::Builder;
-use super::drive::Held;
+use super::deferred::StepDeferred;
 use super::error::FarmError;
 use crate::bounds::GUEST_LOOK_WAIT_MAX;
 use crate::chain::chain;
@@ -26,16 +26,16 @@ pub(super) async fn ask_to_end(
     shared: &Shared,
     builder: &Builder,
     generation: Generation,
-) -> Result<(), Held> {
+) -> Result<(), StepDeferred> {
     let idle_time = match shared.store.org(&builder.key.org).await {
         Ok(org) => org.idle,
-        Err(error) => return Err(held_asking(builder, &error)),
+        Err(error) => return Err(deferred_asking(builder, &error)),
     };
     builder.lock().wishes.idle = idle_time;
     let asked = ask_guest(builder, generation).await;
     let (mut guest, status) = match asked {
         Ok(answer) => answer,
-        Err(error) => return Err(held_asking(builder, &error)),
+        Err(error) => return Err(deferred_asking(builder, &error)),
     };
     if let Idle::NotBefore(at) = idle::guest(now(), &status.activity, idle_time) {
         builder.change(|inner| inner.ask_not_before = at);
@@ -86,10 +86,10 @@ pub(super) async fn ask_to_end(
     Ok(())
 }
 
-fn held_asking(builder: &Builder, error: &(dyn std::error::Error + 'static)) -> Held {
+fn deferred_asking(builder: &Builder, error: &(dyn std::error::Error + 'static)) -> StepDeferred {
     tracing::warn!(org = %builder.key.org, why = ?chain(error), "guest not asked whether it is idle");
     builder.change(|inner| inner.ask_not_before = now().after(RETRY_WAIT));
-    Held
+    StepDeferred
 }
 
 impl Shared {

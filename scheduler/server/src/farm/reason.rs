@@ -6,7 +6,7 @@
 use super::builder::Inner;
 use super::error::FarmError;
 use super::host::HostLink;
-use super::keys::LendError;
+use super::lend_error::LendError;
 use super::volumes::VolumeError;
 use crate::host_client::HostClientError;
 use crate::keys::{KeyStoreError, LeaseError};
