@@ -1,0 +1,284 @@
+//! No two files of a crate import each other, however long the way round: whoever reads a file knows that what it imports can be
+//! understood without it. A re-export is a face and no import: who uses the name imports what it names.
+
+use anyhow::{Context, Result, ensure};
+use slipway_loadtests::testbed::checkout_dir;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use syn::visit::Visit;
+use syn::{ItemMod, ItemUse, UseTree, Visibility};
+
+const CRATES: [&str; 13] = [
+    "scheduler/core",
+    "scheduler/store",
+    "scheduler/server",
+    "builder/host",
+    "builder/guest",
+    "builder/buildkit",
+    "volumes",
+    "volumes/stream",
+    "registry-push",
+    "cli",
+    "cli/terminal",
+    "daemon",
+    "loadtests",
+];
+
+/// A file that stands in a circle that is known and is still to be cut; none is to be added.
+const TO_BE_CUT: [&str; 1] = ["builder/guest/src/builds/mod.rs"];
+
+#[test]
+fn no_files_import_each_other() -> Result<()> {
+    let mut circles = Vec::new();
+    for folder in CRATES {
+        let root = checkout_dir().join(folder).join("src");
+        let house = House::read(&root)?;
+        ensure!(!house.files.is_empty(), "{folder} has no files");
+        for circle in circles_of(&house.imports()) {
+            let names: Vec<String> = circle
+                .iter()
+                .map(|module| {
+                    let path = house.files[module].path.strip_prefix(checkout_dir());
+                    path.map_or_else(|_| module.join("::"), |path| path.display().to_string())
+                })
+                .collect();
+            if !names.iter().any(|name| TO_BE_CUT.contains(&name.as_str())) {
+                circles.push(names.join(", "));
+            }
+        }
+    }
+    ensure!(
+        circles.is_empty(),
+        "circles of imports:\n{}",
+        circles.join("\n")
+    );
+    Ok(())
+}
+
+type Module = Vec<String>;
+
+#[derive(Default)]
+struct House {
+    files: BTreeMap<Module, File>,
+}
+
+#[derive(Default)]
+struct File {
+    path: PathBuf,
+    /// Paths as they stand, absolute in the crate.
+    named: BTreeSet<Module>,
+    /// What another name stands for here.
+    faces: BTreeMap<String, Module>,
+}
+
+impl House {
+    fn read(root: &Path) -> Result<Self> {
+        let mut house = Self::default();
+        let mut dirs = vec![(root.to_owned(), Vec::new())];
+        while let Some((dir, module)) = dirs.pop() {
+            for entry in std::fs::read_dir(&dir)? {
+                let path = entry?.path();
+                let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+                if stem == "tests" || stem.ends_with("_tests") || stem == "bin" {
+                    continue;
+                }
+                let mut inner: Module = module.clone();
+                if path.is_dir() {
+                    inner.push(stem.into_owned());
+                    dirs.push((path, inner));
+                    continue;
+                }
+                if path.extension().is_none_or(|kind| kind != "rs") {
+                    continue;
+                }
+                let is_root = module.is_empty() && (stem == "lib" || stem == "main");
+                if !is_root && stem != "mod" {
+                    inner.push(stem.into_owned());
+                }
+                let text = std::fs::read_to_string(&path)?;
+                let parsed = syn::parse_file(&text).with_context(|| path.display().to_string())?;
+                let mut reader = Reader {
+                    module: inner.clone(),
+                    file: File::default(),
+                };
+                reader.file.path.clone_from(&path);
+                reader.visit_file(&parsed);
+                house.files.insert(inner, reader.file);
+            }
+        }
+        Ok(house)
+    }
+
+    /// Which file a path leads to, through faces.
+    fn file_of(&self, path: &[String], depth: u32) -> Option<&Module> {
+        let length = (0..=path.len())
+            .rev()
+            .find(|length| self.files.contains_key(&path[..*length]))?;
+        let (module, file) = self.files.get_key_value(&path[..length])?;
+        let face = path.get(length).and_then(|name| file.faces.get(name));
+        match face {
+            Some(target) if depth < 8 => {
+                let mut target = target.clone();
+                target.extend_from_slice(&path[length + 1..]);
+                self.file_of(&target, depth + 1).or(Some(module))
+            }
+            Some(_) | None => Some(module),
+        }
+    }
+
+    fn imports(&self) -> BTreeMap<Module, BTreeSet<Module>> {
+        let of = |module: &Module, file: &File| {
+            file.named
+                .iter()
+                .filter_map(|path| self.file_of(path, 0))
+                .filter(|other| *other != module)
+                .cloned()
+                .collect()
+        };
+        self.files
+            .iter()
+            .map(|(module, file)| (module.clone(), of(module, file)))
+            .collect()
+    }
+}
+
+struct Reader {
+    module: Module,
+    file: File,
+}
+
+impl Reader {
+    /// A path of this crate as seen from its root, or nothing.
+    fn absolute(&self, path: &[String]) -> Option<Module> {
+        let mut at = match path.first()?.as_str() {
+            "crate" => Vec::new(),
+            "self" => self.module.clone(),
+            "super" => self.module[..self.module.len().checked_sub(1)?].to_vec(),
+            _ => return None,
+        };
+        for part in &path[1..] {
+            if part == "super" {
+                at.pop()?;
+            } else {
+                at.push(part.clone());
+            }
+        }
+        Some(at)
+    }
+
+    fn leaves(tree: &UseTree, before: &[String], out: &mut Vec<(String, Module)>) {
+        let with = |ident: &syn::Ident| [before, &[ident.to_string()]].concat();
+        match tree {
+            UseTree::Path(path) => Self::leaves(&path.tree, &with(&path.ident), out),
+            UseTree::Name(name) if name.ident == "self" => {
+                let last = before.last().cloned().unwrap_or_default();
+                out.push((last, before.to_vec()));
+            }
+            UseTree::Name(name) => out.push((name.ident.to_string(), with(&name.ident))),
+            UseTree::Rename(rename) => out.push((rename.rename.to_string(), with(&rename.ident))),
+            UseTree::Glob(_) => out.push(("*".to_owned(), before.to_vec())),
+            UseTree::Group(group) => {
+                for tree in &group.items {
+                    Self::leaves(tree, before, out);
+                }
+            }
+        }
+    }
+}
+
+impl Visit<'_> for Reader {
+    fn visit_item_mod(&mut self, item: &ItemMod) {
+        let is_test = item.attrs.iter().any(|attr| {
+            attr.path().is_ident("cfg")
+                && matches!(&attr.meta, syn::Meta::List(list) if list.tokens.to_string() == "test")
+        });
+        if is_test || item.content.is_none() {
+            return;
+        }
+        self.module.push(item.ident.to_string());
+        syn::visit::visit_item_mod(self, item);
+        self.module.pop();
+    }
+
+    fn visit_item_use(&mut self, item: &ItemUse) {
+        let mut leaves = Vec::new();
+        Self::leaves(&item.tree, &[], &mut leaves);
+        let is_face = !matches!(item.vis, Visibility::Inherited);
+        for (name, path) in leaves {
+            // A child module may be named without `self`.
+            let child = || [&["self".to_owned()], &path[..]].concat();
+            let absolute = self.absolute(&path).or_else(|| self.absolute(&child()));
+            let Some(absolute) = absolute else { continue };
+            if is_face {
+                self.file.faces.insert(name, absolute);
+            } else {
+                self.file.named.insert(absolute);
+            }
+        }
+    }
+
+    fn visit_path(&mut self, path: &syn::Path) {
+        let parts: Vec<String> = path
+            .segments
+            .iter()
+            .map(|part| part.ident.to_string())
+            .collect();
+        let child = || [&["self".to_owned()], &parts[..]].concat();
+        let inner = || (parts.len() > 1).then(|| self.absolute(&child())).flatten();
+        if let Some(absolute) = self.absolute(&parts).or_else(inner) {
+            self.file.named.insert(absolute);
+        }
+        syn::visit::visit_path(self, path);
+    }
+}
+
+/// Groups of files of which each reaches each, of two or more.
+fn circles_of(imports: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<Vec<Module>> {
+    let reached = |from: &Module| {
+        let mut seen = BTreeSet::new();
+        let mut next = vec![from.clone()];
+        while let Some(at) = next.pop() {
+            for other in imports.get(&at).into_iter().flatten() {
+                if seen.insert(other.clone()) {
+                    next.push(other.clone());
+                }
+            }
+        }
+        seen
+    };
+    let reach: BTreeMap<&Module, BTreeSet<Module>> = imports
+        .keys()
+        .map(|module| (module, reached(module)))
+        .collect();
+    let mut done = BTreeSet::new();
+    let mut circles = Vec::new();
+    for (module, others) in &reach {
+        if done.contains(*module) || !others.contains(*module) {
+            continue;
+        }
+        let circle: Vec<Module> = others
+            .iter()
+            .filter(|other| reach.get(other).is_some_and(|back| back.contains(*module)))
+            .cloned()
+            .collect();
+        done.extend(circle.iter().cloned());
+        circles.push(circle);
+    }
+    circles
+}
+
+/// A house of three files: a face is no import, a way round is found.
+#[test]
+fn a_circle_is_found_and_a_face_is_none() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text);
+    write("lib.rs", "mod a; mod b; mod c; pub use a::A;")?;
+    write("a.rs", "use crate::b::B; pub struct A(B);")?;
+    write("b.rs", "pub struct B; fn f() { super::c::g() }")?;
+    write("c.rs", "pub fn g() {}")?;
+    ensure!(circles_of(&House::read(dir.path())?.imports()).is_empty());
+    write("c.rs", "use crate::A; pub fn g() -> A { f() }")?;
+    let circles = circles_of(&House::read(dir.path())?.imports());
+    ensure!(circles.len() == 1 && circles[0].len() == 3, "{circles:?}");
+    Ok(())
+}
