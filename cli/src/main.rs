@@ -5,6 +5,7 @@
 mod api;
 mod args;
 mod backoff;
+mod caller;
 mod commands;
 mod config;
 mod deploy;
@@ -19,8 +20,8 @@ mod settings;
 mod system;
 
 use args::{Cli, Command};
+use caller::Caller;
 use clap::Parser;
-use commands::context::Caller;
 use slipway_terminal::exit::{EXIT_OK, EXIT_USER, Failure, Outcome};
 use slipway_terminal::printer::{Format, Printer, data_was_lost};
 use std::process::ExitCode;

@@ -6,6 +6,7 @@ mod address;
 mod graphql;
 mod http;
 pub(crate) mod queries;
+mod reply;
 mod requests;
 pub(crate) mod shapes;
 mod sse;
@@ -14,7 +15,8 @@ pub(crate) mod transfers;
 pub(crate) mod volumes;
 
 pub(crate) use address::ServerAddress;
-pub(crate) use graphql::{ApiClient, ApiError};
+pub(crate) use graphql::ApiClient;
 pub(crate) use http::open_upgraded;
+pub(crate) use reply::ApiError;
 pub(crate) use sse::{EventStream, StreamEnd};
 pub(crate) use tls::Transport;

@@ -1,7 +1,7 @@
 //! A GraphQL subscription over server-sent events (the WHATWG's event stream format): each event's data is one
 //! GraphQL response.
 
-use super::graphql::{ApiError, interpret};
+use super::reply::{ApiError, interpret};
 use crate::limits::{EVENT_LINE_BYTES_MAX, EVENT_SILENCE_MAX};
 use bytes::BytesMut;
 use http_body_util::BodyExt;

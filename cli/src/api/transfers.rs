@@ -2,8 +2,9 @@
 //!
 //! Must not know: what a stream of contents looks like, files.
 
-use super::graphql::{ApiClient, ApiError};
+use super::graphql::ApiClient;
 use super::http as wire;
+use super::reply::ApiError;
 use crate::limits::{API_WAIT_MAX, TRANSFER_SILENCE_MAX};
 use bytes::Bytes;
 use http::{Method, Response, header};

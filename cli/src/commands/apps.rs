@@ -1,8 +1,8 @@
 //! `slipway apps`.
 
-use super::context::Caller;
 use crate::api::queries;
 use crate::args::AppsVerb;
+use crate::caller::Caller;
 use crate::moments::ago;
 use slipway_terminal::exit::Outcome;
 use slipway_terminal::printer::Printer;

@@ -1,11 +1,11 @@
 //! `slipway builders`.
 
 use super::confirm::confirm;
-use super::context::Caller;
 use super::orgs::cpus;
 use crate::api::queries;
 use crate::api::shapes::Builder;
 use crate::args::{BuilderChoice, BuildersVerb};
+use crate::caller::Caller;
 use crate::deploy::seconds;
 use crate::moments::ago;
 use slipway_core::units::ByteSize;

@@ -1,9 +1,9 @@
 //! `slipway builds`.
 
-use super::context::Caller;
 use crate::api::queries;
 use crate::api::shapes::Build;
 use crate::args::BuildsVerb;
+use crate::caller::Caller;
 use crate::deploy::{attach, clean_lines, seconds, show_log, shown};
 use crate::moments::{ago, exact, took};
 use slipway_core::units::ByteSize;

@@ -1,8 +1,8 @@
 //! `slipway buildx`: a client certificate on disk, and the line that makes buildx use it.
 
-use super::context::Caller;
 use super::docker_context::issue;
 use crate::args::BuildxArgs;
+use crate::caller::Caller;
 use crate::docker_context::DockerConfig;
 use serde::Serialize;
 use slipway_terminal::exit::{Failure, Outcome};

@@ -1,8 +1,8 @@
 //! `slipway docker-context`, and what it shares with `slipway buildx`: a client certificate from the server.
 
-use super::context::Caller;
 use crate::api::queries;
 use crate::args::{DockerContextArgs, DockerContextVerb};
+use crate::caller::Caller;
 use crate::docker_context::{ClientCertificate, DockerConfig};
 use serde::Serialize;
 use slipway_terminal::exit::{Failure, Outcome};

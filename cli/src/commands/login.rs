@@ -1,8 +1,8 @@
 //! `slipway login` and `slipway logout`.
 
-use super::context::Caller;
 use crate::api::{ApiClient, queries};
 use crate::args::LoginArgs;
+use crate::caller::Caller;
 use crate::settings::{Access, ENV_TOKEN, Stored, Token, read_ca};
 use slipway_terminal::exit::{Failure, Outcome};
 use slipway_terminal::printer::{Printer, stdin_is_terminal};

@@ -6,7 +6,6 @@ pub(crate) mod builds;
 pub(crate) mod buildx;
 pub(crate) mod completions;
 mod confirm;
-pub(crate) mod context;
 pub(crate) mod docker_context;
 pub(crate) mod docs;
 pub(crate) mod init;

@@ -1,9 +1,9 @@
 //! `slipway orgs`.
 
-use super::context::Caller;
 use crate::api::queries;
 use crate::api::shapes::{Org, OrgChange};
 use crate::args::{OrgSettings, OrgsVerb};
+use crate::caller::Caller;
 use slipway_core::isolation::Isolation;
 use slipway_core::units::ByteSize;
 use slipway_terminal::exit::{Failure, Outcome};

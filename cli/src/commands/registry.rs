@@ -1,9 +1,9 @@
 //! `slipway registry`.
 
-use super::context::Caller;
 use super::login::read_secret_stdin;
 use crate::api::queries;
 use crate::args::RegistryVerb;
+use crate::caller::Caller;
 use crate::moments::ago;
 use slipway_core::build::RegistryCredential;
 use slipway_terminal::exit::{Failure, Outcome};

@@ -1,8 +1,8 @@
 //! `slipway status`.
 
-use super::context::Caller;
 use crate::api::queries;
 use crate::api::shapes::{Builder, ServerInfo};
+use crate::caller::Caller;
 use crate::moments::ago;
 use serde::Serialize;
 use slipway_terminal::exit::Outcome;

@@ -1,8 +1,8 @@
 //! `slipway tokens`.
 
-use super::context::Caller;
 use crate::api::queries;
 use crate::args::TokensVerb;
+use crate::caller::Caller;
 use crate::moments::{ago, until};
 use slipway_terminal::exit::Outcome;
 use slipway_terminal::printer::{Format, Printer};

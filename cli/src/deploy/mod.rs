@@ -19,7 +19,7 @@ mod summary;
 
 use crate::api::ApiClient;
 use crate::args::{DeployArgs, ProgressMode};
-use crate::commands::context::Caller;
+use crate::caller::Caller;
 use crate::config::ProjectConfig;
 use crate::docker_context::DockerConfig;
 use crate::docker_logins::DockerLogins;

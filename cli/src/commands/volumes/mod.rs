@@ -11,11 +11,11 @@ mod show;
 mod snapshots;
 
 use super::confirm::confirm;
-use super::context::Caller;
 use crate::api::volumes as ask;
 use crate::api::volumes::{Fork, NewVolume, Volume, VolumeChange};
 use crate::api::{ApiClient, queries};
 use crate::args::{CreateVolumeArgs, ForkArgs, Growth, UpdateVolumeArgs, VolumesVerb};
+use crate::caller::Caller;
 use crate::moments::exact;
 use slipway_core::units::ByteSize;
 use slipway_terminal::exit::{Failure, Outcome};
