@@ -56,12 +56,25 @@ pub(crate) fn in_own_namespace<T: Send>(
 
 /// Unmounts everything at or below `dir`, the latest first, for later mounts lie on earlier ones.
 pub(crate) fn unmount_below(dir: &Path) -> Result<(), DriverError> {
+    unmount_each(dir, |_| true)
+}
+
+/// Unmounts everything below `dir`, and leaves `dir` itself mounted if it is a mount point.
+pub(crate) fn unmount_inside(dir: &Path) -> Result<(), DriverError> {
+    unmount_each(dir, |target| target != dir)
+}
+
+fn unmount_each(dir: &Path, wanted: impl Fn(&Path) -> bool) -> Result<(), DriverError> {
     let table = Path::new("/proc/self/mountinfo");
     let text = fs::read(table).map_err(DriverError::at("read", table))?;
-    mounts_below(&text, dir)
-        .into_iter()
-        .rev()
-        .try_for_each(|target| unmount(&target))
+    let mut targets = mounts_below(&text, dir).into_iter().rev();
+    targets.try_for_each(|target| {
+        if wanted(&target) {
+            unmount(&target)
+        } else {
+            Ok(())
+        }
+    })
 }
 
 fn unmount(target: &Path) -> Result<(), DriverError> {

@@ -8,6 +8,8 @@ use crate::{HostRunError, at, cgroup, clearing_drivers, files, mounts, take_over
 use slipway_core::host_api::{Cursor, MachineRunState};
 use slipway_core::id::MachineId;
 use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -131,10 +133,18 @@ fn kill_all(cgroup_parent: &str) -> Result<BTreeSet<MachineId>, HostRunError> {
 
 fn remove_traces(settings: &HostSettings) -> Result<(), HostRunError> {
     for below in [&settings.run_dir, &settings.pool_dir] {
-        mounts::unmount_below(below)?;
+        mounts::unmount_inside(below)?;
     }
     for dir in [&settings.run_dir, &settings.pool_dir, &settings.state_dir] {
-        files::remove_all(dir).map_err(at("remove", dir))?;
+        match files::remove_all(dir) {
+            // A mount point is the operator's, who may give each directory a disk of its own; what was in it is gone.
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && is_empty(dir) => {}
+            removed => removed.map_err(at("remove", dir))?,
+        }
     }
     files::remove_all(&settings.socket).map_err(at("remove", &settings.socket))
+}
+
+fn is_empty(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }

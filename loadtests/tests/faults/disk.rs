@@ -1,8 +1,15 @@
-//! A cache volume that is full, and one that is damaged.
+//! A cache volume that is full, one that is damaged, and a host whose own disk is full.
 
 use anyhow::{Context, Result, ensure};
-use slipway_loadtests::testbed::Testbed;
-use std::io::{Seek, SeekFrom, Write};
+use slipway_loadtests::testbed::{Testbed, wait_for};
+use std::fs::File;
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// Far more than a builder takes to end or to start on a busy computer.
+const WAIT: Duration = Duration::from_secs(120);
 
 fn dd(name: &str, mebibytes: u32) -> String {
     format!(
@@ -80,6 +87,97 @@ fn a_damaged_volume_is_kept_aside_and_the_build_goes_on_with_an_empty_one() -> R
     ensure!(
         states.iter().any(|state| state.contains("aside")),
         "{volumes}"
+    );
+    Ok(())
+}
+
+/// Gives the farm's host a small disk of its own for what it writes down.
+fn on_a_small_disk(bed: &mut Testbed) -> Result<()> {
+    bed.kill_host();
+    let (image, state) = (bed.dir().join("small.img"), bed.dir().join("host"));
+    let new = bed.dir().join("host.new");
+    File::create(&image)?.set_len(512 << 20)?;
+    std::fs::create_dir(&new)?;
+    let script = "set -e; mkfs.ext4 -q \"$0\"; mount -o loop \"$0\" \"$2\"; cp -a \"$1/.\" \"$2\"; mount --move \"$2\" \"$1\" || \
+                  { mount --bind \"$2\" \"$1\"; umount --lazy \"$2\"; }";
+    let made = Command::new("sh")
+        .args(["-c", script])
+        .args([&image, &state, &new])
+        .output()?;
+    ensure!(made.status.success(), "{made:?}");
+    bed.start_host()?;
+    wait_for("the host to be heard", WAIT, || {
+        let status = bed.slipway_ok(&["status"])?;
+        ensure!(!status.contains("does not answer"), "{status}");
+        Ok(())
+    })
+}
+
+/// Takes all that is free where `path` lies.
+fn fill(path: &Path) -> Result<()> {
+    let mut file = File::options().create(true).append(true).open(path)?;
+    for bytes in [1 << 20, 4 << 10, 1] {
+        loop {
+            match file
+                .write_all(&vec![1; bytes])
+                .and_then(|()| file.sync_data())
+            {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_builder_ends_on_a_full_disk_of_its_host_and_a_wake_says_so_and_goes_on_by_itself() -> Result<()>
+{
+    let mut bed = Testbed::start()?;
+    on_a_small_disk(&mut bed)?;
+    bed.registry.seed(&["busybox"])?;
+    let dir = bed.project("web", &[("Dockerfile", "FROM busybox\nRUN echo 1 > /1\n")])?;
+    bed.deployed(&mut bed.deploy(&dir, "web:1"))?;
+    let rubbish = bed.dir().join("host/rubbish");
+    fill(&rubbish)?;
+    bed.slipway_ok(&["builders", "stop", "--org", "acme"])?;
+    let builders =
+        |bed: &Testbed| bed.slipway_json(&["builders", "list", "--org", "acme", "--json"]);
+    wait_for("the builder to end on a full disk", WAIT, || {
+        let builders = builders(&bed)?;
+        ensure!(builders[0]["state"] == "STOPPED", "{builders}");
+        let left = std::fs::read_dir(bed.dir().join("run/machines"))?.count();
+        ensure!(left == 0, "{left} machines are not cleared away");
+        Ok(())
+    })?;
+    // What the builder had is free again.
+    fill(&rubbish)?;
+    let mut deploy = bed.deploy(&dir, "web:2");
+    let waiting = bed.start_deploy(&mut deploy)?;
+    wait_for("the wait to be explained", WAIT, || {
+        let builders = builders(&bed)?;
+        let why = builders[0]["waitingFor"].as_str().unwrap_or_default();
+        ensure!(why.contains("a disk of its host is full"), "{builders}");
+        Ok(())
+    })?;
+    wait_for("the operator to be told", WAIT, || {
+        let status = bed.slipway_ok(&["status"])?;
+        ensure!(
+            status.contains("a disk of a host in region 'local' is full"),
+            "{status}"
+        );
+        let log = std::fs::read_to_string(bed.dir().join("serve.log"))?;
+        let told = format!("the disk of {} is full", bed.dir().join("host").display());
+        ensure!(log.contains(&told), "no {told:?} in {log}");
+        Ok(())
+    })?;
+    std::fs::remove_file(&rubbish)?;
+    let (code, text) = waiting.end()?;
+    ensure!(code == Some(0), "{code:?}: {text}\n{}", bed.logs());
+    ensure!(
+        text.contains("a disk of its host is full"),
+        "the user was not told: {text}"
     );
     Ok(())
 }

@@ -189,6 +189,12 @@ fn a_purge_tries_no_virtual_machine() {
     fs::write(&qemu, script).unwrap();
     fs::set_permissions(&qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     host.kill_daemon();
+    // An operator may give both disks of their own: they stay mounted.
+    let own_disks = ["state", "pool"].map(|name| host.dir.join(name));
+    for disk in &own_disks {
+        let bind = nix::mount::MsFlags::MS_BIND;
+        nix::mount::mount(Some(disk), disk, None::<&str>, bind, None::<&str>).unwrap();
+    }
     host.start_daemon();
     assert!(tried.exists(), "a daemon tries");
     host.machine(&mut host.client(), 1);
@@ -203,6 +209,11 @@ fn a_purge_tries_no_virtual_machine() {
     let purged = runtime.block_on(slipway_host::purge(settings)).unwrap();
     assert_eq!((purged.machines, purged.volumes), (1, 1));
     assert!(!tried.exists());
+    for disk in &own_disks {
+        assert_eq!(fs::read_dir(disk).unwrap().count(), 0, "{disk:?}");
+        nix::mount::umount(disk).expect("it was not unmounted before");
+        fs::remove_dir(disk).unwrap();
+    }
     assert_eq!(host.leftovers(), Vec::<String>::new());
     assert_eq!(cgroup_parents(&host), Vec::<PathBuf>::new());
 
