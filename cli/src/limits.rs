@@ -50,6 +50,8 @@ pub(crate) const DOCKERFILE_BYTES_MAX: u64 = 16 << 20;
 pub(crate) const STDIN_CONTEXT_BYTES_MAX: u64 = 64 << 30;
 /// An answer of the local Docker to a first question. Then: it counts as absent.
 pub(crate) const LOCAL_DOCKER_WAIT_MAX: Duration = Duration::from_secs(3);
+/// The local Docker's first word on an image that is loaded into it: it may read all of the archive before. Then: exit 2.
+pub(crate) const LOCAL_LOAD_WAIT_MAX: Duration = Duration::from_secs(3600);
 /// Events of a local build that wait to be shown. Then: the build waits, too.
 pub(crate) const SOLVE_EVENTS_QUEUED_MAX: usize = 1024;
 /// A secret for a build (BuildKit refuses larger ones too).

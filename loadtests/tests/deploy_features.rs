@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use slipway_loadtests::testbed::{Testbed, show, wait_for};
+use slipway_loadtests::testbed::{Engine, ImageStore, Testbed, show, wait_for};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -260,6 +260,58 @@ fn flags_of_buildx(bed: &Testbed) -> Result<()> {
     Ok(())
 }
 
+/// A builder's image into the Docker that runs here, pushed as well or not; a builder that cannot send it says so.
+fn an_image_is_loaded_here(bed: &Testbed, can: bool) -> Result<()> {
+    let registry = bed.registry.address().to_owned();
+    let files = [
+        (
+            "Dockerfile",
+            &*format!("FROM {registry}/library/busybox\nCOPY here /here\nLABEL made=there\n"),
+        ),
+        ("here", "loaded\n"),
+    ];
+    let dir = bed.project("load", &files)?;
+    let engine = Engine::start(&bed.dir().join("engine"), ImageStore::Classic, &[])?;
+    let docker = format!("unix://{}", engine.socket().display());
+    let load = |more: &[&str]| {
+        let mut command = deploy(bed, &dir, &["--load"]);
+        command.args(more).env("DOCKER_HOST", &docker);
+        command
+    };
+    if !can {
+        let says = ["sends no image for --load", "docker pull"];
+        return bed.refused(&mut load(&[]), 1, &says).map(drop);
+    }
+    let (name, short) = (format!("{registry}/load:1"), "short:2");
+    let done = bed.deployed(&mut load(&["-t", &name, "-t", short]))?;
+    ensure!(done["build"].is_string(), "not by a builder: {done}");
+    ensure!(done["digest"].is_null(), "it was pushed: {done}");
+    for name in [&name, short] {
+        let form = "{{.Id}} {{.Config.Labels.made}} {{.Architecture}}";
+        let output = engine.docker_ok(&["image", "inspect", "-f", form, name])?;
+        let told = String::from_utf8(output.stdout)?;
+        let id = done["image_id"].as_str().context("no id")?;
+        ensure!(told.starts_with(&format!("{id} there ")), "{told}: {done}");
+    }
+    let made = engine.docker_ok(&["create", short, "true"])?;
+    let file = format!("{}:/here", String::from_utf8(made.stdout)?.trim());
+    let copied = engine.docker_ok(&["cp", &file, "-"])?;
+    ensure!(String::from_utf8_lossy(&copied.stdout).contains("loaded\n"));
+
+    // Pushed too: what is in the registry is what was loaded.
+    let pushed = bed.deployed(&mut load(&["-t", &name, "--push", "--no-cache"]))?;
+    ensure!(pushed["digest"].is_string(), "it was not pushed: {pushed}");
+    ensure!(digest(bed, &name)? == pushed["image_id"].to_string());
+
+    let nobody = "unix:///nobody.sock";
+    bed.refused(
+        load(&[]).env("DOCKER_HOST", nobody),
+        1,
+        &["no Docker answers at", "leave --load out"],
+    )
+    .map(drop)
+}
+
 fn what_users_type(image_store: &str) -> Result<()> {
     let bed = Testbed::start_with(&format!(
         "isolation = \"sandbox\"\nimage_store = \"{image_store}\"\n"
@@ -267,7 +319,8 @@ fn what_users_type(image_store: &str) -> Result<()> {
     bed.registry.seed(&["busybox"])?;
     a_fly_file_is_used_told_or_refused(&bed)?;
     an_ssh_agent_is_forwarded(&bed)?;
-    flags_of_buildx(&bed)
+    flags_of_buildx(&bed)?;
+    an_image_is_loaded_here(&bed, image_store == "containerd")
 }
 
 #[test]

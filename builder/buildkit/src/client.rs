@@ -49,8 +49,8 @@ pub struct SolveRequest {
     pub cache_from: Vec<CacheEntry>,
     /// Caches to write.
     pub cache_to: Vec<CacheEntry>,
-    /// Send the result's files to the session as well, as one archive ([`crate::SessionOptions::export`]).
-    pub export: bool,
+    /// What the session gets of the result as well ([`crate::SessionOptions::export`]).
+    pub export: Option<Export>,
     /// Where the image goes.
     pub exporter: Exporter,
     /// Further attributes of that exporter, before its own ones: annotations, compression.
@@ -66,6 +66,16 @@ pub enum Exporter {
     /// For a dockerd that keeps images in containerd's store: new layers become uncompressed blobs, and nothing is unpacked before a
     /// container is made of it. Takes whole names only (with registry and tag).
     Containerd,
+}
+
+/// One archive for the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Export {
+    /// The result's files.
+    Files,
+    /// The image with its names, as `docker load` reads it. Only where images are in containerd's store: dockerd's own has no such
+    /// exporter.
+    Image,
 }
 
 /// A cache outside of the builder.
@@ -270,6 +280,9 @@ impl FailedSteps {
 }
 
 fn control_request(request: SolveRequest) -> control::SolveRequest {
+    let sent = request
+        .export
+        .map(|export| sent_of(export, &request.image_name));
     let (image_exporter, mut attrs) = exporter_of(request.exporter, request.image_name);
     attrs.extend(request.exporter_attrs);
     let mut frontend_attrs: HashMap<_, _> = request.frontend_attrs.into_iter().collect();
@@ -281,10 +294,12 @@ fn control_request(request: SolveRequest) -> control::SolveRequest {
         r#type: kind.to_owned(),
         attrs,
     };
-    let mut exporters = vec![exporter(image_exporter, attrs.clone())];
-    if request.export {
-        exporters.push(exporter("tar", HashMap::new()));
-    }
+    // The last one's answer counts where several give the same attribute, and the image's id must be that of the stored image.
+    let mut exporters: Vec<_> = sent
+        .map(|(kind, attrs)| exporter(kind, attrs))
+        .into_iter()
+        .collect();
+    exporters.push(exporter(image_exporter, attrs.clone()));
     control::SolveRequest {
         r#ref: request.build_ref,
         session: request.session,
@@ -322,6 +337,20 @@ fn cache_options(entries: Vec<CacheEntry>) -> Vec<control::CacheOptionsEntry> {
             attrs: attrs.into_iter().collect(),
         })
         .collect()
+}
+
+fn sent_of(export: Export, name: &str) -> (&'static str, HashMap<String, String>) {
+    match export {
+        Export::Files => ("tar", HashMap::new()),
+        Export::Image => {
+            // As the stored image has them, so that no layer is compressed for the way alone.
+            let mut attrs = HashMap::from([("compression".to_owned(), "uncompressed".to_owned())]);
+            if !name.is_empty() {
+                attrs.insert("name".to_owned(), name.to_owned());
+            }
+            ("docker", attrs)
+        }
+    }
 }
 
 fn exporter_of(exporter: Exporter, name: String) -> (&'static str, HashMap<String, String>) {

@@ -21,7 +21,7 @@ mod solve_error;
 
 pub use annotation::{Annotation, BadAnnotation};
 pub use client::{
-    BadCacheEntry, CacheEntry, Client, ConnectError, Exporter, SolveRequest, SolveResult,
+    BadCacheEntry, CacheEntry, Client, ConnectError, Export, Exporter, SolveRequest, SolveResult,
 };
 pub use dial::{DialError, Upgraded, dial_docker_grpc, dial_docker_session};
 pub use event::SolveEvent;

@@ -74,7 +74,7 @@ pub struct SessionOptions {
     pub ssh: BTreeMap<String, PathBuf>,
     /// The context as one archive, for a solve whose attribute `context` is `http://buildkit-session/NAME`.
     pub archive: Option<PathBuf>,
-    /// Takes what the builder's exporter `tar` sends, once.
+    /// Takes what the builder sends of the result ([`crate::SolveRequest::export`]), once.
     pub export: Option<ExportSink>,
     /// Counts as it goes; keep a clone to look at it meanwhile.
     pub stats: StatsHandle,

@@ -277,6 +277,7 @@ pub(crate) async fn start_build(client: &ApiClient, new: &NewBuild<'_>) -> Resul
         ("cacheFrom", json!(new.cache_from)),
         ("cacheTo", json!(new.cache_to)),
         ("export", json!(new.export)),
+        ("load", json!(new.load)),
         ("annotations", json!(new.annotations)),
     ];
     for (name, value) in lists {

@@ -241,6 +241,7 @@ fn every_input_object_is_of_the_schema() {
             "cacheFrom",
             "cacheTo",
             "export",
+            "load",
             "annotations",
         ],
     );

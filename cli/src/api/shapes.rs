@@ -367,6 +367,8 @@ pub(crate) struct NewBuild<'a> {
     pub(crate) cache_to: &'a [String],
     /// Send the result's files to the session as well.
     pub(crate) export: bool,
+    /// Send the image to the session as well.
+    pub(crate) load: bool,
     /// Annotations of manifests and index.
     pub(crate) annotations: &'a [String],
     /// Region of the builder.

@@ -23,6 +23,7 @@ use std::path::PathBuf;
   slipway deploy --build-only --target test
   slipway deploy -t registry.example/app:1.4 -t registry.example/app:latest --ssh default
   slipway deploy --output ./dist --target files
+  docker run --rm $(slipway deploy --load)
   slipway deploy --platform linux/amd64,linux/arm64 --provenance=max
   slipway builds attach $(slipway deploy --detach)
   slipway deploy --json | jq -r 'select(.type==\"result\").digest'")]
@@ -179,7 +180,7 @@ pub(crate) struct DeployArgs {
         help_heading = "Build"
     )]
     pub(crate) compression: Option<Compression>,
-    /// Push when built (what happens anyway without --build-only)
+    /// Push when built (what happens anyway without --build-only, --output and --load)
     #[arg(long, help_heading = "Where")]
     pub(crate) push: bool,
 
@@ -192,6 +193,9 @@ pub(crate) struct DeployArgs {
         help_heading = "Output"
     )]
     pub(crate) output: Option<String>,
+    /// Load the image into the Docker that runs here (at DOCKER_HOST, or the usual socket). Nothing is pushed without --push
+    #[arg(long, conflicts_with_all = ["output", "detach"], help_heading = "Output")]
+    pub(crate) load: bool,
     /// Write the image's id to a file
     #[arg(long, value_name = "FILE", conflicts_with = "detach", help_heading = "Output", value_hint = clap::ValueHint::FilePath)]
     pub(crate) iidfile: Option<PathBuf>,
@@ -215,9 +219,6 @@ pub(crate) struct RefusedArgs {
     /// Not asked of the frontend
     #[arg(long, hide = true)]
     pub(crate) check: bool,
-    /// Not loaded from a remote builder
-    #[arg(long, hide = true)]
-    pub(crate) load: bool,
     /// What is used anyway
     #[arg(long, hide = true)]
     pub(crate) buildkit: bool,

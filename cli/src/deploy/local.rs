@@ -3,6 +3,7 @@
 //!
 //! Must not know the API of the server.
 
+use super::output::Output;
 use super::plan::{Plan, Push};
 use super::progress::{View, clean_lines, millis};
 use super::session::SessionFactory;
@@ -28,6 +29,9 @@ use tokio::sync::mpsc;
 /// Processor of images whose platform nobody named.
 pub(super) const TARGET_ARCH: &str = "amd64";
 
+/// What helps whoever asked for a build with a Docker that is not there.
+pub(super) const NO_LOCAL_ONLY: &str = "build remotely: leave --local-only out";
+
 /// A Docker that answers on this computer.
 #[derive(Debug)]
 pub(super) struct Daemon {
@@ -37,15 +41,15 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Asks the socket of `DOCKER_HOST`, or the usual one, who is there.
+    /// Asks the socket of `DOCKER_HOST`, or the usual one, who is there. `otherwise` is what helps whoever has none.
     ///
     /// # Errors
     /// The caller's fault: nobody answers, or `DOCKER_HOST` is no local socket.
-    pub(super) async fn find() -> Outcome<Self> {
-        let socket = socket_path(std::env::var("DOCKER_HOST").ok().as_deref())?;
+    pub(super) async fn find(otherwise: &str) -> Outcome<Self> {
+        let socket = socket_path(std::env::var("DOCKER_HOST").ok().as_deref(), otherwise)?;
         let nobody = |why: String| {
             Failure::user(format!("no Docker answers at {}: {why}", socket.display()))
-                .hint("start it, or build remotely: leave --local-only out")
+                .hint(format!("start it, or {otherwise}"))
         };
         let scheme = if cfg!(windows) { "npipe" } else { "unix" };
         let uri = format!("{scheme}://{}", socket.display());
@@ -65,6 +69,11 @@ impl Daemon {
         }
     }
 
+    /// Its API.
+    pub(super) fn docker(&self) -> &Docker {
+        &self.docker
+    }
+
     /// Its processor, in Docker's words.
     pub(super) fn arch(&self) -> &str {
         &self.arch
@@ -77,7 +86,7 @@ impl Daemon {
     }
 }
 
-fn socket_path(host: Option<&str>) -> Outcome<PathBuf> {
+fn socket_path(host: Option<&str>, otherwise: &str) -> Outcome<PathBuf> {
     match host.filter(|host| !host.is_empty()) {
         None => Ok(PathBuf::from(DOCKER_SOCKET)),
         Some(host) => host
@@ -87,7 +96,7 @@ fn socket_path(host: Option<&str>) -> Outcome<PathBuf> {
                 Failure::user(format!(
                     "DOCKER_HOST is {host}, which is no socket of this computer"
                 ))
-                .hint("build remotely (leave --local-only out), or unset DOCKER_HOST")
+                .hint(format!("unset DOCKER_HOST, or {otherwise}"))
             }),
     }
 }
@@ -197,7 +206,7 @@ async fn solve(
         entitlements: plan.entitlements.clone(),
         cache_from: caches(&plan.cache_from)?,
         cache_to: caches(&plan.cache_to)?,
-        export: plan.output.is_some(),
+        export: plan.output.as_ref().map(Output::export),
         exporter_attrs: std::collections::BTreeMap::new(),
         exporter: slipway_buildkit::Exporter::Dockerd,
     };
@@ -432,10 +441,13 @@ mod tests {
 
     #[test]
     fn only_sockets_are_local() {
-        assert_eq!(socket_path(None).unwrap(), PathBuf::from(DOCKER_SOCKET));
-        assert_eq!(socket_path(Some("unix:///x")).unwrap(), PathBuf::from("/x"));
+        assert_eq!(socket_path(None, "").unwrap(), PathBuf::from(DOCKER_SOCKET));
+        assert_eq!(
+            socket_path(Some("unix:///x"), "").unwrap(),
+            PathBuf::from("/x")
+        );
         for host in ["tcp://127.0.0.1:2375", "ssh://a"] {
-            assert_eq!(socket_path(Some(host)).unwrap_err().code(), 1);
+            assert_eq!(socket_path(Some(host), "").unwrap_err().code(), 1);
         }
     }
 }

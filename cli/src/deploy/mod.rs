@@ -7,6 +7,7 @@ mod csv;
 mod detach;
 mod env;
 mod follow;
+mod load;
 mod local;
 mod output;
 mod plan;
@@ -137,7 +138,7 @@ async fn build(
 ) -> Outcome<Option<Summary>> {
     let config = ProjectConfig::load(&args.dir, args.config.as_deref())?;
     let env = |name: &str| std::env::var(name).ok();
-    let plan = Plan::new(args, &config, &env)?;
+    let mut plan = Plan::new(args, &config, &env)?;
     let image = plan.image_for(&fresh_tag()?)?;
     for warning in &plan.warnings {
         view.note(&format!("warning: {warning}"));
@@ -150,12 +151,17 @@ async fn build(
         view.note(&format!("warning: {complaint}"));
     }
     let result = match choose(&plan).await? {
-        Chosen::Local(daemon) => local::run(&plan, &image, &daemon, &docker, view)
-            .await
-            .map(Some),
-        Chosen::Remote => {
+        Chosen::Local(daemon) => {
+            // There the image is made where it is to be.
+            plan.output.take_if(|output| *output == Output::Docker);
+            local::run(&plan, &image, &daemon, &docker, view)
+                .await
+                .map(Some)
+        }
+        Chosen::Remote(loading) => {
             let client: ApiClient = caller.client()?;
-            remote::run(&plan, &image, &client, &docker, hand_over, view).await
+            let loading = loading.as_ref();
+            remote::run(&plan, &image, &client, &docker, loading, hand_over, view).await
         }
     };
     // Those of helpers, which are asked while it builds.
@@ -174,21 +180,31 @@ async fn build(
 
 /// Where the build runs.
 enum Chosen {
+    /// With this Docker.
     Local(local::Daemon),
-    Remote,
+    /// On a builder; this Docker gets the image.
+    Remote(Option<local::Daemon>),
 }
 
 /// A local Docker is used when it was asked for, or when it may be, answers, and has the target's processor.
 async fn choose(plan: &Plan) -> Outcome<Chosen> {
+    let loads = plan.output == Some(Output::Docker);
     match plan.place {
-        Place::Remote => Ok(Chosen::Remote),
-        Place::Auto if plan.needs_builder => Ok(Chosen::Remote),
-        Place::Local => local::Daemon::find().await.map(Chosen::Local),
-        Place::Auto => match local::Daemon::find().await {
+        Place::Local => local::Daemon::find(local::NO_LOCAL_ONLY)
+            .await
+            .map(Chosen::Local),
+        Place::Remote if loads => local::Daemon::find(load::NO_LOAD)
+            .await
+            .map(|daemon| Chosen::Remote(Some(daemon))),
+        Place::Remote => Ok(Chosen::Remote(None)),
+        Place::Auto if plan.needs_builder => Ok(Chosen::Remote(None)),
+        Place::Auto => match local::Daemon::find(load::NO_LOAD).await {
             Ok(daemon) if daemon.arch() == plan.arch.as_deref().unwrap_or(local::TARGET_ARCH) => {
                 Ok(Chosen::Local(daemon))
             }
-            Ok(_) | Err(_) => Ok(Chosen::Remote),
+            Ok(daemon) => Ok(Chosen::Remote(loads.then_some(daemon))),
+            Err(failure) if loads => Err(failure),
+            Err(_) => Ok(Chosen::Remote(None)),
         },
     }
 }

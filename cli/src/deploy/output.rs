@@ -1,4 +1,4 @@
-//! `--output`, `--iidfile`, `--metadata-file`: what of a build ends up on this computer.
+//! `--output`, `--load`, `--iidfile`, `--metadata-file`: what of a build ends up on this computer.
 //!
 //! Must not know how the builder sends it.
 
@@ -7,13 +7,14 @@ use super::summary::Summary;
 use crate::args::DeployArgs;
 use crate::system;
 use serde_json::json;
-use slipway_buildkit::ExportSink;
+use slipway_buildkit::{Export, ExportSink};
 use slipway_terminal::exit::{Failure, Outcome};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
-/// Where the result's files go.
+/// Where the result goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Output {
     /// Files into a directory, which is made.
@@ -22,10 +23,12 @@ pub(crate) enum Output {
     Archive(PathBuf),
     /// An archive to standard output.
     Stdout,
+    /// The image into the Docker that runs here.
+    Docker,
 }
 
 impl Output {
-    /// Reads what buildx takes: a directory, `-`, or `type=local|tar,dest=PATH`.
+    /// Reads what buildx takes: a directory, `-`, `type=local|tar,dest=PATH`, or `type=docker`, which is `--load`.
     ///
     /// # Errors
     /// The caller's fault: another type, or no place.
@@ -56,9 +59,19 @@ impl Output {
             (Some("local"), Some(dir)) if dir != "-" => Ok(Self::Dir(dir.into())),
             (Some("tar"), Some("-") | None) => Ok(Self::Stdout),
             (Some("tar"), Some(file)) => Ok(Self::Archive(file.into())),
+            (Some("docker"), None) => Ok(Self::Docker),
+            (Some("docker"), Some(_)) => Err(bad("type docker is loaded here, and has no dest")),
             (Some("local"), _) => Err(bad("it has no dest")),
             (Some(other), _) => Err(bad(&format!("type {other} is not had here"))),
             (None, _) => Err(bad("it has no type")),
+        }
+    }
+
+    /// What the builder is to send.
+    pub(super) fn export(&self) -> Export {
+        match self {
+            Self::Dir(_) | Self::Archive(_) | Self::Stdout => Export::Files,
+            Self::Docker => Export::Image,
         }
     }
 }
@@ -77,11 +90,11 @@ impl Taking {
         let file = match output {
             Output::Dir(dir) => std::fs::create_dir_all(dir).and_then(|()| hidden_in(dir)),
             Output::Archive(file) => hidden_in(parent(file)),
-            Output::Stdout => NamedTempFile::new(),
+            Output::Stdout | Output::Docker => NamedTempFile::new(),
         };
         let place = match output {
             Output::Dir(path) | Output::Archive(path) => path.display().to_string(),
-            Output::Stdout => "a temporary file".to_owned(),
+            Output::Stdout | Output::Docker => "a temporary file".to_owned(),
         };
         let file = file.map_err(|error| {
             Failure::user_caused(format_args!("--output: write {place}"), &error)
@@ -103,19 +116,29 @@ impl Taking {
         Ok(Box::new(file))
     }
 
-    /// Puts the result at its place.
+    /// What was sent, from its start.
+    ///
+    /// # Errors
+    /// Ours: nothing was sent, or it cannot be read again.
+    pub(super) fn sent(&self) -> Outcome<File> {
+        let fail = |error: std::io::Error| Failure::system_caused("read the result", &error);
+        let sent = self.file.reopen().map_err(fail)?;
+        if sent.metadata().map_err(fail)?.len() == 0 {
+            return Err(Failure::system("the builder's engine sent no result").hint(
+                "its BuildKit is too old for --output; build on a farm's builder: --remote-only",
+            ));
+        }
+        Ok(sent)
+    }
+
+    /// Puts the result at its place; one for Docker must have been read before ([`Self::sent`]).
     ///
     /// # Errors
     /// The caller's fault: the place cannot be written. Ours: nothing was sent.
     pub(super) fn finish(self) -> Outcome<()> {
         let fail =
             |error: std::io::Error| Failure::user_caused("--output: write the result", &error);
-        let mut sent = self.file.reopen().map_err(fail)?;
-        if sent.metadata().map_err(fail)?.len() == 0 {
-            return Err(Failure::system("the builder's engine sent no result").hint(
-                "its BuildKit is too old for --output; build on a farm's builder: --remote-only",
-            ));
-        }
+        let mut sent = self.sent()?;
         match &self.output {
             Output::Dir(dir) => {
                 let mut archive = tar::Archive::new(std::io::BufReader::new(sent));
@@ -132,6 +155,7 @@ impl Taking {
                 std::io::copy(&mut sent, &mut stdout).map_err(fail)?;
                 stdout.flush().map_err(fail)
             }
+            Output::Docker => Ok(()),
         }
     }
 }
@@ -191,6 +215,8 @@ mod tests {
             ("type=tar,dest=a.tar", Some(Output::Archive("a.tar".into()))),
             ("type=tar,dest=-", Some(Output::Stdout)),
             ("type=tar", Some(Output::Stdout)),
+            ("type=docker", Some(Output::Docker)),
+            ("type=docker,dest=a.tar", None),
             ("type=local", None),
             ("type=oci,dest=x", None),
             ("dest=x", None),

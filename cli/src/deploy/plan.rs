@@ -63,7 +63,7 @@ pub(crate) struct Plan {
     pub(crate) cache_from: Vec<String>,
     /// Caches to write.
     pub(crate) cache_to: Vec<String>,
-    /// Where the result's files go.
+    /// Where the result goes here.
     pub(crate) output: Option<Output>,
     /// Architecture that the builder had best have, by the platform that was named.
     pub(crate) arch: Option<String>,
@@ -127,7 +127,16 @@ impl Plan {
             )
             .hint("leave --local-only out"));
         }
-        let output = args.output.as_deref().map(Output::parse).transpose()?;
+        let output = match args.load {
+            true => Some(Output::Docker),
+            false => args.output.as_deref().map(Output::parse).transpose()?,
+        };
+        if needs_builder && output == Some(Output::Docker) {
+            return Err(Failure::user(
+                "--load: Docker reads one image for one platform, without attestations and annotations",
+            )
+            .hint("push the image, or leave those flags out"));
+        }
         let push = if args.build_only || (output.is_some() && !args.push) {
             Push::No
         } else {
@@ -194,22 +203,14 @@ impl Plan {
 /// Flags that people bring from other tools and that nothing here does.
 fn check_refused(args: &DeployArgs) -> Outcome<()> {
     let flags = &args.refused;
-    let refused: [(bool, &str, &str); 2] = [
-        (
-            flags.check || flags.call.as_deref().is_some_and(|it| it != "build"),
-            "--check and --call: this asks the builder for images only",
+    if !flags.check && flags.call.as_deref().is_none_or(|it| it == "build") {
+        return Ok(());
+    }
+    Err(
+        Failure::user("--check and --call: this asks the builder for images only").hint(
             "ask with buildx: `eval \"$(slipway buildx)\"`, then `docker buildx build --builder slipway --call outline .`",
         ),
-        (
-            flags.load && !args.local_only,
-            "--load: the image stays with the builder",
-            "push it and `docker pull` it, or build here: --local-only --build-only",
-        ),
-    ];
-    match refused.into_iter().find(|(is_given, ..)| *is_given) {
-        Some((_, message, hint)) => Err(Failure::user(message).hint(hint)),
-        None => Ok(()),
-    }
+    )
 }
 
 /// What a Fly file says that a build here cannot follow: refused where another image would come of it, else told.

@@ -294,6 +294,15 @@ fn flags_of_buildx_and_flyctl_become_what_the_builder_takes() {
     assert_eq!(plan.push, Push::No);
     let plan = project.plan("--app a -o DIR/out --push -t r.example/a:1");
     assert_eq!(plan.unwrap().push, Push::Yes);
+    for (flags, push) in [
+        ("--load", Push::No),
+        ("-o type=docker", Push::No),
+        ("--load --push --registry r", Push::Yes),
+        ("--load --local-only", Push::No),
+    ] {
+        let plan = project.plan(&format!("--app a {flags}")).unwrap();
+        assert_eq!((plan.output, plan.push), (Some(Output::Docker), push));
+    }
     for (flags, message) in [
         ("-t r.example/a:1 -t UPPER/X", "lower case"),
         ("--image-label no/tag", "is not a tag"),
@@ -302,7 +311,10 @@ fn flags_of_buildx_and_flyctl_become_what_the_builder_takes() {
         ("--sbom --attest type=sbom", "sbom is asked for twice"),
         ("--sbom --local-only", "--local-only"),
         ("--check", "--check"),
-        ("--load", "--load"),
+        ("--load --platform linux/amd64,linux/arm64", "--load"),
+        ("--load --sbom", "--load"),
+        ("--load --annotation a=b", "--load"),
+        ("-o type=docker,dest=x", "type docker"),
         ("--cache-to type=gha", "type gha"),
         ("--cache-to type=local,dest=x", "type local"),
         ("--build-context x", "it has no ="),

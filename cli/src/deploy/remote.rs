@@ -5,6 +5,9 @@
 use super::attach::show;
 use super::detach::HandOver;
 use super::follow::Follower;
+use super::load::load;
+use super::local::Daemon;
+use super::output::Output;
 use super::plan::{Plan, Push};
 use super::progress::View;
 use super::session::{Gateway, OpenSession, SessionFactory, StreamState};
@@ -15,13 +18,14 @@ use crate::api::shapes::{Build, NewBuild};
 use crate::docker_logins::{DockerLogins, registry_of};
 use crate::interrupt::{Interrupts, exit_now};
 use crate::limits::{CANCEL_WAIT_MAX, CONTEXT_WARN_BYTES, TREE_PERIOD, WAIT_REASON_PERIOD};
+use slipway_buildkit::Export;
 use slipway_core::build::{BuildOutcome, RegistryCredential};
 use slipway_terminal::exit::{Failure, FailureKind, Outcome};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Builds remotely; gives what to print. With `hand_over`, the caller is let go once the directory is sent, and then there
-/// is nothing to print.
+/// is nothing to print. `loading` is the Docker that gets the image, if the plan says so.
 ///
 /// # Errors
 /// Whoever's fault it was, with a hint; interrupted after the build was cancelled.
@@ -30,6 +34,7 @@ pub(super) async fn run(
     image: &str,
     client: &ApiClient,
     docker: &DockerLogins,
+    loading: Option<&Daemon>,
     hand_over: Option<HandOver>,
     view: &mut View,
 ) -> Outcome<Option<Summary>> {
@@ -96,8 +101,14 @@ pub(super) async fn run(
         wake_ms,
         sent_bytes: factory.stats().bytes,
     };
-    let summary = Summary::of_build(&build, outcome, view.board(), Some(sender))?;
+    let mut summary = Summary::of_build(&build, outcome, view.board(), Some(sender))?;
     if let Some(taken) = factory.taken() {
+        if let Some(daemon) = loading {
+            view.status("loading the image into the local Docker");
+            let loaded = load(daemon, taken.sent()?, image);
+            summary.image_id = watched(view, &mut interrupts, loaded).await??;
+            summary.time.total_ms = view.elapsed_ms();
+        }
         taken.finish()?;
     }
     Ok(Some(summary))
@@ -246,6 +257,7 @@ async fn start(
     view: &mut View,
     interrupts: &mut Interrupts,
 ) -> Outcome<Build> {
+    let export = plan.output.as_ref().map(Output::export);
     let new = NewBuild {
         org,
         app: &plan.app,
@@ -260,7 +272,8 @@ async fn start(
         entitlements: &plan.entitlements,
         cache_from: &plan.cache_from,
         cache_to: &plan.cache_to,
-        export: plan.output.is_some(),
+        export: export == Some(Export::Files),
+        load: export == Some(Export::Image),
         region,
         arch,
         annotations: &plan.annotations,

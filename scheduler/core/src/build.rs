@@ -34,6 +34,9 @@ pub struct BuildSpec {
     /// The result's files are sent to the session as well, as one archive.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub export: bool,
+    /// The image is sent to the session as well, as the archive that `docker load` reads. Not together with `export`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub load: bool,
     /// Annotations of manifests and index, each as buildx writes it: `index:NAME=VALUE`, `manifest[linux/arm64]:NAME=VALUE`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub annotations: Vec<String>,

@@ -1,4 +1,4 @@
-//! The result of a solve as one archive, which the builder's exporter `tar` sends to the caller's side.
+//! The result of a solve as one archive, which the builder's exporter `tar` or `docker` sends to the caller's side.
 //!
 //! It must not know what becomes of the bytes.
 

@@ -15,8 +15,8 @@ use crate::push::{self, Logins, Prepared};
 use crate::share::memory_bytes;
 use crate::store::ImageStore;
 use slipway_buildkit::{
-    BadCacheEntry, CacheEntry, Client, ConnectError, DialError, Exporter, SolveError, SolveFailure,
-    SolveRequest, SolveResult, dial_docker_grpc,
+    BadCacheEntry, CacheEntry, Client, ConnectError, DialError, Export, Exporter, SolveError,
+    SolveFailure, SolveRequest, SolveResult, dial_docker_grpc,
 };
 use slipway_core::build::{BuildEvent, BuildOutcome, Fault, PushProgress, PushState};
 use slipway_core::guest_api::StartBuild;
@@ -363,7 +363,11 @@ async fn solve_once(
             entitlements: spec.entitlements.clone(),
             cache_from: caches(&spec.cache_from)?,
             cache_to: caches(&spec.cache_to)?,
-            export: spec.export,
+            export: match (spec.load, spec.export) {
+                (true, _) => Some(Export::Image),
+                (false, true) => Some(Export::Files),
+                (false, false) => None,
+            },
             exporter: match guest.store {
                 ImageStore::Classic => Exporter::Dockerd,
                 ImageStore::Containerd => Exporter::Containerd,

@@ -19,6 +19,8 @@ const GZIP_LEVEL_MAX: i32 = 9;
 
 const STORE_HINT: &str = "the farm's operator sets image_store = \"containerd\" for its hosts; \
      then `slipway builders reset-cache` begins such a cache";
+const LOAD_HINT: &str = "push it and `docker pull` it; or the farm's operator sets image_store = \"containerd\" for its hosts, \
+     then `slipway builders reset-cache` begins such a cache";
 const SCANNER_HINT: &str =
     "name one: --sbom=generator=IMAGE; or the farm's operator sets sbom_scanner for its hosts";
 
@@ -79,6 +81,18 @@ impl Wishes {
             (_, _, false) => Some("annotations"),
             (false, false, true) => None,
         };
+        if spec.load && what.is_some() {
+            return Err(user(
+                "what `docker load` reads is one image for one platform, without attestations and annotations",
+                Some("push the image, or leave --load out"),
+            ));
+        }
+        if let (true, ImageStore::Classic) = (spec.load, store) {
+            return Err(user(
+                "this builder sends no image for --load: its cache keeps images in dockerd's own store",
+                Some(LOAD_HINT),
+            ));
+        }
         if let (Some(what), ImageStore::Classic) = (what, store) {
             let message = format!(
                 "this builder makes no {what}: its cache keeps images in dockerd's own store"
@@ -187,6 +201,37 @@ mod tests {
             assert_eq!(taken.exporter_attrs["oci-mediatypes"], "true");
             let compressed = taken.exporter_attrs.contains_key("compression");
             assert_eq!(compressed, what == "attestations");
+        }
+    }
+
+    #[test]
+    fn an_image_to_load_is_one_image_of_a_builder_that_can_send_it() {
+        let of = |attrs: &[(&str, &str)], annotations: &[&str], store| {
+            let spec = BuildSpec {
+                load: true,
+                ..spec(attrs, annotations)
+            };
+            match Wishes::of(&spec, store, None) {
+                Ok(_) => String::new(),
+                Err(BuildOutcome::Failed { message, hint, .. }) => {
+                    assert!(hint.is_some(), "{message}");
+                    message
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        };
+        let arm = [("platform", "linux/arm64")];
+        assert_eq!(of(&arm, &[], ImageStore::Containerd), "");
+        let classic = of(&arm, &[], ImageStore::Classic);
+        assert!(classic.contains("--load"), "{classic}");
+        let both = [("platform", "linux/amd64,linux/arm64")];
+        for (attrs, annotations) in [
+            (&both[..], &[][..]),
+            (&[("attest:provenance", "")], &[]),
+            (&[], &["a=b"]),
+        ] {
+            let said = of(attrs, annotations, ImageStore::Containerd);
+            assert!(said.contains("one image"), "{said}");
         }
     }
 

@@ -222,6 +222,9 @@ pub(super) struct StartBuildInput {
     /// The result's files are sent to the session as well, as one archive.
     #[graphql(default)]
     export: bool,
+    /// The image is sent to the session as well, as the archive that `docker load` reads. Not together with `export`.
+    #[graphql(default)]
+    load: bool,
     /// Annotations of manifests and index, each as `index:NAME=VALUE` or `manifest[linux/arm64]:NAME=VALUE`.
     #[graphql(default)]
     annotations: Vec<String>,
@@ -265,6 +268,10 @@ impl StartBuildInput {
             }
         }
         self.check_lists()?;
+        if self.export && self.load {
+            let message = "the session takes one archive: the result's files, or the image";
+            return Err(Problem::new(Code::Invalid, message).into());
+        }
         let bytes: usize = self
             .frontend_attrs
             .iter()
@@ -297,6 +304,7 @@ impl StartBuildInput {
             cache_from: self.cache_from,
             cache_to: self.cache_to,
             export: self.export,
+            load: self.load,
             annotations: self.annotations,
         };
         Ok(AskedBuild {
