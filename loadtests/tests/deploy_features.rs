@@ -312,6 +312,45 @@ fn an_image_is_loaded_here(bed: &Testbed, can: bool) -> Result<()> {
     .map(drop)
 }
 
+/// Questions to the Dockerfile's frontend, which build nothing; one that the engine's own does not know is refused by name.
+fn the_frontend_is_asked(bed: &Testbed) -> Result<()> {
+    let dockerfile =
+        "ARG VERSION=1\nFROM scratch AS first\nFROM scratch AS second\nARG COLOUR=blue\nCOPY x /\n";
+    let files = [
+        ("Dockerfile", dockerfile),
+        ("bad/Dockerfile", "FROM scratch\nRUNN x\n"),
+    ];
+    let dir = bed.project("asked", &files)?;
+    let builds = || bed.slipway_json(&["builds", "list", "--org", "acme", "--json"]);
+    let before = builds()?;
+    let ask = |more: &[&str]| {
+        let output = deploy(bed, &dir, more).output()?;
+        ensure!(output.status.success(), "{}\n{}", show(&output), bed.logs());
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let said = ask(&["--call", "targets"])?;
+    ensure!(said.contains("first") && said.contains("second"), "{said}");
+    let said = ask(&["--call=outline", "--json"])?;
+    let last: Value = serde_json::from_str(said.lines().last().context("nothing was said")?)?;
+    ensure!(last["type"] == "answer", "{said}");
+    ensure!(
+        last["answer"]["args"].to_string().contains("COLOUR"),
+        "{said}"
+    );
+    bed.refused(
+        &mut deploy(bed, &dir, &["--check"]),
+        1,
+        &["frontend.lint", "BuildKit v0.", "# syntax="],
+    )?;
+    bed.refused(
+        &mut deploy(bed, &dir.join("bad"), &["--call", "outline"]),
+        1,
+        &["unknown instruction: RUNN"],
+    )?;
+    ensure!(builds()? == before, "a question is among the builds");
+    Ok(())
+}
+
 fn what_users_type(image_store: &str) -> Result<()> {
     let bed = Testbed::start_with(&format!(
         "isolation = \"sandbox\"\nimage_store = \"{image_store}\"\n"
@@ -320,6 +359,7 @@ fn what_users_type(image_store: &str) -> Result<()> {
     a_fly_file_is_used_told_or_refused(&bed)?;
     an_ssh_agent_is_forwarded(&bed)?;
     flags_of_buildx(&bed)?;
+    the_frontend_is_asked(&bed)?;
     an_image_is_loaded_here(&bed, image_store == "containerd")
 }
 

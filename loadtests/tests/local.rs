@@ -59,6 +59,13 @@ fn a_local_docker_is_used_when_asked_for_or_when_it_serves() -> Result<()> {
     let builders = bed.slipway_json(&["builders", "list", "--org", "acme", "--json"])?;
     ensure!(builders.as_array().is_some_and(Vec::is_empty), "{builders}");
 
+    let asked = at(&socket, &["--local-only", "--call", "targets"]).output()?;
+    let said = String::from_utf8_lossy(&asked.stdout).into_owned();
+    ensure!(
+        asked.status.success() && said.contains("TARGET"),
+        "{asked:?}"
+    );
+
     // Another processor than the target's, or no Docker: remotely.
     let foreign = if cfg!(target_arch = "x86_64") {
         "arm64"
@@ -66,7 +73,8 @@ fn a_local_docker_is_used_when_asked_for_or_when_it_serves() -> Result<()> {
         "amd64"
     };
     let platform = format!("linux/{foreign}");
-    bed.refused(&mut at(&socket, &["--platform", &platform]), 1, &[foreign])?;
+    let emulated = bed.deployed(&mut at(&socket, &["--platform", &platform]))?;
+    ensure!(emulated["build"].is_string(), "it was local: {emulated}");
     let remote = bed.deployed(&mut at(&nowhere, &[]))?;
     ensure!(remote["build"].is_string(), "it was not remote: {remote}");
     bed.refused(

@@ -7,6 +7,7 @@ use crate::limits;
 use crate::solve_error::{SolveError, SolveFailure};
 use bollard_buildkit_proto::moby::buildkit::v1 as control;
 use control::control_client::ControlClient;
+use control::frontend::llb_bridge_client::LlbBridgeClient;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -215,6 +216,12 @@ impl Client {
         // BuildKit takes any authority; gRPC wants one.
         let origin = http::Uri::from_static("http://builder");
         ControlClient::with_origin(self.connection.clone(), origin)
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn bridge(&self) -> LlbBridgeClient<Connection> {
+        let origin = http::Uri::from_static("http://builder");
+        LlbBridgeClient::with_origin(self.connection.clone(), origin)
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
     }
 

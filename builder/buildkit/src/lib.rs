@@ -6,6 +6,7 @@
 //! It must not know Slipway's own API, nor how the streams it is given were made.
 
 mod annotation;
+mod ask;
 mod client;
 mod dial;
 mod event;
@@ -20,6 +21,7 @@ mod session;
 mod solve_error;
 
 pub use annotation::{Annotation, BadAnnotation};
+pub use ask::{NoAnswer, Question};
 pub use client::{
     BadCacheEntry, CacheEntry, Client, ConnectError, Export, Exporter, SolveRequest, SolveResult,
 };

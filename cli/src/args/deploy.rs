@@ -196,6 +196,12 @@ pub(crate) struct DeployArgs {
     /// Load the image into the Docker that runs here (at DOCKER_HOST, or the usual socket). Nothing is pushed without --push
     #[arg(long, conflicts_with_all = ["output", "detach"], help_heading = "Output")]
     pub(crate) load: bool,
+    /// Look for mistakes in the Dockerfile instead of building it; exit 1 if there are some. What can be asked depends on the Dockerfile's frontend
+    #[arg(long, conflicts_with = "detach", help_heading = "Output")]
+    pub(crate) check: bool,
+    /// The same with another question: outline (arguments and secrets of the stage) or targets (stages)
+    #[arg(long, value_enum, value_name = "METHOD", conflicts_with_all = ["check", "detach"], help_heading = "Output")]
+    pub(crate) call: Option<Method>,
     /// Write the image's id to a file
     #[arg(long, value_name = "FILE", conflicts_with = "detach", help_heading = "Output", value_hint = clap::ValueHint::FilePath)]
     pub(crate) iidfile: Option<PathBuf>,
@@ -210,15 +216,45 @@ pub(crate) struct DeployArgs {
     pub(crate) progress: ProgressMode,
 }
 
+/// What is done with a Dockerfile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Method {
+    /// It is built
+    Build,
+    /// Mistakes in it
+    #[value(alias = "lint")]
+    Check,
+    /// Arguments and secrets of the stage
+    Outline,
+    /// Its stages
+    Targets,
+}
+
+impl Method {
+    /// BuildKit's name of the question.
+    pub(crate) fn request(self) -> &'static str {
+        match self {
+            Self::Build => "frontend.build",
+            Self::Check => "frontend.lint",
+            Self::Outline => "frontend.outline",
+            Self::Targets => "frontend.targets",
+        }
+    }
+}
+
+impl DeployArgs {
+    /// What is asked instead of building, if anything is.
+    pub(crate) fn question(&self) -> Option<Method> {
+        match self.check {
+            true => Some(Method::Check),
+            false => self.call.filter(|method| *method != Method::Build),
+        }
+    }
+}
+
 /// Flags of docker, buildx and flyctl that are answered by name, so that nobody is sent to another flag.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct RefusedArgs {
-    /// Not asked of the frontend
-    #[arg(long, hide = true, value_name = "METHOD")]
-    pub(crate) call: Option<String>,
-    /// Not asked of the frontend
-    #[arg(long, hide = true)]
-    pub(crate) check: bool,
     /// What is used anyway
     #[arg(long, hide = true)]
     pub(crate) buildkit: bool,

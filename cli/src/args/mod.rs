@@ -6,7 +6,7 @@ mod deploy;
 mod verbs;
 mod volumes;
 
-pub(crate) use deploy::{DeployArgs, ProgressMode};
+pub(crate) use deploy::{DeployArgs, Method, ProgressMode};
 pub(crate) use verbs::{
     AppsVerb, BuilderChoice, BuildersVerb, BuildsVerb, BuildxArgs, DockerContextArgs,
     DockerContextVerb, InitArgs, LoginArgs, OrgSettings, OrgsVerb, RegistryVerb, Role, TokensVerb,

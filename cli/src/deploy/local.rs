@@ -17,14 +17,15 @@ use bollard::auth::DockerCredentials;
 use bollard::query_parameters::PushImageOptionsBuilder;
 use futures_util::StreamExt;
 use slipway_buildkit::{
-    CacheEntry, Client, SolveEvent, SolveFailure, SolveRequest, SolveResult, dial_docker_grpc,
-    dial_docker_session, registry_out_of_reach,
+    CacheEntry, Client, SessionError, SessionStats, SolveEvent, SolveFailure, SolveRequest,
+    SolveResult, dial_docker_grpc, dial_docker_session, registry_out_of_reach,
 };
 use slipway_core::build::{BuildEvent, NumberedEvent, RegistryCredential, Step};
 use slipway_terminal::exit::{Failure, Outcome, chain};
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 /// Processor of images whose platform nobody named.
 pub(super) const TARGET_ARCH: &str = "amd64";
@@ -115,19 +116,7 @@ pub(super) async fn run(
     let mut interrupts = Interrupts::new()?;
     let factory = SessionFactory::new(plan, docker)?;
     view.status("building with the local Docker");
-    let session = factory.session()?;
-    let headers = session.headers();
-    let stream = dial_docker_session(daemon.dial().await?, &headers)
-        .await
-        .map_err(|error| Failure::system_caused("offer the build session", &error))?;
-    // Ends with its stream, at the latest when this process does.
-    let serving = tokio::spawn(session.serve(stream));
-    let stream = dial_docker_grpc(daemon.dial().await?)
-        .await
-        .map_err(|error| Failure::system_caused("connect to BuildKit", &error))?;
-    let client = Client::connect(stream)
-        .await
-        .map_err(|error| Failure::system_caused("connect to BuildKit", &error))?;
+    let (client, serving) = connected(daemon, &factory).await?;
     let wake_ms = view.elapsed_ms();
     let begun = Instant::now();
     let solved = solve(plan, image, &client, factory.id(), view, &mut interrupts).await;
@@ -181,6 +170,29 @@ pub(super) async fn run(
             push_ms,
         },
     })
+}
+
+/// BuildKit's API there, and the session that it is offered: that ends with its stream, at the latest when this process does.
+///
+/// # Errors
+/// Ours: they cannot be opened.
+pub(super) async fn connected(
+    daemon: &Daemon,
+    factory: &SessionFactory,
+) -> Outcome<(Client, JoinHandle<Result<SessionStats, SessionError>>)> {
+    let session = factory.session()?;
+    let headers = session.headers();
+    let stream = dial_docker_session(daemon.dial().await?, &headers)
+        .await
+        .map_err(|error| Failure::system_caused("offer the build session", &error))?;
+    let serving = tokio::spawn(session.serve(stream));
+    let stream = dial_docker_grpc(daemon.dial().await?)
+        .await
+        .map_err(|error| Failure::system_caused("connect to BuildKit", &error))?;
+    let client = Client::connect(stream)
+        .await
+        .map_err(|error| Failure::system_caused("connect to BuildKit", &error))?;
+    Ok((client, serving))
 }
 
 async fn solve(

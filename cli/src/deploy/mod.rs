@@ -3,6 +3,7 @@
 //! Owns the order of things; [`plan`] checks, [`remote`] and [`local`] build, [`progress`] and [`summary`] show.
 
 mod attach;
+mod call;
 mod csv;
 mod detach;
 mod env;
@@ -56,6 +57,18 @@ enum LastLine<'a> {
 /// Whoever's fault it was, with a hint.
 pub(crate) async fn run(args: &DeployArgs, caller: &Caller, printer: Printer) -> Outcome<()> {
     let mut view = View::new(printer, args.progress);
+    if let Some(method) = args.question() {
+        let asked = call::run(args, method, caller, printer, &mut view).await;
+        view.finish();
+        let nothing_built = asked.map(|()| None);
+        return conclude(
+            nothing_built,
+            args.progress,
+            printer,
+            false,
+            Summary::reference,
+        );
+    }
     if !args.detach {
         let done = build(args, caller, None, &mut view).await;
         let to_stdout = args.output.as_deref().map(Output::parse);
@@ -130,16 +143,11 @@ fn end_view(view: &mut View, result: &Outcome<Option<Summary>>) {
     }
 }
 
-async fn build(
-    args: &DeployArgs,
-    caller: &Caller,
-    hand_over: Option<HandOver>,
-    view: &mut View,
-) -> Outcome<Option<Summary>> {
+/// What is to be built, and the caller's logins; what is odd about either is told.
+fn prepared(args: &DeployArgs, view: &mut View) -> Outcome<(Plan, DockerLogins)> {
     let config = ProjectConfig::load(&args.dir, args.config.as_deref())?;
     let env = |name: &str| std::env::var(name).ok();
-    let mut plan = Plan::new(args, &config, &env)?;
-    let image = plan.image_for(&fresh_tag()?)?;
+    let plan = Plan::new(args, &config, &env)?;
     for warning in &plan.warnings {
         view.note(&format!("warning: {warning}"));
     }
@@ -150,6 +158,17 @@ async fn build(
     for complaint in docker.complaints() {
         view.note(&format!("warning: {complaint}"));
     }
+    Ok((plan, docker))
+}
+
+async fn build(
+    args: &DeployArgs,
+    caller: &Caller,
+    hand_over: Option<HandOver>,
+    view: &mut View,
+) -> Outcome<Option<Summary>> {
+    let (mut plan, docker) = prepared(args, view)?;
+    let image = plan.image_for(&fresh_tag()?)?;
     let result = match choose(&plan).await? {
         Chosen::Local(daemon) => {
             // There the image is made where it is to be.

@@ -114,7 +114,6 @@ impl Plan {
     /// # Errors
     /// Always the caller's fault, with a hint.
     pub(crate) fn new(args: &DeployArgs, config: &ProjectConfig, env: Env<'_>) -> Outcome<Self> {
-        check_refused(args)?;
         let mut warnings = Vec::new();
         check_fly(args, config, &mut warnings)?;
         let source = Source::find(args, config, &mut std::io::stdin().lock())?;
@@ -198,19 +197,6 @@ impl Plan {
                 )),
         }
     }
-}
-
-/// Flags that people bring from other tools and that nothing here does.
-fn check_refused(args: &DeployArgs) -> Outcome<()> {
-    let flags = &args.refused;
-    if !flags.check && flags.call.as_deref().is_none_or(|it| it == "build") {
-        return Ok(());
-    }
-    Err(
-        Failure::user("--check and --call: this asks the builder for images only").hint(
-            "ask with buildx: `eval \"$(slipway buildx)\"`, then `docker buildx build --builder slipway --call outline .`",
-        ),
-    )
 }
 
 /// What a Fly file says that a build here cannot follow: refused where another image would come of it, else told.

@@ -310,7 +310,6 @@ fn flags_of_buildx_and_flyctl_become_what_the_builder_takes() {
         ("--provenance=medium", "bad --provenance"),
         ("--sbom --attest type=sbom", "sbom is asked for twice"),
         ("--sbom --local-only", "--local-only"),
-        ("--check", "--check"),
         ("--load --platform linux/amd64,linux/arm64", "--load"),
         ("--load --sbom", "--load"),
         ("--load --annotation a=b", "--load"),

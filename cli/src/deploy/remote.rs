@@ -40,20 +40,13 @@ pub(super) async fn run(
 ) -> Outcome<Option<Summary>> {
     let mut interrupts = Interrupts::new()?;
     let factory = Arc::new(SessionFactory::new(plan, docker)?);
-    view.status("connecting");
-    let opening = open(plan, client, &factory);
     let Opened {
         mut session,
         org,
         region,
         arch,
-        notice,
-    } = waited_for(plan, client, view, &mut interrupts, opening).await??;
-    for notice in notice {
-        view.note(&format!("warning: {notice}"));
-    }
-    view.status("waiting for the builder");
-    watched(view, &mut interrupts, session.opened()).await??;
+        ..
+    } = opened(plan, client, &factory, view, &mut interrupts).await?;
     let wake_ms = view.elapsed_ms();
 
     view.status("starting the build");
@@ -127,9 +120,33 @@ pub(super) async fn logins(
     found.into_iter().flatten().collect()
 }
 
+/// Opens the session at a builder that runs, and shows what is waited for.
+///
+/// # Errors
+/// Whoever's fault it is; interrupted.
+pub(super) async fn opened(
+    plan: &Plan,
+    client: &ApiClient,
+    factory: &Arc<SessionFactory>,
+    view: &mut View,
+    interrupts: &mut Interrupts,
+) -> Outcome<Opened> {
+    view.status("connecting");
+    let opening = open(plan, client, factory);
+    let mut opened = waited_for(plan, client, view, interrupts, opening).await??;
+    for notice in &opened.notice {
+        view.note(&format!("warning: {notice}"));
+    }
+    view.status("waiting for the builder");
+    watched(view, interrupts, opened.session.opened()).await??;
+    Ok(opened)
+}
+
 /// What there is before the build.
-struct Opened {
+pub(super) struct Opened {
     session: OpenSession,
+    /// Where the builder's API is.
+    pub(super) gateway: Gateway,
     org: String,
     /// Region of the builder; the org's default if absent.
     region: Option<String>,
@@ -163,15 +180,16 @@ async fn open(plan: &Plan, client: &ApiClient, factory: &Arc<SessionFactory>) ->
             token: client.token().clone(),
             headers: queries::builder_headers(&place.org, region_name, arch),
         };
-        OpenSession::start(Arc::clone(factory), gateway)
+        let session = OpenSession::start(Arc::clone(factory), gateway.clone());
+        (session, gateway)
     };
-    let mut session = opening(arch);
+    let (mut session, mut gateway) = opening(arch);
     // Asked for by name as well: the gateway alone could not tell region and architecture.
     let builder = match queries::ensure_builder(client, &place.org, region_name, arch).await {
         // The farm has no builder of that processor: another one emulates it.
         Err(refused) if arch.is_some() && refused.kind() == FailureKind::User => {
             arch = None;
-            session = opening(arch);
+            (session, gateway) = opening(arch);
             queries::ensure_builder(client, &place.org, region_name, arch).await?
         }
         ensured => ensured?,
@@ -179,6 +197,7 @@ async fn open(plan: &Plan, client: &ApiClient, factory: &Arc<SessionFactory>) ->
     notice.extend(builder.notice);
     Ok(Opened {
         session,
+        gateway,
         region,
         arch: arch.map(str::to_owned),
         notice,
@@ -227,7 +246,7 @@ async fn reason(plan: &Plan, client: &ApiClient) -> Option<String> {
 }
 
 /// Runs `future` while the view lives; Ctrl-C ends it.
-async fn watched<T>(
+pub(super) async fn watched<T>(
     view: &mut View,
     interrupts: &mut Interrupts,
     future: impl Future<Output = T>,
