@@ -3,13 +3,14 @@
 //!
 //! Must not know: what any verb does.
 
-use crate::files::{Outlives, make_dir, remove_all, write_whole};
+use crate::files::{Outlives, is_full, make_dir, remove_all, write_whole};
 use crate::limits::{FENCE_KEPT, VOLUME_TURN_WAIT_MAX};
 use slipway_core::fence::{Fence, StaleFence, admit};
 use slipway_core::id::VolumeId;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -54,6 +55,15 @@ fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FenceError
         path,
         source,
     }
+}
+
+/// Whether a verb takes room on the pool's disk. Those that take none are the way out of a full one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// It may take some.
+    Takes,
+    /// It takes none, or gives some back.
+    TakesNone,
 }
 
 /// The numbers of all volumes of a pool.
@@ -122,7 +132,8 @@ impl VolumeFences {
     }
 
     /// Begins a verb on a volume that carries the number `got`, when no other is under way. What it gives is held until the verb has ended.
-    /// A number above all that were seen is on the disk by then. Blocks.
+    /// A number above all that were seen is on the disk by then. Only if the disk is full, the verb takes no room and the volume never had
+    /// a number, it is written when the verb has ended. Blocks.
     ///
     /// # Errors
     /// [`FenceError`].
@@ -130,6 +141,7 @@ impl VolumeFences {
         self: &Arc<Self>,
         volume: &VolumeId,
         got: Option<Fence>,
+        room: Room,
     ) -> Result<Turn, FenceError> {
         let waits = |state: &mut State| state.busy.contains(volume);
         let (mut state, waited) = self
@@ -147,17 +159,37 @@ impl VolumeFences {
         })?;
         state.busy.insert(volume.clone());
         drop(state);
-        let turn = Turn {
+        let mut turn = Turn {
             fences: Arc::clone(self),
             volume: volume.clone(),
+            unwritten: None,
         };
         if let Some(number) = raised {
-            let path = self.dir.join(volume.as_str());
-            let text = format!("{number}\n");
-            write_whole(&path, text.as_bytes(), Outlives::PowerCut).map_err(at("write", &path))?;
+            match self.write(volume, number) {
+                Err(error) if room == Room::TakesNone && is_full(&error) => {
+                    let overwritten = self.overwrite(volume, number);
+                    turn.unwritten = overwritten.is_err().then_some(number);
+                }
+                written => written?,
+            }
             self.lock().seen.insert(volume.clone(), number);
         }
         Ok(turn)
+    }
+
+    fn write(&self, volume: &VolumeId, number: Fence) -> Result<(), FenceError> {
+        let path = self.dir.join(volume.as_str());
+        let text = format!("{number}\n");
+        write_whole(&path, text.as_bytes(), Outlives::PowerCut).map_err(at("write", &path))
+    }
+
+    /// Writes a number over a lower one, which takes no new room. A power cut may leave the first digits of it alone, if it has more: that
+    /// is above the lower one, and the verb is not begun then.
+    fn overwrite(&self, volume: &VolumeId, number: Fence) -> io::Result<()> {
+        let path = self.dir.join(volume.as_str());
+        let file = fs::File::options().write(true).open(path)?;
+        file.write_all_at(format!("{number}\n").as_bytes(), 0)?;
+        file.sync_data()
     }
 }
 
@@ -167,10 +199,21 @@ impl VolumeFences {
 pub(crate) struct Turn {
     fences: Arc<VolumeFences>,
     volume: VolumeId,
+    /// The verb's number, if the disk had no room for it.
+    unwritten: Option<Fence>,
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
+        if let Some(number) = self.unwritten
+            && let Err(error) = self.fences.write(&self.volume, number)
+        {
+            tracing::warn!(
+                volume = %self.volume,
+                error = &error as &dyn std::error::Error,
+                "its fencing number is not written: it holds until the daemon ends"
+            );
+        }
         self.fences.lock().busy.remove(&self.volume);
         self.fences.freed.notify_all();
     }
@@ -194,15 +237,23 @@ mod tests {
     fn numbers_are_kept_over_restarts_and_only_for_their_volume() {
         let dir = tempfile::tempdir().unwrap();
         let fences = open(dir.path());
-        drop(fences.begin(&volume(1), None).unwrap());
-        drop(fences.begin(&volume(1), Some(Fence(5))).unwrap());
+        drop(fences.begin(&volume(1), None, Room::Takes).unwrap());
+        drop(
+            fences
+                .begin(&volume(1), Some(Fence(5)), Room::Takes)
+                .unwrap(),
+        );
         for fences in [fences, open(dir.path())] {
             for got in [None, Some(Fence(4))] {
-                let refused = fences.begin(&volume(1), got).unwrap_err();
+                let refused = fences.begin(&volume(1), got, Room::Takes).unwrap_err();
                 assert!(matches!(refused, FenceError::Stale { .. }), "{refused}");
             }
-            drop(fences.begin(&volume(1), Some(Fence(5))).unwrap());
-            drop(fences.begin(&volume(2), None).unwrap());
+            drop(
+                fences
+                    .begin(&volume(1), Some(Fence(5)), Room::Takes)
+                    .unwrap(),
+            );
+            drop(fences.begin(&volume(2), None, Room::Takes).unwrap());
         }
     }
 
@@ -210,19 +261,25 @@ mod tests {
     fn a_verb_that_waits_is_held_against_what_came_before_it() {
         let dir = tempfile::tempdir().unwrap();
         let fences = open(dir.path());
-        let first = fences.begin(&volume(1), Some(Fence(1))).unwrap();
+        let first = fences
+            .begin(&volume(1), Some(Fence(1)), Room::Takes)
+            .unwrap();
         let (told, ends) = mpsc::channel();
         let waiting: Vec<_> = [2, 1]
             .map(|number| {
                 let (fences, told) = (Arc::clone(&fences), told.clone());
                 std::thread::spawn(move || {
-                    let turn = fences.begin(&volume(1), Some(Fence(number)));
+                    let turn = fences.begin(&volume(1), Some(Fence(number)), Room::Takes);
                     told.send((number, turn.is_ok())).unwrap();
                 })
             })
             .into();
         // Of another volume nobody waits.
-        drop(fences.begin(&volume(2), Some(Fence(1))).unwrap());
+        drop(
+            fences
+                .begin(&volume(2), Some(Fence(1)), Room::Takes)
+                .unwrap(),
+        );
         assert!(ends.try_recv().is_err(), "they wait");
         drop(first);
         for thread in waiting {
@@ -234,7 +291,11 @@ mod tests {
             ends == [(2, true), (1, false)] || ends == [(1, true), (2, true)],
             "{ends:?}"
         );
-        assert!(fences.begin(&volume(1), Some(Fence(1))).is_err());
+        assert!(
+            fences
+                .begin(&volume(1), Some(Fence(1)), Room::Takes)
+                .is_err()
+        );
     }
 
     #[test]
@@ -242,7 +303,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fences = open(dir.path());
         for n in [1, 2] {
-            drop(fences.begin(&volume(n), Some(Fence(3))).unwrap());
+            drop(
+                fences
+                    .begin(&volume(n), Some(Fence(3)), Room::Takes)
+                    .unwrap(),
+            );
             let path = dir.path().join("fences").join(volume(n).as_str());
             let file = fs::File::options().write(true).open(path).unwrap();
             let then = SystemTime::now() - FENCE_KEPT - FENCE_KEPT / 10;
@@ -250,8 +315,16 @@ mod tests {
         }
         let fences = VolumeFences::open(dir.path(), |id| *id == volume(1)).unwrap();
         let fences = Arc::new(fences);
-        assert!(fences.begin(&volume(1), Some(Fence(2))).is_err());
-        drop(fences.begin(&volume(2), Some(Fence(2))).unwrap());
+        assert!(
+            fences
+                .begin(&volume(1), Some(Fence(2)), Room::Takes)
+                .is_err()
+        );
+        drop(
+            fences
+                .begin(&volume(2), Some(Fence(2)), Room::Takes)
+                .unwrap(),
+        );
     }
 
     #[test]
@@ -259,9 +332,55 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fences = open(dir.path());
         fs::remove_dir(dir.path().join("fences")).unwrap();
-        let refused = fences.begin(&volume(1), Some(Fence(3))).unwrap_err();
+        let refused = fences
+            .begin(&volume(1), Some(Fence(3)), Room::Takes)
+            .unwrap_err();
         assert!(matches!(refused, FenceError::File { .. }), "{refused}");
         fs::create_dir(dir.path().join("fences")).unwrap();
-        drop(fences.begin(&volume(1), Some(Fence(2))).unwrap());
+        drop(
+            fences
+                .begin(&volume(1), Some(Fence(2)), Room::Takes)
+                .unwrap(),
+        );
+    }
+
+    /// A tmpfs counts pages as any file system counts blocks.
+    #[test]
+    fn a_full_disk_refuses_what_takes_room_and_not_what_frees_it() {
+        use nix::mount::{MntFlags, MsFlags, mount, umount2};
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let in_full_disk = || {
+            let dir = tempfile::tempdir().unwrap();
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+            let (none, tmpfs) = (MsFlags::empty(), Some("tmpfs"));
+            mount(tmpfs, dir.path(), tmpfs, none, Some("size=64k")).unwrap();
+            let fences = open(dir.path());
+            drop(fences.begin(&volume(1), Some(Fence(1)), Room::Takes));
+            let fill = dir.path().join("fill");
+            fs::write(&fill, vec![1; 1 << 20]).unwrap_err();
+            for n in [1, 2] {
+                let number = Some(Fence(5));
+                let refused = fences.begin(&volume(n), number, Room::Takes).unwrap_err();
+                assert!(is_full(&refused), "{refused}");
+                let destroys = fences.begin(&volume(n), number, Room::TakesNone).unwrap();
+                // It counts whether it could be written or not.
+                let late = admit(fences.lock().seen.get(&volume(n)).copied(), Some(Fence(4)));
+                assert!(late.is_err());
+                let kept = open(dir.path()).lock().seen.get(&volume(n)).copied();
+                assert_eq!(kept, number.filter(|_| n == 1), "the first had one before");
+                if n == 2 {
+                    fs::remove_file(&fill).unwrap();
+                }
+                drop(destroys);
+                let kept = open(dir.path()).lock().seen.get(&volume(n)).copied();
+                assert_eq!(kept, number);
+            }
+            umount2(dir.path(), MntFlags::MNT_DETACH).unwrap();
+        };
+        std::thread::scope(|scope| scope.spawn(in_full_disk).join().unwrap());
     }
 }

@@ -5,7 +5,7 @@
 use super::{Answer, Service, part};
 use crate::limits::{IMPORT_IDLE_MAX, TRANSFER_IDLE_MAX, TRANSFERS_MAX};
 use crate::machines::VerbError;
-use crate::volume_fences::Turn;
+use crate::volume_fences::{Room, Turn};
 use slipway_core::fence::VolumeFence;
 use slipway_core::host_api::{
     HostError, HostErrorCode, HostReply, HostRequest, ImportPart, Page, StreamFault, VolumeReport,
@@ -63,13 +63,13 @@ impl Service {
             | HostRequest::ShowVolume { volume }
             | HostRequest::CreateSnapshot { volume, .. }
             | HostRequest::ImportVolume { volume, .. } => volume.clone(),
-            HostRequest::DeleteSnapshot { snapshot } => match &fence {
-                Some(fence) => fence.volume.clone(),
-                None => match self.volume_of(snapshot)? {
+            HostRequest::DeleteSnapshot { snapshot } => {
+                let named = || fence.as_ref().map(|fence| fence.volume.clone());
+                match self.volume_of(snapshot)?.or_else(named) {
                     Some(volume) => volume,
                     None => return Ok(None),
-                },
-            },
+                }
+            }
             HostRequest::ListVolumes
             | HostRequest::ListSnapshots
             | HostRequest::ExportSnapshot { .. }
@@ -87,7 +87,18 @@ impl Service {
             return Err(VerbError::OthersFence);
         }
         let number = fence.map(|fence| fence.number);
-        Ok(Some(self.fences.begin(&volume, number)?))
+        let takes_none = matches!(
+            request,
+            HostRequest::ShowVolume { .. }
+                | HostRequest::DestroyVolume { .. }
+                | HostRequest::DeleteSnapshot { .. }
+        );
+        let room = if takes_none {
+            Room::TakesNone
+        } else {
+            Room::Takes
+        };
+        Ok(Some(self.fences.begin(&volume, number, room)?))
     }
 
     /// Answers a verb on volumes. Blocks.
