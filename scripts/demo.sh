@@ -9,7 +9,7 @@ bin=$PWD/target/debug
 cache=${SLIPWAY_CACHE:-/var/cache/slipway}
 work=$(mktemp -d /var/tmp/slipway-demo.XXXXXX)
 chmod 0755 "$work"
-gateway=10.209.0.1
+gateway=10.210.0.1
 registry=$gateway:5000
 host_pid= serve_pid= registry_pid=
 
@@ -45,6 +45,12 @@ state_dir = "$work/host"
 run_dir = "$work/run"
 socket = "$work/host.sock"
 pool_dir = "$work/pool"
+# Nothing of a farm that is installed on this computer is touched, above all not by the purge at the end.
+cgroup_parent = "slipway-demo"
+nft_table = "slipway-demo"
+interface = "slipdemo0"
+veth_prefix = "sldemo"
+machine_cidr = "10.210.0.0/16"
 image_base = "$cache/image/base.squashfs"
 guest_binary = "$bin/slipway-guest"
 allowed_uids = [65534]

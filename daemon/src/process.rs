@@ -127,6 +127,7 @@ fn explain_host(error: &HostRunError) -> Failure {
         HostRunError::NotRoot
             | HostRunError::Settings(_)
             | HostRunError::AlreadyRunning { .. }
+            | HostRunError::CgroupTaken { .. }
             | HostRunError::Unsearchable { .. }
             | HostRunError::Image(_)
     );

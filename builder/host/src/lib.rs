@@ -92,6 +92,14 @@ pub enum HostRunError {
         /// Which.
         state_dir: PathBuf,
     },
+    /// Another daemon, of other settings perhaps, has its machines below the same cgroup.
+    #[error(
+        "another host daemon has its machines below the cgroup '{cgroup_parent}' (hint: end that daemon, or set another cgroup_parent)"
+    )]
+    CgroupTaken {
+        /// Which.
+        cgroup_parent: String,
+    },
     /// A directory or the socket.
     #[error("{action} {}", path.display())]
     System {
@@ -192,7 +200,7 @@ pub async fn run(
         let settings = Arc::clone(&settings);
         tokio::task::spawn_blocking(move || prepare(&settings)).await
     };
-    let (_lock, service, network) =
+    let (_locks, service, network) =
         prepared.map_err(|error| HostRunError::Recover(error.into()))??;
     let (keys, volumes) = (Arc::clone(&service.keys), Arc::clone(&service.volumes));
     let (images, kernel_dir) = (Arc::clone(&service.images), service.kernel_dir.clone());
@@ -315,7 +323,7 @@ fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostRunErr
 
 /// What an earlier daemon left, taken over.
 struct Held {
-    lock: Flock<File>,
+    locks: Locks,
     machines: Arc<Machines>,
     volumes: Arc<dyn VolumeDriver>,
     fences: Arc<VolumeFences>,
@@ -331,7 +339,10 @@ fn take_over(
 ) -> Result<Held, HostRunError> {
     make_dir(&settings.state_dir, 0o700).map_err(at("make", &settings.state_dir))?;
     make_dir(&settings.run_dir, 0o755).map_err(at("make", &settings.run_dir))?;
-    let lock = lock(&settings.state_dir)?;
+    let locks = Locks {
+        _state_dir: lock_state_dir(&settings.state_dir)?,
+        _cgroup_parent: lock_cgroup_parent(&settings.cgroup_parent)?,
+    };
     check_searchable(&settings.run_dir)?;
     if let Err(error) = process::number_as_many_as_there_can_be() {
         tracing::warn!(%error, "kernel.pid_max cannot be raised: machines share the host's numbers of processes");
@@ -359,7 +370,7 @@ fn take_over(
         settings.machines_max,
     )?;
     Ok(Held {
-        lock,
+        locks,
         machines,
         volumes,
         fences,
@@ -384,7 +395,7 @@ fn open_fences(
 /// Everything up to the socket. Blocks.
 fn prepare(
     settings: &HostSettings,
-) -> Result<(Flock<File>, server::Service, Arc<Network>), HostRunError> {
+) -> Result<(Locks, server::Service, Arc<Network>), HostRunError> {
     let allowed_uids = server::allowed_uids(settings)?;
     subids::warn_of_shared(&settings.machine_ids());
     let (mut names, mut kinds, mut vm_accelerator) = (Vec::new(), Vec::new(), None);
@@ -394,7 +405,7 @@ fn prepare(
         Ok(drivers)
     })?;
     let Held {
-        lock,
+        locks,
         machines,
         volumes,
         fences,
@@ -425,7 +436,7 @@ fn prepare(
         allowed_uids,
         written: written(settings),
     };
-    Ok((lock, service, network))
+    Ok((locks, service, network))
 }
 
 /// The directories that the daemon writes to.
@@ -571,23 +582,42 @@ fn check_searchable(run_dir: &Path) -> Result<(), HostRunError> {
     Ok(())
 }
 
-/// Held for as long as the daemon lives; the kernel gives it back however it ends.
-fn lock(state_dir: &Path) -> Result<Flock<File>, HostRunError> {
-    let path = state_dir.join("lock");
+/// Held for as long as the daemon lives; the kernel gives them back however it ends.
+struct Locks {
+    _state_dir: Flock<File>,
+    _cgroup_parent: Flock<File>,
+}
+
+fn lock_state_dir(state_dir: &Path) -> Result<Flock<File>, HostRunError> {
+    let taken = || HostRunError::AlreadyRunning {
+        state_dir: state_dir.to_owned(),
+    };
+    lock(&state_dir.join("lock"), taken)
+}
+
+/// What is killed, is killed by its cgroup: settings that differ in all paths may have the same one, so this lock is where every daemon of
+/// the computer finds it.
+fn lock_cgroup_parent(cgroup_parent: &str) -> Result<Flock<File>, HostRunError> {
+    let path = format!("/run/{cgroup_parent}.cgroup.lock");
+    let taken = || HostRunError::CgroupTaken {
+        cgroup_parent: cgroup_parent.to_owned(),
+    };
+    lock(Path::new(&path), taken)
+}
+
+fn lock(path: &Path, taken: impl FnOnce() -> HostRunError) -> Result<Flock<File>, HostRunError> {
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
         .mode(0o600)
-        .open(&path);
-    let file = file.map_err(at("open", &path))?;
+        .open(path);
+    let file = file.map_err(at("open", path))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
         if errno == nix::errno::Errno::EWOULDBLOCK {
-            HostRunError::AlreadyRunning {
-                state_dir: state_dir.to_owned(),
-            }
+            taken()
         } else {
-            at("lock", &path)(errno.into())
+            at("lock", path)(errno.into())
         }
     })
 }

@@ -4,7 +4,9 @@
 
 use crate::machines::Machines;
 use crate::settings::HostSettings;
-use crate::{HostRunError, at, cgroup, clearing_drivers, files, mounts, take_over};
+use crate::{
+    HostRunError, at, cgroup, clearing_drivers, files, lock_cgroup_parent, mounts, take_over,
+};
 use slipway_core::host_api::{Cursor, MachineRunState};
 use slipway_core::id::MachineId;
 use std::collections::BTreeSet;
@@ -30,7 +32,7 @@ pub struct Purged {
 }
 
 /// Ends every machine at once (builds that run are lost), destroys every volume and snapshot of the pool, and removes the network, the
-/// mounts and the directories. The daemon must have ended. A host that was never set up is fine.
+/// mounts and the directories. The daemon must have ended, and every other whose `cgroup_parent` is the same. A host that was never set up is fine.
 ///
 /// # Errors
 /// [`HostRunError`]: a daemon runs, or something does not go away; calling it again goes on.
@@ -39,20 +41,14 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(HostRunError::NotRoot);
     }
-    let parent = settings.cgroup_parent.clone();
-    let of_parent = || at("remove the cgroup", Path::new(&parent));
     let dirs = [&settings.state_dir, &settings.run_dir, &settings.pool_dir];
-    if !dirs.iter().any(|dir| dir.exists()) {
-        let killed = kill_all(&parent)?;
-        cgroup::remove_parent(&parent).map_err(of_parent())?;
-        return Ok(Purged {
-            machines: killed.len(),
-            volumes: 0,
-        });
-    }
+    let is_set_up = dirs.iter().any(|dir| dir.exists());
     let settings = Arc::new(settings);
     let shared = Arc::clone(&settings);
-    let taken = tokio::task::spawn_blocking(move || {
+    if !is_set_up {
+        return blocking(move || purge_cgroups(&shared.cgroup_parent)).await;
+    }
+    let taken = blocking(move || {
         let mut killed = BTreeSet::new();
         let held = take_over(&shared, |network, volumes| {
             // Now that no daemon runs. One that no record names would keep its volume, and whoever looks for it waits.
@@ -60,9 +56,8 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
             clearing_drivers(&shared, network, volumes)
         });
         held.map(|held| (held, killed))
-    })
-    .await;
-    let (held, mut machines) = taken.map_err(|error| HostRunError::Recover(error.into()))??;
+    });
+    let (held, mut machines) = taken.await?;
 
     machines.extend(end_machines(&held.machines).await?);
     for snapshot in held.volumes.snapshots().map_err(HostRunError::Pool)? {
@@ -84,11 +79,33 @@ pub async fn purge(settings: HostSettings) -> Result<Purged, HostRunError> {
     held.network.remove()?;
     drop(held);
     remove_traces(&settings)?;
-    cgroup::remove_parent(&parent).map_err(of_parent())?;
+    remove_cgroup(&settings.cgroup_parent)?;
     Ok(Purged {
         machines: machines.len(),
         volumes: volumes.len(),
     })
+}
+
+/// Of a host that has no directories, which leaves machines that nothing but their cgroups tells of.
+fn purge_cgroups(cgroup_parent: &str) -> Result<Purged, HostRunError> {
+    let _lock = lock_cgroup_parent(cgroup_parent)?;
+    let killed = kill_all(cgroup_parent)?;
+    remove_cgroup(cgroup_parent)?;
+    Ok(Purged {
+        machines: killed.len(),
+        volumes: 0,
+    })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HostRunError> + Send + 'static,
+) -> Result<T, HostRunError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| HostRunError::Recover(error.into()))?
+}
+
+fn remove_cgroup(parent: &str) -> Result<(), HostRunError> {
+    cgroup::remove_parent(parent).map_err(at("remove the cgroup", Path::new(parent)))
 }
 
 /// Ends and forgets every machine; gives which there were.

@@ -82,7 +82,7 @@ pub struct HostSettings {
     pub veth_prefix: String,
     /// Name of the firewall tables (family `inet`), one in the router and one on the host. `slipway`.
     pub nft_table: String,
-    /// Cgroup below which each machine has its own. `slipway`.
+    /// Cgroup below which each machine has its own. No two daemons of a computer have the same. `slipway`.
     pub cgroup_parent: String,
     /// What machines may reach although it is the host's or in a private range: `IP:PORT` (TCP) or `IP:PORT/udp`.
     /// The host's resolvers on port 53 are added by themselves. Empty.

@@ -23,7 +23,10 @@ pub(crate) fn clear_dead_run(dir: &Path, place: u8) {
         let purged = wait_for("the killed run's daemon to be gone", || {
             let settings = serde_json::from_str(&text).ok()?;
             match runtime.block_on(slipway_host::purge(settings)) {
-                Err(slipway_host::HostRunError::AlreadyRunning { .. }) => None,
+                Err(
+                    slipway_host::HostRunError::AlreadyRunning { .. }
+                    | slipway_host::HostRunError::CgroupTaken { .. },
+                ) => None,
                 purged => Some(purged),
             }
         });

@@ -239,6 +239,30 @@ fn a_purge_tries_no_virtual_machine() {
     let settings = serde_json::from_value(host.settings.clone()).unwrap();
     let again = runtime.block_on(slipway_host::purge(settings)).unwrap();
     assert_eq!((again.machines, again.volumes), (0, 0));
+
+    // Settings with other paths and the same cgroup do not end the machines of a daemon that runs.
+    host.start_daemon();
+    let machine = host.machine(&mut host.client(), 1).machine;
+    let pid = host.pid(&machine);
+    let elsewhere = host.dir.join("elsewhere");
+    for there in [false, true] {
+        let mut settings = host.settings.clone();
+        for path in ["state_dir", "run_dir", "pool_dir"] {
+            settings[path] = elsewhere.join(path).to_str().unwrap().into();
+        }
+        if there {
+            fs::create_dir_all(elsewhere.join("state_dir")).unwrap();
+            settings["pool_dir"] = host.settings["pool_dir"].clone();
+        }
+        let settings = serde_json::from_value(settings).unwrap();
+        let refused = runtime.block_on(slipway_host::purge(settings)).unwrap_err();
+        assert!(
+            matches!(refused, slipway_host::HostRunError::CgroupTaken { .. }),
+            "{refused:?}"
+        );
+    }
+    assert!(fs::read_link(format!("/proc/{pid}/exe")).is_ok(), "it runs");
+    assert_eq!(host.client().volumes().len(), 1);
 }
 
 /// The directory that all machines of a host are below, wherever it is there.
