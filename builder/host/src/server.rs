@@ -259,16 +259,7 @@ async fn answer_within(service: &Arc<Service>, frame: &[u8], stop: &Cancellation
         Ok(Ok(Ok(answer))) => answer,
         Ok(Ok(Err(error))) => {
             let (code, message) = (code(&error), chain(&error));
-            // A caller of version 2 does not know these words.
-            let code = if version >= FENCED_SINCE {
-                code
-            } else if code == HostErrorCode::StaleFence {
-                HostErrorCode::StaleGeneration
-            } else if code == HostErrorCode::DiskFull {
-                HostErrorCode::Failed
-            } else {
-                code
-            };
+            let code = in_version(version, code);
             if matches!(code, HostErrorCode::Failed | HostErrorCode::DiskFull) {
                 tracing::error!(verb = name, message, "failed");
             }
@@ -288,6 +279,21 @@ async fn answer_within(service: &Arc<Service>, frame: &[u8], stop: &Cancellation
                 REQUEST_WAIT_MAX.as_secs()
             ),
         ),
+    }
+}
+
+/// What a caller of this version is told of a refusal: one of version 2 does not know the newer words.
+fn in_version(version: u32, code: HostErrorCode) -> HostErrorCode {
+    if version >= FENCED_SINCE {
+        code
+    } else if code == HostErrorCode::StaleFence {
+        HostErrorCode::StaleGeneration
+    } else if code == HostErrorCode::DiskFull {
+        HostErrorCode::Failed
+    } else if code == HostErrorCode::VolumeForeign {
+        HostErrorCode::VolumeDamaged
+    } else {
+        code
     }
 }
 
@@ -529,6 +535,19 @@ mod tests {
     use slipway_core::generation::Generation;
     use slipway_core::id::{MachineId, VolumeId};
     use slipway_core::isolation::Isolation;
+
+    #[test]
+    fn a_caller_of_version_2_is_told_nothing_that_it_does_not_know() {
+        for (code, known) in [
+            (HostErrorCode::StaleFence, HostErrorCode::StaleGeneration),
+            (HostErrorCode::DiskFull, HostErrorCode::Failed),
+            (HostErrorCode::VolumeForeign, HostErrorCode::VolumeDamaged),
+            (HostErrorCode::VolumeDamaged, HostErrorCode::VolumeDamaged),
+        ] {
+            assert_eq!(in_version(2, code), known);
+            assert_eq!(in_version(FENCED_SINCE, code), code);
+        }
+    }
 
     #[test]
     fn a_machine_is_limited_to_what_the_host_has() {
