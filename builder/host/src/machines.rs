@@ -220,18 +220,14 @@ impl Machines {
 
     /// Writes the record down, then takes it into the table.
     fn put(&self, spec: &MachineSpec, driver: DriverKind, phase: Phase) -> Result<(), VerbError> {
-        self.put_record(Record {
+        let record = Record {
             spec: spec.clone(),
             driver,
             phase,
             refused: None,
-        })
-    }
-
-    fn put_record(&self, record: Record) -> Result<(), VerbError> {
+        };
         self.records.write(&record)?;
-        let machine = record.spec.machine.clone();
-        self.with_entry(&machine, |entry| entry.record = Some(record));
+        self.with_entry(&spec.machine, |entry| entry.record = Some(record));
         self.changed();
         Ok(())
     }
