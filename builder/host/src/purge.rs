@@ -32,7 +32,8 @@ pub struct Purged {
 }
 
 /// Ends every machine at once (builds that run are lost), destroys every volume and snapshot of the pool, and removes the network, the
-/// mounts and the directories. The daemon must have ended, and every other whose `cgroup_parent` is the same. A host that was never set up is fine.
+/// mounts and the directories. The daemon must have ended, and every other with the same `cgroup_parent`. A host that was never set up
+/// is fine.
 ///
 /// # Errors
 /// [`HostRunError`]: a daemon runs, or something does not go away; calling it again goes on.
