@@ -99,6 +99,16 @@ fn lacks_credential(error: &PushError) -> bool {
 /// A push whose image may not be there yet.
 pub(crate) struct Prepared {
     push: registry::Push,
+    index: Index,
+}
+
+/// What is pushed of an index of which not all is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Index {
+    /// The image for this machine's platform: it was pulled for that alone.
+    MayLack,
+    /// Nothing.
+    Whole,
 }
 
 /// What pushes may show to registries.
@@ -133,7 +143,8 @@ pub(crate) fn prepare(
     };
     let push = registry::Push::new(&target, credential.as_ref(), &options)
         .map_err(|error| PushFailure::Push(Box::new(error)))?;
-    Ok(Prepared { push })
+    let index = Index::MayLack;
+    Ok(Prepared { push, index })
 }
 
 impl Prepared {
@@ -147,6 +158,12 @@ impl Prepared {
                 Ok(()) | Err(_) => std::future::pending().await,
             }
         }
+    }
+
+    /// Refuses an index of which not all is there.
+    pub(crate) fn whole(mut self) -> Prepared {
+        self.index = Index::Whole;
+        self
     }
 
     /// Begins to send what dockerd exports from now on, if whoever is asked says that nobody else builds.
@@ -181,7 +198,7 @@ impl Prepared {
         let pushed = tokio::task::spawn_blocking(move || {
             // Until the last byte is no longer read: dropping this future must not let the image be collected before.
             let _in_flight = in_flight;
-            let content = place.open()?;
+            let content = place.open(self.index)?;
             let told = |news: registry::Progress| progress(progress_of(news));
             let push = self.push.content(content, told);
             runtime
@@ -225,7 +242,7 @@ enum Place {
 }
 
 impl Place {
-    fn open(&self) -> Result<Content, SourceError> {
+    fn open(&self, index: Index) -> Result<Content, SourceError> {
         match self {
             Place::Classic(image) => {
                 let image = DockerStore::open(Path::new(DATA_ROOT))?.image(image)?;
@@ -233,15 +250,25 @@ impl Place {
             }
             Place::Containerd(digest, platform) => {
                 let layout = Layout::containerd(Path::new(CONTAINERD_ROOT))?;
-                match layout.whole(digest) {
-                    // It was pulled for this machine's platform alone, and that is pushed.
-                    Err(SourceError::NoImage { .. } | SourceError::NoLayer { .. }) => {
-                        layout.by_digest(digest, platform).map(Content::Image)
-                    }
-                    whole => whole,
-                }
+                content(&layout, digest, platform, index)
             }
         }
+    }
+}
+
+fn content(
+    layout: &Layout,
+    digest: &Digest,
+    platform: &Platform,
+    index: Index,
+) -> Result<Content, SourceError> {
+    match layout.whole(digest) {
+        Err(SourceError::NoImage { .. } | SourceError::NoLayer { .. })
+            if index == Index::MayLack =>
+        {
+            layout.by_digest(digest, platform).map(Content::Image)
+        }
+        whole => whole,
     }
 }
 
@@ -373,5 +400,59 @@ mod tests {
                 "{registry} {target}"
             );
         }
+    }
+
+    #[test]
+    fn of_an_index_with_a_missing_part_a_pulled_image_is_pushed_and_a_built_one_is_not() {
+        let root = tempfile::tempdir().expect("a directory");
+        let blobs = root
+            .path()
+            .join("io.containerd.content.v1.content/blobs/sha256");
+        std::fs::create_dir_all(&blobs).expect("made");
+        let put = |document: serde_json::Value| {
+            let bytes = document.to_string().into_bytes();
+            let digest = Digest::of(&bytes);
+            let hex = digest.as_str().strip_prefix("sha256:").expect("its prefix");
+            std::fs::write(blobs.join(hex), &bytes).expect("written");
+            (digest.to_string(), bytes.len())
+        };
+        let (config, size) = put(serde_json::json!({
+            "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
+        }));
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        let (manifest, size) = put(serde_json::json!({
+            "schemaVersion": 2, "mediaType": kind, "layers": [],
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": size,
+            },
+        }));
+        let entry = |digest: &str, arch: &str| {
+            serde_json::json!({
+                "mediaType": kind, "digest": digest, "size": size,
+                "platform": {"os": "linux", "architecture": arch},
+            })
+        };
+        let missing = Digest::of(b"nowhere").to_string();
+        let (index, _) = put(serde_json::json!({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [entry(&manifest, "amd64"), entry(&missing, "arm64")],
+        }));
+        let layout = Layout::containerd(root.path()).expect("a content store");
+        let index = Digest::parse(&index).expect("a digest");
+        let platform = Platform {
+            os: "linux".to_owned(),
+            architecture: "amd64".to_owned(),
+            variant: None,
+        };
+        let pulled = content(&layout, &index, &platform, Index::MayLack);
+        assert!(matches!(pulled, Ok(Content::Image(_))), "{pulled:?}");
+        let built = content(&layout, &index, &platform, Index::Whole);
+        assert!(
+            matches!(
+                built,
+                Err(SourceError::NoImage { .. } | SourceError::NoLayer { .. })
+            ),
+            "{built:?}"
+        );
     }
 }

@@ -423,8 +423,14 @@ fn prepared(
         borrower,
     };
     let prepare = |name: &str| {
-        push::prepare(guest, name, &logins, request.spec.compression)
-            .map_err(|error| outcome::of_push(&error))
+        let push = push::prepare(guest, name, &logins, request.spec.compression)
+            .map_err(|error| outcome::of_push(&error))?;
+        // What was built here is pushed as it is told, or not at all.
+        Ok(if wishes.is_plain() {
+            push
+        } else {
+            push.whole()
+        })
     };
     let mut push = prepare(&request.spec.image)?;
     let others = request.spec.tags.iter().map(|name| prepare(name));
