@@ -132,7 +132,6 @@ fn tell_all() -> Result<Vec<&'static str>, String> {
             continue;
         }
         match fs::write(Path::new(TABLE).join("register"), kind.line()) {
-            // Told before this guest began: it goes on from kept memory, or was killed.
             Ok(()) => told.push(kind.arch),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => told.push(kind.arch),
             Err(error) => tracing::warn!(%error, emulator = kind.emulator, "is not emulated"),

@@ -138,7 +138,7 @@ async fn work(
     };
     let unemulated = guest.emulation.lacks(&wishes.platforms).await;
     if let Some(why) = &unemulated {
-        let message = format!("steps that run programs of another processor will fail: {why}");
+        let message = format!("steps that run programs of another processor may fail: {why}");
         build.append(BuildEvent::Warning { message });
     }
     let pushes = match prepared(guest, build, &request, borrower, &wishes) {
