@@ -19,6 +19,7 @@ pub(crate) struct Converter {
     throttle: Throttle<(String, String)>,
     saw_disk_full: bool,
     saw_foreign_program: bool,
+    failed_step_started_at: Option<SystemTime>,
 }
 
 impl Converter {
@@ -30,6 +31,7 @@ impl Converter {
             throttle: Throttle::default(),
             saw_disk_full: false,
             saw_foreign_program: false,
+            failed_step_started_at: None,
         }
     }
 
@@ -47,6 +49,10 @@ impl Converter {
                 let mut events = Vec::new();
                 let error_text = error.as_deref().unwrap_or_default();
                 self.saw_foreign_program |= error_text.contains("exec format error");
+                // Steps beside the one that failed are cancelled for it.
+                if error.is_some() && !error_text.ends_with("context canceled") {
+                    self.failed_step_started_at = started_at;
+                }
                 if completed_at.is_some() {
                     events.extend(
                         [1, 2]
@@ -99,6 +105,11 @@ impl Converter {
     /// Some output said that a program is none of this processor's.
     pub(crate) fn saw_foreign_program(&self) -> bool {
         self.saw_foreign_program
+    }
+
+    /// When the last step that failed began, by the machine's clock.
+    pub(crate) fn failed_step_started_at(&self) -> Option<SystemTime> {
+        self.failed_step_started_at
     }
 
     fn log(&mut self, step: String, stream: u8, bytes: Vec<u8>) -> Vec<BuildEvent> {
@@ -284,6 +295,31 @@ mod tests {
         };
         assert_eq!(step.started_ms, Some(0), "before the build was accepted");
         assert_eq!(step.completed_ms, Some(1_500));
+    }
+
+    #[test]
+    fn the_step_that_failed_is_not_one_that_was_cancelled_for_it() {
+        let mut converter = converter();
+        for (started_s, error) in [
+            (101, None),
+            (102, Some("exit code: 1")),
+            (
+                103,
+                Some("process \"x\" did not complete: context canceled"),
+            ),
+        ] {
+            let event = SolveEvent::Step {
+                digest: started_s.to_string(),
+                name: "n".to_owned(),
+                started_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(started_s)),
+                completed_at: None,
+                cached: false,
+                error: error.map(str::to_owned),
+            };
+            converter.convert(event, Instant::now());
+        }
+        let started_at = SystemTime::UNIX_EPOCH + Duration::from_secs(102);
+        assert_eq!(converter.failed_step_started_at(), Some(started_at));
     }
 
     #[test]

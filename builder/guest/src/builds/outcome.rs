@@ -49,8 +49,8 @@ pub(crate) fn of_solve(failure: &SolveFailure) -> BuildOutcome {
 pub(crate) fn out_of_memory(failure: &SolveFailure, bytes: Option<u64>) -> BuildOutcome {
     let all = bytes.map_or_else(String::new, |bytes| format!(" ({} MiB)", bytes >> 20));
     let hint = format!(
-        "the builder's memory{all} ran out while the step ran, and the kernel ended a program for it: have the step do less at \
-         once, or give the builder more with `slipway orgs update --memory`"
+        "the builder's memory{all} ran out while the step ran, and the kernel ended a program of the step's, or of what ran \
+         beside it: have the step do less at once, or give the builder more with `slipway orgs update --memory`"
     );
     let message = failure.error.to_string();
     at(failed(Fault::User, &message, Some(&hint)), failure)

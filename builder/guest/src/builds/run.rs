@@ -13,6 +13,7 @@ use crate::loans::Borrower;
 use crate::phase::Phase;
 use crate::push::{self, Logins, Prepared};
 use crate::share::memory_bytes;
+use crate::share::ooms::LastOom;
 use crate::store::ImageStore;
 use slipway_buildkit::{
     BadCacheEntry, CacheEntry, Client, ConnectError, DialError, Export, Exporter, SolveError,
@@ -25,11 +26,11 @@ use slipway_registry_push::Target;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-/// Time between two looks at the disk, see [`settle`] and [`watch_disk`].
-const DISK_PERIOD: Duration = Duration::from_millis(50);
+/// Time between two looks at the disk and the memory, see [`settle`] and [`watch`].
+const WATCH_PERIOD: Duration = Duration::from_millis(50);
 
 /// Runs the build to its end, whatever that is. Its last event is always told.
 pub(super) async fn run(guest: Arc<Guest>, build: Arc<Build>, request: StartBuild, held: Held) {
@@ -237,14 +238,14 @@ async fn solve(
 ) -> Result<SolveResult, BuildOutcome> {
     let mut converter = Converter::new(build.accepted_at);
     let was_full = AtomicBool::new(false);
-    let ooms = guest.ooms.count();
+    let memory = Mutex::new(LastOom::from(guest.ooms.count()));
     let mut attempt = 0;
     loop {
         attempt += 1;
         let solving = solve_once(guest, build, request, wishes, attempt, &mut converter);
         let solved = tokio::select! {
             solved = solving => solved,
-            never = watch_disk(guest, &was_full) => match never {},
+            never = watch(guest, &was_full, &memory) => match never {},
         };
         let failure = match solved {
             Ok(solved) => return Ok(solved),
@@ -267,7 +268,7 @@ async fn solve(
             let is_step = matches!(failure.error, SolveError::StepFailed { .. });
             return Err(match foreign {
                 Some(why) => outcome::unemulated(&failure, why),
-                None if is_step && guest.ooms.count() > ooms => {
+                None if is_step && ran_out(guest, &memory, &converter) => {
                     outcome::out_of_memory(&failure, memory_bytes())
                 }
                 None => outcome::of_solve(&failure),
@@ -294,12 +295,13 @@ async fn settle(guest: &Guest) {
         {
             return;
         }
-        tokio::time::sleep(DISK_PERIOD).await;
+        tokio::time::sleep(WATCH_PERIOD).await;
     }
 }
 
-/// Looks out for a full disk while a build runs. It must be seen: the words alone may be any program's.
-async fn watch_disk(guest: &Guest, was_full: &AtomicBool) -> Infallible {
+/// Looks out for a full disk and for memory that runs out while a build runs. A full disk must be seen: the words alone may be any
+/// program's.
+async fn watch(guest: &Guest, was_full: &AtomicBool, memory: &Mutex<LastOom>) -> Infallible {
     loop {
         if guest
             .disk()
@@ -307,8 +309,22 @@ async fn watch_disk(guest: &Guest, was_full: &AtomicBool) -> Infallible {
         {
             was_full.store(true, Ordering::Relaxed);
         }
-        tokio::time::sleep(DISK_PERIOD).await;
+        look_at_memory(guest, memory);
+        tokio::time::sleep(WATCH_PERIOD).await;
     }
+}
+
+fn look_at_memory(guest: &Guest, memory: &Mutex<LastOom>) {
+    let (count, now) = (guest.ooms.count(), SystemTime::now());
+    let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+    memory.see(count, now);
+}
+
+/// Whether memory ran out since the step that failed began.
+fn ran_out(guest: &Guest, memory: &Mutex<LastOom>, converter: &Converter) -> bool {
+    look_at_memory(guest, memory);
+    let memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+    memory.ran_out_since(converter.failed_step_started_at())
 }
 
 /// BuildKit says so, or a step failed after its output said so.

@@ -10,6 +10,7 @@ use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 /// The guest's cgroup that listens on v1. No process is in it.
 const LISTENER: &str = "memory/slipway-guest";
@@ -88,6 +89,35 @@ fn listen(root: &Path) -> io::Result<EventFd> {
     Ok(notices)
 }
 
+/// When the machine's memory was seen to have run out last: the count is of all that ran in it, also before a step and beside a build.
+#[derive(Debug)]
+pub(crate) struct LastOom {
+    ooms: u64,
+    last: Option<SystemTime>,
+}
+
+impl From<u64> for LastOom {
+    fn from(ooms: u64) -> LastOom {
+        LastOom { ooms, last: None }
+    }
+}
+
+impl LastOom {
+    /// Takes a count that was read at this time.
+    pub(crate) fn see(&mut self, ooms: u64, now: SystemTime) {
+        if ooms > self.ooms {
+            self.last = Some(now);
+        }
+        self.ooms = ooms;
+    }
+
+    /// Whether it ran out since a step began; `step` is absent where it is not known when the step began.
+    pub(crate) fn ran_out_since(&self, step: Option<SystemTime>) -> bool {
+        self.last
+            .is_some_and(|last| step.is_none_or(|step| last >= step))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +146,22 @@ mod tests {
         let root = tempfile::tempdir().expect("temp dir");
         let ooms = Ooms::watch(root.path(), Path::new("/nowhere"));
         assert_eq!((ooms.count(), ooms.count()), (0, 0));
+    }
+
+    #[test]
+    fn memory_that_ran_out_before_a_step_began_is_not_why_it_failed() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let mut memory = LastOom::from(7);
+        memory.see(7, at(10));
+        assert!(!memory.ran_out_since(Some(at(5))) && !memory.ran_out_since(None));
+        memory.see(8, at(20));
+        memory.see(8, at(30));
+        assert!(memory.ran_out_since(Some(at(15))));
+        assert!(
+            !memory.ran_out_since(Some(at(25))),
+            "an earlier step survived it"
+        );
+        memory.see(9, at(40));
+        assert!(memory.ran_out_since(Some(at(25))));
     }
 }
