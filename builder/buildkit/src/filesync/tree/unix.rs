@@ -138,12 +138,13 @@ impl OpenDir {
 
     /// Where a symbolic link points to.
     pub(in crate::filesync) fn link_of(&self, name: &Name) -> Result<Vec<u8>, LookError> {
-        Ok(fs::readlinkat(
-            self.fd()?,
-            name.as_c_str(),
-            Vec::with_capacity(LINK_BYTES_MAX),
-        )?
-        .into_bytes())
+        let target = Vec::with_capacity(LINK_BYTES_MAX);
+        match fs::readlinkat(self.fd()?, name.as_c_str(), target) {
+            Ok(target) => Ok(target.into_bytes()),
+            // For this call alone it means that the entry is no link.
+            Err(Errno::INVAL) => Err(LookError::new(Why::OtherKind, Errno::INVAL.into())),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// All about an entry, as the sync tells it. `path` is the entry's path in the tree.
@@ -238,7 +239,7 @@ impl From<Errno> for LookError {
     fn from(errno: Errno) -> LookError {
         let why = match errno {
             Errno::NOENT => Why::Missing,
-            Errno::NOTDIR | Errno::LOOP | Errno::INVAL => Why::OtherKind,
+            Errno::NOTDIR | Errno::LOOP => Why::OtherKind,
             Errno::ACCESS | Errno::PERM => Why::Denied,
             _ => Why::Other,
         };
@@ -332,6 +333,16 @@ mod tests {
         let mut had = seen.stat.xattrs;
         had.retain(|key, _| key.starts_with("user."));
         assert_eq!(had, wanted);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_an_entry_of_another_kind() {
+        assert_eq!(LookError::from(Errno::INVAL).why, Why::Other);
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("file"), "f").unwrap();
+        let dir = Tree::open(root.path()).unwrap().open_dir(b"").unwrap();
+        let no_link = dir.link_of(&c"file".to_owned()).unwrap_err();
+        assert_eq!(no_link.why, Why::OtherKind);
     }
 
     #[test]
