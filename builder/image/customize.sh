@@ -4,6 +4,17 @@
 set -euo pipefail
 root=${1:?root directory}
 
+# A root of the operator's may have links here, and an absolute one leads onto this computer.
+top=$(realpath -- "$root")
+for path in run etc/slipway etc/docker etc/docker/daemon.json proc sys dev var/lib/docker tmp etc/{resolv.conf,resolv.conf.new,hostname,hosts,machine-id}; do
+	above=$(realpath -m -- "$(dirname -- "$root/$path")")
+	[[ $above/ == "$top"/* ]] || {
+		echo "image: /$(dirname -- "$path") is a link that leads out of the root (hint: make it a directory or a relative link)" >&2
+		exit 1
+	}
+	[[ ! -L $root/$path ]] || rm -- "$root/$path"
+done
+
 # What a machine mounts over; the root itself is read-only.
 # (mmdebstrap has /proc, /sys and /dev mounted while this runs.)
 install -d -m 0755 "$root"/{run,etc/slipway,etc/docker}
