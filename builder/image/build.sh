@@ -86,12 +86,18 @@ mkdir -- "$tmp"
 trap 'rm -rf --one-file-system -- "$tmp"' EXIT
 
 names() { sed 's/#.*//' "$@" | xargs | tr ' ' ,; }
-# In the root directory $1, as PID 1 of a machine looks for them.
+# What PID 1 of a machine looks for (builder/guest/src/inventory.rs), in the root directory $1.
 check_hook() {
 	# shellcheck disable=SC2016 # mmdebstrap's shell expands it
-	printf '%s' 'missing=$(chroot "$1" /bin/sh -c "for p in dockerd containerd containerd-shim-runc-v2 runc; do
+	printf '%s' 'missing=$(chroot "$1" /bin/sh -c "for p in dockerd containerd containerd-shim-runc-v2 runc iptables; do
 			command -v \$p >/dev/null || printf \" %s\" \$p; done") || { echo "no program of it runs here" >&2; exit 1; }
-		[ -z "$missing" ] || { echo "there is no$missing in it" >&2; exit 1; }'
+		[ -z "$missing" ] || { echo "there is no$missing in it" >&2; exit 1; }
+		trusted=
+		for f in ssl/certs/ca-certificates.crt pki/tls/certs/ca-bundle.crt ssl/cert.pem; do
+			[ ! -e "$1/etc/$f" ] && [ ! -L "$1/etc/$f" ] || trusted=1; done
+		[ -n "$trusted" ] || { echo "there are no certificates of authorities (ca-certificates) in it" >&2; exit 1; }
+		version=$(chroot "$1" dockerd --version 2>/dev/null | sed -n "s/.*version \([0-9][0-9]*\)\..*/\1/p")
+		[ "${version:-24}" -ge 24 ] || { echo "its Docker $version is too old, 24 or later is needed" >&2; exit 1; }'
 }
 
 # Debian with an engine, as the tar $tmp/root.tar; names and versions of its packages as $tmp/packages.
