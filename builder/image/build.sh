@@ -4,7 +4,7 @@
 #
 #   build.sh [OUT]            makes an image if there is none of this recipe
 #   build.sh --refresh [OUT]  makes one from today's packages, and removes those that are neither the current nor the previous one
-#   build.sh --back [OUT]     makes the previous one current again
+#   build.sh --back [OUT]     makes the previous one current again, until the recipe changes or the next --refresh
 #
 #   OUT defaults to $OUT, then to /var/cache/slipway/image
 #
@@ -70,6 +70,9 @@ flock "$lock"
 if [[ $verb == back ]]; then
 	previous=$(readlink -- "$out/base.previous.squashfs" || true)
 	[[ -n $previous && -s $out/$previous ]] || die "there is no previous image in $out"
+	swap "$out/base.squashfs" "$out/base.previous.squashfs"
+	swap "$out/base.packages" "$out/base.previous.packages"
+	remember_back "$out/base.squashfs" "base-$hash-*.squashfs"
 	say "$previous is the current image again; the next start of a machine takes it"
 	finish "${previous%.squashfs}"
 fi
@@ -179,6 +182,7 @@ else
 	say "built $name in $((SECONDS - began)) s: $(stat -c %s -- "$out/$name.squashfs" | numfmt --to=iec-i)B, $(wc -l <"$out/$name.packages") packages"
 fi
 if [[ $verb == refresh ]]; then
+	forget_back "$out/base.squashfs"
 	switch "$name.squashfs" "$out/base.squashfs" "$out/base.previous.squashfs"
 	remove_unused "$out" 'base-*' "$out/base.squashfs" "$out/base.previous.squashfs"
 fi

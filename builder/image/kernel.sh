@@ -4,7 +4,7 @@
 #
 #   kernel.sh [OUT]             makes one if there is none of this recipe
 #   kernel.sh --refresh [OUT]   makes one from today's packages, and removes those that are neither the current nor the previous one
-#   kernel.sh --back [OUT]      makes the previous one current again
+#   kernel.sh --back [OUT]      makes the previous one current again, until the recipe changes or the next --refresh
 #
 #   OUT defaults to $OUT, then to /var/cache/slipway/image
 #
@@ -68,6 +68,8 @@ flock "$lock"
 if [[ $verb == back ]]; then
 	previous=$(readlink -- "$out/kernel.previous" || true)
 	[[ -n $previous && -d $out/$previous ]] || die "there is no previous kernel in $out"
+	swap "$out/kernel" "$out/kernel.previous"
+	remember_back "$out/kernel" "kernel-$hash-*"
 	say "$previous is the current kernel again; the next start of a machine takes it"
 	finish "$previous"
 fi
@@ -150,6 +152,7 @@ else
 	say "made $name in $((SECONDS - began)) s: $release, $(du -sb -- "$out/$name" | cut -f1 | numfmt --to=iec-i)B"
 fi
 if [[ $verb == refresh ]]; then
+	forget_back "$out/kernel"
 	switch "$name" "$out/kernel" "$out/kernel.previous"
 	remove_unused "$out" 'kernel-*' "$out/kernel" "$out/kernel.previous"
 fi

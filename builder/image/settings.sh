@@ -77,20 +77,36 @@ switch() {
 	link "$target" "$current"
 }
 
-# What CURRENT ($1) names if its name fits PATTERN ($2), else the newest beside it that does; nothing if there is none.
+# Makes what PREVIOUS ($2) names current ($1), and the other way. If this is cut off, it is the one that was left whose name is lost.
+swap() {
+	local current=$1 previous=$2 left target
+	left=$(readlink -- "$current" || true)
+	target=$(readlink -- "$previous" || true)
+	[[ -n $target ]] || return 0
+	link "$target" "$current"
+	[[ -z $left || ! -e $(dirname -- "$current")/$left ]] || link "$left" "$previous"
+}
+
+# Keeps that the operator went back to what CURRENT ($1) names, from a recipe whose names fit PATTERN ($2).
+remember_back() { printf '%s %s\n' "$2" "$(readlink -- "$1")" >"${1%.squashfs}.back"; }
+forget_back() { rm -f -- "${1%.squashfs}.back"; }
+
+# What CURRENT ($1) names if its name fits PATTERN ($2), else the newest beside it that does; nothing if there is none. Where the operator
+# went back from this recipe, it is what CURRENT names all the same.
 choose() {
 	local dir current pattern=$2 path newest=''
 	dir=$(dirname -- "$1")
 	current=$(readlink -- "$1" || true)
-	# shellcheck disable=SC2053 # a pattern is meant
-	if [[ -n $current && $current == $pattern && -e $dir/$current ]]; then
-		printf '%s' "$current"
-		return
-	fi
+	[[ -n $current && -e $dir/$current ]] || current=''
 	for path in "$dir"/$pattern; do
 		[[ -e $path ]] || continue
 		[[ -n $newest && ! $path -nt $newest ]] || newest=$path
 	done
+	# shellcheck disable=SC2053 # a pattern is meant
+	if [[ -n $current && ($current == $pattern || -n $newest && $(cat -- "${1%.squashfs}.back" 2>/dev/null) == "$pattern $current") ]]; then
+		printf '%s' "$current"
+		return
+	fi
 	printf '%s' "${newest##*/}"
 }
 
