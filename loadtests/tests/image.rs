@@ -161,8 +161,22 @@ fn the_next_start_takes_a_refreshed_image_and_the_old_one_can_be_taken_back() ->
     let booted = engine(&bed)?;
     ensure!(mark(&bed)? == "two" && booted["imageMadeAt"] != made_at.as_str());
 
-    // One that cannot work: its builder says why, and the one before it is still there.
-    std::fs::remove_file(root.join("usr/sbin/iptables"))?;
+    // One in which something is missing is not made, and what there was stays.
+    let iptables = root.join("usr/sbin/iptables");
+    let target = std::fs::read_link(&iptables)?;
+    std::fs::remove_file(&iptables)?;
+    let output = recipe.build(&["--refresh"])?;
+    let said = show(&output);
+    ensure!(
+        !output.status.success() && said.contains("there is no iptables"),
+        "{said}"
+    );
+    ensure!(recipe.current()? == second);
+    std::os::unix::fs::symlink(target, &iptables)?;
+
+    // One whose engine does not start: its builder says why, and the one before it is still there.
+    let script = "#!/bin/sh\necho 'failed to start daemon: it is a script' >&2\nexit 1\n";
+    std::fs::write(root.join("usr/sbin/dockerd"), script)?;
     let third = recipe.built(&["--refresh"])?;
     let mut left = recipe.images()?;
     left.sort();
@@ -174,10 +188,102 @@ fn the_next_start_takes_a_refreshed_image_and_the_old_one_can_be_taken_back() ->
         "web",
         &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")],
     )?;
-    let said = bed.refused(&mut bed.deploy(&project, "web:1"), 2, &["has no iptables"])?;
+    let said = bed.refused(&mut bed.deploy(&project, "web:1"), 2, &["it is a script"])?;
     ensure!(recipe.built(&["--back"])? == second, "{said}");
     engine(&bed).with_context(|| said)?;
     ensure!(mark(&bed)? == "two");
+    Ok(())
+}
+
+/// Runs shell text with what build.sh shares, in a directory.
+fn with_settings(dir: &Path, text: &str) -> Result<String> {
+    let settings = checkout_dir().join("builder/image/settings.sh");
+    let output = Command::new("bash")
+        .args(["-euo", "pipefail", "-c"])
+        .arg(format!(". {}\n{text}", settings.display()))
+        .current_dir(dir)
+        .output()?;
+    ensure!(output.status.success(), "{}", show(&output));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[test]
+fn the_way_back_holds_until_the_recipe_changes_and_is_never_lost() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let shell = |text: &str| with_settings(dir.path(), text);
+    shell(
+        "touch -d yesterday base-1-a.squashfs; touch base-2-b.squashfs base-3-c.squashfs
+         ln -s base-2-b.squashfs ./base.squashfs; ln -s base-1-a.squashfs ./base.previous.squashfs",
+    )?;
+    let choose = |recipe: u8| {
+        shell(&format!(
+            "choose ./base.squashfs 'base-{recipe}-*.squashfs'"
+        ))
+    };
+    ensure!(choose(2)? == "base-2-b.squashfs");
+    let names = || shell("readlink base.squashfs base.previous.squashfs");
+    // The first of two links, then the other: cut off between them, what was good is current.
+    shell(
+        "link() { ln -sfn -- \"$1\" \"$2\"; exit; }; swap ./base.squashfs ./base.previous.squashfs",
+    )?;
+    ensure!(
+        names()? == "base-1-a.squashfs\nbase-1-a.squashfs\n",
+        "{}",
+        names()?
+    );
+    shell("ln -sfn base-2-b.squashfs ./base.squashfs")?;
+    shell(
+        "swap ./base.squashfs ./base.previous.squashfs; remember_back ./base.squashfs 'base-2-*.squashfs'",
+    )?;
+    ensure!(
+        names()? == "base-1-a.squashfs\nbase-2-b.squashfs\n",
+        "{}",
+        names()?
+    );
+    ensure!(choose(2)? == "base-1-a.squashfs", "the operator went back");
+    ensure!(choose(3)? == "base-3-c.squashfs", "another recipe");
+    shell("forget_back ./base.squashfs")?;
+    ensure!(choose(2)? == "base-2-b.squashfs");
+    Ok(())
+}
+
+#[test]
+fn links_in_an_operators_root_do_not_lead_onto_this_computer() -> Result<()> {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir()?;
+    let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
+    std::fs::create_dir_all(root.join("etc"))?;
+    std::fs::create_dir_all(root.join("var/lib"))?;
+    std::fs::create_dir_all(&outside)?;
+    std::fs::write(outside.join("machine-id"), "ours")?;
+    symlink(outside.join("machine-id"), root.join("etc/machine-id"))?;
+    symlink(&outside, root.join("var/lib/docker"))?;
+    symlink(&outside, root.join("etc/docker"))?;
+    let customize = || {
+        let script = checkout_dir().join("builder/image/customize.sh");
+        Command::new(script)
+            .arg(&root)
+            .arg("as-it-is")
+            .output()
+            .context("run customize.sh")
+    };
+    let output = customize()?;
+    ensure!(output.status.success(), "{}", show(&output));
+    ensure!(std::fs::read_to_string(outside.join("machine-id"))? == "ours");
+    ensure!(!outside.join("daemon.json").exists());
+    ensure!(root.join("etc/machine-id").symlink_metadata()?.is_file());
+    ensure!(root.join("etc/docker/daemon.json").is_file());
+    ensure!(root.join("var/lib/docker").symlink_metadata()?.is_dir());
+
+    std::fs::remove_dir_all(root.join("var/lib"))?;
+    symlink(&outside, root.join("var/lib"))?;
+    let output = customize()?;
+    let said = show(&output);
+    ensure!(
+        !output.status.success() && said.contains("/var/lib is a link"),
+        "{said}"
+    );
+    ensure!(!outside.join("docker").exists());
     Ok(())
 }
 
