@@ -8,7 +8,7 @@ use super::session::SessionFactory;
 use super::{Chosen, choose, local, prepared, remote};
 use crate::api::{ApiClient, open_upgraded};
 use crate::args::{DeployArgs, Method};
-use crate::commands::context::Caller;
+use crate::caller::Caller;
 use crate::interrupt::Interrupts;
 use crate::limits::WAKE_WAIT_MAX;
 use serde_json::{Value, json};
