@@ -10,6 +10,7 @@ mod classic;
 mod follow;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
+mod loans;
 mod reader;
 mod retention;
 mod seen;
@@ -20,7 +21,7 @@ use crate::clock::now;
 use crate::entropy::entropy;
 use crate::farm::{ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent};
 use crate::guest_client::{GuestClient, GuestError};
-use crate::lending::{Lending, Terms};
+use crate::lending::Lending;
 use crate::problem::Problem;
 pub(crate) use classic::Tap;
 use futures_util::Stream;
@@ -39,7 +40,6 @@ use slipway_core::time::Timestamp;
 use slipway_store::{Build, BuildState, ErrorKind, NewBuild, Store, StoreError};
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{oneshot, watch};
@@ -466,28 +466,6 @@ impl Inner {
         if build.state == BuildState::Running {
             self.publish(build);
         }
-    }
-
-    /// Lends for a build's pushes, and then waits for ever.
-    async fn lend(&self, build: &Build, key: &BuilderKey) -> Infallible {
-        if let Some(lending) = self.lending.as_ref().filter(|_| build.spec.push) {
-            let images = std::iter::once(&build.spec.image).chain(&build.spec.tags);
-            let terms = Terms {
-                id: build.id.to_string(),
-                org: build.org.clone(),
-                images: images.cloned().collect(),
-            };
-            let connect = || async {
-                match self.farm.guest_if_running(key).await {
-                    Ok(guest) => Some(Ok(guest)),
-                    // Then the build is over, as its follower finds out.
-                    Err(FarmError::NotRunning) => None,
-                    Err(error) => Some(Err(error.to_string())),
-                }
-            };
-            lending.serve(terms, connect).await;
-        }
-        std::future::pending().await
     }
 
     /// `accepted` is told when the record says that the build runs.
