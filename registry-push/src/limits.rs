@@ -89,6 +89,10 @@ pub const ANSWER_BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Attempts at one request, and at one stretch of an upload in which the registry took nothing new. Then the push fails.
 pub const ATTEMPTS: u32 = 6;
 
+/// Attempts at finding out what a registry wants to be shown, for a push that is lent it. Then, if it could not be connected to, the
+/// credential itself is lent; the push fails otherwise.
+pub const EXCHANGE_ATTEMPTS: u32 = 3;
+
 /// First wait between attempts; doubled each time up to [`BACKOFF_MAX`], with half of it random.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 

@@ -29,7 +29,7 @@ pub struct PushOptions {
     pub no_proxy: String,
     /// Lends tokens in the place of a credential.
     pub lender: Option<Arc<dyn Lender>>,
-    /// Which addresses may be connected to. Absent: all. A proxy looks names up by itself.
+    /// Which addresses may be connected to. Absent: all. With it no proxy is used, because a proxy looks names up by itself.
     pub reach: Option<Reach>,
     /// How layers are compressed.
     pub codec: Codec,

@@ -248,6 +248,11 @@ fn address_of(host: &str) -> Vec<std::net::IpAddr> {
     name.parse().into_iter().collect()
 }
 
+/// A name leads to addresses that may not be reached, and to no other.
+#[derive(Debug, thiserror::Error)]
+#[error("no address of it may be reached")]
+pub(super) struct NoAddress;
+
 /// The system's resolver, without the addresses that may not be reached.
 struct Lookup(Reach);
 
@@ -258,7 +263,7 @@ impl reqwest::dns::Resolve for Lookup {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let allowed: Vec<_> = found.filter(|it| reach.allows(it.ip())).collect();
             if allowed.is_empty() {
-                return Err("no address of it may be reached".into());
+                return Err(NoAddress.into());
             }
             Ok(Box::new(allowed.into_iter()) as reqwest::dns::Addrs)
         }
@@ -286,6 +291,10 @@ fn client_builder(options: &PushOptions) -> reqwest::Result<reqwest::ClientBuild
     }
     if let Some(proxy) = &options.https_proxy {
         builder = builder.proxy(reqwest::Proxy::https(proxy)?.no_proxy(but()));
+    }
+    if options.reach.is_some() {
+        // Neither those nor the environment's: a proxy would look names up by itself, and reach what may not be reached.
+        builder = builder.no_proxy();
     }
     Ok(builder)
 }

@@ -4,9 +4,11 @@
 
 use super::auth::Wanted;
 use super::client::{Ask, Registry};
+use super::retry::{Attempts, is_hopeless};
 use super::small::{cancel, open};
 use crate::error::PushError;
 use crate::lend::Lent;
+use crate::limits::EXCHANGE_ATTEMPTS;
 use crate::options::PushOptions;
 use crate::target::{Credential, Target};
 use http::Method;
@@ -44,11 +46,13 @@ impl Exchange {
 
     /// What is to be shown by who pushes to the repository, and pulls from `mount_from`. A token is given out once.
     ///
-    /// The credential itself is given where the registry wants that, or cannot be reached from here; never where it wants tokens.
+    /// The credential itself is given where the registry has asked for that, and where it asked for nothing because it is not to be reached
+    /// from here, or could not be, however often it was tried. Never where it has asked for a token, whatever fails then; never because a
+    /// connection broke or an answer did not come.
     pub async fn lend(&self, mount_from: Option<&str>) -> Result<Lent, PushError> {
         let wanted = match self.wanted.get_or_try_init(|| self.ask()).await {
             Ok(wanted) => wanted,
-            Err(error) if is_out_of_reach(&error) => {
+            Err(error) if is_out_of_reach(&error) && !self.wants_tokens().await => {
                 let host = self.registry.at.name();
                 tracing::warn!(host, %error, "the registry is not reached from here: its credential is lent instead of a token");
                 return Ok(Lent::Credential(self.credential.clone()));
@@ -65,8 +69,36 @@ impl Exchange {
         }
     }
 
-    /// By asking for its version, as Docker's clients do; one that wants nothing for that is asked for an upload.
+    async fn wants_tokens(&self) -> bool {
+        self.registry.wanted().await == Wanted::Token
+    }
+
+    /// Asks, again where the way may be better the next time. Token servers are asked again by whoever asks them.
     async fn ask(&self) -> Result<Wanted, PushError> {
+        let mut attempts = Attempts::default();
+        loop {
+            let error = match self.ask_once().await {
+                Ok(wanted) => return Ok(wanted),
+                Err(error) => error,
+            };
+            let may_pass = matches!(
+                error,
+                PushError::Unreachable { .. }
+                    | PushError::Broken { .. }
+                    | PushError::TimedOut { .. }
+            ) && !is_hopeless(&error)
+                && !self.wants_tokens().await;
+            match attempts.failed(None) {
+                Some(wait) if may_pass && attempts.made() < EXCHANGE_ATTEMPTS => {
+                    tokio::time::sleep(wait).await;
+                }
+                Some(_) | None => return Err(error.with_attempts(attempts.made())),
+            }
+        }
+    }
+
+    /// By asking for its version, as Docker's clients do; one that wants nothing for that is asked for an upload.
+    async fn ask_once(&self) -> Result<Wanted, PushError> {
         self.registry.at.settle().await?;
         let mut ask = Ask::new(ITEM, Method::GET, self.registry.at.url("/v2/"));
         ask.is_retried = false;
@@ -91,9 +123,6 @@ impl Exchange {
 fn is_out_of_reach(error: &PushError) -> bool {
     matches!(
         error,
-        PushError::Unreachable { .. }
-            | PushError::Closed { .. }
-            | PushError::Broken { .. }
-            | PushError::TimedOut { .. }
+        PushError::Unreachable { .. } | PushError::Closed { .. }
     )
 }

@@ -2,8 +2,8 @@
 //!
 //! Knows statuses and transport errors; sends nothing.
 
-use super::endpoint::{Answer, Endpoint};
-use super::retry::is_rate_limit;
+use super::endpoint::{Answer, Endpoint, NoAddress};
+use super::retry::{is_caused_by, is_rate_limit};
 use crate::error::{ProtocolFault, PushError, Said};
 use http::StatusCode;
 use std::time::Duration;
@@ -35,6 +35,12 @@ impl Endpoint {
 
     /// A request that got no answer. URLs are taken out: they may be signed.
     pub(super) fn transport(&self, item: &str, attempts: u32, source: reqwest::Error) -> PushError {
+        if is_caused_by::<NoAddress>(&source) {
+            // The registry, its token server, or where one of them redirects to.
+            let host = source.url().and_then(|url| url.host_str());
+            let host = host.unwrap_or(&self.host).to_owned();
+            return PushError::Closed { host };
+        }
         let (host, source) = (self.host.clone(), source.without_url());
         if source.is_connect() {
             return PushError::Unreachable { host, source };

@@ -38,9 +38,16 @@ pub(crate) fn is_rate_limit(status: StatusCode, headers: &HeaderMap, said: &Said
 
 /// A failure to connect that no retry mends: a name that does not exist, a certificate that is not trusted.
 pub(super) fn is_hopeless(error: &PushError) -> bool {
+    is_caused_by::<rustls::Error>(error)
+}
+
+/// Whether an error, or one below it, is an `E`.
+pub(super) fn is_caused_by<E: std::error::Error + 'static>(
+    error: &(dyn std::error::Error + 'static),
+) -> bool {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(this) = cause {
-        if this.downcast_ref::<rustls::Error>().is_some() {
+        if this.downcast_ref::<E>().is_some() {
             return true;
         }
         // An io::Error leaves the error that it wraps out of its `source`.

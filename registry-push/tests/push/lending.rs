@@ -2,6 +2,7 @@
 
 use crate::image::{Made, assert_complete, image};
 use crate::plain::credential;
+use crate::proxy::{Act, Proxy};
 use crate::registry::{Access, PASSWORD, Registry};
 use crate::secure::with_tokens;
 use futures_util::FutureExt as _;
@@ -161,13 +162,13 @@ async fn a_token_server_that_is_not_to_be_reached_is_not_asked() {
     let Some((registry, scopes)) = with_tokens().await else {
         return;
     };
-    // The registry alone, by another of its addresses' names.
+    // The registry alone, which is asked twice: without a token, and then for a token to ask with.
     let seen = Arc::new(Mutex::new(0));
     let counted = seen.clone();
     let once = Reach::new(move |_| {
         let mut seen = counted.lock().unwrap();
         *seen += 1;
-        *seen == 1
+        *seen <= 2
     });
     let options = PushOptions {
         reach: Some(once),
@@ -175,10 +176,77 @@ async fn a_token_server_that_is_not_to_be_reached_is_not_asked() {
     };
     let target = Target::parse(&registry.target("team/app:v1")).unwrap();
     let exchange = Exchange::new(&target, credential(PASSWORD), &options).unwrap();
-    // The way to tokens is closed, and the password is no way round it that the registry would take.
-    let _ = exchange.lend(None).await;
-    assert!(*seen.lock().unwrap() >= 2);
+    // The way to tokens is closed, and the password is no way round it.
+    let refused = exchange.lend(None).await.unwrap_err();
+    assert!(matches!(refused, PushError::Closed { .. }), "{refused:?}");
+    assert_eq!(*seen.lock().unwrap(), 3);
     assert!(scopes.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_connection_or_a_token_server_that_is_away_brings_nobody_the_password() {
+    let Some((registry, _)) = with_tokens().await else {
+        return;
+    };
+    let lend = |name: String| async move {
+        let target = Target::parse(&name).unwrap();
+        let options = PushOptions::default();
+        let exchange = Exchange::new(&target, credential(PASSWORD), &options).unwrap();
+        exchange.lend(None).await
+    };
+    let once = Proxy::start(registry.address, |_, number| match number {
+        0 => Act::LoseAnswer,
+        _ => Act::Forward,
+    });
+    let lent = lend(once.await.target("team/app:v1")).await.unwrap();
+    assert!(matches!(lent, Lent::Token(token, _) if !token.contains(PASSWORD)));
+    let always = Proxy::start(registry.address, |_, _| Act::LoseAnswer).await;
+    let error = lend(always.target("team/app:v1")).await.unwrap_err();
+    assert!(matches!(error, PushError::Broken { .. }), "{error:?}");
+    assert!(always.seen().len() > 1);
+
+    // Nobody listens there any more.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let asks_for_tokens = Proxy::start(registry.address, move |_, _| {
+        let challenge = format!("Bearer realm=\"http://{address}/token\",service=\"test\"");
+        Act::Answer(
+            http::StatusCode::UNAUTHORIZED,
+            vec![("www-authenticate", challenge)],
+            "",
+        )
+    })
+    .await;
+    let error = lend(asks_for_tokens.target("team/app:v1"))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, PushError::Unreachable { .. }), "{error:?}");
+    // Of the registry itself nothing is known then: it may be one that the builder alone reaches.
+    let lent = lend(format!("{address}/team/app:v1")).await.unwrap();
+    assert!(matches!(lent, Lent::Credential(it) if it.password == PASSWORD));
+}
+
+/// A proxy looks names up by itself: what the keeper may reach would not be what is reached.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_go_everywhere_goes_through_no_proxy() {
+    let Some(registry) = Registry::start(&Access::Password) else {
+        return;
+    };
+    let proxy = Proxy::start(registry.address, |_, _| Act::Forward).await;
+    let target = Target::parse(&registry.target("team/app:v1")).unwrap();
+    for (reach, is_used) in [(None, true), (Some(Reach::new(|_| true)), false)] {
+        let options = PushOptions {
+            reach,
+            http_proxy: Some(format!("http://{}", proxy.address)),
+            ..PushOptions::default()
+        };
+        let before = proxy.seen().len();
+        let exchange = Exchange::new(&target, credential(PASSWORD), &options).unwrap();
+        let lent = exchange.lend(None).await.unwrap();
+        assert!(matches!(lent, Lent::Credential(_)));
+        assert_eq!(proxy.seen().len() > before, is_used);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
