@@ -11,6 +11,7 @@ mod follow;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod loans;
+mod patience;
 mod reader;
 mod retention;
 mod seen;

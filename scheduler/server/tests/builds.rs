@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bed, eventually};
+use common::{Bed, TestGuest, eventually};
 use futures_util::StreamExt;
 use slipway_core::build::{
     BuildEvent, BuildOutcome, BuildSource, BuildSpec, BuiltPlatform, Fault, NumberedEvent,
@@ -17,7 +17,9 @@ use slipway_core::time::Timestamp;
 use slipway_core::units::ByteSize;
 use slipway_scheduler::builds::{Asker, BuildError, BuildRequest, BuildService};
 use slipway_scheduler::farm::{BuilderKey, FarmEvent, NextEvent};
+use slipway_scheduler::limits::SEEN_MAX;
 use slipway_store::{Build, BuildState, ErrorKind, OrgChange, Store, StoreError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -90,6 +92,12 @@ async fn all(builds: &BuildService, build: &Build, after: u64) -> Vec<NumberedEv
         .await
         .expect("a stream");
     stream.map(|event| event.expect("an event")).collect().await
+}
+
+fn guest_of(bed: &Bed, build: &Build) -> Arc<TestGuest> {
+    let mut guests = bed.world.guests().into_iter();
+    let its = guests.find(|guest| guest.builds().contains(&build.id));
+    its.expect("its guest")
 }
 
 fn numbers(events: &[NumberedEvent]) -> Vec<u64> {
@@ -408,10 +416,7 @@ async fn builds_of_docker_clients_are_recorded_under_the_org_of_their_guest_alon
     // Of the other org, and on another machine.
     let theirs = begin(&bed, &builds, &other).await;
     let ours = begin(&bed, &builds, &key).await;
-    let mut guests = bed.world.guests().into_iter();
-    let guest = guests
-        .find(|guest| guest.builds().contains(&ours.id))
-        .expect("our guest");
+    let (guest, their_guest) = (guest_of(&bed, &ours), guest_of(&bed, &theirs));
     let solve = |n: u8, id: Option<&BuildId>| SeenSolve {
         id: id.cloned().unwrap_or(BuildId::from_entropy([n; 10])),
         reference: format!("reference-{n}"),
@@ -429,9 +434,14 @@ async fn builds_of_docker_clients_are_recorded_under_the_org_of_their_guest_alon
         ..BuildSpec::default()
     };
     bob.named("reference-3", Some(image));
-    guest.see(solve(1, Some(&theirs.id)));
+    for _ in 0..10 {
+        guest.see(solve(1, Some(&theirs.id)));
+    }
     guest.see(solve(2, Some(&ours.id)));
-    guest.see(solve(3, None));
+    // What it repeats is told once.
+    for _ in 0..2 * SEEN_MAX {
+        guest.see(solve(3, None));
+    }
     guest.see(solve(4, None));
     let found = |n: u8| {
         let (store, org, id) = (bed.store.clone(), key.org.clone(), solve(n, None).id);
@@ -445,6 +455,22 @@ async fn builds_of_docker_clients_are_recorded_under_the_org_of_their_guest_alon
     assert_eq!(seen.spec.image, "r.example/a:1");
     let unnamed = found(4).await.expect("recorded");
     assert_eq!(unnamed.asked_by, None, "one of two");
+    assert_eq!(unnamed.source, BuildSource::Buildkit, "as both are");
+    // Who reads the build whose id was named still hears of it.
+    let (reading, read) = (builds.clone(), theirs.clone());
+    let reader = tokio::spawn(async move { all(&reading, &read, 0).await });
+    their_guest.tell(&theirs.id, said(1));
+    eventually("it is recorded", || async {
+        let build = bed.store.build(&other.org, &theirs.id).await.ok()?;
+        (build.last_seq > 0).then_some(())
+    })
+    .await;
+    their_guest.tell(&theirs.id, BuildEvent::Ended(done()));
+    let events = reader.await.expect("no panic");
+    assert_eq!(
+        events.last().map(|it| &it.event),
+        Some(&BuildEvent::Ended(done()))
+    );
     let get = async |org: &OrgId, build: &Build| bed.store.build(org, &build.id).await;
     assert!(get(&key.org, &theirs).await.is_err());
     for (org, build) in [(&other.org, &theirs), (&key.org, &ours)] {

@@ -6,17 +6,18 @@
 //!
 //! Must not know: HTTP, how the answer is read ([`transcript`](super::transcript)).
 
+use super::patience::until_available;
 use super::transcript::Transcript;
-use super::{Asker, BuildError, BuildService, Inner};
+use super::{Asker, BuildError, BuildService, Inner, Live};
 use crate::chain::chain;
 use crate::clock::now;
 use crate::entropy::entropy;
 use crate::farm::{BuilderKey, FarmError};
 use crate::limits::CLASSIC_PIECES_MAX;
 use bytes::Bytes;
-use slipway_core::build::BuildSpec;
+use slipway_core::build::{BuildSpec, NumberedEvent};
 use slipway_core::id::BuildId;
-use slipway_store::{Build, BuildState, NewBuild};
+use slipway_store::{Build, BuildState, NewBuild, StoreError};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -111,30 +112,51 @@ impl Inner {
         .await;
         let mut transcript = Transcript::started();
         let mut is_whole = false;
-        loop {
-            let at_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut kept = Ok(());
+        let outcome = loop {
+            // Of a build whose events the store does not take, the end is recorded all the same.
             let events = transcript.events();
-            if !events.is_empty() {
-                let appended = self
-                    .store
-                    .append_build_events(&build.org, &build.id, &events);
-                let last = appended.await?;
-                live.live.recorded.send_modify(|seq| *seq = last);
+            if kept.is_ok() && !events.is_empty() {
+                kept = self.keep(&build, &live.live, &events).await;
             }
-            match told.recv().await {
+            let piece = told.recv().await;
+            let at_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            match piece {
                 Some(Piece::Told(bytes)) => transcript.read(&bytes, at_ms),
                 Some(Piece::End) => is_whole = true,
-                None => {
-                    let outcome = transcript.end(is_whole, at_ms);
-                    let events = transcript.events();
-                    let appended = self
-                        .store
-                        .append_build_events(&build.org, &build.id, &events);
-                    appended.await?;
-                    self.finish(&build, outcome).await;
-                    return Ok(());
-                }
+                None => break transcript.end(is_whole, at_ms),
+            }
+        };
+        if kept.is_ok() {
+            kept = self.keep(&build, &live.live, &transcript.events()).await;
+        }
+        match kept {
+            Ok(()) => self.finish(&build, outcome).await,
+            Err(error) => {
+                tracing::error!(build = %build.id, why = ?chain(&error), "events lost");
+                self.give_up(&build, outcome).await;
             }
         }
+        Ok(())
+    }
+
+    /// Records events, when the store is back if it is away.
+    async fn keep(
+        &self,
+        build: &Build,
+        live: &Live,
+        events: &[NumberedEvent],
+    ) -> Result<(), StoreError> {
+        let append = || {
+            self.store
+                .append_build_events(&build.org, &build.id, events)
+        };
+        let last = until_available(
+            append,
+            |error| tracing::warn!(build = %build.id, why = ?chain(error), "events not recorded"),
+        );
+        let last = last.await?;
+        live.recorded.send_modify(|seq| *seq = last);
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Must not know: who reads the events.
 
+use super::patience::until_available;
 use super::{Inner, Live};
 use crate::chain::chain;
 use crate::clock::now;
@@ -13,7 +14,7 @@ use crate::limits::{
 use crate::problem::Problem;
 use futures_util::StreamExt;
 use http::StatusCode;
-use slipway_core::build::{BuildEvent, BuildOutcome, Fault, NumberedEvent};
+use slipway_core::build::{BuildEvent, BuildOutcome, BuildSource, Fault, NumberedEvent};
 use slipway_core::limits::{BUILD_DURATION_MAX, BUILD_EVENTS_BYTES_MAX, BUILD_LOG_CHUNK_BYTES_MAX};
 use slipway_store::{Build, ErrorKind};
 use std::borrow::Cow;
@@ -60,6 +61,17 @@ fn guest_told(build: &Build, error: &GuestError) -> Words {
         GuestError::Transport(_) | GuestError::TimedOut(_) | GuestError::Protocol(_) => {
             "the builder does not answer".into()
         }
+    }
+}
+
+/// Why a guest does not know a build. What a classic builder tells is heard by the server alone, so such a build is unknown to its guest in
+/// the server's next life.
+fn unknown_to_guest(source: BuildSource) -> &'static str {
+    match source {
+        BuildSource::Deploy | BuildSource::Buildkit => {
+            "the builder was started anew during the build"
+        }
+        BuildSource::Docker => "the server or the builder was started anew during the build",
     }
 }
 
@@ -120,9 +132,7 @@ impl Inner {
                 status: StatusCode::NOT_FOUND,
                 ..
             }) => {
-                return Err(Lost::Build(
-                    "the builder was started anew during the build".into(),
-                ));
+                return Err(Lost::Build(unknown_to_guest(build.source).into()));
             }
             Err(error) => return Err(Lost::Contact(guest_told(build, &error))),
         };
@@ -210,27 +220,19 @@ impl Inner {
     /// Records the end that the guest told. Long texts stay in the build's last event alone: rows are read in lists.
     pub(super) async fn finish(&self, build: &Build, outcome: BuildOutcome) {
         let outcome = outcome.without_texts();
-        let mut pause = CONNECT_RETRY_MIN;
-        loop {
-            match self
-                .store
-                .finish_build(&build.org, &build.id, &outcome, now())
-                .await
-            {
-                Ok(ended) => {
-                    tracing::info!(build = %build.id, state = ended.state.as_str(), "build ended");
-                    return self.publish(&ended);
-                }
-                Err(error) if error.kind() == ErrorKind::Unavailable => {
-                    tracing::error!(build = %build.id, why = ?chain(&error), "end not recorded");
-                }
-                Err(error) => {
-                    tracing::error!(build = %build.id, why = ?chain(&error), "end lost");
-                    return;
-                }
+        let finished = until_available(
+            || {
+                self.store
+                    .finish_build(&build.org, &build.id, &outcome, now())
+            },
+            |error| tracing::error!(build = %build.id, why = ?chain(error), "end not recorded"),
+        );
+        match finished.await {
+            Ok(ended) => {
+                tracing::info!(build = %build.id, state = ended.state.as_str(), "build ended");
+                self.publish(&ended);
             }
-            tokio::time::sleep(pause).await;
-            pause = CONNECT_RETRY_MAX.min(pause * 2);
+            Err(error) => tracing::error!(build = %build.id, why = ?chain(&error), "end lost"),
         }
     }
 

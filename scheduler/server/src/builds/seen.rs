@@ -18,7 +18,7 @@ use crate::text::bounded;
 use futures_util::StreamExt;
 use slipway_core::build::{BuildSource, BuildSpec};
 use slipway_core::guest_api::SeenSolve;
-use slipway_core::id::{AppId, OrgId};
+use slipway_core::id::{AppId, BuildId, OrgId};
 use slipway_store::{ErrorKind, NewBuild};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,13 +58,15 @@ struct Watch {
     asked: Mutex<Asked>,
 }
 
-/// Who asked for what.
+/// Who asked for what, and what is recorded of it.
 #[derive(Debug, Default)]
 struct Asked {
     /// By the solve's name, oldest first; with what was asked, if that is known.
     named: VecDeque<(String, Asker, Option<BuildSpec>)>,
     /// Of the streams that are open.
     present: Vec<Asker>,
+    /// Builds that are recorded, oldest first.
+    seen: VecDeque<BuildId>,
 }
 
 impl Asked {
@@ -89,15 +91,37 @@ impl Asked {
         named.find(|(name, ..)| name == reference)?.2.clone()
     }
 
-    fn asker_of(&self, reference: &str) -> Option<Asker> {
+    fn see(&mut self, id: BuildId) {
+        if self.seen.len() >= SEEN_ASKED_MAX {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(id);
+    }
+
+    /// Who asked for a solve, as far as that is known.
+    fn asker_of(&self, reference: &str) -> Asker {
         let mut named = self.named.iter();
         let named = named.find_map(|(name, asker, _)| (name == reference).then_some(asker));
-        // Not named in any stream that was read: then it is clear only while one alone is there.
-        let alone = || {
+        if let Some(asker) = named {
+            return asker.clone();
+        }
+        // Not named in any stream that was read: then clear is only what all who are there have in common.
+        let common = |same: fn(&Asker, &Asker) -> bool| {
             let first = self.present.first()?;
-            self.present.iter().all(|it| it == first).then_some(first)
+            self.present
+                .iter()
+                .all(|it| same(it, first))
+                .then_some(first)
         };
-        named.or_else(alone).cloned()
+        if let Some(alone) = common(|one, other| one == other) {
+            return alone.clone();
+        }
+        let way = common(|one, other| one.source == other.source);
+        Asker {
+            source: way.map_or(BuildSource::Docker, |it| it.source),
+            name: String::new(),
+            app: None,
+        }
     }
 }
 
@@ -223,14 +247,30 @@ impl Inner {
         let mut solves = std::pin::pin!(guest.solves().await?);
         while let Some(solve) = solves.next().await {
             let solve = solve?;
+            let id = solve.id.clone();
             let (asker, spec) = {
                 let asked = watch.asked();
+                if asked.seen.contains(&id) {
+                    continue;
+                }
                 let reference = &solve.reference;
                 (asked.asker_of(reference), asked.spec_of(reference))
             };
+            // Before anything is looked up: what a guest repeats, or makes up, costs no more than that.
+            if !self.watches.admit(&key.org, Instant::now()) {
+                continue;
+            }
             let solve = with_names(solve, spec);
-            if let Err(error) = self.see(key, solve, asker).await {
-                tracing::debug!(org = %key.org, why = ?chain(&error), "a build is not recorded");
+            let (inner, of_task) = (Arc::clone(self), key.clone());
+            // Its own task: nobody may stop between the record and who follows the build.
+            let seen = self.farm.shared().tasks.spawn(async move {
+                let seen = inner.see(&of_task, solve, asker).await;
+                seen.inspect_err(|error| {
+                    tracing::debug!(org = %of_task.org, why = ?chain(error), "a build is not recorded");
+                })
+            });
+            if let Ok(Ok(())) = seen.await {
+                watch.asked().see(id);
             }
         }
         Ok(())
@@ -241,25 +281,16 @@ impl Inner {
         self: &Arc<Self>,
         key: &BuilderKey,
         solve: SeenSolve,
-        asker: Option<Asker>,
+        asker: Asker,
     ) -> Result<(), BuildError> {
         match self.store.build(&key.org, &solve.id).await {
             Ok(_known) => return Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }
-        if !self.watches.admit(&key.org, Instant::now()) {
-            return Ok(());
-        }
         self.check_room(&key.org).await?;
         let builder = self.farm.builder(key)?;
         let guard = self.farm.activity(key)?;
-        let live = self.make_live(&solve.id);
-        let asker = asker.unwrap_or_else(|| Asker {
-            source: BuildSource::Docker,
-            name: String::new(),
-            app: None,
-        });
         let new = NewBuild {
             id: solve.id,
             app: asker.app.unwrap_or(builder.app),
@@ -269,8 +300,9 @@ impl Inner {
             asked_by: Some(asker.name).filter(|name| !name.is_empty()),
             at: now(),
         };
-        // An id that another org has is refused here.
+        // An id that another org has is refused here; until then it may be its live build's.
         let build = self.store.create_build(&key.org, &new).await?;
+        let live = self.make_live(&build.id);
         tracing::info!(org = %key.org, build = %build.id, source = build.source.as_str(), "build seen");
         let build = slipway_store::Build {
             state: slipway_store::BuildState::Running,
@@ -325,12 +357,19 @@ mod tests {
 
     #[test]
     fn a_build_is_whose_stream_named_it_or_who_is_there_alone() {
+        let nobody = |source| Asker {
+            source,
+            ..asker("")
+        };
         let mut asked = Asked::default();
-        assert_eq!(asked.asker_of("a"), None);
+        assert_eq!(asked.asker_of("a"), nobody(BuildSource::Docker));
         asked.present = vec![asker("ann"), asker("ann")];
-        assert_eq!(asked.asker_of("a"), Some(asker("ann")));
+        assert_eq!(asked.asker_of("a"), asker("ann"));
         asked.present.push(asker("bob"));
-        assert_eq!(asked.asker_of("a"), None, "one of two");
+        let one_of_two = asked.asker_of("a");
+        assert_eq!(one_of_two, nobody(BuildSource::Buildkit), "by the same way");
+        asked.present.push(nobody(BuildSource::Docker));
+        assert_eq!(asked.asker_of("a"), nobody(BuildSource::Docker));
         let spec = BuildSpec {
             image: "i".into(),
             ..BuildSpec::default()
@@ -338,7 +377,7 @@ mod tests {
         asked.name("a", &asker("bob"), None);
         asked.name("a", &asker("ann"), Some(BuildSpec::default()));
         asked.name("a", &asker("bob"), Some(spec.clone()));
-        assert_eq!(asked.asker_of("a"), Some(asker("bob")));
+        assert_eq!(asked.asker_of("a"), asker("bob"));
         assert_eq!(asked.spec_of("a"), Some(spec));
         for n in 0..2 * SEEN_ASKED_MAX {
             asked.name(&n.to_string(), &asker("ann"), None);

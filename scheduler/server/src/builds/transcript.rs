@@ -82,7 +82,7 @@ impl Transcript {
         let (steps, steps_cached) = self.steps.count();
         let outcome = match (error, self.image_id.take()) {
             (Some(message), _) => BuildOutcome::Failed {
-                fault: Fault::User,
+                fault: fault_of(&message),
                 message,
                 hint: None,
                 excerpt: None,
@@ -206,6 +206,24 @@ impl Transcript {
             self.is_cut = true;
             self.tell(BuildEvent::LogTruncated, at_ms);
         }
+    }
+}
+
+/// What dockerd says when it is not the build that is at fault. It tells no code that would say so.
+const NOT_THE_BUILDS: [&str; 4] = [
+    "no space left on device",
+    "input/output error",
+    "cannot allocate memory",
+    "read-only file system",
+];
+
+fn fault_of(message: &str) -> Fault {
+    // A step's command, which may say anything, is told by its exit status.
+    let is_of_step = message.contains("returned a non-zero code");
+    let lower = message.to_ascii_lowercase();
+    match NOT_THE_BUILDS.iter().any(|words| lower.contains(words)) && !is_of_step {
+        true => Fault::System,
+        false => Fault::User,
     }
 }
 

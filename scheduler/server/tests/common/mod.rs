@@ -16,6 +16,7 @@ mod streams;
 mod world;
 
 pub use disks::{Disk, Kept};
+pub use guest::TestGuest;
 pub use outage::Outage;
 pub use streams::{HEAD, stream_of};
 pub use world::World;
