@@ -141,11 +141,14 @@ impl Lending {
             let turn = LoanTurn {
                 answer: answer.take(),
             };
+            let asked = Instant::now();
             match to_ask.loan(&terms.id, &turn).await {
                 Ok(wish) => {
                     failures = 0;
-                    if let Some(wish) = wish {
-                        answer = Some(desk.answer(wish).await);
+                    match wish {
+                        Some(wish) => answer = Some(desk.answer(wish).await),
+                        // A guest waits for a wish before it says that there is none; one that does not is waited for here.
+                        None => tokio::time::sleep_until(asked + LOAN_RETRY).await,
                     }
                     guest = Some(to_ask);
                 }
@@ -199,7 +202,8 @@ impl Desk<'_> {
             Ok(None) => return Loan::Nothing,
             Err(_logged) => return failed("the credential cannot be read"),
         };
-        let key = (wish.registry.clone(), wish.repository.clone());
+        // Not by how the guest writes them.
+        let key = (target.registry().to_owned(), target.repository().to_owned());
         let lent = async {
             let exchange = match self.exchanges.entry(key) {
                 std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
@@ -288,6 +292,11 @@ fn is_public_v6(it: Ipv6Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine_stream::MachineStream;
+    use crate::seal::Sealer;
+    use hyper::service::service_fn;
+    use slipway_store::SqliteStore;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     #[test]
     fn only_what_anybody_may_have_is_public() {
@@ -315,6 +324,49 @@ mod tests {
             let address: IpAddr = address.parse().unwrap();
             assert_eq!(is_public(address.to_canonical()), public, "{address}");
         }
+    }
+
+    /// A guest is a tenant's own: that it answers at once costs no more than a look each second.
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_never_waits_is_asked_no_faster_for_it() {
+        const TURNS: u32 = 10;
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("store.db"))
+            .await
+            .unwrap();
+        let sealer = Sealer::open(dir.path()).unwrap();
+        let credentials = Credentials::new(Arc::new(store), sealer);
+        let lending = Lending::new(credentials, &RegistrySettings::default()).unwrap();
+        let turns = Arc::new(AtomicU32::new(0));
+        let connect = || async {
+            let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+            let turns = Arc::clone(&turns);
+            tokio::spawn(async move {
+                let answer = service_fn(|_| {
+                    let status = match turns.fetch_add(1, Ordering::Relaxed) < TURNS {
+                        true => StatusCode::NO_CONTENT,
+                        false => StatusCode::NOT_FOUND,
+                    };
+                    let mut answer = http::Response::new(crate::http::empty());
+                    *answer.status_mut() = status;
+                    std::future::ready(Ok::<_, std::convert::Infallible>(answer))
+                });
+                let io = hyper_util::rt::TokioIo::new(theirs);
+                let server = hyper::server::conn::http1::Builder::new();
+                let _ = server.serve_connection(io, answer).await;
+            });
+            let stream = MachineStream::new(ours.into_std().unwrap().into()).unwrap();
+            Some(Ok(GuestClient::new(stream).await.unwrap()))
+        };
+        let terms = Terms {
+            id: "a loan".to_owned(),
+            org: OrgId::from_entropy([1; 10]),
+            images: Vec::new(),
+        };
+        let began = Instant::now();
+        lending.serve(terms, connect).await;
+        assert_eq!(turns.load(Ordering::Relaxed), TURNS + 1);
+        assert!(began.elapsed() >= LOAN_RETRY * TURNS);
     }
 
     #[test]
