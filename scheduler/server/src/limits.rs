@@ -78,8 +78,11 @@ pub const SEEN_MAX: u32 = 256;
 pub const SEEN_EVERY: Duration = Duration::from_secs(1);
 /// Names of builds in the streams to one builder that are remembered, with who asked for them; the oldest is forgotten for one more.
 pub const SEEN_ASKED_MAX: usize = 1024;
-/// Pieces of a classic builder's answer that wait to be written down; further ones are left out of the build's log, but for the last.
+/// Pieces of a classic builder's answer that wait to be written down; further ones are left out of the build's log, but for the last
+/// [`CLASSIC_LAST_MAX`].
 pub const CLASSIC_PIECES_MAX: usize = 64;
+/// Pieces at the end of such an answer that are kept, whatever is left out before them: they say how the build ended.
+pub const CLASSIC_LAST_MAX: usize = 8;
 /// Old builds are looked for this long after the start,
 pub const RETENTION_FIRST_WAIT: Duration = Duration::from_secs(30);
 /// and then every so often.

@@ -13,11 +13,12 @@ use crate::chain::chain;
 use crate::clock::now;
 use crate::entropy::entropy;
 use crate::farm::{BuilderKey, FarmError};
-use crate::limits::CLASSIC_PIECES_MAX;
+use crate::limits::{CLASSIC_LAST_MAX, CLASSIC_PIECES_MAX};
 use bytes::Bytes;
 use slipway_core::build::{BuildSpec, NumberedEvent};
 use slipway_core::id::BuildId;
 use slipway_store::{Build, BuildState, NewBuild, StoreError};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -26,8 +27,8 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub(crate) struct Tap {
     pieces: mpsc::Sender<Piece>,
-    /// A piece for which there was no room; the newest.
-    left: Option<Bytes>,
+    /// The newest pieces for which there was no room, in order.
+    left: VecDeque<Bytes>,
 }
 
 #[derive(Debug)]
@@ -39,21 +40,26 @@ enum Piece {
 impl Tap {
     /// The next bytes of the answer.
     pub(crate) fn told(&mut self, bytes: &Bytes) {
-        if let Err(mpsc::error::TrySendError::Full(_)) =
-            self.pieces.try_send(Piece::Told(bytes.clone()))
-        {
-            self.left = Some(bytes.clone());
-        } else {
-            self.left = None;
+        self.left.push_back(bytes.clone());
+        while let Some(next) = self.left.pop_front() {
+            if let Err(mpsc::error::TrySendError::Full(Piece::Told(next))) =
+                self.pieces.try_send(Piece::Told(next))
+            {
+                self.left.push_front(next);
+                break;
+            }
+        }
+        if self.left.len() > CLASSIC_LAST_MAX {
+            self.left.pop_front();
         }
     }
 
     /// The answer has come to its end.
     pub(crate) fn end(self) {
         let Self { pieces, left } = self;
-        // Its last piece says how the build ended.
+        // Its last line says how the build ended.
         tokio::spawn(async move {
-            if let Some(left) = left {
+            for left in left {
                 let _nobody_reads = pieces.send(Piece::Told(left)).await;
             }
             let _nobody_reads = pieces.send(Piece::End).await;
@@ -62,13 +68,19 @@ impl Tap {
 }
 
 impl BuildService {
-    /// Records a build whose builder has begun to answer.
-    pub(crate) fn transcribe(&self, key: &BuilderKey, asker: Asker, spec: BuildSpec) -> Tap {
+    /// Records a build whose builder has begun to answer; with a failure of its own, if it is `broken`.
+    pub(crate) fn transcribe(
+        &self,
+        key: &BuilderKey,
+        asker: Asker,
+        spec: BuildSpec,
+        broken: bool,
+    ) -> Tap {
         let (pieces, told) = mpsc::channel(CLASSIC_PIECES_MAX);
         let (inner, key) = (Arc::clone(&self.0), key.clone());
         let shared = Arc::clone(inner.farm.shared());
         shared.clone().tasks.spawn(async move {
-            let recorded = inner.write_down(&key, asker, spec, told);
+            let recorded = inner.write_down(&key, asker, (spec, broken), told);
             tokio::select! {
                 () = shared.cancel.cancelled() => {}
                 recorded = recorded => if let Err(error) = recorded {
@@ -76,7 +88,10 @@ impl BuildService {
                 }
             }
         });
-        Tap { pieces, left: None }
+        Tap {
+            pieces,
+            left: VecDeque::new(),
+        }
     }
 }
 
@@ -85,7 +100,7 @@ impl Inner {
         self: &Arc<Self>,
         key: &BuilderKey,
         asker: Asker,
-        spec: BuildSpec,
+        (spec, broken): (BuildSpec, bool),
         mut told: mpsc::Receiver<Piece>,
     ) -> Result<(), BuildError> {
         let began = Instant::now();
@@ -110,7 +125,7 @@ impl Inner {
             ..build.clone()
         })
         .await;
-        let mut transcript = Transcript::started();
+        let mut transcript = Transcript::started(broken);
         let mut is_whole = false;
         let mut kept = Ok(());
         let outcome = loop {
@@ -158,5 +173,34 @@ impl Inner {
         let last = last.await?;
         live.recorded.send_modify(|seq| *seq = last);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_an_answer_is_kept_whatever_is_left_out() {
+        let (pieces, mut told) = mpsc::channel(CLASSIC_PIECES_MAX);
+        let mut tap = Tap {
+            pieces,
+            left: VecDeque::new(),
+        };
+        for n in 0..1000 {
+            tap.told(&Bytes::from(format!("{n} ")));
+        }
+        tap.end();
+        let mut text = String::new();
+        while let Some(Piece::Told(bytes)) = told.recv().await {
+            text += std::str::from_utf8(&bytes).unwrap();
+        }
+        let all: Vec<usize> = text
+            .split_whitespace()
+            .map(|n| n.parse().unwrap())
+            .collect();
+        let (first, last) = all.split_at(CLASSIC_PIECES_MAX);
+        assert_eq!(first, (0..CLASSIC_PIECES_MAX).collect::<Vec<_>>());
+        assert_eq!(last, (1000 - CLASSIC_LAST_MAX..1000).collect::<Vec<_>>());
     }
 }

@@ -7,7 +7,7 @@ use slipway_core::limits::BUILD_EVENTS_BYTES_MAX;
 /// What dockerd's classic builder tells. However it is cut the same is read in it, numbered without gaps, with the end last.
 pub(crate) fn classic(bytes: &[u8]) {
     let read = |piece: usize| {
-        let mut transcript = Transcript::started();
+        let mut transcript = Transcript::started(false);
         for piece in bytes.chunks(piece) {
             transcript.read(piece, 1);
         }

@@ -24,6 +24,8 @@ pub(super) struct Transcript {
     steps: StepsSeen,
     image_id: Option<String>,
     error: Option<String>,
+    /// The builder has answered that it failed by itself.
+    is_broken: bool,
     last_seq: u64,
     bytes: usize,
     is_cut: bool,
@@ -48,8 +50,12 @@ struct Aux {
 }
 
 impl Transcript {
-    pub(super) fn started() -> Self {
-        let mut new = Self::default();
+    /// `is_broken`: what is told is why the builder failed by itself.
+    pub(super) fn started(is_broken: bool) -> Self {
+        let mut new = Self {
+            is_broken,
+            ..Self::default()
+        };
         new.tell(BuildEvent::Started, 0);
         new
     }
@@ -82,7 +88,10 @@ impl Transcript {
         let (steps, steps_cached) = self.steps.count();
         let outcome = match (error, self.image_id.take()) {
             (Some(message), _) => BuildOutcome::Failed {
-                fault: fault_of(&message),
+                fault: match self.is_broken {
+                    true => Fault::System,
+                    false => fault_of(&message),
+                },
                 message,
                 hint: None,
                 excerpt: None,
@@ -251,7 +260,7 @@ mod tests {
     );
 
     fn read(text: &str, piece: usize, is_whole: bool) -> (Vec<BuildEvent>, BuildOutcome) {
-        let mut transcript = Transcript::started();
+        let mut transcript = Transcript::started(false);
         for piece in text.as_bytes().chunks(piece) {
             transcript.read(piece, 7);
         }
@@ -320,6 +329,24 @@ mod tests {
         )));
         let (_, refused) = read("{\"message\":\"dockerfile parse error\"}", 5, true);
         assert!(matches!(refused, BuildOutcome::Failed { .. }));
+        for (error, is_broken, want) in [
+            ("write /x: no space left on device", false, Fault::System),
+            ("anything", true, Fault::System),
+            ("COPY failed: no such file", false, Fault::User),
+            (
+                "The command 'echo no space left on device; false' returned a non-zero code: 1",
+                false,
+                Fault::User,
+            ),
+        ] {
+            let mut transcript = Transcript::started(is_broken);
+            transcript.read(format!("{{\"error\":\"{error}\"}}\n").as_bytes(), 0);
+            let outcome = transcript.end(true, 1);
+            let BuildOutcome::Failed { fault, .. } = outcome else {
+                panic!("{outcome:?}");
+            };
+            assert_eq!(fault, want, "{error}");
+        }
         let cut = &GOOD[..GOOD.len() / 2];
         assert_eq!(read(cut, 9, false).1, BuildOutcome::Cancelled);
         let (_, silent) = read(cut, 9, true);
@@ -335,7 +362,7 @@ mod tests {
     #[test]
     fn a_flood_is_cut_and_the_end_still_told() {
         let line = format!("{{\"stream\":\"{}\"}}\n", "x".repeat(30_000));
-        let mut transcript = Transcript::started();
+        let mut transcript = Transcript::started(false);
         transcript.read(b"{\"stream\":\"Step 1/1 : RUN yes\"}\n", 0);
         let mut bytes = 0;
         let mut cuts = 0;

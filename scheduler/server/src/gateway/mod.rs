@@ -207,9 +207,10 @@ impl Gateway {
     }
 
     /// A build of dockerd's classic builder.
-    fn transcribe(&self, caller: &Caller, spec: BuildSpec) -> Tap {
+    fn transcribe(&self, caller: &Caller, spec: BuildSpec, status: StatusCode) -> Tap {
         let asker = caller.asker(BuildSource::Docker);
-        self.0.builds.transcribe(&caller.key, asker, spec)
+        let broken = status.is_server_error();
+        self.0.builds.transcribe(&caller.key, asker, spec, broken)
     }
 
     /// Who asks, and for which builder.

@@ -86,7 +86,7 @@ impl Gateway {
         let activity = Activity::new((activity, carried));
         let tap = build
             .filter(|build| !build.by_buildkit)
-            .map(|build| self.transcribe(caller, build.spec));
+            .map(|build| self.transcribe(caller, build.spec, response.status()));
         let back = self
             .0
             .builders
