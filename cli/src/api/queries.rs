@@ -178,11 +178,16 @@ pub(crate) async fn ensure_builder(
     org: &str,
     region: Option<&str>,
     arch: Option<&str>,
-) -> Outcome<Builder> {
+) -> Result<Builder, ApiError> {
     let input = builder_input(org, region, arch);
-    Ok(client
+    client
         .call_within(ask::ENSURE_BUILDER, input, WAKE_WAIT_MAX)
-        .await?)
+        .await
+}
+
+/// What was asked for is not to be had here.
+pub(crate) fn is_invalid(error: &ApiError) -> bool {
+    error.code == "INVALID"
 }
 
 /// Ends the builder.

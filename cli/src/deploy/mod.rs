@@ -33,6 +33,7 @@ use plan::{Place, Plan};
 use progress::View;
 pub(crate) use progress::{clean_lines, seconds};
 use serde::Serialize;
+use slipway_core::platform::Platform;
 use slipway_terminal::exit::{Failure, FailureKind, Outcome};
 use slipway_terminal::printer::{Format, Printer};
 use summary::Summary;
@@ -205,7 +206,7 @@ enum Chosen {
     Remote(Option<local::Daemon>),
 }
 
-/// A local Docker is used when it was asked for, or when it may be, answers, and has the target's processor.
+/// A local Docker is used when it was asked for, or when it may be, answers, and need not emulate anything.
 async fn choose(plan: &Plan) -> Outcome<Chosen> {
     let loads = plan.output == Some(Output::Docker);
     match plan.place {
@@ -218,13 +219,19 @@ async fn choose(plan: &Plan) -> Outcome<Chosen> {
         Place::Remote => Ok(Chosen::Remote(None)),
         Place::Auto if plan.needs_builder => Ok(Chosen::Remote(None)),
         Place::Auto => match local::Daemon::find(load::NO_LOAD).await {
-            Ok(daemon) if daemon.arch() == plan.arch.as_deref().unwrap_or(local::TARGET_ARCH) => {
-                Ok(Chosen::Local(daemon))
-            }
+            Ok(daemon) if is_native(&plan.platforms, daemon.arch()) => Ok(Chosen::Local(daemon)),
             Ok(daemon) => Ok(Chosen::Remote(loads.then_some(daemon))),
             Err(failure) if loads => Err(failure),
             Err(_) => Ok(Chosen::Remote(None)),
         },
+    }
+}
+
+/// Whether a processor runs what is built for all of these platforms; if none was named, for the usual one.
+fn is_native(platforms: &[Platform], arch: &str) -> bool {
+    match platforms {
+        [] => arch == local::TARGET_ARCH,
+        named => named.iter().all(|it| it.is_native_to(arch)),
     }
 }
 
@@ -250,6 +257,28 @@ fn fresh_tag() -> Outcome<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_local_docker_builds_only_what_its_processor_runs() {
+        for (platforms, arch, want) in [
+            ("", "amd64", true),
+            ("", "arm64", false),
+            ("linux/amd64", "amd64", true),
+            ("linux/386", "amd64", true),
+            ("linux/arm64", "arm64", true),
+            ("linux/arm64", "amd64", false),
+            ("linux/riscv64", "amd64", false),
+            ("linux/s390x", "amd64", false),
+            ("linux/arm/v7", "amd64", false),
+            ("linux/amd64,linux/arm64", "amd64", false),
+        ] {
+            let named = match platforms {
+                "" => Vec::new(),
+                text => slipway_core::platform::parse_list(text).unwrap(),
+            };
+            assert_eq!(is_native(&named, arch), want, "{platforms} on {arch}");
+        }
+    }
 
     #[test]
     fn tags_differ_and_sort_by_time() {

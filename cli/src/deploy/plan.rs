@@ -16,6 +16,7 @@ use crate::deploy::env::Env;
 use crate::names;
 use options::Options;
 use slipway_core::compression::Compression;
+use slipway_core::platform::Platform;
 use slipway_terminal::exit::{Failure, Outcome};
 pub(crate) use source::{Context, Source};
 use std::collections::BTreeMap;
@@ -67,6 +68,8 @@ pub(crate) struct Plan {
     pub(crate) output: Option<Output>,
     /// Architecture that the builder had best have, by the platform that was named.
     pub(crate) arch: Option<String>,
+    /// The platforms that were named.
+    pub(crate) platforms: Vec<Platform>,
     /// Annotations of manifests and index.
     pub(crate) annotations: Vec<String>,
     /// More comes of it than one manifest without annotations, which the Docker that runs here may not be able to keep.
@@ -166,6 +169,7 @@ impl Plan {
             secrets: secret::read_all(&args.secret, &args.build_secret, env)?,
             ssh: ssh::parse_all(&args.ssh, env)?,
             arch: options.arch,
+            platforms: options.platforms,
             annotations: args.annotation.clone(),
             needs_builder,
             place: match (args.remote_only || args.detach, args.local_only) {

@@ -12,15 +12,15 @@ use super::plan::{Plan, Push};
 use super::progress::View;
 use super::session::{Gateway, OpenSession, SessionFactory, StreamState};
 use super::summary::{Sender, Summary};
-use crate::api::ApiClient;
 use crate::api::queries;
-use crate::api::shapes::{Build, NewBuild};
+use crate::api::shapes::{Build, Builder, NewBuild};
+use crate::api::{ApiClient, ApiError};
 use crate::docker_logins::{DockerLogins, registry_of};
 use crate::interrupt::{Interrupts, exit_now};
 use crate::limits::{CANCEL_WAIT_MAX, CONTEXT_WARN_BYTES, TREE_PERIOD, WAIT_REASON_PERIOD};
 use slipway_buildkit::Export;
 use slipway_core::build::{BuildOutcome, RegistryCredential};
-use slipway_terminal::exit::{Failure, FailureKind, Outcome};
+use slipway_terminal::exit::{Failure, Outcome};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -164,12 +164,12 @@ async fn open(plan: &Plan, client: &ApiClient, factory: &Arc<SessionFactory>) ->
     let mut region = plan.region.clone();
     if let Some(wish) = &plan.region_wish {
         // Asked for first: the session must go to the builder that is taken in the end.
-        match queries::ensure_builder(client, &place.org, Some(wish), arch).await {
+        match ensure(client, &place.org, Some(wish), &mut arch, &mut notice).await {
             Ok(_) => region = Some(wish.clone()),
-            Err(refused) if refused.kind() == FailureKind::User => notice.push(format!(
+            Err(refused) if queries::is_invalid(&refused) => notice.push(format!(
                 "primary_region '{wish}' is none of this farm's, so the build goes where the org's builds go; --region chooses"
             )),
-            Err(failure) => return Err(failure),
+            Err(error) => return Err(error.into()),
         }
     }
     let region_name = region.as_deref();
@@ -185,15 +185,11 @@ async fn open(plan: &Plan, client: &ApiClient, factory: &Arc<SessionFactory>) ->
     };
     let (mut session, mut gateway) = opening(arch);
     // Asked for by name as well: the gateway alone could not tell region and architecture.
-    let builder = match queries::ensure_builder(client, &place.org, region_name, arch).await {
-        // The farm has no builder of that processor: another one emulates it.
-        Err(refused) if arch.is_some() && refused.kind() == FailureKind::User => {
-            arch = None;
-            (session, gateway) = opening(arch);
-            queries::ensure_builder(client, &place.org, region_name, arch).await?
-        }
-        ensured => ensured?,
-    };
+    let asked = arch;
+    let builder = ensure(client, &place.org, region_name, &mut arch, &mut notice).await?;
+    if arch != asked {
+        (session, gateway) = opening(arch);
+    }
     notice.extend(builder.notice);
     Ok(Opened {
         session,
@@ -203,6 +199,37 @@ async fn open(plan: &Plan, client: &ApiClient, factory: &Arc<SessionFactory>) ->
         notice,
         org: place.org,
     })
+}
+
+/// Has a builder running. Where there is none to be had of that architecture, it is one of another, which emulates it.
+async fn ensure(
+    client: &ApiClient,
+    org: &str,
+    region: Option<&str>,
+    arch: &mut Option<&str>,
+    notice: &mut Vec<String>,
+) -> Result<Builder, ApiError> {
+    let refused = match queries::ensure_builder(client, org, region, *arch).await {
+        Err(error) if queries::is_invalid(&error) => error,
+        other => return other,
+    };
+    let Some(wanted) = *arch else {
+        return Err(refused);
+    };
+    match queries::ensure_builder(client, org, region, None).await {
+        // So it was not for the architecture's sake.
+        Err(error) if queries::is_invalid(&error) => Err(refused),
+        Err(error) => Err(error),
+        Ok(builder) => {
+            *arch = None;
+            notice.push(format!(
+                "{}: the builder has {}, and emulates {wanted}",
+                refused.failure.message(),
+                builder.arch
+            ));
+            Ok(builder)
+        }
+    }
 }
 
 /// As [`watched`], and shows what the org's builder waits for.
@@ -239,9 +266,14 @@ async fn reason(plan: &Plan, client: &ApiClient) -> Option<String> {
     let place = queries::locate(client, plan.org.as_deref()).await.ok()?;
     let builders = queries::builders(client, &place.org).await.ok()?;
     let fits = |wanted: &Option<String>, has: &str| wanted.as_ref().is_none_or(|it| it == has);
-    builders
+    let near: Vec<Builder> = builders
         .into_iter()
         .filter(|it| fits(&plan.region, &it.region))
+        .collect();
+    // Where none has the architecture, one of another is taken.
+    let is_had = near.iter().any(|it| fits(&plan.arch, &it.arch));
+    near.into_iter()
+        .filter(|it| !is_had || fits(&plan.arch, &it.arch))
         .find_map(|builder| builder.waiting_for)
 }
 

@@ -8,7 +8,7 @@ use crate::config::ProjectConfig;
 use crate::deploy::csv;
 use crate::deploy::env::Env;
 use slipway_buildkit::Annotation;
-use slipway_core::platform;
+use slipway_core::platform::{self, Platform};
 use slipway_terminal::exit::{Failure, Outcome};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -26,6 +26,7 @@ pub(super) struct Options {
     pub(super) attrs: BTreeMap<String, String>,
     /// Architecture that the builder had best have.
     pub(super) arch: Option<String>,
+    pub(super) platforms: Vec<Platform>,
     /// Several platforms were named.
     pub(super) is_multiple: bool,
     /// Something is attested.
@@ -74,6 +75,7 @@ impl Options {
             options.is_multiple = platforms.len() > 1;
             let names: Vec<String> = platforms.iter().map(ToString::to_string).collect();
             options.put("platform", names.join(","));
+            options.platforms = platforms;
         }
         for text in &args.annotation {
             text.parse::<Annotation>().map_err(|error| {
