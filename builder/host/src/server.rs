@@ -337,6 +337,14 @@ async fn answer(
             HostReply::Done.into()
         }
         HostRequest::EnsureMachine(spec) => {
+            let request = HostRequest::EnsureMachine(spec.clone());
+            // Until the machine has its volume: nothing is decided about that meanwhile.
+            let turn = blocking(service, move |s| s.turn(&request, fence)).await;
+            if let Err(VerbError::Fence(busy @ FenceError::Busy { .. })) = &turn {
+                // It may be this start, asked for once more: it has not failed.
+                return Ok(refusal(HostErrorCode::InProgress, &chain(busy)));
+            }
+            let _turn = turn?;
             let spec = within(spec, service.cpu_millis, service.memory);
             HostReply::Machine(machines.ensure(spec).await?).into()
         }
@@ -407,10 +415,10 @@ fn within(spec: MachineSpec, cpu_millis: u32, memory: ByteSize) -> MachineSpec {
 }
 
 /// Runs work on a blocking thread.
-async fn blocking(
+async fn blocking<T: Send + 'static>(
     service: &Arc<Service>,
-    work: impl FnOnce(&Arc<Service>) -> Result<Answer, VerbError> + Send + 'static,
-) -> Result<Answer, VerbError> {
+    work: impl FnOnce(&Arc<Service>) -> Result<T, VerbError> + Send + 'static,
+) -> Result<T, VerbError> {
     let service = Arc::clone(service);
     let done = tokio::task::spawn_blocking(move || work(&service));
     done.await.map_err(|_| VerbError::CutOff)?

@@ -73,7 +73,7 @@ pub struct HostRequestFrame {
     /// makes no copies of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<KeyLease>,
-    /// With a verb on a volume, or on a snapshot of it: the volume's fencing number. Absent from a caller of version 2.
+    /// With a verb on a volume, on a snapshot of it, or that gives it to a machine: the volume's fencing number. Absent from a caller of version 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fence: Option<VolumeFence>,
     /// With a list: which part of it. Absent: all of it.

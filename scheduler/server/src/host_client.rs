@@ -311,16 +311,18 @@ impl HostClient {
         self.call(request, Lane::Quick).await.map(drop)
     }
 
-    /// Starts a machine if this generation of it does not run yet.
+    /// Starts a machine if this generation of it does not run yet. The fence is that of the volume that it gets.
     ///
     /// # Errors
     /// [`HostClientError`].
     pub async fn ensure_machine(
         &self,
+        fence: VolumeFence,
         spec: MachineSpec,
     ) -> Result<MachineReport, HostClientError> {
         let request = HostRequest::EnsureMachine(spec);
-        let HostReply::Machine(report) = self.call(request, Lane::Making).await?.0 else {
+        let called = self.call_fenced(request, fence, Lane::Making).await?;
+        let HostReply::Machine(report) = called.0 else {
             return Err(HostClientError::Protocol("no machine"));
         };
         Ok(report)

@@ -4,6 +4,7 @@ mod common;
 
 use common::{Bed, eventually, recorded};
 use slipway_core::ceilings::Ceilings;
+use slipway_core::fence::Fence;
 use slipway_core::generation::Generation;
 use slipway_core::host_api::{EndpointPort, HostErrorCode};
 use slipway_core::machine::MachineState;
@@ -68,6 +69,28 @@ async fn a_thousand_ensures_start_one_machine() {
     in_state(&bed.farm, &key, "running").await;
     assert_eq!(recorded(&bed).await.len(), 1);
     assert_eq!(bed.world.starts(), 1, "EnsureMachine ran more than once");
+    bed.end().await;
+}
+
+/// As after a move that an older database does not know of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_builder_does_not_start_on_a_cache_that_its_host_knows_more_of() {
+    let bed = Bed::start().await;
+    let key = bed.org(HOUR).await;
+    let volume = bed.farm.ensure_builder(&key).await.expect("ensured").volume;
+    in_state(&bed.farm, &key, "running").await;
+    bed.farm.stop_builder(&key).await.expect("stopped");
+    in_state(&bed.farm, &key, "stopped").await;
+    let later = Fence(1 << 20);
+    bed.world.lock().fences.insert(volume.clone(), later);
+    bed.farm.ensure_builder(&key).await.expect("ensured");
+    let said = eventually("a refusal", || async {
+        bed.farm.builder(&key).expect("there").last_error
+    })
+    .await;
+    assert!(said.contains("later orders about its cache"), "{said}");
+    assert_eq!(bed.world.starts(), 1, "it started on what may be stale");
+    assert_eq!(bed.farm.builder(&key).expect("there").volume, volume);
     bed.end().await;
 }
 

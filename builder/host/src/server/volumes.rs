@@ -50,8 +50,8 @@ impl Service {
         Ok(of.map(|found| found.volume))
     }
 
-    /// The turn of a verb that changes a volume, if this is one.
-    fn turn(
+    /// The turn of a verb that changes a volume or gives it to a machine, if this is one. Blocks.
+    pub(super) fn turn(
         &self,
         request: &HostRequest,
         fence: Option<VolumeFence>,
@@ -77,11 +77,11 @@ impl Service {
             | HostRequest::LendKey
             | HostRequest::RevokeKey { .. }
             | HostRequest::Info
-            | HostRequest::EnsureMachine(_)
             | HostRequest::StopMachine { .. }
             | HostRequest::RemoveMachine { .. }
             | HostRequest::WatchMachines { .. }
             | HostRequest::OpenEndpoint { .. } => return Ok(None),
+            HostRequest::EnsureMachine(spec) => spec.volume.clone(),
         };
         if fence.as_ref().is_some_and(|fence| fence.volume != volume) {
             return Err(VerbError::OthersFence);

@@ -4,7 +4,8 @@ use crate::client::Client;
 use crate::harness::{Guest, Host};
 use slipway_core::fence::{Fence, VolumeFence};
 use slipway_core::host_api::{
-    HostErrorCode, HostReply, HostRequest, HostRequestFrame, ImportPart, Page, VersionRange,
+    HostErrorCode, HostReply, HostRequest, HostRequestFrame, ImportPart, MachineSpec, Page,
+    VersionRange,
 };
 use slipway_core::id::{SnapshotId, VolumeId};
 use slipway_core::limits::HOST_API_PAGE_MAX;
@@ -25,8 +26,12 @@ fn code(reply: &HostReply) -> Option<HostErrorCode> {
     }
 }
 
-/// Every verb that changes a volume.
-fn verbs(volume: &VolumeId) -> Vec<HostRequest> {
+/// Every verb that changes a volume, or gives it to a machine.
+fn verbs(host: &Host, volume: &VolumeId) -> Vec<HostRequest> {
+    let machine = MachineSpec {
+        volume: volume.clone(),
+        ..host.spec(1, 1)
+    };
     let (volume, size_bytes) = (volume.clone(), 2 << 30);
     vec![
         HostRequest::EnsureVolume {
@@ -55,6 +60,7 @@ fn verbs(volume: &VolumeId) -> Vec<HostRequest> {
             volume: volume.clone(),
         },
         HostRequest::DestroyVolume { volume },
+        HostRequest::EnsureMachine(machine),
     ]
 }
 
@@ -64,7 +70,7 @@ fn an_order_that_comes_late_is_not_done_also_after_a_restart_and_a_destruction()
         return;
     };
     let volume = VolumeId::from_entropy([1; 10]);
-    let ensure = verbs(&volume).remove(0);
+    let ensure = verbs(&host, &volume).remove(0);
     let show = HostRequest::ShowVolume {
         volume: volume.clone(),
     };
@@ -79,7 +85,7 @@ fn an_order_that_comes_late_is_not_done_also_after_a_restart_and_a_destruction()
     assert!(matches!(shown, HostReply::Volume(_)), "{shown:?}");
     for restarts in 0..2 {
         let mut client = host.client();
-        for late in verbs(&volume) {
+        for late in verbs(&host, &volume) {
             let refused = client.ask_fenced(late.clone(), &fence(&volume, 4));
             assert_eq!(code(&refused), Some(HostErrorCode::StaleFence), "{late:?}");
         }
@@ -87,6 +93,15 @@ fn an_order_that_comes_late_is_not_done_also_after_a_restart_and_a_destruction()
         let old = HostRequestFrame {
             version: 2,
             ..destroy.clone().into()
+        };
+        let refused = client.ask_frame(&old).0;
+        assert_eq!(code(&refused), Some(HostErrorCode::StaleGeneration));
+        let start = HostRequest::EnsureMachine(host.spec(1, 1));
+        let refused = client.ask_fenced(start.clone(), &fence(&VolumeId::from_entropy([2; 10]), 9));
+        assert_eq!(code(&refused), Some(HostErrorCode::BadRequest));
+        let old = HostRequestFrame {
+            version: 2,
+            ..start.into()
         };
         let refused = client.ask_frame(&old).0;
         assert_eq!(code(&refused), Some(HostErrorCode::StaleGeneration));
@@ -120,8 +135,8 @@ fn a_destruction_that_waits_behind_an_import_is_held_against_what_was_decided_me
         return;
     };
     let volume = VolumeId::from_entropy([1; 10]);
-    let import = verbs(&volume).remove(4);
-    let destroy = verbs(&volume).remove(6);
+    let import = verbs(&host, &volume).remove(4);
+    let destroy = verbs(&host, &volume).remove(6);
     let mut client = host.client();
     let began = client.ask_frame(&HostRequestFrame {
         fence: Some(fence(&volume, 2)),

@@ -172,6 +172,11 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), St
     let generation = step.generation;
     let host = builder.host();
     let _turn = turn(builder, &host).await?;
+    // Before it is looked at whether it may start: what is decided of the volume after that has a higher number.
+    let fence = match shared.store.volume(&builder.key.org, &step.volume).await {
+        Ok(volume) => volume.fenced(),
+        Err(error) => return Err(deferred(builder, &error)),
+    };
     let begun = builder.change(|inner| {
         // Its volume may have begun to leave since this was planned, or nobody wants it any more.
         if !inner.may_start() {
@@ -216,7 +221,7 @@ async fn start(shared: &Shared, builder: &Builder, step: &Step) -> Result<(), St
         settle(builder).await;
         return Err(failed);
     }
-    let result = host.client.ensure_machine(spec).await;
+    let result = host.client.ensure_machine(fence, spec).await;
     match result {
         Ok(report) => {
             if report.generation == generation && report.state == MachineRunState::Running {

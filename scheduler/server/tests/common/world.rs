@@ -177,6 +177,7 @@ impl World {
                 | HostRequest::CreateSnapshot { .. }
                 | HostRequest::DeleteSnapshot { .. }
                 | HostRequest::ImportVolume { .. }
+                | HostRequest::EnsureMachine(_)
         );
         let Some(VolumeFence { volume, number }) = &frame.fence else {
             if of_a_volume {
