@@ -499,7 +499,9 @@ fn kind(error: &VerbError) -> HostErrorCode {
         VerbError::Stale(_) => HostErrorCode::StaleGeneration,
         VerbError::Fence(FenceError::Stale { .. }) => HostErrorCode::StaleFence,
         VerbError::Fence(FenceError::Busy { .. }) => HostErrorCode::Busy,
-        VerbError::Fence(FenceError::File { .. }) => HostErrorCode::Failed,
+        VerbError::Fence(FenceError::File { .. } | FenceError::Unreadable { .. }) => {
+            HostErrorCode::Failed
+        }
         VerbError::NotRunning(_) | VerbError::NotFound(_) => HostErrorCode::NotFound,
         VerbError::Running(_) | VerbError::WouldNotEnd { .. } | VerbError::Opening(_) => {
             HostErrorCode::Busy

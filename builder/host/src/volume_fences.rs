@@ -35,6 +35,17 @@ pub(crate) enum FenceError {
         /// Which.
         volume: VolumeId,
     },
+    /// What is kept of its number is none: any order may be late.
+    #[error(
+        "the fencing number of volume {volume} cannot be read, so nothing is done to it (hint: the disk is damaged, or somebody wrote {}: write the number into it that the control plane has for the volume; or, if no earlier order can be on its way any more, move it away; then restart the host daemon)",
+        path.display()
+    )]
+    Unreadable {
+        /// Which.
+        volume: VolumeId,
+        /// Where it is kept.
+        path: PathBuf,
+    },
     /// A number could not be read or written.
     #[error("{action} {}", path.display())]
     File {
@@ -79,6 +90,8 @@ struct State {
     seen: HashMap<VolumeId, Fence>,
     /// A verb on each of these is under way.
     busy: HashSet<VolumeId>,
+    /// The numbers of these were seen and are lost.
+    unreadable: HashSet<VolumeId>,
 }
 
 impl VolumeFences {
@@ -93,7 +106,7 @@ impl VolumeFences {
     ) -> Result<Self, FenceError> {
         let dir = pool_dir.join("fences");
         make_dir(&dir, 0o700).map_err(at("make", &dir))?;
-        let mut seen = HashMap::new();
+        let (mut seen, mut unreadable) = (HashMap::new(), HashSet::new());
         for entry in fs::read_dir(&dir).map_err(at("list", &dir))? {
             let path = entry.map_err(at("list", &dir))?.path();
             let name = path.file_name().and_then(|name| name.to_str());
@@ -107,18 +120,21 @@ impl VolumeFences {
                 remove_all(&path).map_err(at("remove", &path))?;
                 continue;
             }
-            let text = fs::read_to_string(&path).map_err(at("read", &path))?;
-            match text.trim().parse() {
+            let number = fs::read_to_string(&path)
+                .and_then(|text| text.trim().parse().map_err(io::Error::other));
+            match number {
                 Ok(number) => drop(seen.insert(volume, Fence(number))),
-                // What is written here is synced, so the disk is bad. It must not keep all volumes from being used.
+                // What is written here is synced, so the disk is bad. It must not keep other volumes from being used.
                 Err(error) => {
-                    tracing::error!(%volume, %error, "its fencing number is unreadable, as if none was seen");
+                    tracing::error!(%volume, path = %path.display(), %error, "its fencing number is unreadable: nothing is done to it");
+                    unreadable.insert(volume);
                 }
             }
         }
         let state = State {
             seen,
             busy: HashSet::new(),
+            unreadable,
         };
         Ok(Self {
             dir,
@@ -151,6 +167,12 @@ impl VolumeFences {
         if waited.timed_out() {
             let volume = volume.clone();
             return Err(FenceError::Busy { volume });
+        }
+        if state.unreadable.contains(volume) {
+            return Err(FenceError::Unreadable {
+                volume: volume.clone(),
+                path: self.dir.join(volume.as_str()),
+            });
         }
         let seen = state.seen.get(volume).copied();
         let raised = admit(seen, got).map_err(|stale| FenceError::Stale {
@@ -325,6 +347,35 @@ mod tests {
                 .begin(&volume(2), Some(Fence(2)), Room::Takes)
                 .unwrap(),
         );
+    }
+
+    #[test]
+    fn a_number_that_cannot_be_read_stops_orders_about_its_volume_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let begin = |fences: &Arc<VolumeFences>, n, got| fences.begin(&volume(n), Some(Fence(got)));
+        let path = dir.path().join("fences").join(volume(1).as_str());
+        drop(begin(&open(dir.path()), 2, 5).unwrap());
+        let bad: [&[u8]; 5] = [b"\xff\xfe\0", b"", b"\n", b"-1\n", b"5 or so\n"];
+        for bytes in bad {
+            fs::write(&path, bytes).unwrap();
+            let fences = open(dir.path());
+            for got in [1, u64::MAX] {
+                let refused = begin(&fences, 1, got).unwrap_err();
+                assert!(
+                    matches!(refused, FenceError::Unreadable { .. }),
+                    "{refused}"
+                );
+                let hint = refused.to_string();
+                assert!(hint.contains(&*path.to_string_lossy()), "{hint}");
+            }
+            assert!(begin(&fences, 2, 4).is_err(), "others are as before");
+            drop(begin(&fences, 2, 5).unwrap());
+            assert_eq!(fs::read(&path).unwrap(), bytes, "it stays to be looked at");
+        }
+        fs::write(&path, "5").unwrap();
+        let fences = open(dir.path());
+        assert!(begin(&fences, 1, 4).is_err());
+        drop(begin(&fences, 1, 5).unwrap());
     }
 
     #[test]
