@@ -355,7 +355,7 @@ fn with_bounded_end(mut event: NumberedEvent) -> NumberedEvent {
 /// JSON lines of a body.
 struct Lines {
     body: Incoming,
-    held: BytesMut,
+    held: Held,
     read: usize,
     read_max: usize,
 }
@@ -364,7 +364,7 @@ impl Lines {
     fn of(answer: Response<Incoming>, read_max: usize) -> Self {
         Self {
             body: answer.into_body(),
-            held: BytesMut::new(),
+            held: Held::default(),
             read: 0,
             read_max,
         }
@@ -372,15 +372,13 @@ impl Lines {
 
     async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, GuestError> {
         loop {
-            if let Some(end) = self.held.iter().position(|byte| *byte == b'\n') {
-                let line = self.held.split_to(end + 1);
+            if let Some(line) = self.held.line()? {
                 return serde_json::from_slice(&line)
                     .map(Some)
                     .map_err(|_| GuestError::Protocol("event is not one"));
             }
-            let too_much = self.held.len() > GUEST_EVENT_BYTES_MAX || self.read > self.read_max;
-            if too_much {
-                return Err(GuestError::Protocol("events are too large"));
+            if self.read > self.read_max {
+                return Err(TOO_LARGE);
             }
             match self.body.frame().await {
                 None => return Ok(None),
@@ -388,10 +386,68 @@ impl Lines {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.read = self.read.saturating_add(data.len());
-                        self.held.extend_from_slice(&data);
+                        self.held.bytes.extend_from_slice(&data);
                     }
                 }
             }
+        }
+    }
+}
+
+const TOO_LARGE: GuestError = GuestError::Protocol("events are too large");
+
+/// What has come of the next lines.
+#[derive(Default)]
+struct Held {
+    bytes: BytesMut,
+    /// So many of them end no line: a guest may send each byte by itself.
+    searched: usize,
+}
+
+impl Held {
+    /// The next line with its end, if it is there.
+    fn line(&mut self) -> Result<Option<BytesMut>, GuestError> {
+        let rest = self.bytes.get(self.searched..).unwrap_or_default();
+        let end = rest.iter().position(|byte| *byte == b'\n');
+        let length = end.map_or(self.bytes.len(), |end| self.searched + end);
+        if length > GUEST_EVENT_BYTES_MAX {
+            return Err(TOO_LARGE);
+        }
+        if end.is_none() {
+            self.searched = length;
+            return Ok(None);
+        }
+        self.searched = 0;
+        Ok(Some(self.bytes.split_to(length + 1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With a search from the beginning for each byte this test would not end.
+    #[test]
+    fn a_line_that_comes_byte_by_byte_is_searched_once_and_bounded() {
+        let mut held = Held::default();
+        for _ in 0..GUEST_EVENT_BYTES_MAX {
+            held.bytes.extend_from_slice(b"a");
+            assert!(held.line().expect("not too long").is_none());
+        }
+        held.bytes.extend_from_slice(b"\nbc\nd");
+        let lengths: Vec<usize> =
+            std::iter::from_fn(|| held.line().expect("not too long").map(|it| it.len())).collect();
+        assert_eq!(lengths, [GUEST_EVENT_BYTES_MAX + 1, 3]);
+        held.bytes.extend_from_slice(b"e\n");
+        let last = held.line().expect("not too long");
+        assert_eq!(last.as_deref(), Some(&b"de\n"[..]));
+
+        for end in ["", "\n"] {
+            let mut held = Held::default();
+            held.bytes
+                .extend_from_slice(&vec![b'a'; GUEST_EVENT_BYTES_MAX + 1]);
+            held.bytes.extend_from_slice(end.as_bytes());
+            held.line().expect_err("too long");
         }
     }
 }
