@@ -352,7 +352,9 @@ mod tests {
     #[test]
     fn a_number_that_cannot_be_read_stops_orders_about_its_volume_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let begin = |fences: &Arc<VolumeFences>, n, got| fences.begin(&volume(n), Some(Fence(got)));
+        let begin = |fences: &Arc<VolumeFences>, n, got| {
+            fences.begin(&volume(n), Some(Fence(got)), Room::Takes)
+        };
         let path = dir.path().join("fences").join(volume(1).as_str());
         drop(begin(&open(dir.path()), 2, 5).unwrap());
         let bad: [&[u8]; 5] = [b"\xff\xfe\0", b"", b"\n", b"-1\n", b"5 or so\n"];
