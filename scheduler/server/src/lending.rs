@@ -359,7 +359,7 @@ mod tests {
             Some(Ok(GuestClient::new(stream).await.unwrap()))
         };
         let terms = Terms {
-            id: "a loan".to_owned(),
+            id: "loan".to_owned(),
             org: OrgId::from_entropy([1; 10]),
             images: Vec::new(),
         };
