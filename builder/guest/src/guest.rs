@@ -14,7 +14,7 @@ use crate::phase::Phase;
 use crate::share::CGROUPS;
 use crate::share::ooms::Ooms;
 use crate::store::ImageStore;
-use crate::{disk, limits, watcher};
+use crate::{disk, limits, running};
 use slipway_buildkit::{Client, dial_docker_grpc};
 use slipway_core::guest_api::{DiskUse, EngineStatus, GuestStatus};
 use std::path::Path;
@@ -83,7 +83,7 @@ impl Guest {
 
     /// How the guest does, with containers counted now.
     pub(crate) async fn status(&self) -> GuestStatus {
-        watcher::look(self).await;
+        running::count(&self.books, &self.docker).await;
         let engine = self.engine().await;
         let ledger = self.books.read();
         GuestStatus {

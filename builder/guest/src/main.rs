@@ -28,8 +28,10 @@ mod output;
 mod phase;
 mod progress;
 mod push;
+mod running;
 mod runtime;
 mod share;
+mod solving;
 mod store;
 mod watcher;
 

@@ -2,11 +2,11 @@
 //!
 //! It must not know how a push is done.
 
-use crate::builds::{Throttle, chain};
 use crate::guest::Guest;
 use crate::limits;
 use crate::loans::Borrower;
 use crate::push::{self, Logins, PushFailure};
+use crate::solving::{Throttle, chain};
 use bytes::Bytes;
 use futures_util::Stream;
 use serde_json::{Value, json};

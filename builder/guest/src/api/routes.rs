@@ -4,12 +4,13 @@
 
 use super::answer::{Body, Refusal, json, lines};
 use super::push_lines;
-use crate::builds::{Build, Stop, solves};
+use crate::builds::{Build, Stop};
 use crate::garbage::Reason;
 use crate::guest::Guest;
 use crate::limits;
 use crate::loans::Over;
 use crate::phase::Phase;
+use crate::solving::{self, solves};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -92,7 +93,7 @@ async fn status(guest: &Guest, query: Option<&str>) -> Answered {
 
 async fn end(guest: &Guest) -> Answered {
     // Counted now, not a second ago: a container may just have begun.
-    crate::watcher::look(guest).await;
+    crate::running::count(&guest.books, &guest.docker).await;
     match guest.books.end_if_idle() {
         Ok(()) => Ok(json(StatusCode::ACCEPTED, &value!({}))),
         Err(activity) => Ok(json(StatusCode::CONFLICT, &activity)),
@@ -111,7 +112,7 @@ async fn collect(guest: &Guest) -> Answered {
 }
 
 fn start_build(guest: &Arc<Guest>, start: StartBuild) -> Answered {
-    match guest.builds.start(guest, start) {
+    match solving::start(guest, start) {
         Ok(()) => Ok(json(StatusCode::ACCEPTED, &value!({}))),
         Err(refused) => Err(Refusal::Unavailable(refused.to_string())),
     }

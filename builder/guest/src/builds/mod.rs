@@ -1,37 +1,26 @@
 //! Builds that wait, run, or ended not long ago. They belong to the guest: whoever asked for one may go away, come back
 //! and read on from the last event it has.
 //!
-//! It must not know how a build is solved or pushed ([`run`]), nor how events are asked for.
+//! It must not know how a build is solved or pushed, nor how events are asked for.
 
-mod convert;
-mod outcome;
-mod reach;
 mod record;
-mod run;
-mod seen;
 mod tails;
-mod wishes;
 
-pub(crate) use convert::Throttle;
-pub(crate) use outcome::chain;
-pub(crate) use seen::solves;
-
-use crate::books::InFlight;
-use crate::guest::Guest;
+use crate::books::{Books, InFlight};
 use crate::ledger::{Closed, Work};
 use crate::limits;
-use crate::loans::Borrower;
+use crate::loans::{Borrower, Loans};
 use bytes::Bytes;
 use futures_util::Stream;
 use record::Record;
-use slipway_core::build::{BuildEvent, StepsSeen};
+use slipway_core::build::{BuildEvent, BuildOutcome, StepsSeen};
 use slipway_core::guest_api::{BuildSummary, StartBuild};
 use slipway_core::id::BuildId;
 use slipway_core::limits::{BUILDS_RUNNING_MAX, BUILDS_WAITING_MAX};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Why a build was not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -48,10 +37,20 @@ pub(crate) enum NotAccepted {
 
 /// What a build holds until it ends.
 #[derive(Debug)]
-struct Held {
-    in_flight: InFlight,
+pub(crate) struct Held {
+    /// Keeps the machine up.
+    pub(crate) in_flight: InFlight,
     /// The way to credentials that the control plane keeps.
-    borrower: Option<Borrower>,
+    pub(crate) borrower: Option<Borrower>,
+}
+
+/// What became of a build of a client's.
+#[derive(Debug)]
+pub(crate) enum Seen {
+    /// It is in the list already.
+    Known,
+    /// It is in the list from now on.
+    New(Arc<Build>),
 }
 
 /// Why a build ends before it is done.
@@ -96,11 +95,19 @@ impl Default for Builds {
 }
 
 impl Builds {
-    /// Accepts a build and lets it run when there is a place. The id of a build that is known already changes nothing.
-    pub(crate) fn start(&self, guest: &Arc<Guest>, request: StartBuild) -> Result<(), NotAccepted> {
+    /// Accepts a build: it is the caller's to run then. Nothing, if its id is known already.
+    ///
+    /// # Errors
+    /// [`NotAccepted`].
+    pub(crate) fn accept(
+        &self,
+        request: &StartBuild,
+        books: &Books,
+        loans: &Arc<Loans>,
+    ) -> Result<Option<(Arc<Build>, Held)>, NotAccepted> {
         let mut known = self.known();
         if known.iter().any(|build| build.id == request.id) {
-            return Ok(());
+            return Ok(None);
         }
         let waiting = known
             .iter()
@@ -109,24 +116,17 @@ impl Builds {
         if waiting >= BUILDS_WAITING_MAX {
             return Err(NotAccepted::Full);
         }
-        let in_flight = guest
-            .books
-            .begin(Work::Build)
-            .map_err(NotAccepted::Closed)?;
+        let in_flight = books.begin(Work::Build).map_err(NotAccepted::Closed)?;
         let build = Arc::new(Build::new(request.id.clone()));
         known.push_back(build.clone());
         drop(known);
-        let borrower = (!request.lent.is_empty()).then(|| {
-            let (id, registries) = (request.id.to_string(), request.lent.clone());
-            guest.loans.begin(id, registries)
-        });
+        let borrower = (!request.lent.is_empty())
+            .then(|| loans.begin(request.id.to_string(), request.lent.clone()));
         let held = Held {
             in_flight,
             borrower,
         };
-        // Owned by the build itself: it always ends, by its own bound if by nothing else.
-        tokio::spawn(run::run(guest.clone(), build, request, held));
-        Ok(())
+        Ok(Some((build, held)))
     }
 
     /// The build of this id.
@@ -167,6 +167,39 @@ impl Builds {
         self.known()
             .iter()
             .any(|build| build.image().as_deref() == Some(id))
+    }
+
+    /// Waits for a place among those that run. None if there will never be one.
+    pub(crate) async fn place(&self, build: &Build) -> Option<OwnedSemaphorePermit> {
+        let places = self.places.clone();
+        if let Ok(place) = places.clone().try_acquire_owned() {
+            return Some(place);
+        }
+        build.append(BuildEvent::Queued {
+            ahead: self.ahead_of(&build.id),
+        });
+        places.acquire_owned().await.ok()
+    }
+
+    /// A build that a client of dockerd's asked for, and whether it is new here: then the caller follows it. None if as many as
+    /// may be are followed.
+    pub(crate) fn see(&self, id: BuildId, began: Option<SystemTime>) -> Option<Seen> {
+        let mut known = self.known();
+        if known.iter().any(|build| build.id == id) {
+            return Some(Seen::Known);
+        }
+        let under_way = known
+            .iter()
+            .filter(|build| build.is_seen && build.ended_at().is_none());
+        if under_way.count() >= limits::SEEN_FOLLOWED_MAX {
+            return None;
+        }
+        let mut build = Build::new(id);
+        build.is_seen = true;
+        build.accepted_at = began.unwrap_or(build.accepted_at);
+        let build = Arc::new(build);
+        known.push_back(build.clone());
+        Some(Seen::New(build))
     }
 
     fn ahead_of(&self, id: &BuildId) -> u32 {
@@ -210,8 +243,33 @@ impl Build {
         }
     }
 
+    /// Which it is.
+    pub(crate) fn id(&self) -> &BuildId {
+        &self.id
+    }
+
+    /// When it was accepted, or its client asked for it.
+    pub(crate) fn accepted_at(&self) -> SystemTime {
+        self.accepted_at
+    }
+
+    /// Waits until the build is asked to end, and says why.
+    pub(crate) async fn stopped(&self) -> Stop {
+        let mut stop = self.stop.subscribe();
+        // The sender lives in `self`.
+        let why = stop.wait_for(Option::is_some).await;
+        why.ok().and_then(|why| *why).unwrap_or(Stop::Cancelled)
+    }
+
+    /// It has ended so. This is its last event.
+    pub(crate) fn end(&self, outcome: BuildOutcome) {
+        self.append(BuildEvent::Ended(outcome));
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.image() = None;
+    }
+
     /// The steps of its Dockerfile so far.
-    fn steps_seen(&self) -> MutexGuard<'_, StepsSeen> {
+    pub(crate) fn steps_seen(&self) -> MutexGuard<'_, StepsSeen> {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -254,7 +312,8 @@ impl Build {
         )
     }
 
-    fn append(&self, event: BuildEvent) {
+    /// Records an event.
+    pub(crate) fn append(&self, event: BuildEvent) {
         let at_ms = u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX);
         if let BuildEvent::Step(step) = &event {
             self.steps_seen().see(step);
@@ -272,7 +331,8 @@ impl Build {
         }
     }
 
-    fn image(&self) -> MutexGuard<'_, Option<String>> {
+    /// Id of the image it has made, while it needs it.
+    pub(crate) fn image(&self) -> MutexGuard<'_, Option<String>> {
         self.image.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -4,8 +4,9 @@
 //! It must not know who asks for them, nor by which way they came.
 
 use super::convert::Converter;
+use super::outcome;
 use super::run::NoSolve;
-use super::{Build, outcome};
+use crate::builds::{Build, Seen};
 use crate::guest::Guest;
 use crate::limits;
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use slipway_buildkit::{Client, SolveEnd, SolveRecord, dial_docker_grpc};
 use slipway_core::build::{BuildEvent, BuildOutcome, BuildSpec};
 use slipway_core::guest_api::SeenSolve;
 use slipway_core::id::{BuildId, ID_ENTROPY_BYTES};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -31,7 +32,7 @@ pub(crate) fn solves(guest: Arc<Guest>) -> impl Stream<Item = Bytes> + Send + Sy
     tokio::spawn(async move {
         tokio::select! {
             watched = Box::pin(watch(&guest, &lines)) => if let Err(error) = watched {
-                tracing::debug!(error = super::chain(&error), "solves are not seen");
+                tracing::debug!(error = outcome::chain(&error), "solves are not seen");
             },
             () = lines.closed() => {}
         }
@@ -89,24 +90,10 @@ fn see(guest: &Arc<Guest>, record: SolveRecord) -> Option<SeenSolve> {
         spec: spec_of(&record),
         reference: record.build_ref.clone(),
     };
-    let mut known = guest.builds.known();
-    if known.iter().any(|build| build.id == id) {
-        return Some(seen);
+    if let Seen::New(build) = guest.builds.see(id, record.created_at)? {
+        // Owned by the build itself: it ends with the solve, or with the connection to BuildKit.
+        tokio::spawn(follow(guest.clone(), build, record));
     }
-    let under_way = known
-        .iter()
-        .filter(|build| build.is_seen && build.ended_at().is_none());
-    if under_way.count() >= limits::SEEN_FOLLOWED_MAX {
-        return None;
-    }
-    let mut build = Build::new(id);
-    build.is_seen = true;
-    build.accepted_at = record.created_at.unwrap_or(build.accepted_at);
-    let build = Arc::new(build);
-    known.push_back(build.clone());
-    drop(known);
-    // Owned by the build itself: it ends with the solve, or with the connection to BuildKit.
-    tokio::spawn(follow(guest.clone(), build, record));
     Some(seen)
 }
 
@@ -144,18 +131,16 @@ fn spec_of(record: &SolveRecord) -> BuildSpec {
 
 async fn follow(guest: Arc<Guest>, build: Arc<Build>, record: SolveRecord) {
     build.append(BuildEvent::Started);
-    let mut stop = build.stop.subscribe();
     let ended = tokio::select! {
         ended = Box::pin(follow_to_end(&guest, &build, &record)) => {
-            ended.unwrap_or_else(|error| outcome::of_system(&super::chain(&error)))
+            ended.unwrap_or_else(|error| outcome::of_system(&outcome::chain(&error)))
         }
         // Only the machine's end stops it.
-        _stopped = stop.wait_for(Option::is_some) => {
+        _why = build.stopped() => {
             outcome::of_system("the builder ended while the build ran")
         }
     };
-    build.append(BuildEvent::Ended(ended));
-    *build.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    build.end(ended);
 }
 
 async fn follow_to_end(
@@ -164,7 +149,7 @@ async fn follow_to_end(
     record: &SolveRecord,
 ) -> Result<BuildOutcome, NoSolve> {
     let client = connect(guest).await?;
-    let mut converter = Converter::new(build.accepted_at);
+    let mut converter = Converter::new(build.accepted_at());
     let (events, mut told) = mpsc::channel(limits::EVENTS_QUEUED_MAX);
     let telling = async {
         // Ends with the solve, which holds the sender.

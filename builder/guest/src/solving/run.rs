@@ -2,9 +2,10 @@
 //!
 //! It must not know how events are kept or read.
 
-use super::convert::Converter;
+use super::convert::{Converter, Throttle};
 use super::wishes::Wishes;
-use super::{Build, Held, Stop, Throttle, outcome, reach};
+use super::{outcome, reach};
+use crate::builds::{Build, Held, NotAccepted, Stop};
 use crate::docker::{Docker, DockerError};
 use crate::garbage::{Pressure, Reason, pressure};
 use crate::guest::Guest;
@@ -27,15 +28,27 @@ use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 /// Time between two looks at the disk and the memory, see [`settle`] and [`watch`].
 const WATCH_PERIOD: Duration = Duration::from_millis(50);
 
-/// Runs the build to its end, whatever that is. Its last event is always told.
-pub(super) async fn run(guest: Arc<Guest>, build: Arc<Build>, request: StartBuild, held: Held) {
-    tracing::info!(build = %build.id, "build was accepted");
-    let mut stop = build.stop.subscribe();
+/// Accepts a build and lets it run when there is a place. The id of a build that is known already changes nothing.
+///
+/// # Errors
+/// [`NotAccepted`].
+pub(crate) fn start(guest: &Arc<Guest>, request: StartBuild) -> Result<(), NotAccepted> {
+    let accepted = guest.builds.accept(&request, &guest.books, &guest.loans)?;
+    if let Some((build, held)) = accepted {
+        // Owned by the build itself: it always ends, by its own bound if by nothing else.
+        tokio::spawn(run(guest.clone(), build, request, held));
+    }
+    Ok(())
+}
+
+/// Runs the build to its end, whatever that is. Its last event is always sent.
+async fn run(guest: Arc<Guest>, build: Arc<Build>, request: StartBuild, held: Held) {
+    tracing::info!(build = %build.id(), "build was accepted");
     let in_flight = held.in_flight;
     let work = tokio::spawn({
         let (guest, build) = (guest.clone(), build.clone());
@@ -44,23 +57,20 @@ pub(super) async fn run(guest: Arc<Guest>, build: Arc<Build>, request: StartBuil
     let abort = work.abort_handle();
     let ended = tokio::select! {
         ended = work => ended.unwrap_or_else(|error| {
-            tracing::error!(build = %build.id, %error, "build broke off");
+            tracing::error!(build = %build.id(), %error, "build broke off");
             outcome::of_system("the builder failed inside; its log says more")
         }),
-        // The sender lives in `build`, so this ends only by a reason to stop.
-        stopped = stop.wait_for(Option::is_some) => {
+        why = build.stopped() => {
             // Dropping the work cancels the solve at BuildKit and ends the push.
             abort.abort();
-            match stopped.ok().and_then(|stop| *stop) {
-                Some(Stop::BuilderEnds) => outcome::of_system("the builder ended while the build ran"),
-                Some(Stop::Cancelled) | None => BuildOutcome::Cancelled,
+            match why {
+                Stop::BuilderEnds => outcome::of_system("the builder ended while the build ran"),
+                Stop::Cancelled => BuildOutcome::Cancelled,
             }
         }
     };
-    tracing::info!(build = %build.id, outcome = kind(&ended), "build ended");
-    build.append(BuildEvent::Ended(ended));
-    *build.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    *build.image() = None;
+    tracing::info!(build = %build.id(), outcome = kind(&ended), "build ended");
+    build.end(ended);
     drop(in_flight);
 }
 
@@ -84,7 +94,7 @@ async fn wait_and_work(
     request: StartBuild,
     borrower: Option<Borrower>,
 ) -> BuildOutcome {
-    let Some(_place) = place(guest, build).await else {
+    let Some(_place) = guest.builds.place(build).await else {
         return outcome::of_system("the builder takes no builds");
     };
     build.append(BuildEvent::Started);
@@ -100,18 +110,6 @@ async fn wait_and_work(
             Some("split it, or find the step that hangs"),
         ),
     }
-}
-
-/// Waits for a place among those that run. None if there will never be one.
-async fn place(guest: &Guest, build: &Build) -> Option<OwnedSemaphorePermit> {
-    let places = guest.builds.places.clone();
-    if let Ok(place) = places.clone().try_acquire_owned() {
-        return Some(place);
-    }
-    build.append(BuildEvent::Queued {
-        ahead: guest.builds.ahead_of(&build.id),
-    });
-    places.acquire_owned().await.ok()
 }
 
 async fn work(
@@ -171,7 +169,7 @@ async fn work(
     let (image, pushed) = tokio::join!(guest.docker.image(&image_id), pushed);
     let size_bytes = match image {
         Ok(image) => image.size,
-        Err(error) => return outcome::of_system(&super::chain(&error)),
+        Err(error) => return outcome::of_system(&outcome::chain(&error)),
     };
     let digest = match pushed {
         Ok(digest) => digest,
@@ -207,7 +205,7 @@ fn elapsed_ms(since: Instant) -> u64 {
 
 /// How the names of the build's solves begin.
 fn names_of(build: &Build) -> String {
-    format!("{}-", build.id)
+    format!("{}-", build.id())
 }
 
 /// Why there is no solve.
@@ -236,7 +234,7 @@ async fn solve(
     wishes: &Wishes,
     unemulated: Option<&str>,
 ) -> Result<SolveResult, BuildOutcome> {
-    let mut converter = Converter::new(build.accepted_at);
+    let mut converter = Converter::new(build.accepted_at());
     let was_full = AtomicBool::new(false);
     let memory = Mutex::new(LastOom::from(guest.ooms.count()));
     let mut attempt = 0;
@@ -251,7 +249,7 @@ async fn solve(
             Ok(solved) => return Ok(solved),
             Err(NoSolve::Solve(failure)) => failure,
             Err(error @ NoSolve::Cache(_)) => {
-                return Err(outcome::failed(Fault::User, &super::chain(&error), None));
+                return Err(outcome::failed(Fault::User, &outcome::chain(&error), None));
             }
             Err(
                 error @ (NoSolve::Docker(_)
@@ -259,7 +257,7 @@ async fn solve(
                 | NoSolve::Connect(_)
                 | NoSolve::Ask(_)),
             ) => {
-                return Err(outcome::of_system(&super::chain(&error)));
+                return Err(outcome::of_system(&outcome::chain(&error)));
             }
         };
         let said_so = converter.saw_disk_full() && was_full.load(Ordering::Relaxed);
@@ -460,7 +458,7 @@ fn prepared(
             is_alone(&docker, &ours)
                 .await
                 .inspect_err(|error| {
-                    tracing::debug!(error = super::chain(error), "nothing is sent ahead")
+                    tracing::debug!(error = outcome::chain(error), "nothing is sent ahead")
                 })
                 .unwrap_or(false)
         }
