@@ -21,30 +21,20 @@ mod system;
 
 use args::{Cli, Command};
 use caller::Caller;
-use clap::Parser;
-use slipway_terminal::exit::{EXIT_OK, EXIT_USER, Failure, Outcome};
+use slipway_terminal::args::parse;
+use slipway_terminal::exit::{EXIT_OK, Failure, Outcome};
 use slipway_terminal::printer::{Format, Printer, data_was_lost};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli: Cli = match parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version go to stdout and are no mistake; all else is the caller's (clap's own code would be 2).
-            let code = if error.use_stderr() {
-                EXIT_USER
-            } else {
-                EXIT_OK
-            };
-            let _ = error.print();
-            // Until 0.1 they were commands of this program.
-            if std::env::args()
-                .nth(1)
-                .is_some_and(|word| word == "serve" || word == "host")
-            {
+        Err(code) => {
+            let first = std::env::args().nth(1);
+            if first.is_some_and(|word| word == "serve" || word == "host") {
                 eprintln!("hint: the daemons are another program: slipwayd");
             }
-            return ExitCode::from(code);
+            return code;
         }
     };
     let format = if cli.global.json {

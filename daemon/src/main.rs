@@ -6,25 +6,17 @@ mod args;
 mod process;
 
 use args::{Cli, Command};
-use clap::{CommandFactory, Parser};
-use slipway_terminal::exit::{EXIT_OK, EXIT_USER, FailureKind, Outcome};
+use clap::CommandFactory;
+use slipway_terminal::args::parse;
+use slipway_terminal::exit::{EXIT_OK, FailureKind, Outcome};
 use slipway_terminal::help::sections;
 use slipway_terminal::printer::{Format, Printer};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli: Cli = match parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version go to stdout and are no mistake; all else is the caller's (clap's own code would be 2).
-            let code = if error.use_stderr() {
-                EXIT_USER
-            } else {
-                EXIT_OK
-            };
-            let _ = error.print();
-            return ExitCode::from(code);
-        }
+        Err(code) => return code,
     };
     let printer = Printer::new(Format::Human);
     match run(&cli.command, printer) {

@@ -59,7 +59,7 @@ pub(crate) struct OrgSettings {
     /// Memory of a builder, as 4GiB
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<ByteSize>,
-    /// Size of a builder's cache volume, as 50GiB
+    /// Size of cache volumes made from now on, as 50GiB; `slipway volumes extend` grows one that is there
     #[arg(long, value_name = "SIZE")]
     pub(crate) volume_size: Option<ByteSize>,
     /// How builders must be walled off, from their next start on: auto, sandbox or vm

@@ -9,7 +9,8 @@ use slipway_core::build::{BuildOutcome, Fault};
 
 const EMULATION_HINT: &str = "have the org's builders be virtual machines, which always emulate: `slipway orgs update --isolation vm`; \
      or build with FROM --platform=$BUILDPLATFORM what can be compiled for another processor";
-const DISK_FULL_HINT: &str = "give the builder a larger cache: `slipway orgs update --volume-size`, then `slipway builders reset-cache`";
+const DISK_FULL_HINT: &str = "have an admin of the org grow the cache: `slipway volumes list` names it, `slipway volumes extend VOLUME --size SIZE` grows it; or \
+     empty it: `slipway builders reset-cache`";
 
 /// The outcome of a solve that failed and is not tried again.
 pub(crate) fn of_solve(failure: &SolveFailure) -> BuildOutcome {
