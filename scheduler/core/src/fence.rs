@@ -68,9 +68,9 @@ pub enum Decision {
     /// What is in it is destroyed, and it is made anew under its name.
     Empty,
     /// It is destroyed, and never made again.
-    Condemn,
+    Delete,
     /// A snapshot of it is deleted, and never made again.
-    CondemnSnapshot,
+    DeleteSnapshot,
 }
 
 impl Decision {
@@ -79,7 +79,7 @@ impl Decision {
         match self {
             // One for what is destroyed, and one for what is made afterwards.
             Self::Empty => 2,
-            Self::BeginMove | Self::DecideMove | Self::Condemn | Self::CondemnSnapshot => 1,
+            Self::BeginMove | Self::DecideMove | Self::Delete | Self::DeleteSnapshot => 1,
         }
     }
 }
@@ -146,8 +146,8 @@ mod tests {
             Decision::BeginMove,
             Decision::DecideMove,
             Decision::Empty,
-            Decision::CondemnSnapshot,
-            Decision::Condemn,
+            Decision::DeleteSnapshot,
+            Decision::Delete,
         ];
         let mut fence = Fence::FIRST;
         let mut verbs = vec![fence];

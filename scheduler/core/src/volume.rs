@@ -107,7 +107,7 @@ pub enum Stage {
     /// Made.
     Made,
     /// To be destroyed; there is no way back.
-    Condemned,
+    Deleting,
 }
 
 /// How far the move of a volume to another host is. Until the record says that it is on the other one, the copy there is worth
@@ -159,8 +159,8 @@ pub enum Todo {
     Send,
     /// Have the copy destroyed that a move has left.
     Clear,
-    /// Its time is over: condemn it.
-    Condemn,
+    /// Its time is over: record that it is being deleted.
+    StartDeletion,
     /// Have its host destroy it, and forget it.
     Destroy,
 }
@@ -173,14 +173,14 @@ pub fn todo(now: Timestamp, volume: &VolumeNow) -> Option<Todo> {
     let over = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
     let due = over(volume.destroy_at) || over(import);
     match volume.stage {
-        Stage::Condemned => Some(Todo::Destroy),
+        Stage::Deleting => Some(Todo::Destroy),
         // It does not go before there is one of it again.
         Stage::Planned | Stage::Made if let Some(step) = volume.moving => match step {
             MoveStep::Sending | MoveStep::CatchingUp => Some(Todo::Send),
             MoveStep::Clearing => Some(Todo::Clear),
             MoveStep::Halted => None,
         },
-        Stage::Planned | Stage::Made if due && !volume.held => Some(Todo::Condemn),
+        Stage::Planned | Stage::Made if due && !volume.held => Some(Todo::StartDeletion),
         // What is about to go is not made, nor made larger: it would be for nothing.
         Stage::Planned | Stage::Made if volume.destroy_at.is_some() => None,
         Stage::Planned if import.is_some() => Some(Todo::Look),
@@ -192,8 +192,8 @@ pub fn todo(now: Timestamp, volume: &VolumeNow) -> Option<Todo> {
 /// What is to be done next about a snapshot; nothing if it is as it shall be.
 pub fn snapshot_todo(now: Timestamp, stage: Stage, expires_at: Timestamp) -> Option<Todo> {
     match stage {
-        Stage::Condemned => Some(Todo::Destroy),
-        Stage::Planned | Stage::Made if expires_at <= now => Some(Todo::Condemn),
+        Stage::Deleting => Some(Todo::Destroy),
+        Stage::Planned | Stage::Made if expires_at <= now => Some(Todo::StartDeletion),
         Stage::Planned => Some(Todo::Make),
         Stage::Made => None,
     }
@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(free(Stage::Planned, 0, 9), Some(Todo::Make));
         assert_eq!(free(Stage::Made, 9, 9), None);
         assert_eq!(free(Stage::Made, 8, 9), Some(Todo::Extend));
-        assert_eq!(free(Stage::Condemned, 9, 9), Some(Todo::Destroy));
+        assert_eq!(free(Stage::Deleting, 9, 9), Some(Todo::Destroy));
         // A builder's driver makes its own volume, whoever extends it.
         let held = |stage, made| {
             let held = VolumeNow {
@@ -286,7 +286,7 @@ mod tests {
                 todo(Timestamp(now), &volume)
             };
             assert_eq!(at(99, 100, false), None, "{stage:?}");
-            assert_eq!(at(100, 100, false), Some(Todo::Condemn), "{stage:?}");
+            assert_eq!(at(100, 100, false), Some(Todo::StartDeletion), "{stage:?}");
             assert_eq!(at(100, 100, true), None, "{stage:?} while attached");
         }
     }
@@ -302,16 +302,19 @@ mod tests {
             todo(Timestamp(now), &volume)
         };
         assert_eq!(at(Stage::Planned, 99, None), Some(Todo::Look));
-        assert_eq!(at(Stage::Planned, 100, None), Some(Todo::Condemn));
+        assert_eq!(at(Stage::Planned, 100, None), Some(Todo::StartDeletion));
         assert_eq!(at(Stage::Planned, 50, Some(60)), None);
-        assert_eq!(at(Stage::Planned, 60, Some(60)), Some(Todo::Condemn));
-        assert_eq!(at(Stage::Planned, 100, Some(200)), Some(Todo::Condemn));
+        assert_eq!(at(Stage::Planned, 60, Some(60)), Some(Todo::StartDeletion));
+        assert_eq!(
+            at(Stage::Planned, 100, Some(200)),
+            Some(Todo::StartDeletion)
+        );
         assert_eq!(
             at(Stage::Made, 100, None),
             Some(Todo::Extend),
             "it is whole"
         );
-        assert_eq!(at(Stage::Condemned, 1, None), Some(Todo::Destroy));
+        assert_eq!(at(Stage::Deleting, 1, None), Some(Todo::Destroy));
     }
 
     #[test]
@@ -351,9 +354,9 @@ mod tests {
         for (stage, now, expected) in [
             (Stage::Planned, 4, Some(Todo::Make)),
             (Stage::Made, 4, None),
-            (Stage::Made, 5, Some(Todo::Condemn)),
-            (Stage::Planned, 5, Some(Todo::Condemn)),
-            (Stage::Condemned, 4, Some(Todo::Destroy)),
+            (Stage::Made, 5, Some(Todo::StartDeletion)),
+            (Stage::Planned, 5, Some(Todo::StartDeletion)),
+            (Stage::Deleting, 4, Some(Todo::Destroy)),
         ] {
             assert_eq!(snapshot_todo(Timestamp(now), stage, Timestamp(5)), expected);
         }

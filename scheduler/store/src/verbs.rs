@@ -167,10 +167,15 @@ pub trait Store: SystemStore {
         volume: &VolumeId,
         at: Option<Timestamp>,
     ) -> Result<Volume>;
-    /// Condemns a volume whose time is over at `now`, or whose contents are not waited for any longer: from then on there is
+    /// Starts the deletion of a volume whose time is over at `now`, or whose contents are not waited for any longer: from then on there is
     /// no way back. [`StoreError::InUse`] if a machine has it or another volume is still to be made from it,
     /// [`StoreError::Changed`] if its time is not over.
-    async fn condemn_volume(&self, org: &OrgId, volume: &VolumeId, now: Timestamp) -> Result<()>;
+    async fn start_volume_deletion(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        now: Timestamp,
+    ) -> Result<()>;
 
     /// Promises a snapshot of a volume that is made. [`StoreError::PoolFull`] if the pool has no room for its reserve.
     async fn create_snapshot(&self, org: &OrgId, new: &NewSnapshot) -> Result<Snapshot>;
@@ -178,7 +183,7 @@ pub trait Store: SystemStore {
     async fn snapshot(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<Snapshot>;
     /// The snapshots of one volume, which may be gone, oldest first.
     async fn snapshots(&self, org: &OrgId, volume: &VolumeId) -> Result<Vec<Snapshot>>;
-    /// The host has made the snapshot, and it takes so much. One that is ready or condemned stays as it is.
+    /// The host has made the snapshot, and it takes so much. One that is ready or being deleted stays as it is.
     /// [`StoreError::PoolFull`] if that is more than the pool can promise.
     async fn record_snapshot_made(
         &self,
@@ -187,8 +192,8 @@ pub trait Store: SystemStore {
         stored: ByteSize,
         encrypted: bool,
     ) -> Result<Snapshot>;
-    /// Condemns a snapshot: from then on there is no way back. [`StoreError::InUse`] if a volume is still to be made from it.
-    async fn condemn_snapshot(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<()>;
+    /// Starts the deletion of a snapshot: from then on there is no way back. [`StoreError::InUse`] if a volume is still to be made from it.
+    async fn start_snapshot_deletion(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<()>;
     /// Forgets a snapshot, which gives what it takes back to the pool. Call it after the host has deleted it. Absent is fine.
     async fn forget_snapshot(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<()>;
 

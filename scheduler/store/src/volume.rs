@@ -17,7 +17,7 @@ pub enum VolumeState {
     /// Replaced because builders would not start on it; kept for a look.
     Aside,
     /// To be destroyed by the host; still counted until it is.
-    Condemned,
+    Deleting,
 }
 
 /// What a volume is for.
@@ -91,12 +91,12 @@ impl Volume {
             stage: match self.state {
                 VolumeState::Planned => Stage::Planned,
                 VolumeState::Ready | VolumeState::Aside => Stage::Made,
-                VolumeState::Condemned => Stage::Condemned,
+                VolumeState::Deleting => Stage::Deleting,
             },
             // One that was set aside stays as it is.
             size: match self.state {
                 VolumeState::Aside => self.made,
-                VolumeState::Planned | VolumeState::Ready | VolumeState::Condemned => self.size,
+                VolumeState::Planned | VolumeState::Ready | VolumeState::Deleting => self.size,
             },
             made: self.made,
             destroy_at: self.destroy_at,
@@ -183,7 +183,7 @@ pub enum SnapshotState {
     /// The host has made it.
     Ready,
     /// To be deleted by the host; still counted until it is.
-    Condemned,
+    Deleting,
 }
 
 /// What a volume held at one moment.
@@ -231,7 +231,7 @@ impl Snapshot {
         match self.state {
             SnapshotState::Planned => Stage::Planned,
             SnapshotState::Ready => Stage::Made,
-            SnapshotState::Condemned => Stage::Condemned,
+            SnapshotState::Deleting => Stage::Deleting,
         }
     }
 }

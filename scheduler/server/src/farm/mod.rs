@@ -497,7 +497,7 @@ impl Shared {
         }
     }
 
-    /// Destroys a condemned volume and forgets it.
+    /// Destroys a volume whose deletion has started, and forgets it.
     pub(super) async fn destroy(&self, link: &HostLink, volume: &Volume) -> Result<(), FarmError> {
         let (org, id) = (&volume.org, &volume.id);
         // Its host may know better than the record: then the key stays as well.

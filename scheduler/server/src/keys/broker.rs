@@ -117,7 +117,7 @@ impl KeyBroker {
             return Ok(key);
         }
         let goes = match self.store.volume(&claim.org, &claim.volume).await {
-            Ok(volume) => volume.state == VolumeState::Condemned,
+            Ok(volume) => volume.state == VolumeState::Deleting,
             Err(error) if error.kind() == ErrorKind::NotFound => true,
             Err(error) => return Err(error.into()),
         };

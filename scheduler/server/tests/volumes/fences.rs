@@ -80,7 +80,7 @@ async fn a_control_plane_on_an_older_database_destroys_neither_a_volume_nor_its_
         assert!(disk(&bed, id).is_some() && has_key(id).await, "{id}");
     }
     let record = bed.store.volume(&key.org, &volume.id).await;
-    assert_eq!(record.expect("kept").state, VolumeState::Condemned);
+    assert_eq!(record.expect("kept").state, VolumeState::Deleting);
     bed.end().await;
 }
 

@@ -81,7 +81,7 @@ async fn check_sources(bed: &Bed, org: &OrgId, volume: &Volume, restore: &Volume
         );
         assert_eq!(disk(bed, &made.id).expect("there").source, Some(source));
         let gone = bed.farm.destroy_volume(org, &made.id, true).await;
-        assert_eq!(gone.expect("destroyed").state, VolumeState::Condemned);
+        assert_eq!(gone.expect("destroyed").state, VolumeState::Deleting);
         assert_eq!(disk(bed, &made.id), None);
     }
     for (wrong, code) in [

@@ -222,7 +222,7 @@ async fn one_at_a_time_is_sent_and_who_destroys_does_not_wait_for_it() {
         Err(FarmError::Volume(VolumeError::BeingSent))
     ));
     let gone = bed.farm.destroy_volume(&org, &new.id, true).await;
-    assert_eq!(gone.expect("gone").state, VolumeState::Condemned);
+    assert_eq!(gone.expect("gone").state, VolumeState::Deleting);
     let cut = sending.await.expect("it ends");
     cut.expect_err("it is gone");
     assert_eq!(promised(&bed).await, 0);

@@ -140,8 +140,12 @@ pub(super) fn on_insert(
     }
 }
 
+/// The stored text of [`VolumeState::Deleting`] and [`SnapshotState::Deleting`]. The tables' CHECKs hold this older word, so it stays as it is
+/// in databases; the code says `Deleting`.
+pub(super) const DELETING: &str = "condemned";
+
 macro_rules! words {
-    ($($name:ident { $($variant:ident = $word:literal),* $(,)? })*) => {$(
+    ($($name:ident { $($variant:ident = $word:tt),* $(,)? })*) => {$(
         impl $name {
             /// The word for it, as stored and shown.
             pub fn as_str(self) -> &'static str {
@@ -170,9 +174,9 @@ words! {
     AppRole { User = "user", Builder = "builder" }
     TokenRole { Read = "read", Deploy = "deploy", Admin = "admin" }
     Intent { Wanted = "wanted", Stopped = "stopped" }
-    VolumeState { Planned = "planned", Ready = "ready", Aside = "aside", Condemned = "condemned" }
+    VolumeState { Planned = "planned", Ready = "ready", Aside = "aside", Deleting = DELETING }
     VolumePurpose { Cache = "cache", Data = "data" }
-    SnapshotState { Planned = "planned", Ready = "ready", Condemned = "condemned" }
+    SnapshotState { Planned = "planned", Ready = "ready", Deleting = DELETING }
     BuildState {
         Pending = "pending",
         Running = "running",

@@ -172,10 +172,14 @@ impl SqliteStore {
         })
     }
 
-    pub(super) async fn condemn_free_snapshot(&self, org: &OrgId, id: &SnapshotId) -> Result<()> {
+    pub(super) async fn start_free_snapshot_deletion(
+        &self,
+        org: &OrgId,
+        id: &SnapshotId,
+    ) -> Result<()> {
         let mut tx = self.write().await?;
         let snapshot = snapshot_in(&mut tx, org, id).await?;
-        if snapshot.state == SnapshotState::Condemned {
+        if snapshot.state == SnapshotState::Deleting {
             return Ok(());
         }
         let awaited = sqlx::query(
@@ -192,22 +196,25 @@ impl SqliteStore {
         }
         for (statement, id) in [
             (
-                "UPDATE snapshots SET state = 'condemned', fence = fence + ? WHERE org_id = ? AND id = ?",
+                sqlx::query(
+                    "UPDATE snapshots SET state = ?, fence = fence + ? WHERE org_id = ? AND id = ?",
+                )
+                .bind(SnapshotState::Deleting.as_str()),
                 id.as_str(),
             ),
             // It may be gone.
             (
-                "UPDATE volumes SET fence = fence + ? WHERE org_id = ? AND id = ?",
+                sqlx::query("UPDATE volumes SET fence = fence + ? WHERE org_id = ? AND id = ?"),
                 snapshot.volume.as_str(),
             ),
         ] {
-            sqlx::query(statement)
-                .bind(raise(Decision::CondemnSnapshot)?)
+            statement
+                .bind(raise(Decision::DeleteSnapshot)?)
                 .bind(org.as_str())
                 .bind(id)
                 .execute(&mut *tx)
                 .await
-                .map_err(unavailable("condemn a snapshot"))?;
+                .map_err(unavailable("start the deletion of a snapshot"))?;
         }
         tx.commit().await.map_err(unavailable("commit"))
     }

@@ -231,8 +231,13 @@ impl Store for SqliteStore {
         self.update_destroy_at(org, volume, at).await
     }
 
-    async fn condemn_volume(&self, org: &OrgId, volume: &VolumeId, now: Timestamp) -> Result<()> {
-        self.condemn_due_volume(org, volume, now).await
+    async fn start_volume_deletion(
+        &self,
+        org: &OrgId,
+        volume: &VolumeId,
+        now: Timestamp,
+    ) -> Result<()> {
+        self.start_due_volume_deletion(org, volume, now).await
     }
 
     async fn create_snapshot(&self, org: &OrgId, new: &NewSnapshot) -> Result<Snapshot> {
@@ -258,8 +263,8 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn condemn_snapshot(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<()> {
-        self.condemn_free_snapshot(org, snapshot).await
+    async fn start_snapshot_deletion(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<()> {
+        self.start_free_snapshot_deletion(org, snapshot).await
     }
 
     async fn forget_snapshot(&self, org: &OrgId, snapshot: &SnapshotId) -> Result<()> {

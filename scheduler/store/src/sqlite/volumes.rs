@@ -229,7 +229,7 @@ impl SqliteStore {
     ) -> Result<Volume> {
         let mut tx = self.write().await?;
         let volume = volume_in(&mut tx, org, id).await?;
-        if volume.state == VolumeState::Condemned {
+        if volume.state == VolumeState::Deleting {
             return Err(StoreError::Changed(What::Volume));
         }
         let moves = volume.moving.as_ref().is_some_and(Move::is_under_way);
@@ -251,7 +251,7 @@ impl SqliteStore {
         })
     }
 
-    pub(super) async fn condemn_due_volume(
+    pub(super) async fn start_due_volume_deletion(
         &self,
         org: &OrgId,
         id: &VolumeId,
@@ -259,7 +259,7 @@ impl SqliteStore {
     ) -> Result<()> {
         let mut tx = self.write().await?;
         let volume = volume_in(&mut tx, org, id).await?;
-        if volume.state == VolumeState::Condemned {
+        if volume.state == VolumeState::Deleting {
             return Ok(());
         }
         let import = volume.import.as_ref().map(|import| import.until);
@@ -279,15 +279,14 @@ impl SqliteStore {
         if awaited.is_some() || volume.moving.is_some() || is_attached(&mut tx, org, id).await? {
             return Err(StoreError::InUse(What::Volume));
         }
-        sqlx::query(
-            "UPDATE volumes SET state = 'condemned', fence = fence + ? WHERE org_id = ? AND id = ?",
-        )
-        .bind(raise(Decision::Condemn)?)
-        .bind(org.as_str())
-        .bind(id.as_str())
-        .execute(&mut *tx)
-        .await
-        .map_err(unavailable("condemn a volume"))?;
+        sqlx::query("UPDATE volumes SET state = ?, fence = fence + ? WHERE org_id = ? AND id = ?")
+            .bind(VolumeState::Deleting.as_str())
+            .bind(raise(Decision::Delete)?)
+            .bind(org.as_str())
+            .bind(id.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("start the deletion of a volume"))?;
         tx.commit().await.map_err(unavailable("commit"))
     }
 
@@ -356,7 +355,7 @@ impl SqliteStore {
     ) -> Result<Volume> {
         let raised_by = match state {
             VolumeState::Planned => raise(Decision::Empty)?,
-            VolumeState::Condemned => raise(Decision::Condemn)?,
+            VolumeState::Deleting => raise(Decision::Delete)?,
             VolumeState::Ready | VolumeState::Aside => 0,
         };
         let row = sqlx::query(

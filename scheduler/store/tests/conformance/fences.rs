@@ -63,12 +63,12 @@ async fn each_decision_about_a_volume_raises_its_number_and_nothing_else_does() 
     s.schedule_destruction(org, id, Some(Timestamp(1)))
         .await
         .expect("goes");
-    s.condemn_volume(org, id, Timestamp(2))
+    s.start_volume_deletion(org, id, Timestamp(2))
         .await
-        .expect("condemned");
+        .expect("deletion started");
     raised(
-        Decision::Condemn,
-        s.volume(org, id).await.expect("condemned"),
+        Decision::Delete,
+        s.volume(org, id).await.expect("deletion started"),
     );
 }
 
@@ -84,13 +84,15 @@ async fn a_snapshot_keeps_the_number_that_its_volume_had_at_last() {
         s.create_snapshot(org, new).await.expect("planned");
     }
     for _ in 0..2 {
-        s.condemn_snapshot(org, &first.id).await.expect("condemned");
+        s.start_snapshot_deletion(org, &first.id)
+            .await
+            .expect("deletion started");
     }
-    let at = Fence::FIRST.after(Decision::CondemnSnapshot);
+    let at = Fence::FIRST.after(Decision::DeleteSnapshot);
     assert_eq!(fence(s, org, id).await, at, "once");
-    s.set_volume_state(org, id, VolumeState::Condemned)
+    s.set_volume_state(org, id, VolumeState::Deleting)
         .await
-        .expect("condemned");
+        .expect("deletion started");
     let last = fence(s, org, id).await;
     assert!(last > at);
     s.forget_volume(org, id).await.expect("forgotten");
@@ -98,9 +100,9 @@ async fn a_snapshot_keeps_the_number_that_its_volume_had_at_last() {
         let kept = s.snapshot(org, &snapshot.id).await.expect("there");
         assert_eq!((&kept.fenced().volume, kept.fence), (id, last));
     }
-    s.condemn_snapshot(org, &second.id)
+    s.start_snapshot_deletion(org, &second.id)
         .await
-        .expect("condemned");
+        .expect("deletion started");
     let kept = s.snapshot(org, &second.id).await.expect("there");
     assert!(kept.fence > last);
 }

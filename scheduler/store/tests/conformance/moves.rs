@@ -101,7 +101,7 @@ async fn it_leaves_when_nothing_is_to_be_made_of_it(
     s.schedule_destruction(&acme.id, id, Some(Timestamp(1)))
         .await
         .expect("it may go");
-    match s.condemn_volume(&acme.id, id, Timestamp(5)).await {
+    match s.start_volume_deletion(&acme.id, id, Timestamp(5)).await {
         Err(StoreError::InUse(What::Volume)) => {}
         other => panic!("{other:?}"),
     }

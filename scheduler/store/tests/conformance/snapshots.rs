@@ -65,7 +65,9 @@ async fn a_snapshot_counts_for_the_pool_and_outlives_its_volume() {
     let left = s.snapshots(org, &volume).await.expect("listed");
     assert_eq!(left.len(), 1);
     assert_eq!(s.snapshots_on(&h.id).await.expect("listed"), left);
-    s.condemn_snapshot(org, &new.id).await.expect("condemned");
+    s.start_snapshot_deletion(org, &new.id)
+        .await
+        .expect("deletion started");
     assert_eq!(promised(&it).await, 6, "counted until it is deleted");
     for _ in 0..2 {
         s.forget_snapshot(org, &new.id).await.expect("forgotten");
@@ -123,13 +125,15 @@ async fn only_what_is_made_is_kept_and_only_what_is_kept_is_restored() {
     let restored = restore(&h, 12);
     let made = s.create_volume(org, &restored).await.expect("planned");
     assert_eq!(made.source.as_ref(), Some(&source));
-    match s.condemn_snapshot(org, &snapshot).await {
+    match s.start_snapshot_deletion(org, &snapshot).await {
         Err(StoreError::InUse(What::Snapshot)) => {}
         other => panic!("{other:?}"),
     }
     s.record_volume_made(org, &restored.id, ByteSize(12), None)
         .await
         .expect("made");
-    s.condemn_snapshot(org, &snapshot).await.expect("condemned");
+    s.start_snapshot_deletion(org, &snapshot)
+        .await
+        .expect("deletion started");
     is_missing(s.create_volume(org, &restore(&h, 10)).await, What::Snapshot);
 }

@@ -64,9 +64,9 @@ async fn steal_machines(s: &SqliteStore, t: &OrgId, machine: &Machine) {
     is_missing(s.delete_app(t, &machine.app).await, What::App);
     is_missing(s.machine(t, &machine.id).await, What::Machine);
     is_missing(s.volume(t, &machine.volume).await, What::Volume);
-    let condemned = VolumeState::Condemned;
+    let deleting = VolumeState::Deleting;
     is_missing(
-        s.set_volume_state(t, &machine.volume, condemned).await,
+        s.set_volume_state(t, &machine.volume, deleting).await,
         What::Volume,
     );
     s.forget_volume(t, &machine.volume)
@@ -149,7 +149,7 @@ async fn steal_volumes(s: &SqliteStore, thief: &Org, h: &Host, victim: &Org) {
     );
     is_missing(s.set_volume_notice(t, &volume, Some("x")).await, missing);
     is_missing(s.schedule_destruction(t, &volume, Some(at)).await, missing);
-    is_missing(s.condemn_volume(t, &volume, at).await, missing);
+    is_missing(s.start_volume_deletion(t, &volume, at).await, missing);
     is_missing(
         s.create_snapshot(t, &new_snapshot(&volume, 1)).await,
         missing,
@@ -160,7 +160,7 @@ async fn steal_volumes(s: &SqliteStore, thief: &Org, h: &Host, victim: &Org) {
     is_missing(s.snapshot(t, id).await, What::Snapshot);
     let made = s.record_snapshot_made(t, id, ByteSize(1), false).await;
     is_missing(made, What::Snapshot);
-    is_missing(s.condemn_snapshot(t, id).await, What::Snapshot);
+    is_missing(s.start_snapshot_deletion(t, id).await, What::Snapshot);
     s.forget_snapshot(t, id).await.expect("nothing to forget");
     assert_eq!(s.snapshots(t, &volume).await.expect("read"), vec![]);
     assert_eq!(before, all().await);

@@ -213,17 +213,17 @@ async fn a_volume_goes_when_its_time_is_over_and_can_be_restored_before() {
         Err(StoreError::Changed(What::Volume)) => {}
         other => panic!("{other:?}"),
     };
-    not_yet(s.condemn_volume(org, &id, at).await);
+    not_yet(s.start_volume_deletion(org, &id, at).await);
     let going = s.schedule_destruction(org, &id, Some(at)).await;
     assert_eq!(going.expect("recorded").destroy_at, Some(at));
-    not_yet(s.condemn_volume(org, &id, Timestamp(99)).await);
+    not_yet(s.start_volume_deletion(org, &id, Timestamp(99)).await);
     match s.extend_volume(org, &id, ByteSize(11)).await {
         Err(StoreError::Changed(What::Volume)) => {}
         other => panic!("{other:?}"),
     }
     let kept = s.schedule_destruction(org, &id, None).await;
     assert_eq!(kept.expect("restored").destroy_at, None);
-    not_yet(s.condemn_volume(org, &id, at).await);
+    not_yet(s.start_volume_deletion(org, &id, at).await);
 
     // A fork that is still to be made from it holds it.
     s.schedule_destruction(org, &id, Some(at))
@@ -234,7 +234,7 @@ async fn a_volume_goes_when_its_time_is_over_and_can_be_restored_before() {
         ..new_volume(&h, 10)
     };
     s.create_volume(org, &fork).await.expect("planned");
-    match s.condemn_volume(org, &id, at).await {
+    match s.start_volume_deletion(org, &id, at).await {
         Err(StoreError::InUse(What::Volume)) => {}
         other => panic!("{other:?}"),
     }
@@ -242,7 +242,9 @@ async fn a_volume_goes_when_its_time_is_over_and_can_be_restored_before() {
         .await
         .expect("recorded");
     for _ in 0..2 {
-        s.condemn_volume(org, &id, at).await.expect("condemned");
+        s.start_volume_deletion(org, &id, at)
+            .await
+            .expect("deletion started");
     }
     match s.schedule_destruction(org, &id, None).await {
         Err(StoreError::Changed(What::Volume)) => {}
@@ -326,7 +328,10 @@ async fn what_is_sent_is_waited_for_until_it_is_there_or_its_time_is_over() {
     }
     assert_eq!(promised(&s.hosts().await.expect("hosts")), 20);
     changed(s.extend_volume(&acme.id, &new.id, ByteSize(11)).await);
-    match s.condemn_volume(&acme.id, &new.id, Timestamp(99)).await {
+    match s
+        .start_volume_deletion(&acme.id, &new.id, Timestamp(99))
+        .await
+    {
         Err(StoreError::Changed(What::Volume)) => {}
         other => panic!("{other:?}"),
     }
@@ -352,7 +357,7 @@ async fn what_is_sent_is_waited_for_until_it_is_there_or_its_time_is_over() {
         .await
         .expect("recorded");
     changed(s.keep_import(&acme.id, &lost.id, Timestamp(300)).await);
-    s.condemn_volume(&acme.id, &lost.id, Timestamp(100))
+    s.start_volume_deletion(&acme.id, &lost.id, Timestamp(100))
         .await
         .expect("its time is over");
     changed(s.keep_import(&acme.id, &lost.id, Timestamp(300)).await);

@@ -142,7 +142,7 @@ impl Farm {
         at_once: bool,
     ) -> Result<Volume, FarmError> {
         let known = self.0.store.volume(org, id).await?;
-        if known.state == VolumeState::Condemned {
+        if known.state == VolumeState::Deleting {
             return Ok(known);
         }
         let at = now();
@@ -168,12 +168,12 @@ impl Farm {
             return Ok(volume);
         }
         let gone = Volume {
-            state: VolumeState::Condemned,
+            state: VolumeState::Deleting,
             ..volume
         };
         match self.0.finish(&gone).await {
             Err(FarmError::Store(StoreError::NotFound(_))) => Ok(gone),
-            Ok(still) if still.state != VolumeState::Condemned && still.destroy_at.is_some() => {
+            Ok(still) if still.state != VolumeState::Deleting && still.destroy_at.is_some() => {
                 Err(VolumeError::Needed.into())
             }
             done => done,
@@ -205,7 +205,7 @@ impl Farm {
     /// [`VolumeError::Needed`], or the store's.
     pub async fn delete_snapshot(&self, org: &OrgId, id: &SnapshotId) -> Result<(), FarmError> {
         let snapshot = self.0.store.snapshot(org, id).await?;
-        match self.0.store.condemn_snapshot(org, id).await {
+        match self.0.store.start_snapshot_deletion(org, id).await {
             Err(StoreError::InUse(_)) => return Err(VolumeError::Needed.into()),
             done => done?,
         }
@@ -279,7 +279,7 @@ impl Shared {
         size: ByteSize,
     ) -> Result<Volume, FarmError> {
         let known = self.cleared(org, id).await?;
-        if let VolumeState::Aside | VolumeState::Condemned = known.state {
+        if let VolumeState::Aside | VolumeState::Deleting = known.state {
             return Err(VolumeError::State(known.state).into());
         }
         if known.destroy_at.is_some() {

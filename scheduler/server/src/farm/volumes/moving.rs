@@ -89,7 +89,7 @@ fn may_move(volume: &Volume) -> Result<(), VolumeError> {
             Some(MoveStep::Halted) => Err(VolumeError::Halted),
         },
         VolumeState::Planned if volume.import.is_some() => Err(VolumeError::Importing),
-        state @ (VolumeState::Planned | VolumeState::Aside | VolumeState::Condemned) => {
+        state @ (VolumeState::Planned | VolumeState::Aside | VolumeState::Deleting) => {
             Err(VolumeError::State(state))
         }
     }

@@ -97,7 +97,7 @@ impl Shared {
                         size: from.made,
                         encrypted: from.encrypted,
                     }),
-                    state @ (VolumeState::Planned | VolumeState::Condemned) => {
+                    state @ (VolumeState::Planned | VolumeState::Deleting) => {
                         Err(VolumeError::State(state).into())
                     }
                 }

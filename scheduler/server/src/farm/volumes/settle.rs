@@ -114,12 +114,14 @@ impl Shared {
                 }
                 Some(Todo::Clear) => self.clear_move(&volume).await?,
                 Some(Todo::Extend) => self.make_larger(link, &volume).await?,
-                Some(Todo::Condemn) => match self.store.condemn_volume(org, id, now()).await {
-                    Ok(()) => {}
-                    // Something is still made from it; it goes afterwards.
-                    Err(StoreError::InUse(_)) => return Ok(Some(volume)),
-                    Err(error) => return Err(error.into()),
-                },
+                Some(Todo::StartDeletion) => {
+                    match self.store.start_volume_deletion(org, id, now()).await {
+                        Ok(()) => {}
+                        // Something is still made from it; it goes afterwards.
+                        Err(StoreError::InUse(_)) => return Ok(Some(volume)),
+                        Err(error) => return Err(error.into()),
+                    }
+                }
                 Some(Todo::Destroy) => {
                     self.transfers.end_upload(id).await;
                     self.destroy(link, &volume).await?;
@@ -161,11 +163,11 @@ impl Shared {
             Err(error) => {
                 let refusal = VolumeError::of_host(error)?;
                 tracing::warn!(%org, volume = %volume.id, %refusal, "volume cannot be made");
-                let condemned = self
+                let deleting = self
                     .store
-                    .set_volume_state(org, &volume.id, VolumeState::Condemned)
+                    .set_volume_state(org, &volume.id, VolumeState::Deleting)
                     .await?;
-                if let Err(error) = self.destroy(link, &condemned).await {
+                if let Err(error) = self.destroy(link, &deleting).await {
                     tracing::warn!(why = ?chain(&error), "refused volume is cleared away later");
                 }
                 Err(refusal.into())
@@ -250,11 +252,13 @@ impl Shared {
                     return Ok(Some(snapshot));
                 }
                 Some(Todo::Make) => self.make_snapshot(link, &snapshot).await?,
-                Some(Todo::Condemn) => match self.store.condemn_snapshot(org, id).await {
-                    Ok(()) => {}
-                    Err(StoreError::InUse(_)) => return Ok(Some(snapshot)),
-                    Err(error) => return Err(error.into()),
-                },
+                Some(Todo::StartDeletion) => {
+                    match self.store.start_snapshot_deletion(org, id).await {
+                        Ok(()) => {}
+                        Err(StoreError::InUse(_)) => return Ok(Some(snapshot)),
+                        Err(error) => return Err(error.into()),
+                    }
+                }
                 Some(Todo::Destroy) => self.remove_snapshot(link, &snapshot).await?,
             }
         }
@@ -287,7 +291,7 @@ impl Shared {
             }
             Err(error) => VolumeError::of_host(error)?.into(),
         };
-        self.store.condemn_snapshot(org, id).await?;
+        self.store.start_snapshot_deletion(org, id).await?;
         if let Err(error) = self.remove_snapshot(link, snapshot).await {
             tracing::warn!(
                 why = ?chain(&error),
@@ -309,7 +313,7 @@ impl Shared {
         }
     }
 
-    /// Deletes a condemned snapshot, and the key that only it still needed.
+    /// Deletes a snapshot whose deletion has started, and the key that only it still needed.
     async fn remove_snapshot(
         &self,
         link: &Arc<HostLink>,

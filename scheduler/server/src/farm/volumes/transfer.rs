@@ -299,11 +299,11 @@ impl Shared {
             return;
         }
         let (org, id) = (&volume.org, &volume.id);
-        let condemned = self
+        let deleting = self
             .store
-            .set_volume_state(org, id, VolumeState::Condemned)
+            .set_volume_state(org, id, VolumeState::Deleting)
             .await;
-        let cleared = match condemned {
+        let cleared = match deleting {
             Ok(_) => self.settle_volume(link, org, id).await.map(drop),
             Err(error) => Err(error.into()),
         };

@@ -138,7 +138,7 @@ impl Volume {
     /// What is known of it.
     async fn state(&self) -> VolumeState {
         match self.row.state {
-            store::VolumeState::Condemned => VolumeState::Destroying,
+            store::VolumeState::Deleting => VolumeState::Destroying,
             _ if self.row.destroy_at.is_some() => VolumeState::PendingDestroy,
             store::VolumeState::Aside => VolumeState::Aside,
             store::VolumeState::Ready if self.sending().is_some() => VolumeState::Moving,
@@ -298,7 +298,7 @@ impl VolumeSnapshot {
         match self.0.state {
             store::SnapshotState::Planned => SnapshotState::Creating,
             store::SnapshotState::Ready => SnapshotState::Created,
-            store::SnapshotState::Condemned => SnapshotState::Deleting,
+            store::SnapshotState::Deleting => SnapshotState::Deleting,
         }
     }
 

@@ -22,10 +22,10 @@ impl KeyStore for Racing {
         &self,
         volume: &VolumeId,
     ) -> Result<slipway_core::key::VolumeKey, KeyStoreError> {
-        let condemned = self
+        let deleting = self
             .store
-            .set_volume_state(&self.org, volume, VolumeState::Condemned);
-        condemned.await.unwrap();
+            .set_volume_state(&self.org, volume, VolumeState::Deleting);
+        deleting.await.unwrap();
         self.keys.destroy(volume).await?;
         self.keys.ensure(volume).await
     }
