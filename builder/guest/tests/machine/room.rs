@@ -124,7 +124,7 @@ fn a_full_disk_is_collected_once_and_then_told() {
     assert!(
         outcome["hint"]
             .as_str()
-            .is_some_and(|text| text.contains("larger cache")),
+            .is_some_and(|text| text.contains("slipway volumes extend")),
         "{outcome}"
     );
     // The machine has taken no harm.
