@@ -1,8 +1,8 @@
 //! What fuzzing calls: a function for each parser of foreign bytes, which panics when the parser breaks its word.
 //! `loadtests/fuzz` runs them.
 
+use crate::address::{Allowed, Ipv4Net};
 use crate::mounts::mounts_below;
-use crate::network::address::{Allowed, Ipv4Net};
 use crate::process::{mask, parse_start_ticks};
 use crate::vm::fuzz as vm;
 use crate::wire::{self, FrameError};

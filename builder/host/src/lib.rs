@@ -12,6 +12,7 @@
 //!
 //! Everything below `machines` blocks and runs on blocking threads.
 
+mod address;
 mod cgroup;
 mod disk;
 mod driver;
@@ -32,6 +33,7 @@ mod network;
 mod process;
 mod program;
 mod purge;
+mod rate;
 mod record;
 mod rlimits;
 mod room;
@@ -48,9 +50,9 @@ mod vm;
 mod volume_fences;
 mod wire;
 
-pub use network::address::{Allowed, InvalidAddress, Ipv4Net, Transport};
-pub use network::rate::{BitRate, InvalidRate};
+pub use address::{Allowed, InvalidAddress, Ipv4Net, Transport};
 pub use purge::{Purged, purge};
+pub use rate::{BitRate, InvalidRate};
 pub use settings::{HostSettings, InvalidSettings};
 
 use driver::DriverError;

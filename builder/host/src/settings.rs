@@ -2,10 +2,10 @@
 //!
 //! Must not know: how anything is done with them.
 
+use crate::address::{Allowed, Ipv4Net};
 use crate::disk::DiskCap;
 use crate::limits::{DISK_RATE_MIN, MACHINE_IDS, MACHINES_MAX};
-use crate::network::address::{Allowed, Ipv4Net};
-use crate::network::rate::BitRate;
+use crate::rate::BitRate;
 use serde::{Deserialize, Serialize};
 use slipway_core::units::ByteSize;
 use std::net::Ipv4Addr;

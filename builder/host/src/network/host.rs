@@ -2,11 +2,11 @@
 //!
 //! Must not know: machines, links, rules.
 
-use super::address::{Allowed, Ipv4Net, UPLINK_GROUP};
-use super::rate::BitRate;
 use super::rules::is_public;
 use super::{NetworkError, sysctl};
+use crate::address::{Allowed, Ipv4Net, UPLINK_GROUP};
 use crate::limits::NEIGHBOURS_MAX;
+use crate::rate::BitRate;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;

@@ -8,10 +8,8 @@
 //!
 //! Owns: the router, the links, the tables. Must not know: machines' records, volumes, or the runtime.
 
-pub(crate) mod address;
 mod host;
 mod netlink;
-pub(crate) mod rate;
 pub(crate) mod resolvers;
 mod router;
 mod rules;
@@ -20,14 +18,14 @@ mod uplink;
 
 pub(crate) use router::Router;
 
+use crate::address::{self, Allowed, Ipv4Net, Link, Transport};
 use crate::limits::{FLOW_CLOSING_KEPT, FLOW_ESTABLISHED_KEPT, FLOW_TIME_WAIT_KEPT, FLOW_UDP_KEPT};
 use crate::program::{ProgramError, run};
+use crate::rate::BitRate;
 use crate::settings::HostSettings;
 use crate::sys;
-use address::{Allowed, Ipv4Net, Link, Transport};
 use netlink::FirewallMonitor;
 use nix::net::if_::{if_nameindex, if_nametoindex};
-use rate::BitRate;
 use shares::{Queue, Shares};
 use slipway_core::vm::BootNetwork;
 use std::collections::BTreeSet;

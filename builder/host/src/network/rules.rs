@@ -3,8 +3,8 @@
 //!
 //! Must not know: how they are applied, or what else is on the host.
 
-use super::address::{Allowed, Ipv4Net, Transport, UPLINK_GROUP, gateway, link};
 use super::shares;
+use crate::address::{Allowed, Ipv4Net, Transport, UPLINK_GROUP, gateway, link};
 use crate::limits::{
     FLOW_CLOSING_KEPT, FLOW_ESTABLISHED_KEPT, FLOW_TIME_WAIT_KEPT, FLOW_UDP_KEPT,
     MACHINE_FLOWS_MAX, MACHINE_NEW_FLOWS_BURST, MACHINE_NEW_FLOWS_PER_S,

@@ -11,11 +11,11 @@
 //!
 //! Owns: what the classes are. Pure. Must not know: how it is applied, or how packets are told apart.
 
-use super::rate::BitRate;
 use crate::limits::{
     NETWORK_BURST_BYTES_MAX, NETWORK_BURST_BYTES_MIN, NETWORK_QUEUE_BYTES_MAX,
     NETWORK_QUEUE_BYTES_MIN, NETWORK_QUEUE_MS, NETWORK_RATE_PERCENT,
 };
+use crate::rate::BitRate;
 use std::fmt::Write;
 
 /// The number before the colon of every class of ours. A packet that is marked with it alone is not queued.

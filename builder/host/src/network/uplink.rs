@@ -3,9 +3,9 @@
 //!
 //! Must not know: machines' links, rules.
 
-use super::address::{self, Ipv4Net, UPLINK_GROUP, UPLINK_MACS};
 use super::router::Router;
 use super::{NetworkError, exists, ip, sysctl};
+use crate::address::{self, Ipv4Net, UPLINK_GROUP, UPLINK_MACS};
 use std::path::Path;
 
 /// What it is made from.

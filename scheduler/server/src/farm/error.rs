@@ -1,7 +1,7 @@
 //! How a verb of the farm can fail, and whose fault it is.
 
 use super::lend_error::LendError;
-use super::volumes::VolumeError;
+use super::volume_error::VolumeError;
 use crate::entropy::NoEntropy;
 use crate::guest_client::GuestError;
 use crate::host_client::HostClientError;

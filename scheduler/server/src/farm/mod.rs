@@ -22,6 +22,7 @@ mod reap;
 mod reason;
 mod starts;
 mod view;
+mod volume_error;
 mod volumes;
 mod wake;
 
@@ -30,9 +31,9 @@ pub use error::FarmError;
 pub use host::{HostSettings, ImageAges};
 pub use lend_error::LendError;
 pub use view::{BuilderKey, BuilderView, FarmEvent, NextEvent, Subscription};
+pub use volume_error::VolumeError;
 pub use volumes::{
     AskedImport, AskedMove, AskedVolume, BodyEnded, Download, ImportBody, ImportedSoFar,
-    VolumeError,
 };
 
 use crate::clock::now;

@@ -7,7 +7,7 @@ use super::builder::Inner;
 use super::error::FarmError;
 use super::host::HostLink;
 use super::lend_error::LendError;
-use super::volumes::VolumeError;
+use super::volume_error::VolumeError;
 use crate::host_client::HostClientError;
 use crate::keys::{KeyStoreError, LeaseError};
 use slipway_core::host_api::HostErrorCode;

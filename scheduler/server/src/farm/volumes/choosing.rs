@@ -3,8 +3,8 @@
 //!
 //! Must not know: how copies are made, who may choose.
 
-use super::VolumeError;
-use super::error::told;
+use super::notice::told;
+use crate::farm::volume_error::VolumeError;
 use crate::farm::{Farm, FarmError, Shared};
 use slipway_core::id::{HostId, OrgId, VolumeId};
 use slipway_store::{Move, Volume};

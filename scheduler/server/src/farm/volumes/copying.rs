@@ -2,12 +2,13 @@
 //!
 //! Must not know: what becomes of a move that fails.
 
+use super::taken_now;
 use super::transfer::{ended, outcome, refused};
 use super::under_way::Upload;
-use super::{VolumeError, taken_now};
 use crate::entropy::entropy;
 use crate::farm::builder::Builder;
 use crate::farm::host::HostLink;
+use crate::farm::volume_error::VolumeError;
 use crate::farm::{FarmError, Shared};
 use crate::limits::{
     CATCH_UP_HOSTS_WAIT_MAX, IMPORT_HOST_WAIT_MAX, STAND_STILL_LOOK_EVERY, TRANSFER_BYTES,

@@ -5,7 +5,7 @@
 //!
 //! Must not know: when anything is due ([`slipway_core::volume`] does).
 
-use super::error::told;
+use super::notice::told;
 use crate::chain::chain;
 use crate::clock::now;
 use crate::farm::host::HostLink;

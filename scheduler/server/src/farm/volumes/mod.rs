@@ -8,16 +8,15 @@
 
 mod choosing;
 mod copying;
-mod error;
 mod keep;
 mod locks;
 mod moving;
+mod notice;
 mod plan;
 mod settle;
 mod transfer;
 mod under_way;
 
-pub use error::VolumeError;
 pub(super) use keep::keep;
 pub(super) use locks::Locks;
 pub use moving::AskedMove;
@@ -26,12 +25,13 @@ pub use transfer::{BodyEnded, Download, ImportBody, ImportedSoFar};
 pub(super) use under_way::Transfers;
 
 use super::host::HostLink;
+use super::volume_error::VolumeError;
 use super::{Farm, FarmError, Shared};
 use crate::chain::chain;
 use crate::clock::now;
 use crate::entropy::entropy;
 use crate::limits::{POLICY_TRIES_MAX, VOLUME_DESTROY_GRACE};
-use error::is_for_later;
+use notice::is_for_later;
 use slipway_core::host_api::{VolumeReport, VolumeSource};
 use slipway_core::id::{OrgId, SnapshotId, VolumeId};
 use slipway_core::quota::{check_one_more_snapshot, check_volume_size};

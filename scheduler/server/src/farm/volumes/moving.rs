@@ -7,11 +7,12 @@
 //!
 //! Must not know: what a stream looks like, when anything is to be done ([`slipway_core::volume`] does).
 
-use super::error::told;
-use super::{VolumeError, taken_now};
+use super::notice::told;
+use super::taken_now;
 use crate::chain::chain;
 use crate::entropy::entropy;
 use crate::farm::builder::Builder;
+use crate::farm::volume_error::VolumeError;
 use crate::farm::{Farm, FarmError, Shared};
 use slipway_core::id::{HostId, OrgId, SnapshotId, VolumeId};
 use slipway_core::placement::{HostLoad, PlacementRequest, VolumeRequest, place, place_volume};

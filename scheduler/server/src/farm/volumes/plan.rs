@@ -2,9 +2,10 @@
 //!
 //! Must not know: how it is made.
 
-use super::{AskedVolume, VolumeError};
+use super::AskedVolume;
 use crate::clock::now;
 use crate::entropy::entropy;
+use crate::farm::volume_error::VolumeError;
 use crate::farm::{FarmError, Shared};
 use crate::limits::{IMPORT_KEPT_FOR, PLACEMENT_TRIES_MAX};
 use slipway_core::host_api::VolumeSource;

@@ -6,12 +6,12 @@
 //!
 //! Must not know: what should be done when ([`slipway_core::volume`] does).
 
-use super::VolumeError;
-use super::error::{is_for_later, told};
+use super::notice::{is_for_later, told};
 use crate::chain::chain;
 use crate::clock::now;
 use crate::farm::host::HostLink;
 use crate::farm::keys::{give_back, lend_for_work};
+use crate::farm::volume_error::VolumeError;
 use crate::farm::{FarmError, Shared};
 use crate::host_client::HostClientError;
 use slipway_core::fence::VolumeFence;

@@ -6,13 +6,13 @@
 //!
 //! Must not know: HTTP, who may do what.
 
-use super::VolumeError;
-use super::error::is_for_later;
+use super::notice::is_for_later;
 use super::under_way::{Place, Upload};
 use crate::chain::chain;
 use crate::clock::now;
 use crate::farm::host::HostLink;
 use crate::farm::keys::{give_back, lend_for_work};
+use crate::farm::volume_error::VolumeError;
 use crate::farm::{Farm, FarmError, Shared};
 use crate::host_client::HostClientError;
 use crate::limits::{

@@ -2,7 +2,7 @@
 //!
 //! Must not know: what is transferred, or how.
 
-use super::VolumeError;
+use crate::farm::volume_error::VolumeError;
 use crate::limits::{ORG_TRANSFERS_MAX, TRANSFERS_MAX};
 use slipway_core::id::{OrgId, VolumeId};
 use std::collections::HashMap;

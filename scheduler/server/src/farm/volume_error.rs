@@ -1,9 +1,8 @@
 //! What can be in the way of a verb on volumes, and whose fault it is.
+//!
+//! Must not know: the farm.
 
-use crate::farm::FarmError;
-use crate::farm::LendError;
 use crate::host_client::HostClientError;
-use crate::keys::LeaseError;
 use crate::problem::Code;
 use slipway_core::host_api::{HostError, HostErrorCode, StreamFault};
 use slipway_core::units::ByteSize;
@@ -270,7 +269,7 @@ impl VolumeError {
             Self::Stream(_) => {
                 "send what `slipway volumes export` has written; what has arrived before is kept"
             }
-            Self::BrokenOff => "go on with it: ask where, and send the rest",
+            Self::BrokenOff => "resume it: ask how much has arrived, and send the rest",
             Self::HostAway => "try again in a minute, and tell the operator if it stays so",
             Self::NoSpace => {
                 "delete snapshots or volumes that you do not need, or have the operator add space"
@@ -283,54 +282,4 @@ impl VolumeError {
             Self::NotTaken => "tell the operator; the server's log says more",
         }
     }
-}
-
-/// What of an error a volume's owner may read in its notice.
-pub(super) fn told(error: &FarmError) -> String {
-    match error {
-        FarmError::Volume(error) => error.to_string(),
-        FarmError::Quota(error) | FarmError::Store(slipway_store::StoreError::Quota(error)) => {
-            error.to_string()
-        }
-        FarmError::Host(HostClientError::Refused(refusal))
-            if refusal.code == HostErrorCode::Busy =>
-        {
-            "the volume was in use by something else; it is tried again".to_owned()
-        }
-        FarmError::Host(HostClientError::Refused(refusal))
-            if refusal.code == HostErrorCode::StaleFence =>
-        {
-            "the volume's host has seen later orders about it than this server knows of, so nothing is done to it (hint: tell the operator)".to_owned()
-        }
-        FarmError::Key(LendError::Lease(LeaseError::Lost { .. })) => {
-            "the key of the volume is lost, and nothing opens the volume any more".to_owned()
-        }
-        FarmError::Key(_) => "the key of the volume cannot be had; it is tried again".to_owned(),
-        FarmError::Host(_) | FarmError::HostAway | FarmError::OneHost { .. } => {
-            "the host did not do it; it is tried again".to_owned()
-        }
-        FarmError::Store(slipway_store::StoreError::PoolFull { .. }) => {
-            VolumeError::NoSpace.to_string()
-        }
-        FarmError::Place(_)
-        | FarmError::Store(_)
-        | FarmError::NoBuilder { .. }
-        | FarmError::NotRunning
-        | FarmError::WontStart(_)
-        | FarmError::TimedOut { .. }
-        | FarmError::TakesNone { .. }
-        | FarmError::TooManyConnections { .. }
-        | FarmError::InUse { .. }
-        | FarmError::Guest(_)
-        | FarmError::Entropy(_)
-        | FarmError::Closed => "it could not be done; it is tried again".to_owned(),
-    }
-}
-
-/// The intent is recorded and the hosts may come round: whoever looks next finishes it.
-pub(super) fn is_for_later(error: &FarmError) -> bool {
-    matches!(
-        error,
-        FarmError::Host(_) | FarmError::Key(_) | FarmError::HostAway
-    )
 }
