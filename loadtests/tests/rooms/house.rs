@@ -1,68 +1,38 @@
-//! No two rooms of a crate import each other, however long the way round: whoever reads one knows that what it imports can be
-//! understood without it. A room is a module with all below it. A re-export is a face and no import: who uses the name imports what it names.
+//! What the files of a crate name, read from their sources.
+//!
+//! Must not know: what is allowed.
 
-use anyhow::{Context, Result, ensure};
-use slipway_loadtests::testbed::checkout_dir;
+use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use syn::visit::Visit;
 use syn::{ItemMod, ItemUse, UseTree, Visibility};
 
-const CRATES: [&str; 13] = [
-    "scheduler/core",
-    "scheduler/store",
-    "scheduler/server",
-    "builder/host",
-    "builder/guest",
-    "builder/buildkit",
-    "volumes",
-    "volumes/stream",
-    "registry-push",
-    "cli",
-    "cli/terminal",
-    "daemon",
-    "loadtests",
-];
+pub(crate) type Module = Vec<String>;
 
-#[test]
-fn no_rooms_import_each_other() -> Result<()> {
-    let mut circles = Vec::new();
-    for folder in CRATES {
-        let root = checkout_dir().join(folder).join("src");
-        let house = House::read(&root)?;
-        ensure!(!house.files.is_empty(), "{folder} has no files");
-        for circle in house.levels().values().flat_map(circles_of) {
-            let rooms: Vec<String> = circle.iter().map(|room| room.join("::")).collect();
-            let circle = format!("{folder}: {}", rooms.join(", "));
-            circles.push(circle);
-        }
-    }
-    ensure!(
-        circles.is_empty(),
-        "circles of imports:\n{}",
-        circles.join("\n")
-    );
-    Ok(())
+/// The modules of a crate by their paths.
+#[derive(Default)]
+pub(crate) struct House {
+    pub(crate) files: BTreeMap<Module, File>,
 }
 
-type Module = Vec<String>;
-
+/// What a module's file says of itself and names.
 #[derive(Default)]
-struct House {
-    files: BTreeMap<Module, File>,
-}
-
-#[derive(Default)]
-struct File {
-    path: PathBuf,
+pub(crate) struct File {
+    pub(crate) path: PathBuf,
+    /// Its header, on one line.
+    pub(crate) header: String,
+    /// Paths that begin at another crate, as they stand.
+    pub(crate) foreign: BTreeSet<Module>,
     /// Paths as they stand, absolute in the crate.
-    named: BTreeSet<Module>,
+    pub(crate) named: BTreeSet<Module>,
     /// What another name stands for here.
     faces: BTreeMap<String, Module>,
 }
 
 impl House {
-    fn read(root: &Path) -> Result<Self> {
+    /// Reads all files below `root` but tests.
+    pub(crate) fn read(root: &Path) -> Result<Self> {
         let mut house = Self::default();
         let mut dirs = vec![(root.to_owned(), Vec::new())];
         while let Some((dir, module)) = dirs.pop() {
@@ -92,6 +62,7 @@ impl House {
                     file: File::default(),
                 };
                 reader.file.path.clone_from(&path);
+                reader.file.header = header(&parsed);
                 reader.visit_file(&parsed);
                 house.files.insert(inner, reader.file);
             }
@@ -118,7 +89,7 @@ impl House {
 
     /// For each folder of modules: which of its rooms names what lies in which other. What a room takes of the module around it,
     /// and that of its rooms, is no import of a neighbour.
-    fn levels(&self) -> BTreeMap<Module, BTreeMap<Module, BTreeSet<Module>>> {
+    pub(crate) fn levels(&self) -> BTreeMap<Module, BTreeMap<Module, BTreeSet<Module>>> {
         let mut levels: BTreeMap<Module, BTreeMap<Module, BTreeSet<Module>>> = BTreeMap::new();
         for (module, file) in &self.files {
             for other in file.named.iter().filter_map(|path| self.file_of(path, 0)) {
@@ -200,6 +171,9 @@ impl Visit<'_> for Reader {
             // A child module may be named without `self`.
             let child = || [&["self".to_owned()], &path[..]].concat();
             let absolute = self.absolute(&path).or_else(|| self.absolute(&child()));
+            if self.absolute(&path).is_none() {
+                self.file.foreign.insert(path);
+            }
             let Some(absolute) = absolute else { continue };
             if is_face {
                 self.file.faces.insert(name, absolute);
@@ -220,64 +194,24 @@ impl Visit<'_> for Reader {
         if let Some(absolute) = self.absolute(&parts).or_else(inner) {
             self.file.named.insert(absolute);
         }
+        if self.absolute(&parts).is_none() && parts.len() > 1 {
+            self.file.foreign.insert(parts);
+        }
         syn::visit::visit_path(self, path);
     }
 }
 
-/// Groups of files of which each reaches each, of two or more.
-fn circles_of(imports: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<Vec<Module>> {
-    let reached = |from: &Module| {
-        let mut seen = BTreeSet::new();
-        let mut next = vec![from.clone()];
-        while let Some(at) = next.pop() {
-            for other in imports.get(&at).into_iter().flatten() {
-                if seen.insert(other.clone()) {
-                    next.push(other.clone());
-                }
-            }
+/// The doc comment of a file, on one line.
+fn header(file: &syn::File) -> String {
+    let mut text = String::new();
+    for attr in file.attrs.iter().filter(|attr| attr.path().is_ident("doc")) {
+        if let syn::Meta::NameValue(value) = &attr.meta
+            && let syn::Expr::Lit(literal) = &value.value
+            && let syn::Lit::Str(line) = &literal.lit
+        {
+            text.push_str(&line.value());
+            text.push(' ');
         }
-        seen
-    };
-    let reach: BTreeMap<&Module, BTreeSet<Module>> = imports
-        .keys()
-        .map(|module| (module, reached(module)))
-        .collect();
-    let mut done = BTreeSet::new();
-    let mut circles = Vec::new();
-    for (module, others) in &reach {
-        if done.contains(*module) || !others.contains(*module) {
-            continue;
-        }
-        let circle: Vec<Module> = others
-            .iter()
-            .filter(|other| reach.get(other).is_some_and(|back| back.contains(*module)))
-            .cloned()
-            .collect();
-        done.extend(circle.iter().cloned());
-        circles.push(circle);
     }
-    circles
-}
-
-/// A house of three files: a face is no import, a way round is found.
-#[test]
-fn a_circle_is_found_and_a_face_is_none() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text);
-    write("lib.rs", "mod a; mod b; mod c; pub use a::A;")?;
-    write("a.rs", "use crate::b::B; pub struct A(B);")?;
-    write("b.rs", "pub struct B; fn f() { super::c::g() }")?;
-    write("c.rs", "pub fn g() {}")?;
-    let found = || -> Result<Vec<Vec<Module>>> {
-        Ok(House::read(dir.path())?
-            .levels()
-            .values()
-            .flat_map(circles_of)
-            .collect())
-    };
-    ensure!(found()?.is_empty());
-    write("c.rs", "use crate::A; pub fn g() -> A { f() }")?;
-    let circles = found()?;
-    ensure!(circles.len() == 1 && circles[0].len() == 3, "{circles:?}");
-    Ok(())
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
