@@ -42,6 +42,8 @@ pub(crate) const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(8);
 pub(crate) const CANCEL_WAIT_MAX: Duration = Duration::from_secs(10);
 /// An answer of a credential helper of docker. Then: as if there were no login.
 pub(crate) const CREDENTIAL_HELPER_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Registries for which one deploy asks the server whether tokens are lent. For more none are.
+pub(crate) const LENDING_REGISTRIES_MAX: usize = 64;
 /// The first answer of an SSH agent that was started for keys. Then: exit 2.
 pub(crate) const SSH_AGENT_WAIT_MAX: Duration = Duration::from_secs(10);
 /// A Dockerfile from standard input. A longer one is refused.

@@ -42,7 +42,7 @@ pub use lend::{Lender, Lent, NotLent, Reach, Scope};
 pub use manifest::Packing;
 pub use options::PushOptions;
 pub use push::{Checker, Push, push};
-pub use registry::Exchange;
+pub use registry::{Exchange, Wanted};
 pub use report::{Progress, PushState, Pushed, PushedLayer};
 pub use source::{
     Content, DockerStore, Export, ImageSource, IndexSource, LayerReader, LayerSource, Layout,

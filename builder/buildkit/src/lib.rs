@@ -29,8 +29,8 @@ pub use dial::{DialError, Upgraded, dial_docker_grpc, dial_docker_session};
 pub use event::SolveEvent;
 pub use records::{SolveEnd, SolveRecord};
 pub use session::{
-    ExportSink, LocalDir, RegistryLogin, RegistryLogins, SecretSource, Session, SessionError,
-    SessionOptions, SessionStats, StatsHandle,
+    ExportSink, Lends, LentToken, LocalDir, RegistryLogin, RegistryLogins, SecretSource, Session,
+    SessionError, SessionOptions, SessionStats, StatsHandle,
 };
 pub use solve_error::{SolveError, SolveFailure, registry_out_of_reach};
 pub use tonic::async_trait;

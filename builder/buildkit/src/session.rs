@@ -9,7 +9,7 @@ mod secrets;
 mod ssh;
 mod upload;
 
-pub use auth::{RegistryLogin, RegistryLogins};
+pub use auth::{Lends, LentToken, RegistryLogin, RegistryLogins};
 pub use export::ExportSink;
 pub use secrets::SecretSource;
 
@@ -68,7 +68,7 @@ pub struct SessionOptions {
     pub locals: Vec<LocalDir>,
     /// Secrets by id.
     pub secrets: BTreeMap<String, SecretSource>,
-    /// Logins for the registries of base images.
+    /// Logins for the registries of base images, and who lends tokens.
     pub credentials: Arc<dyn RegistryLogins>,
     /// Sockets of SSH agents by id; a step that names none gets `default`.
     pub ssh: BTreeMap<String, PathBuf>,

@@ -2,8 +2,8 @@
 
 use super::requests as ask;
 use super::shapes::{
-    App, Build, Builder, Certificate, Credential, NewBuild, NewToken, Org, OrgChange, TokenInfo,
-    Viewer,
+    App, Build, Builder, Certificate, Credential, NewBuild, NewToken, Org, OrgChange, PullLoan,
+    TokenInfo, Viewer,
 };
 use super::{ApiClient, ApiError, EventStream, ServerAddress, StreamEnd};
 use crate::args::Role;
@@ -351,6 +351,17 @@ pub(crate) async fn remove_credential(
             json!({ "org": org, "registry": registry }),
         )
         .await?)
+}
+
+/// A token for pulling from these repositories with the login that the org has stored; without any, what would be lent.
+pub(crate) async fn lend_pull(
+    client: &ApiClient,
+    org: &str,
+    registry: &str,
+    repositories: &[String],
+) -> Result<PullLoan, ApiError> {
+    let input = json!({ "org": org, "registry": registry, "repositories": repositories });
+    client.call(ask::LEND_PULL, json!({ "input": input })).await
 }
 
 /// Has a client certificate issued.

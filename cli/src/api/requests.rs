@@ -90,6 +90,7 @@ queries! {
     CREDENTIALS = "registryCredentials": concat!("query($org: String) { registryCredentials(org: $org) { ", credential!(), " } }");
     SET_CREDENTIAL = "setRegistryCredential": concat!("mutation($input: SetRegistryCredentialInput!) { setRegistryCredential(input: $input) { ", credential!(), " } }");
     REMOVE_CREDENTIAL = "removeRegistryCredential": "mutation($org: String, $registry: String!) { removeRegistryCredential(org: $org, registry: $registry) }";
+    LEND_PULL = "lendPull": "mutation($input: LendPullInput!) { lendPull(input: $input) { kind token lifeMs } }";
     ISSUE_CERTIFICATE = "issueClientCertificate": "mutation($input: IssueClientCertificateInput!) { issueClientCertificate(input: $input) { ca cert key } }";
 }
 

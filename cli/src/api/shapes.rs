@@ -376,3 +376,23 @@ pub(crate) struct NewBuild<'a> {
     /// Architecture of the builder.
     pub(crate) arch: Option<&'a str>,
 }
+
+/// What the server lends to who pulls from a registry. `Debug` shows no token.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PullLoan {
+    /// `NOTHING`, `TOKEN` or `PASSWORD`: what the registry takes.
+    pub(crate) kind: String,
+    /// The token, if repositories were named.
+    pub(crate) token: Option<String>,
+    /// For how many milliseconds it is good.
+    pub(crate) life_ms: Option<u64>,
+}
+
+impl std::fmt::Debug for PullLoan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PullLoan")
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}

@@ -38,7 +38,7 @@ pub(crate) async fn run(verb: RegistryVerb, caller: &Caller, printer: Printer) -
             };
             let stored = queries::set_credential(&client, &org, &credential).await?;
             printer.note(&format!(
-                "pushes of org {org} to {} use it from now on",
+                "pushes of org {org} to {} use it from now on, and so do base images of its deploys",
                 stored.registry
             ));
         }

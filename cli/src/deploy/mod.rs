@@ -10,6 +10,7 @@ mod env;
 mod follow;
 mod load;
 mod local;
+mod org_logins;
 mod output;
 mod plan;
 mod progress;

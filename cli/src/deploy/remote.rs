@@ -159,6 +159,7 @@ pub(super) struct Opened {
 /// Finds the org and the gateway, and starts to open the session there.
 async fn open(plan: &Plan, client: &ApiClient, factory: &Arc<SessionFactory>) -> Outcome<Opened> {
     let place = queries::locate(client, plan.org.as_deref()).await?;
+    factory.lend(client, &place.org)?;
     let mut arch = plan.arch.as_deref();
     let mut notice = Vec::new();
     let mut region = plan.region.clone();

@@ -3,23 +3,24 @@
 //! Owns what is served (context, Dockerfile, secrets, logins of registries) and that a broken stream is opened again
 //! under the same id. Must not know the build's events or progress.
 
+use super::org_logins::OrgLogins;
 use super::output::Taking;
 use super::plan::{Context, Plan};
 use super::ssh::SshAgents;
-use crate::api::{ServerAddress, Transport, open_upgraded};
+use crate::api::{ApiClient, ServerAddress, Transport, open_upgraded};
 use crate::backoff::Backoff;
 use crate::docker_logins::DockerLogins;
 use crate::limits::WAKE_WAIT_MAX;
 use crate::settings::Token;
 use sha2::{Digest, Sha256};
 use slipway_buildkit::{
-    LocalDir, SecretSource, Session, SessionOptions, SessionStats, StatsHandle,
+    LocalDir, RegistryLogins, SecretSource, Session, SessionOptions, SessionStats, StatsHandle,
 };
 use slipway_terminal::exit::{Failure, FailureKind, Outcome};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -35,6 +36,8 @@ pub(super) struct SessionFactory {
     shared_key: String,
     plan: Plan,
     logins: DockerLogins,
+    /// The same and what an org's server lends, once it is known which.
+    org_logins: OnceLock<Arc<OrgLogins>>,
     stats: StatsHandle,
     ssh: SshAgents,
     export: Mutex<Option<Taking>>,
@@ -56,6 +59,7 @@ impl SessionFactory {
             shared_key: shared_key(plan),
             plan: plan.clone(),
             logins: docker.clone(),
+            org_logins: OnceLock::new(),
             stats: StatsHandle::default(),
             ssh: SshAgents::start(&plan.ssh)?,
             export: Mutex::new(plan.output.as_ref().map(Taking::start).transpose()?),
@@ -129,12 +133,29 @@ impl SessionFactory {
                 .iter()
                 .map(|secret| (secret.id.clone(), SecretSource::Bytes(secret.value.clone())))
                 .collect(),
-            credentials: Arc::new(self.logins.clone()),
+            credentials: self.credentials(),
             ssh: self.ssh.sockets(),
             archive: self.archive(),
             export: self.export().as_ref().map(Taking::sink).transpose()?,
             stats: self.stats.clone(),
         }))
+    }
+
+    /// From now on registries that this computer has no login for are pulled from with what the server lends of this org's logins.
+    ///
+    /// # Errors
+    /// Ours: no randomness.
+    pub(super) fn lend(&self, client: &ApiClient, org: &str) -> Outcome<()> {
+        let logins = OrgLogins::new(&self.logins, client, org)?;
+        self.org_logins.get_or_init(|| Arc::new(logins));
+        Ok(())
+    }
+
+    fn credentials(&self) -> Arc<dyn RegistryLogins> {
+        match self.org_logins.get() {
+            Some(logins) => Arc::<OrgLogins>::clone(logins),
+            None => Arc::new(self.logins.clone()),
+        }
     }
 
     /// What the session took of the result, once the build has ended well.

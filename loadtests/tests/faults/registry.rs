@@ -1,6 +1,6 @@
 //! The registry is down, hangs up, demands a login, or is slow.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use slipway_loadtests::testbed::{DockerClient, Manner, Registry, Testbed, show, wait_for};
 use std::io::Write;
@@ -77,6 +77,15 @@ fn a_registry_that_demands_a_login_says_how() -> Result<()> {
     login(&bed, private.address(), "secret-word")?;
     std::fs::write(dir.join("Dockerfile"), "FROM busybox\nRUN echo 2 > /2\n")?;
     bed.deployed(&mut deploy())?;
+    // The password is for the push alone: it is not handed to BuildKit, which pulls base images.
+    let docker = DockerClient::of_farm(&bed)?;
+    docker.docker_ok(&["rmi", &image])?;
+    let from = bed.project("from", &[("Dockerfile", &format!("FROM {image}\n"))])?;
+    bed.refused(
+        &mut bed.deploy(&from, "from:1"),
+        1,
+        &["takes passwords", "docker login"],
+    )?;
 
     // With tokens, builders are lent these: they cannot reach the token server, so they never had the password to show there.
     drop(private);
@@ -89,10 +98,33 @@ fn a_registry_that_demands_a_login_says_how() -> Result<()> {
     );
     // By docker push through the gateway too, and from one repository into another.
     let other = format!("{}/other/web:1", private.address());
-    let docker = DockerClient::of_farm(&bed)?;
     docker.docker_ok(&["tag", &image, &other])?;
     docker.docker_ok(&["push", &other])?;
+    // A base image is pulled with a lent token too, from the first deploy after the login on.
+    docker.docker_ok(&["rmi", &image, &other])?;
+    std::fs::write(
+        from.join("Dockerfile"),
+        format!("FROM {other}\nRUN echo 3 > /3\n"),
+    )?;
+    let base = || bed.deploy(&from, "from:1");
+    bed.slipway_ok(&["registry", "logout", private.address(), "--org", "acme"])?;
+    // Without one BuildKit asks the token server itself, which it cannot reach.
+    bed.refused(&mut base(), 2, &[&other, "anonymous"])?;
+    login(&bed, private.address(), "secret-word")?;
+    bed.deployed(&mut base())?;
+    let pull = "repository:other/web:pull".to_owned();
+    ensure!(tokens.scopes().contains(&pull), "{:?}", tokens.scopes());
+    let log = std::fs::read_to_string(bed.dir().join("serve.log"))?;
+    let lent = log.lines().find(|it| it.contains("token for pulls lent"));
+    let lent = lent.context("the loan is not logged")?;
+    ensure!(lent.contains("other/web"), "{lent}");
+    for name in ["serve.log", "host.log"] {
+        let log = std::fs::read_to_string(bed.dir().join(name))?;
+        ensure!(!log.contains("secret-word"), "{name} has the password");
+    }
     login(&bed, private.address(), "wrong-word")?;
+    let refuses = "refuses the login that the org has stored";
+    bed.refused(&mut base(), 1, &[private.address(), refuses])?;
     std::fs::write(dir.join("Dockerfile"), endless)?;
     bed.refused(&mut deploy(), 1, &[private.address(), "incorrect username"])?;
     ensure!(

@@ -21,9 +21,12 @@ use tokio::sync::Mutex;
 
 /// What a registry wants to be shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub enum Wanted {
+    /// It is open to everybody.
     Nothing,
+    /// User name and password with each request.
     Credential,
+    /// A token of its token server's.
     Token,
 }
 
@@ -85,7 +88,9 @@ impl Auth {
                 {
                     return Ok(Some(token.header.clone()));
                 }
-                let token = fetch(registry, &realm, service.as_deref(), mount_from).await?;
+                let mut scopes = vec![format!("repository:{}:pull,push", registry.repository)];
+                scopes.extend(mount_from.map(pull_of));
+                let token = fetch(registry, &realm, service.as_deref(), &scopes).await?;
                 let header = token.header.clone();
                 state.tokens.insert(key, token);
                 Ok(Some(header))
@@ -113,6 +118,22 @@ impl Auth {
         let key = mount_from.map(str::to_string);
         let token = state.tokens.remove(&key);
         let token = token.ok_or_else(|| registry.protocol(ITEM, ProtocolFault::Token))?;
+        let left = token.ends_at.saturating_duration_since(Instant::now());
+        Ok((token.text, left))
+    }
+
+    /// A token for pulling from these repositories alone, and how long it is good. It is not kept.
+    pub(crate) async fn pull_token(
+        &self,
+        registry: &Endpoint,
+        repositories: &[String],
+    ) -> Result<(String, Duration), PushError> {
+        let challenge = self.state.lock().await.challenge.clone();
+        let Some(Challenge::Bearer { realm, service }) = challenge else {
+            return Err(registry.protocol(ITEM, ProtocolFault::Token));
+        };
+        let scopes: Vec<String> = repositories.iter().map(|it| pull_of(it)).collect();
+        let token = fetch(registry, &realm, service.as_deref(), &scopes).await?;
         let left = token.ends_at.saturating_duration_since(Instant::now());
         Ok((token.text, left))
     }
@@ -204,6 +225,10 @@ async fn lent(
     }
 }
 
+fn pull_of(repository: &str) -> String {
+    format!("repository:{repository}:pull")
+}
+
 fn basic(credential: &Credential) -> HeaderValue {
     let joined = STANDARD.encode(format!("{}:{}", credential.username, credential.password));
     sensitive(&format!("Basic {joined}")).unwrap_or_else(|| HeaderValue::from_static("Basic"))
@@ -220,19 +245,17 @@ async fn fetch(
     registry: &Endpoint,
     realm: &str,
     service: Option<&str>,
-    mount_from: Option<&str>,
+    scopes: &[String],
 ) -> Result<Token, PushError> {
     let realm = token_server(registry, realm)?;
-    let mut scopes = vec![format!("repository:{}:pull,push", registry.repository)];
-    scopes.extend(mount_from.map(|from| format!("repository:{from}:pull")));
     let question = match registry.credential.get() {
         Some(credential) if credential.is_identity_token() => Question {
             url: realm,
-            form: Some(exchange(credential, service, &scopes)),
+            form: Some(exchange(credential, service, scopes)),
             shown: None,
         },
         credential => Question {
-            url: with_query(realm, credential, service, &scopes),
+            url: with_query(realm, credential, service, scopes),
             form: None,
             shown: credential.map(basic),
         },

@@ -90,6 +90,32 @@ impl Registry {
         self.auth.token(&self.at, mount_from).await
     }
 
+    /// What the registry wants, by one question that shows nothing and is asked once.
+    pub(super) async fn ask_what_is_wanted(&self, item: &str) -> Result<Wanted, PushError> {
+        self.at.settle().await?;
+        let url = self.at.url("/v2/");
+        let request = self.at.http(&url)?.get(url);
+        let answer = match tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await {
+            Err(_) => return Err(self.at.timed_out(item, ANSWER_TIMEOUT)),
+            Ok(Err(source)) => return Err(self.at.transport(item, 1, source)),
+            Ok(Ok(response)) => read_answer(response).await,
+        };
+        if answer.status == StatusCode::UNAUTHORIZED {
+            self.refused(&answer, None).await?;
+        } else if is_limited(&answer) || is_transient(answer.status) {
+            return Err(self.at.failed(item, &answer, 1));
+        }
+        Ok(self.wanted().await)
+    }
+
+    /// A token for somebody else who pulls from these repositories, and how long it is good.
+    pub(super) async fn pull_token(
+        &self,
+        repositories: &[String],
+    ) -> Result<(String, Duration), PushError> {
+        self.auth.pull_token(&self.at, repositories).await
+    }
+
     /// Most bytes of one streamed request.
     pub(super) fn request_most(&self) -> u64 {
         self.request_most.load(Ordering::Relaxed)

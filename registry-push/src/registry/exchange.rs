@@ -1,4 +1,4 @@
-//! Trades a credential for tokens, for somebody who is to push without it ([`crate::Lender`]).
+//! Trades a credential for tokens, for somebody who is to push ([`crate::Lender`]) or to pull without it.
 //!
 //! Pushes nothing and reads no image.
 
@@ -12,6 +12,7 @@ use crate::limits::EXCHANGE_ATTEMPTS;
 use crate::options::PushOptions;
 use crate::target::{Credential, Target};
 use http::Method;
+use std::time::Duration;
 use tokio::sync::OnceCell;
 
 /// For messages.
@@ -22,6 +23,8 @@ pub struct Exchange {
     registry: Registry,
     credential: Credential,
     wanted: OnceCell<Wanted>,
+    /// The same from who pulls, and shows nothing when he asks.
+    wanted_of_pulls: OnceCell<Wanted>,
 }
 
 impl std::fmt::Debug for Exchange {
@@ -41,6 +44,7 @@ impl Exchange {
             registry: Registry::new(target, Some(&credential), options)?,
             credential,
             wanted: OnceCell::new(),
+            wanted_of_pulls: OnceCell::new(),
         })
     }
 
@@ -71,6 +75,22 @@ impl Exchange {
 
     async fn wants_tokens(&self) -> bool {
         self.registry.wanted().await == Wanted::Token
+    }
+
+    /// What the registry wants from who pulls. Asked once, and shown nothing.
+    pub async fn wanted_of_pulls(&self) -> Result<Wanted, PushError> {
+        let ask = || self.registry.ask_what_is_wanted(ITEM);
+        self.wanted_of_pulls.get_or_try_init(ask).await.copied()
+    }
+
+    /// A token for pulling from these repositories of the registry and for nothing else, and how long it is good. Names of repositories go
+    /// into its scopes as they are: the caller has checked them. Fails where the registry wants no token.
+    pub async fn pull_token(
+        &self,
+        repositories: &[String],
+    ) -> Result<(String, Duration), PushError> {
+        self.wanted_of_pulls().await?;
+        self.registry.pull_token(repositories).await
     }
 
     /// Asks, again where the way may be better the next time. Token servers are asked again by whoever asks them.

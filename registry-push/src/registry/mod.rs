@@ -16,6 +16,7 @@ mod retry;
 mod small;
 mod upload;
 
+pub use auth::Wanted;
 pub(crate) use client::{Ask, Registry, content_length};
 pub use exchange::Exchange;
 pub(crate) use feed::Feed;

@@ -9,7 +9,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use slipway_registry_push::{
     Credential, Exchange, Lender, Lent, NotLent, Push, PushError, PushOptions, Reach, Scope,
-    Target, push,
+    Target, Wanted, push,
 };
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -247,6 +247,80 @@ async fn who_may_not_go_everywhere_goes_through_no_proxy() {
         assert!(matches!(lent, Lent::Credential(_)));
         assert_eq!(proxy.seen().len() > before, is_used);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_pulls_with_a_lent_token_can_read_those_repositories_and_write_nothing() {
+    let (Some((registry, scopes)), Some(passwords)) =
+        (with_tokens().await, Registry::start(&Access::Password))
+    else {
+        return;
+    };
+    let made = image(&[Made::new(1 << 20, 1)]);
+    for repository in ["team/base", "team/other"] {
+        let target = Target::parse(&registry.target(&format!("{repository}:v1"))).unwrap();
+        let options = PushOptions::default();
+        push(
+            made.clone(),
+            &target,
+            Some(&credential(PASSWORD)),
+            &options,
+            |_| (),
+        )
+        .await
+        .unwrap();
+    }
+    scopes.lock().unwrap().clear();
+    let target = Target::parse(&registry.target("team/base:v1")).unwrap();
+    let exchange = |password, at: &Target| {
+        Exchange::new(at, credential(password), &PushOptions::default()).unwrap()
+    };
+    let keeper = exchange(PASSWORD, &target);
+    assert_eq!(keeper.wanted_of_pulls().await.unwrap(), Wanted::Token);
+    assert!(
+        scopes.lock().unwrap().is_empty(),
+        "nothing is shown to find that out"
+    );
+    let repositories = ["team/base".to_string()];
+    let (token, lifetime) = keeper.pull_token(&repositories).await.unwrap();
+    assert!(!token.contains(PASSWORD) && lifetime > Duration::from_secs(30));
+    assert_eq!(*scopes.lock().unwrap(), ["repository:team/base:pull"]);
+
+    let client = reqwest::Client::new();
+    let ask = |method: http::Method, path: &str| {
+        let url = format!("http://{}/v2/{path}", registry.address);
+        let request = client
+            .request(method, url)
+            .bearer_auth(&token)
+            .header(
+                "accept",
+                "application/vnd.docker.distribution.manifest.v2+json",
+            )
+            .header("accept", "application/vnd.oci.image.manifest.v1+json");
+        async move { request.send().await.unwrap().status().as_u16() }
+    };
+    use http::Method;
+    assert_eq!(ask(Method::HEAD, "team/base/manifests/v1").await, 200);
+    assert_eq!(ask(Method::HEAD, "team/other/manifests/v1").await, 401);
+    assert_eq!(ask(Method::POST, "team/base/blobs/uploads/").await, 401);
+
+    let wrong = exchange("wrong-word", &target);
+    let refused = wrong.pull_token(&repositories).await.unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            PushError::Unauthorized {
+                anonymous: false,
+                ..
+            }
+        ),
+        "{refused:?}"
+    );
+    // Who knows passwords alone gives none, and none is told.
+    let target = Target::parse(&passwords.target("team/base:v1")).unwrap();
+    let keeper = exchange(PASSWORD, &target);
+    assert_eq!(keeper.wanted_of_pulls().await.unwrap(), Wanted::Credential);
+    assert!(keeper.pull_token(&repositories).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -130,6 +130,18 @@ pub const LOAN_ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
 pub const LOAN_RETRY: Duration = Duration::from_secs(1);
 /// Times in a row that it is not heard; then no more is lent to this build or push.
 pub const LOAN_FAILURES_MAX: u32 = 600;
+/// Registry tokens that the deploys of one org are lent at once for what they pull; then one each [`PULL_LOAN_EVERY`]. More are refused.
+pub const PULL_LOANS_MAX: u32 = 256;
+/// See [`PULL_LOANS_MAX`].
+pub const PULL_LOAN_EVERY: Duration = Duration::from_millis(200);
+/// How long a registry and its token server may take for a token to pull with. BuildKit waits for 30 s.
+pub const PULL_LOAN_WAIT_MAX: Duration = Duration::from_secs(20);
+/// Repositories that one token to pull with may cover; more are refused.
+pub const PULL_REPOSITORIES_MAX: usize = 16;
+/// Registries, counted for each org, whose ways to tokens are remembered; the oldest one is forgotten for a new one.
+pub const PULL_EXCHANGES_MAX: usize = 64;
+/// For how long.
+pub const PULL_EXCHANGE_KEPT: Duration = Duration::from_secs(300);
 /// Longest user name or password that is stored.
 pub const STORED_TEXT_BYTES_MAX: usize = 16 << 10;
 

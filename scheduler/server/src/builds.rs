@@ -21,7 +21,7 @@ use crate::chain::chain;
 use crate::clock::now;
 use crate::entropy::entropy;
 use crate::farm::{ActivityGuard, BuilderKey, Farm, FarmError, FarmEvent};
-use crate::guest_client::{GuestClient, GuestError};
+use crate::guest_client::{GuestClient, GuestError, OLDER_HINT};
 use crate::lending::Lending;
 use crate::problem::Problem;
 pub(crate) use classic::Tap;
@@ -69,6 +69,9 @@ pub enum BuildError {
     /// It is a Docker client's own.
     #[error("the build belongs to the Docker client that asked for it, and ends with it")]
     OfClient,
+    /// The builder was started by an older version, which does not know all that is asked of it.
+    #[error(transparent)]
+    Older(GuestError),
     /// The builder did not answer.
     #[error("hand the build to its builder")]
     Guest(#[source] GuestError),
@@ -84,7 +87,7 @@ impl BuildError {
                 ErrorKind::NoSpace | ErrorKind::Unavailable | ErrorKind::Internal => Fault::System,
             },
             Self::Refused { status, .. } if status.is_client_error() => Fault::User,
-            Self::Ended | Self::OfClient => Fault::User,
+            Self::Ended | Self::OfClient | Self::Older(_) => Fault::User,
             Self::Refused { .. } | Self::Guest(_) => Fault::System,
         }
     }
@@ -100,6 +103,7 @@ impl BuildError {
             Self::OfClient => {
                 Some("end it there, or everything on the builder: `slipway builders stop`")
             }
+            Self::Older(_) => Some(OLDER_HINT),
             Self::Store(StoreError::Quota(error)) => error.hint(),
             Self::Store(_) | Self::Refused { .. } | Self::Guest(_) => None,
         }
@@ -110,6 +114,7 @@ impl From<GuestError> for BuildError {
     fn from(error: GuestError) -> Self {
         match error {
             GuestError::Refused { status, message } => Self::Refused { status, message },
+            GuestError::Older => Self::Older(error),
             GuestError::Transport(_) | GuestError::TimedOut(_) | GuestError::Protocol(_) => {
                 Self::Guest(error)
             }

@@ -131,7 +131,7 @@ pub(crate) fn registry_of(image: &str) -> &str {
 }
 
 /// One spelling of each registry: without scheme and path, in lower case, and one name for Docker Hub.
-fn canonical(registry: &str) -> String {
+pub(crate) fn canonical(registry: &str) -> String {
     let host = registry
         .trim()
         .trim_start_matches("https://")

@@ -91,7 +91,9 @@ impl From<&BuildError> for Problem {
                 Self::new(code, message.clone())
             }
             BuildError::Ended => Self::new(Code::Unauthenticated, error.to_string()),
-            BuildError::OfClient => Self::new(Code::Conflict, error.to_string()),
+            BuildError::OfClient | BuildError::Older(_) => {
+                Self::new(Code::Conflict, error.to_string())
+            }
             BuildError::Guest(_) => {
                 tracing::warn!(why = ?chain(error), "build not handed over");
                 Self::new(Code::Unavailable, "the builder does not answer")

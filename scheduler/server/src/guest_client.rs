@@ -30,6 +30,12 @@ pub const GUEST_MESSAGE_BYTES_MAX: usize = 4 << 10;
 /// Longest a guest may take to begin its answer, beyond what the request asks it to wait.
 pub const GUEST_ANSWER_WAIT_MAX: Duration = Duration::from_secs(15);
 
+/// How a guest begins to say that it cannot read a body. It never repeats what stands there.
+const UNREADABLE: &str = "the body is not what it should be";
+
+/// What to do about a builder that is older than the server.
+pub(crate) const OLDER_HINT: &str = "`slipway builders stop` ends it, once nobody builds on it: it is of the server's version when it starts again";
+
 /// Why a guest could not be asked, or refused.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
@@ -47,6 +53,9 @@ pub enum GuestError {
         /// Its message.
         message: String,
     },
+    /// It does not know what is asked of it: it was started by an older version.
+    #[error("the builder runs an older version, which does not know all that is asked of it")]
+    Older,
     /// It answered something that is not an answer.
     #[error("the builder's guest speaks another protocol: {0}")]
     Protocol(&'static str),
@@ -307,6 +316,10 @@ async fn accept(answer: Response<Incoming>) -> Result<Response<Incoming>, GuestE
             || format!("the builder's guest answered {status}"),
             |message| bounded(message, GUEST_MESSAGE_BYTES_MAX),
         );
+    // What is sent is well-formed, so a guest that cannot read it does not know all of its fields.
+    if status == StatusCode::BAD_REQUEST && message.starts_with(UNREADABLE) {
+        return Err(GuestError::Older);
+    }
     Err(GuestError::Refused { status, message })
 }
 

@@ -4,6 +4,10 @@
 //! A tenant names the registries, and each registry its token server: only addresses that the operator opens, or public ones, are
 //! connected to. Must not know: how a push is done, how a builder is woken.
 
+mod pulls;
+
+pub(crate) use pulls::PullLoan;
+
 use crate::bounds::{LOAN_ANSWER_WAIT_MAX, LOAN_EVERY, LOAN_FAILURES_MAX, LOAN_RETRY, LOANS_MAX};
 use crate::credentials::{Credentials, registry_of};
 use crate::guest_client::{GuestClient, GuestError};
@@ -43,6 +47,7 @@ pub enum LendingError {
 pub struct Lending {
     credentials: Credentials,
     options: Arc<PushOptions>,
+    pulls: Arc<pulls::Pulls>,
 }
 
 /// What is lent under one id.
@@ -85,6 +90,7 @@ impl Lending {
         Ok(Self {
             credentials,
             options: Arc::new(options),
+            pulls: Arc::default(),
         })
     }
 

@@ -45,7 +45,7 @@ pub struct ServeSettings {
     /// Where the keys of encrypted volumes are kept.
     #[serde(default)]
     pub keys: KeySettings,
-    /// How registries are asked for the tokens that pushes are lent.
+    /// How registries are asked for the tokens that pushes and deploys are lent.
     #[serde(default)]
     pub registries: RegistrySettings,
 }

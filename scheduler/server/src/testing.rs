@@ -116,6 +116,8 @@ pub(crate) struct Bench {
     running: Option<Running>,
     /// Builders are the farm's, on this host; otherwise they are `builder`.
     host: Option<PathBuf>,
+    /// Private addresses at which registries may be asked.
+    pub(crate) allow: Vec<&'static str>,
 }
 
 /// How a test speaks to a listener.
@@ -188,6 +190,7 @@ impl Bench {
             builder: Arc::new(builder),
             running: None,
             host,
+            allow: Vec::new(),
         }
     }
 
@@ -204,6 +207,7 @@ impl Bench {
             "listen_docker": "127.0.0.1:0",
             "listen_buildkit": "127.0.0.1:0",
             "hosts": self.host.iter().map(host).collect::<Vec<_>>(),
+            "registries": { "allow": self.allow },
             "builder": { "arch": "amd64", "volume_bytes": 1 << 30, "memory_bytes": 1 << 30 },
         }))
         .expect("good settings")

@@ -105,6 +105,27 @@ fn numbers(events: &[NumberedEvent]) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_builder_of_an_older_version_is_told_with_the_way_out() {
+    let bed = Bed::start().await;
+    let builds = BuildService::start(&bed.farm, None)
+        .await
+        .expect("a service");
+    let key = bed.org(SHORT).await;
+    let app = begin(&bed, &builds, &key).await.app;
+    let guest = bed.world.guest().expect("a guest");
+    guest.older.store(true, std::sync::atomic::Ordering::SeqCst);
+    let error = builds
+        .start_build(&key, &app, request())
+        .await
+        .expect_err("it does not know the request");
+    assert!(matches!(error, BuildError::Older(_)), "{error:?}");
+    assert!(error.to_string().contains("an older version"), "{error}");
+    let hint = error.hint().expect("a hint");
+    assert!(hint.contains("`slipway builders stop`"), "{hint}");
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn readers_see_every_event_once_whenever_they_come() {
     let bed = Bed::start().await;
     let builds = BuildService::start(&bed.farm, None)

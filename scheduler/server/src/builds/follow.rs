@@ -58,6 +58,7 @@ fn guest_told(build: &Build, error: &GuestError) -> Words {
     tracing::warn!(build = %build.id, why = ?chain(error), "build not followed");
     match error {
         GuestError::Refused { message, .. } => message.clone().into(),
+        GuestError::Older => error.to_string().into(),
         GuestError::Transport(_) | GuestError::TimedOut(_) | GuestError::Protocol(_) => {
             "the builder does not answer".into()
         }

@@ -10,7 +10,7 @@ use crate::chain::chain;
 use crate::credentials::registry_of;
 use crate::entropy::entropy;
 use crate::farm::FarmError;
-use crate::guest_client::{GuestClient, GuestError};
+use crate::guest_client::{GuestClient, GuestError, OLDER_HINT};
 use crate::http::{Body, empty};
 use crate::lending::Terms;
 use crate::problem::{Code, Problem};
@@ -200,6 +200,9 @@ impl Gateway {
                     _ => Code::Unavailable,
                 };
                 Err(Problem::new(code, message))
+            }
+            Err(error @ GuestError::Older) => {
+                Err(Problem::new(Code::Conflict, error.to_string()).hint(OLDER_HINT))
             }
             Err(error) => Err(FarmError::from(error).into()),
         }

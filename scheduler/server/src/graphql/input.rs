@@ -364,6 +364,18 @@ pub(super) struct SetRegistryCredentialInput {
     pub(super) password: String,
 }
 
+/// What is to be pulled with a login that the org has stored.
+#[derive(InputObject)]
+pub(super) struct LendPullInput {
+    /// Id or slug of the org; the token's own org if absent.
+    pub(super) org: Option<String>,
+    /// Registry host, with port if any.
+    pub(super) registry: String,
+    /// Its repositories that the token is to be good for; none to learn whether tokens are lent.
+    #[graphql(default)]
+    pub(super) repositories: Vec<String>,
+}
+
 /// A client certificate to issue.
 #[derive(InputObject)]
 pub(super) struct IssueClientCertificateInput {

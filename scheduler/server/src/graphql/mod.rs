@@ -15,6 +15,8 @@ mod farm_tests;
 mod fly;
 mod ids;
 mod input;
+#[cfg(test)]
+mod lend_tests;
 mod limits;
 mod mutation;
 mod query;

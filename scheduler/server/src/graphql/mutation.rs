@@ -7,14 +7,14 @@ use super::fly::{self, EnsureMachineRemoteBuilderPayload};
 use super::ids::parse_id;
 use super::input::{
     AskedBuild, BuilderInput, CreateAppInput, CreateOrgInput, CreateTokenInput,
-    EnsureMachineRemoteBuilderInput, IssueClientCertificateInput, SetRegistryCredentialInput,
-    StartBuildInput, UpdateOrgInput, display_name, label,
+    EnsureMachineRemoteBuilderInput, IssueClientCertificateInput, LendPullInput,
+    SetRegistryCredentialInput, StartBuildInput, UpdateOrgInput, display_name, label,
 };
 use super::limits::TOKEN_LIFE_MAX;
 use super::running::Running;
 use super::scalar::{DateTime, Long};
 use super::view::{
-    App, Build, Builder, ClientCertificate, NewToken, Org, RegistryCredential, Token,
+    App, Build, Builder, ClientCertificate, NewToken, Org, PullLoan, RegistryCredential, Token,
 };
 use crate::auth::Secret;
 use crate::bounds::{CLIENT_CERTIFICATE_LIFE_MAX, CLIENT_CERTIFICATE_LIFE_MIN};
@@ -291,6 +291,28 @@ impl CoreMutation {
         let access = Access::of(context)?;
         let org = access.enter_whole(org.as_deref(), TokenRole::Admin).await?;
         Ok(access.parts.credentials.remove(&org.id, &registry).await?)
+    }
+
+    /// Lends a token of a registry's for pulling from some of its repositories, made with the login that the org has stored there.
+    async fn lend_pull(&self, context: &Context<'_>, input: LendPullInput) -> Result<PullLoan> {
+        let access = Access::of(context)?;
+        let scope = access
+            .enter(input.org.as_deref(), TokenRole::Deploy)
+            .await?;
+        let org = &scope.shared().id;
+        let lending = &access.parts.lending;
+        let loan = lending.pull(org, &input.registry, &input.repositories);
+        let loan = loan.await?;
+        if loan.is_token() {
+            let token = &access.principal.token().id;
+            let LendPullInput {
+                registry,
+                repositories,
+                ..
+            } = &input;
+            tracing::info!(org = %org, %token, registry, ?repositories, "token for pulls lent");
+        }
+        Ok(loan.into())
     }
 
     /// Issues a client certificate for the gateways, which speaks for the token of this request in this org, and ends

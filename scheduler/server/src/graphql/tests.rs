@@ -170,6 +170,7 @@ async fn an_org_sees_nothing_of_another() {
             "mutation($org: String) { stopBuilder(input: { org: $org }) { id } }",
             "mutation($org: String) { resetBuilderCache(input: { org: $org }) { id } }",
             "mutation($org: String) { issueClientCertificate(input: { org: $org }) { key } }",
+            "mutation($org: String) { lendPull(input: { org: $org, registry: \"r.example\" }) { kind } }",
             "mutation($org: String) { removeRegistryCredential(org: $org, registry: \"r.example\") }",
             "mutation($org: String) { setRegistryCredential(input: { org: $org, registry: \"r\", password: \"p\" }) { id } }",
             "mutation($org: String) { startBuild(input: { org: $org, app: \"a\", image: \"i\", session: \"s\" }) { id } }",

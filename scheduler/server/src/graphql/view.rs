@@ -207,6 +207,48 @@ impl From<store::SealedCredential> for RegistryCredential {
     }
 }
 
+/// What is lent to who pulls from a registry.
+#[derive(SimpleObject)]
+pub(super) struct PullLoan {
+    /// What it is.
+    kind: PullLoanKind,
+    /// A bearer token of the registry's; present if it is of kind TOKEN and repositories were named.
+    token: Option<String>,
+    /// For how many milliseconds the token is good.
+    life_ms: Option<Long>,
+}
+
+/// What is lent.
+#[derive(Enum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PullLoanKind {
+    /// Nothing: the org has no login there, the registry wants none, or the server cannot ask it.
+    Nothing,
+    /// A token.
+    Token,
+    /// Nothing: the registry takes the password alone, and that is not lent.
+    Password,
+}
+
+impl From<crate::lending::PullLoan> for PullLoan {
+    fn from(loan: crate::lending::PullLoan) -> Self {
+        use crate::lending::PullLoan as Lent;
+        let (kind, token) = match loan {
+            Lent::Nothing => (PullLoanKind::Nothing, None),
+            Lent::Tokens => (PullLoanKind::Token, None),
+            Lent::Token(token, lifetime) => (PullLoanKind::Token, Some((token, lifetime))),
+            Lent::Password => (PullLoanKind::Password, None),
+        };
+        let (token, life_ms) = token
+            .map(|(token, lifetime)| (token, millis(lifetime)))
+            .unzip();
+        Self {
+            kind,
+            token,
+            life_ms,
+        }
+    }
+}
+
 /// Where the server is, and what.
 #[derive(SimpleObject)]
 pub(super) struct Server {

@@ -16,7 +16,7 @@ use slipway_core::host_api::EndpointPort;
 use slipway_core::id::{BuildId, MachineId};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,6 +38,8 @@ pub struct TestGuest {
     pub containers: AtomicU32,
     quiet_since: Mutex<Instant>,
     builds: Mutex<BTreeMap<BuildId, Vec<NumberedEvent>>>,
+    /// It does not know all fields of a build.
+    pub older: AtomicBool,
     /// Builds of Docker clients.
     solves: Mutex<Vec<SeenSolve>>,
     more: watch::Sender<u64>,
@@ -61,6 +63,7 @@ impl TestGuest {
             // As if it had been quiet for long: the gateway's side alone decides, which is the harder case.
             quiet_since: Mutex::new(Instant::now() - Duration::from_secs(3600)),
             builds: Mutex::default(),
+            older: AtomicBool::new(false),
             solves: Mutex::default(),
             more: watch::Sender::new(0),
         })
@@ -219,6 +222,11 @@ impl TestGuest {
                     .expect("a body")
                     .to_bytes();
                 let start: StartBuild = serde_json::from_slice(&body).expect("a build");
+                if self.older.load(Ordering::SeqCst) {
+                    let message = "the body is not what it should be at line 1, column 99";
+                    let message = serde_json::json!({ "message": message });
+                    return json(StatusCode::BAD_REQUEST, &message);
+                }
                 self.builds
                     .lock()
                     .expect("no panic")

@@ -1,13 +1,29 @@
 //! `POST /images/{name}/push`.
 
 use super::{serve, text};
-use crate::http::full;
+use crate::http::{Body, full};
 use crate::testing::{Bench, eventually, request};
 use base64::Engine;
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::json;
 use std::sync::{Arc, Mutex};
+
+fn refusal(status: StatusCode, message: &str) -> http::Response<Body> {
+    let mut refusal = text(json!({ "message": message }).to_string());
+    *refusal.status_mut() = status;
+    refusal
+}
+
+fn push(path: &str, auth: Option<&str>) -> http::Request<Body> {
+    let mut request = request("POST", path, full(""));
+    if let Some(auth) = auth {
+        let value = base64::engine::general_purpose::URL_SAFE.encode(auth);
+        let value = HeaderValue::try_from(value).unwrap();
+        request.headers_mut().insert("x-registry-auth", value);
+    }
+    request
+}
 
 #[tokio::test]
 async fn pushes_go_to_the_guest_with_the_requests_credential_and_the_orgs_stays_here() {
@@ -20,9 +36,7 @@ async fn pushes_go_to_the_guest_with_the_requests_credential_and_the_orgs_stays_
         async move {
             if request.uri().path().starts_with("/v1/loans/push-") {
                 // It is over, and wants nothing more.
-                let mut over = text(r#"{"message":"there is no such loan"}"#);
-                *over.status_mut() = http::StatusCode::NOT_FOUND;
-                return over;
+                return refusal(StatusCode::NOT_FOUND, "there is no such loan");
             }
             assert_eq!(request.uri().path(), "/v1/push");
             let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -30,9 +44,11 @@ async fn pushes_go_to_the_guest_with_the_requests_credential_and_the_orgs_stays_
             let target = start["target"].to_string();
             log.lock().unwrap().push(start);
             if target.contains("missing") {
-                let mut refusal = text(r#"{"message":"no such image"}"#);
-                *refusal.status_mut() = http::StatusCode::NOT_FOUND;
-                return refusal;
+                return refusal(StatusCode::NOT_FOUND, "no such image");
+            }
+            if target.contains("older") {
+                let words = "the body is not what it should be at line 1, column 99";
+                return refusal(StatusCode::BAD_REQUEST, words);
             }
             text(format!("{{\"status\":{target}}}\r\n"))
         }
@@ -52,15 +68,6 @@ async fn pushes_go_to_the_guest_with_the_requests_credential_and_the_orgs_stays_
     let stored = bench.query(&who, set, json!({})).await;
     assert_eq!(stored["setRegistryCredential"]["registry"], "r.example");
 
-    let push = |path: &str, auth: Option<&str>| {
-        let mut request = request("POST", path, full(""));
-        if let Some(auth) = auth {
-            let value = base64::engine::general_purpose::URL_SAFE.encode(auth);
-            let value = HeaderValue::try_from(value).unwrap();
-            request.headers_mut().insert("x-registry-auth", value);
-        }
-        request
-    };
     let own = Some(r#"{"username":"me","password":"mine","serveraddress":"r.example"}"#);
     let capitals = r#"{"ServerAddress":"r.example","Username":"me","Password":"theirs"}"#;
     let path = "/v1.45/images/r.example%2Fa/push?tag=v1";
@@ -99,6 +106,16 @@ async fn pushes_go_to_the_guest_with_the_requests_credential_and_the_orgs_stays_
         assert_eq!(answer.status, status, "{path}");
         assert!(answer.json()["message"].is_string());
     }
+    // A builder that does not know of loans yet.
+    let path = "/images/r.example/older/push?tag=v1";
+    let answer = bench.ask("docker", &who, push(path, None)).await;
+    let told = answer.json()["message"].to_string();
+    assert!(
+        answer.status == 409
+            && told.contains("an older version")
+            && told.contains("`slipway builders stop`"),
+        "{answer:?}"
+    );
     eventually("no activity", || bench.builder.active() == 0).await;
     bench.end().await;
 }
