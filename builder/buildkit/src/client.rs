@@ -5,7 +5,7 @@
 use crate::event::{SolveEvent, events_of};
 use crate::limits;
 use crate::solve_error::{SolveError, SolveFailure};
-use bollard_buildkit_proto::moby::buildkit::v1 as control;
+use bollard_buildkit_proto::moby::buildkit::v1::{self as control, sourcepolicy};
 use control::control_client::ControlClient;
 use control::frontend::llb_bridge_client::LlbBridgeClient;
 use hyper::body::Incoming;
@@ -54,6 +54,8 @@ pub struct SolveRequest {
     pub export: Option<Export>,
     /// Where the image goes.
     pub exporter: Exporter,
+    /// Where images of a registry are looked for in its place, host by host. The caller tries again without, where that fails.
+    pub mirrors: BTreeMap<String, String>,
     /// Further attributes of that exporter, before its own ones: annotations, compression.
     pub exporter_attrs: BTreeMap<String, String>,
 }
@@ -323,8 +325,27 @@ fn control_request(request: SolveRequest) -> control::SolveRequest {
             ..Default::default()
         }),
         entitlements: request.entitlements,
+        source_policy: policy(&request.mirrors),
         ..Default::default()
     }
+}
+
+/// Mirrors as BuildKit takes them: a rule for each that renames what is fetched.
+fn policy(mirrors: &BTreeMap<String, String>) -> Option<sourcepolicy::Policy> {
+    let rule = |(host, mirror): (&String, &String)| sourcepolicy::Rule {
+        action: sourcepolicy::PolicyAction::Convert.into(),
+        selector: Some(sourcepolicy::Selector {
+            identifier: format!("docker-image://{host}/*"),
+            match_type: sourcepolicy::MatchType::Wildcard.into(),
+            constraints: Vec::new(),
+        }),
+        updates: Some(sourcepolicy::Update {
+            identifier: format!("docker-image://{mirror}/${{1}}"),
+            attrs: HashMap::new(),
+        }),
+    };
+    let rules: Vec<_> = mirrors.iter().map(rule).collect();
+    (!rules.is_empty()).then_some(sourcepolicy::Policy { version: 1, rules })
 }
 
 /// Caches as the frontend reads them.

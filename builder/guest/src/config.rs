@@ -8,6 +8,10 @@ use crate::store::ImageStore;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use slipway_core::time::Timestamp;
+use std::collections::BTreeMap;
+
+/// The registry that dockerd itself knows mirrors of.
+const HUB: &str = "docker.io";
 
 /// What the host says about registries.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -15,8 +19,8 @@ use slipway_core::time::Timestamp;
 pub(crate) struct GuestConfig {
     /// Registries without TLS, as `HOST:PORT`.
     pub(crate) insecure_registries: Vec<String>,
-    /// Mirrors of Docker Hub, as URLs.
-    pub(crate) registry_mirrors: Vec<String>,
+    /// Mirrors as URLs, by the host of the registry that they stand for.
+    pub(crate) registry_mirrors: BTreeMap<String, Vec<String>>,
     /// Certificates (PEM) that are trusted beside the image's own.
     pub(crate) ca_pem: String,
     /// How the internet is reached.
@@ -27,6 +31,22 @@ pub(crate) struct GuestConfig {
     pub(crate) image_made_at: Option<Timestamp>,
     /// Image that lists what is in an image, where a build names none.
     pub(crate) sbom_scanner: Option<String>,
+}
+
+impl GuestConfig {
+    /// What BuildKit is told: the hosts of registries that dockerd knows no mirror of, and `HOST:PORT` of the mirror of each.
+    pub(crate) fn mirrors(&self) -> BTreeMap<String, String> {
+        let others = self
+            .registry_mirrors
+            .iter()
+            .filter(|(host, _)| *host != HUB);
+        others
+            .filter_map(|(host, urls)| {
+                let (_, rest) = urls.first()?.split_once("://")?;
+                Some((host.clone(), rest.trim_end_matches('/').to_owned()))
+            })
+            .collect()
+    }
 }
 
 /// HTTP proxies of the host's network. Absent or empty: there is none.
@@ -89,7 +109,11 @@ pub(crate) fn engine_config(
         "insecure-registries",
         &host.insecure_registries,
     )?;
-    extend(&mut config, "registry-mirrors", &host.registry_mirrors)?;
+    let of_hub = host
+        .registry_mirrors
+        .get(HUB)
+        .map_or(&[][..], Vec::as_slice);
+    extend(&mut config, "registry-mirrors", of_hub)?;
     let Proxies { http, https, none } = &host.proxies;
     if http.is_some() || https.is_some() {
         // dockerd puts these into its own environment, so that BuildKit and git have them too.
@@ -186,7 +210,7 @@ mod tests {
     #[test]
     fn the_hosts_registries_are_added_to_the_images() {
         let host = parse_guest(
-            r#"{"insecure_registries": ["a:1", "b:2"], "registry_mirrors": ["http://m:3"]}"#,
+            r#"{"insecure_registries": ["a:1", "b:2"], "registry_mirrors": {"docker.io": ["http://m:3"], "r.test": ["http://m:4"]}}"#,
         )
         .expect("valid");
         let config = engine_config(
@@ -197,6 +221,10 @@ mod tests {
         )
         .expect("valid");
         let config: Value = serde_json::from_str(&config).expect("JSON");
+        assert_eq!(
+            host.mirrors(),
+            BTreeMap::from([("r.test".to_owned(), "m:4".to_owned())])
+        );
         assert_eq!(
             config,
             json!({
@@ -263,7 +291,7 @@ mod tests {
             (r#"{"unknown": 1}"#, "", "read guest.json"),
             ("", "[]", "read daemon.json"),
             (
-                r#"{"registry_mirrors": ["x"]}"#,
+                r#"{"registry_mirrors": {"docker.io": ["x"]}}"#,
                 r#"{"registry-mirrors": "x"}"#,
                 "'registry-mirrors' in daemon.json is not a list",
             ),

@@ -5,6 +5,7 @@
 
 use crate::files::{make_dir, publish, remove_all};
 use crate::limits::{CA_FILE_BYTES_MAX, MACHINE_IDS};
+use crate::mirrors::Mirrors;
 use crate::network::Network;
 use crate::network::resolvers::resolv_conf;
 use crate::program::{ProgramError, run};
@@ -97,7 +98,7 @@ pub(crate) struct Images {
     /// Mount points: they do not.
     mounts: PathBuf,
     id_base: u32,
-    registry_mirrors: Vec<String>,
+    registry_mirrors: Mirrors,
     insecure_registries: Vec<String>,
     ca_files: Vec<PathBuf>,
     /// As the guest reads them.
@@ -132,7 +133,7 @@ impl Images {
             mounts: settings.run_dir.join("images"),
             id_base: settings.id_base,
             registry_mirrors: settings.registry_mirrors.clone(),
-            insecure_registries: settings.insecure_registries.clone(),
+            insecure_registries: settings.insecure(),
             ca_files: settings.ca_files.clone(),
             proxies: json!({
                 "http": settings.http_proxy,
@@ -389,7 +390,7 @@ impl Images {
             "mtu": network.mtu(),
             // The former is for the default network alone.
             "default-network-opts": { "bridge": { "com.docker.network.driver.mtu": network.mtu().to_string() } },
-            "registry-mirrors": self.registry_mirrors,
+            "registry-mirrors": self.registry_mirrors.of_hub(),
             "insecure-registries": self.insecure_registries,
         })
         .to_string()
@@ -419,7 +420,7 @@ impl Images {
 
     fn guest_json(&self, ca_pem: &str, made_at: Option<Timestamp>) -> String {
         json!({
-            "registry_mirrors": self.registry_mirrors,
+            "registry_mirrors": self.registry_mirrors.by_host(),
             "insecure_registries": self.insecure_registries,
             "ca_pem": ca_pem,
             "proxies": self.proxies,

@@ -28,6 +28,7 @@ mod keys;
 pub mod limits;
 mod machine_log;
 mod machines;
+mod mirrors;
 mod mounts;
 mod network;
 mod process;
@@ -51,6 +52,7 @@ mod volume_fences;
 mod wire;
 
 pub use address::{Allowed, InvalidAddress, Ipv4Net, Transport};
+pub use mirrors::{InvalidMirror, Mirrors};
 pub use purge::{Purged, purge};
 pub use rate::{BitRate, InvalidRate};
 pub use settings::{HostSettings, InvalidSettings};

@@ -136,6 +136,9 @@ pub const TRANSFER_IDLE_MAX: Duration = Duration::from_secs(60);
 /// which reads long stretches of zeros without a word.
 pub const IMPORT_IDLE_MAX: Duration = Duration::from_secs(3600);
 
+/// Mirrors of registries (`registry_mirrors`), all together. More are refused at the start.
+pub const MIRRORS_MAX: usize = 32;
+
 /// Bytes of one file of `ca_files`. A larger one is refused at the start.
 pub const CA_FILE_BYTES_MAX: u64 = 1 << 20;
 

@@ -5,6 +5,7 @@
 use crate::address::{Allowed, Ipv4Net};
 use crate::disk::DiskCap;
 use crate::limits::{DISK_RATE_MIN, MACHINE_IDS, MACHINES_MAX};
+use crate::mirrors::{InvalidMirror, Mirrors};
 use crate::rate::BitRate;
 use serde::{Deserialize, Serialize};
 use slipway_core::units::ByteSize;
@@ -106,8 +107,9 @@ pub struct HostSettings {
     pub machine_disk_operations: Option<std::num::NonZero<u32>>,
     /// Resolvers for machines. Absent: the host's own.
     pub resolvers: Option<Vec<Ipv4Addr>>,
-    /// Mirrors of Docker Hub, as URLs. Empty.
-    pub registry_mirrors: Vec<String>,
+    /// Pull-through mirrors of registries by the registry's host, as `{ "docker.io" = "http://10.1.2.3:5000", "ghcr.io" = "http://10.1.2.3:5001" }`; a list is of Docker
+    /// Hub's. Nothing else is to be set for them: machines reach those that are named by address, and speak to them as the URL says. Empty.
+    pub registry_mirrors: Mirrors,
     /// Registries without TLS, or with a certificate that nobody vouches for, as dockerd names them: `HOST:PORT`, `HOST`, or a network. Empty.
     pub insecure_registries: Vec<String>,
     /// PEM files of certificates that machines trust for pulls, pushes and `ADD`, beside the image's own: those of a private CA. A changed
@@ -234,7 +236,7 @@ impl Default for HostSettings {
             machine_disk_rate: None,
             machine_disk_operations: None,
             resolvers: None,
-            registry_mirrors: Vec::new(),
+            registry_mirrors: Mirrors::default(),
             insecure_registries: Vec::new(),
             ca_files: Vec::new(),
             http_proxy: None,
@@ -302,6 +304,9 @@ pub enum InvalidSettings {
         /// What it was.
         value: String,
     },
+    /// A mirror that cannot be one.
+    #[error("registry_mirrors: {0}")]
+    Mirror(#[from] InvalidMirror),
     /// A path must be absolute.
     #[error("{setting} must be an absolute path")]
     RelativePath {
@@ -315,6 +320,24 @@ impl HostSettings {
     pub(crate) fn machine_ids(&self) -> std::ops::Range<u64> {
         let first = u64::from(self.id_base);
         first..first + u64::from(self.machines_max) * u64::from(MACHINE_IDS)
+    }
+
+    /// What machines may reach although it is private: what is said, and the mirrors.
+    pub(crate) fn reachable(&self) -> Vec<Allowed> {
+        let mut all = self.allow.clone();
+        all.extend(self.registry_mirrors.addresses());
+        all
+    }
+
+    /// Registries that are spoken to without TLS, or without a look at their certificates.
+    pub(crate) fn insecure(&self) -> Vec<String> {
+        let mut all = self.insecure_registries.clone();
+        for mirror in self.registry_mirrors.insecure() {
+            if !all.contains(&mirror) {
+                all.push(mirror);
+            }
+        }
+        all
     }
 
     /// What one machine may take of the disk.
@@ -365,6 +388,7 @@ impl HostSettings {
                 });
             }
         }
+        self.registry_mirrors.check()?;
         if !(1..=MACHINES_MAX).contains(&self.machines_max) {
             return Err(InvalidSettings::MachinesMax);
         }

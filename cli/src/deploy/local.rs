@@ -219,6 +219,7 @@ async fn solve(
         cache_from: caches(&plan.cache_from)?,
         cache_to: caches(&plan.cache_to)?,
         export: plan.output.as_ref().map(Output::export),
+        mirrors: std::collections::BTreeMap::new(),
         exporter_attrs: std::collections::BTreeMap::new(),
         exporter: slipway_buildkit::Exporter::Dockerd,
     };

@@ -396,6 +396,10 @@ impl Testbed {
         } else {
             format!("image_base = \"{}\"", base.display())
         };
+        let mirrors = match host_settings.contains("registry_mirrors") {
+            true => String::new(),
+            false => format!("registry_mirrors = [\"http://{registry}\"]"),
+        };
         let host = format!(
             r#"state_dir = "{dir}/host"
 run_dir = "{dir}/run"
@@ -416,7 +420,7 @@ veth_prefix = "{interface}m"
 cgroup_parent = "{table}"
 machines_max = 64
 allow = [{registries}, "{secure}"]
-registry_mirrors = ["http://{registry}"]
+{mirrors}
 insecure_registries = [{registries}]
 "#,
             kernel = cache.join("image/kernel").display(),

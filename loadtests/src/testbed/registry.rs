@@ -143,8 +143,17 @@ impl Registry {
                 self.access
             ),
         )?;
+        self.start_by(&config)
+    }
+
+    /// Starts it with settings of its own, which are for its address.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn start_by(&mut self, config: &Path) -> Result<()> {
+        self.end();
         let mut command = dies_with_us(&[]);
-        command.args(["docker-registry", "serve"]).arg(&config);
+        command.args(["docker-registry", "serve"]).arg(config);
         self.process = Some(Process::start(
             "docker-registry",
             command,

@@ -2,9 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use slipway_loadtests::testbed::{DockerClient, Manner, Registry, Testbed, show, wait_for};
+use slipway_loadtests::testbed::{
+    DockerClient, Manner, Registry, Testbed, checkout_dir, show, wait_for,
+};
 use std::io::Write;
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Random, so that no layer of it is there already or is compressed.
@@ -134,37 +137,112 @@ fn a_registry_that_demands_a_login_says_how() -> Result<()> {
     Ok(())
 }
 
+/// Writes the mirrors' settings as docs/operations.md has them typed, below `root`, with these in the place of what is typed there.
+fn type_the_recipe(root: &Path, instead: &[(&str, &str)]) -> Result<()> {
+    let page = std::fs::read_to_string(checkout_dir().join("docs/operations.md"))?;
+    let (_, recipe) = page
+        .split_once("**Mirrors of registries**")
+        .context("gone")?;
+    let blocks = recipe.split("```sh\n").skip(1).take(2);
+    let typed: Vec<&str> = blocks.filter_map(|it| it.split("```").next()).collect();
+    // What needs the system's own services is not for a test.
+    let of_the_system = |line: &&str| {
+        ["apt-get", "systemctl", "install"]
+            .iter()
+            .any(|command| line.starts_with(command))
+    };
+    let typed = typed.concat();
+    let lines: Vec<&str> = typed.lines().filter(|it| !of_the_system(it)).collect();
+    let mut script = lines.join("\n");
+    let var = format!("{}/var/lib/", root.display());
+    let etc = format!("{}/etc/", root.display());
+    let below_root = [("/var/lib/", var.as_str()), ("/etc/", etc.as_str())];
+    for (from, to) in below_root.iter().chain(instead) {
+        ensure!(
+            script.contains(from),
+            "{from} is not in the recipe: {script}"
+        );
+        script = script.replace(from, to);
+    }
+    for dir in ["etc/docker/registry", "etc/systemd/system", "var/lib"] {
+        std::fs::create_dir_all(root.join(dir))?;
+    }
+    let output = Command::new("sh").args(["-euc", &script]).output()?;
+    ensure!(output.status.success(), "{script}\n{}", show(&output));
+    Ok(())
+}
+
 #[test]
-fn a_farm_with_a_mirror_asks_the_hub_for_each_layer_once() -> Result<()> {
-    let mut bed = Testbed::start()?;
-    // The hub is where builders cannot reach it.
-    let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let dir = bed.dir().join("hub");
-    std::fs::create_dir_all(&dir)?;
-    let mut hub = Registry::at(&dir, &free.to_string());
-    hub.start()?;
-    hub.seed(&["busybox"])?;
-    bed.registry.start_as_mirror_of(&hub)?;
-    let dockerfile = [("Dockerfile", "FROM busybox\nRUN echo 1 > /1\n")];
-    let dir = bed.project("web", &dockerfile)?;
-    let seeded = hub.blobs_given();
-    let deploy = |org: &str| -> Result<()> {
+fn a_farm_with_mirrors_asks_each_registry_for_a_layer_once() -> Result<()> {
+    // Of the last one nobody listens: the registry itself is there.
+    let mut bed = Testbed::start_with(
+        "registry_mirrors = { \"docker.io\" = \"http://GATEWAY:5000\", \"other.test\" = \"http://GATEWAY:5007\", \
+         \"GATEWAY:5000\" = \"http://GATEWAY:5008\" }\n",
+    )?;
+    // The registries are where builders cannot reach them.
+    let upstream = |name: &str| -> Result<Registry> {
+        let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let dir = bed.dir().join(name);
+        std::fs::create_dir_all(&dir)?;
+        let mut registry = Registry::at(&dir, &free.to_string());
+        registry.start()?;
+        registry.seed(&["busybox"])?;
+        Ok(registry)
+    };
+    let (hub, other) = (upstream("hub")?, upstream("other")?);
+    let gateway = bed.registry.address().trim_end_matches(":5000").to_owned();
+    let root = bed.dir().join("mirrors");
+    type_the_recipe(
+        &root,
+        &[
+            (":5000", bed.registry.address()),
+            (":5001", &format!("{gateway}:5007")),
+            (
+                "https://registry-1.docker.io",
+                &format!("http://{}", hub.address()),
+            ),
+            ("https://ghcr.io", &format!("http://{}", other.address())),
+        ],
+    )?;
+    let unit = root.join("etc/systemd/system/docker-registry-ghcr.service");
+    let unit = std::fs::read_to_string(unit)?;
+    ensure!(unit.contains("/etc/docker/registry/ghcr.yml"), "{unit}");
+    let settings = root.join("etc/docker/registry");
+    bed.registry.start_by(&settings.join("config.yml"))?;
+    let mut second = Registry::at(&root, &format!("{gateway}:5007"));
+    second.start_by(&settings.join("ghcr.yml"))?;
+
+    let deploy = |org: &str, from: &str| -> Result<()> {
+        let dockerfile = format!("FROM {from}\nRUN echo 1 > /1\n");
+        let dir = bed.project("web", &[("Dockerfile", &dockerfile)])?;
         let mut command = bed.slipway(&["deploy"]);
         command.arg(&dir).args(["--app", "web", "--org", org]);
         let output = command.args(["--remote-only", "--build-only"]).output()?;
         ensure!(output.status.success(), "{}\n{}", show(&output), bed.logs());
         Ok(())
     };
-    deploy("acme")?;
-    let asked = hub.blobs_given();
-    ensure!(asked > seeded, "the base image came from elsewhere");
-    bed.slipway_ok(&["orgs", "create", "beta"])?;
-    deploy("beta")?;
-    ensure!(
-        hub.blobs_given() == asked,
-        "the hub was asked for layers again"
-    );
-    Ok(())
+    // Each builder is a new one: a layer that it has is not fetched, whatever registry it is of.
+    for org in ["beta", "gamma", "delta"] {
+        bed.slipway_ok(&["orgs", "create", org])?;
+    }
+    for (registry, from, [one, another]) in [
+        (&hub, "busybox", ["acme", "beta"]),
+        (&other, "other.test/library/busybox", ["gamma", "delta"]),
+    ] {
+        let seeded = registry.blobs_given();
+        deploy(one, from)?;
+        let asked = registry.blobs_given();
+        ensure!(asked > seeded, "{from} came from elsewhere");
+        deploy(another, from)?;
+        ensure!(
+            registry.blobs_given() == asked,
+            "{from} was asked for again"
+        );
+    }
+    deploy(
+        "acme",
+        &format!("{}/library/busybox", bed.registry.address()),
+    )
 }
 
 fn login(bed: &Testbed, registry: &str, password: &str) -> Result<()> {

@@ -24,6 +24,7 @@ use slipway_core::build::{BuildEvent, BuildOutcome, Fault, PushProgress, PushSta
 use slipway_core::guest_api::StartBuild;
 use slipway_core::limits::BUILD_DURATION_MAX;
 use slipway_registry_push::Target;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -238,9 +239,12 @@ async fn solve(
     let was_full = AtomicBool::new(false);
     let memory = Mutex::new(LastOom::from(guest.ooms.count()));
     let mut attempt = 0;
+    let mut full = 0;
+    let mut mirrors = guest.config.mirrors();
     loop {
         attempt += 1;
-        let solving = solve_once(guest, build, request, wishes, attempt, &mut converter);
+        let by = (attempt, &mirrors);
+        let solving = solve_once(guest, build, request, wishes, by, &mut converter);
         let solved = tokio::select! {
             solved = solving => solved,
             never = watch(guest, &was_full, &memory) => match never {},
@@ -260,6 +264,12 @@ async fn solve(
                 return Err(outcome::of_system(&outcome::chain(&error)));
             }
         };
+        if !mirrors.is_empty() && cannot_be_had(&failure.error) {
+            // A mirror may be away, and knows nobody's login: the registry itself has the last word.
+            tracing::info!(error = %failure.error, "not by way of the mirrors");
+            mirrors.clear();
+            continue;
+        }
         let said_so = converter.saw_disk_full() && was_full.load(Ordering::Relaxed);
         if !filled_the_disk(&failure.error, said_so) {
             let foreign = unemulated.filter(|_| converter.saw_foreign_program());
@@ -273,7 +283,8 @@ async fn solve(
             });
         }
         settle(guest).await;
-        if attempt > limits::NO_SPACE_RETRIES || guest.collect(Reason::DiskFull).await == 0 {
+        full += 1;
+        if full > limits::NO_SPACE_RETRIES || guest.collect(Reason::DiskFull).await == 0 {
             return Err(outcome::disk_full(&failure));
         }
         build.append(BuildEvent::Warning {
@@ -325,6 +336,16 @@ fn ran_out(guest: &Guest, memory: &Mutex<LastOom>, converter: &Converter) -> boo
     memory.ran_out_since(converter.failed_step_started_at())
 }
 
+/// It was a base image or a frontend that could not be fetched.
+fn cannot_be_had(error: &SolveError) -> bool {
+    matches!(
+        error,
+        SolveError::ImageUnavailable { .. }
+            | SolveError::RegistryUnreachable { .. }
+            | SolveError::FrontendUnavailable { .. }
+    )
+}
+
 /// BuildKit says so, or a step failed after its output said so.
 fn filled_the_disk(error: &SolveError, output_said_so: bool) -> bool {
     match error {
@@ -355,7 +376,7 @@ async fn solve_once(
     build: &Build,
     request: &StartBuild,
     wishes: &Wishes,
-    attempt: u32,
+    (attempt, mirrors): (u32, &BTreeMap<String, String>),
     converter: &mut Converter,
 ) -> Result<SolveResult, NoSolve> {
     let stream = dial_docker_grpc(guest.docker.connect().await?).await?;
@@ -386,6 +407,7 @@ async fn solve_once(
                 ImageStore::Classic => Exporter::Dockerd,
                 ImageStore::Containerd => Exporter::Containerd,
             },
+            mirrors: mirrors.clone(),
             exporter_attrs: wishes.exporter_attrs.clone(),
         },
         events,

@@ -146,7 +146,7 @@ impl Network {
             table: settings.nft_table.clone(),
             cidr: settings.machine_cidr,
             slots: settings.machines_max,
-            allow: settings.allow.clone(),
+            allow: settings.reachable(),
             deny: settings.deny.clone(),
             closed_ports: settings.closed_ports.clone(),
             resolvers: settings.resolvers.clone(),
