@@ -351,6 +351,33 @@ fn the_frontend_is_asked(bed: &Testbed) -> Result<()> {
     Ok(())
 }
 
+/// A cache in a registry where the builder's engine can write one, else the way out; and an image without any layer.
+fn caches_and_empty_images(bed: &Testbed, is_containerd: bool) -> Result<()> {
+    let dir = bed.project(
+        "empty",
+        &[("Dockerfile", "FROM scratch\nLABEL what=this\n")],
+    )?;
+    let empty = bed.deployed(&mut bed.deploy(&dir, "empty:1"))?;
+    ensure!(empty["digest"].is_string(), "{empty}");
+    let dir = bed.project(
+        "cached",
+        &[("Dockerfile", "FROM busybox\nRUN echo 1 > /1\n")],
+    )?;
+    let cache = format!("type=registry,ref={}/cached:cache", bed.registry.address());
+    let mut command = bed.deploy(&dir, "cached:1");
+    command.args(["--cache-to", &cache]);
+    if is_containerd {
+        bed.deployed(&mut command)?;
+        return Ok(());
+    }
+    bed.refused(
+        &mut command,
+        1,
+        &["no cache of type registry", "--cache-to type=inline"],
+    )
+    .map(drop)
+}
+
 fn what_users_type(image_store: &str) -> Result<()> {
     let bed = Testbed::start_with(&format!(
         "isolation = \"sandbox\"\nimage_store = \"{image_store}\"\n"
@@ -360,6 +387,7 @@ fn what_users_type(image_store: &str) -> Result<()> {
     an_ssh_agent_is_forwarded(&bed)?;
     flags_of_buildx(&bed)?;
     the_frontend_is_asked(&bed)?;
+    caches_and_empty_images(&bed, image_store == "containerd")?;
     an_image_is_loaded_here(&bed, image_store == "containerd")
 }
 

@@ -266,9 +266,12 @@ impl Layout {
         form: Form,
     ) -> Result<ImageSource, SourceError> {
         let name = blob_name(&Digest::of(&bytes));
-        let (Some(config), Some(layers)) = (document.config, document.layers) else {
+        let Some(config) = document.config else {
             return Err(self.damaged(&name, "neither an index nor a manifest".to_string()));
         };
+        // BuildKit writes null for the layers of an image that has none. The specification wants a list, so that manifest is made anew.
+        let is_lawful = document.layers.is_some();
+        let layers = document.layers.unwrap_or_default();
         let media_type = match document.media_type {
             Some(named) if !named.is_empty() => named,
             _ if !entry.media_type.is_empty() => entry.media_type.clone(),
@@ -280,7 +283,8 @@ impl Layout {
         let mut image = self.assemble(&name, &config, &layers, form)?;
         image.annotations = document.annotations.unwrap_or_default();
         image.as_oci = form == Form::Oci;
-        if image.layers.iter().all(|layer| layer.packed().is_some()) {
+        let is_kept = is_lawful || form == Form::Kept;
+        if is_kept && image.layers.iter().all(|layer| layer.packed().is_some()) {
             image.manifest = Some(Manifest { media_type, bytes });
         }
         Ok(image)

@@ -150,6 +150,45 @@ async fn a_layout_is_pushed_from_its_directory_and_from_a_tar_alike() {
     assert!(matches!(error, SourceError::NoImage { .. }), "{error:?}");
 }
 
+/// `FROM scratch` with nothing but settings. BuildKit writes `null` where the specification wants a list.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_layers_is_pushed_as_a_list_of_none() {
+    let Some(registry) = Registry::start(&Access::Open) else {
+        return;
+    };
+    let base = tempfile::tempdir().unwrap();
+    let path = base.path();
+    for (tag, layers) in [("null", Value::Null), ("list", json!([]))] {
+        let config = json!({ "architecture": "amd64", "os": "linux", "config": { "Labels": { "a": tag } },
+            "rootfs": { "type": "layers", "diff_ids": layers } });
+        let config_type = "application/vnd.oci.image.config.v1+json";
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        let document = json!({ "schemaVersion": 2, "mediaType": kind, "layers": layers,
+            "config": blob(path, config_type, config.to_string().as_bytes()) });
+        let entry = blob(path, kind, document.to_string().as_bytes());
+        index(path, std::slice::from_ref(&entry));
+        let image = Layout::open(path)
+            .unwrap()
+            .image(None, &"linux/amd64".parse().unwrap())
+            .unwrap();
+        let target = Target::parse(&registry.target(&format!("empty:{tag}"))).unwrap();
+        let pushed = push(
+            image.clone(),
+            &target,
+            None,
+            &PushOptions::default(),
+            |_| (),
+        )
+        .await
+        .unwrap();
+        assert_complete(&registry, "empty", tag, &image, &pushed);
+        let manifest: Value = serde_json::from_slice(&pushed.manifest_bytes).unwrap();
+        assert_eq!(manifest["layers"], json!([]), "{tag}");
+        let is_kept = entry["digest"] == pushed.digest.to_string();
+        assert_eq!(is_kept, tag == "list", "{tag}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_blobs_of_one_content_are_both_sent() {
     let Some(registry) = Registry::start(&Access::Open) else {

@@ -10,9 +10,11 @@ const ADDRESS: &str = "check the address; what needs a login can be fetched by a
 const REPOSITORY: &str = "check the repository's address and the name after #; a private one needs `--secret id=GIT_AUTH_TOKEN` or an SSH key";
 const ENTITLEMENT: &str =
     "builders do not give this to a step: take the flag out of the instruction";
+/// dockerd's own image store knows `inline` alone.
+const CACHE_KIND: &str = "an engine that keeps images in dockerd's own store writes type=inline alone, and reads type=registry; one with containerd's image store takes both";
 
 /// Words of an error, and what to do about it.
-const TABLE: [(&str, &str); 28] = [
+const TABLE: [(&str, &str); 30] = [
     ("cannot copy to non-directory", SAME_PATH),
     ("cannot copy over non-directory", SAME_PATH),
     (": not a directory", SAME_PATH),
@@ -54,6 +56,8 @@ const TABLE: [(&str, &str); 28] = [
     ("Host key verification failed", REPOSITORY),
     ("network.host is not allowed", ENTITLEMENT),
     ("security.insecure is not allowed", ENTITLEMENT),
+    ("unknown cache exporter", CACHE_KIND),
+    ("unknown cache importer", CACHE_KIND),
     (
         "lint violation found",
         "`# check=error=true` makes warnings errors: mend what they say, or take that line out",

@@ -105,6 +105,7 @@ fn faults_are_told_apart() {
             false,
         ),
         ("invalid user index: -1", "Instruction", true),
+        ("unknown cache exporter: \"registry\"", "Instruction", true),
         (
             "lint violation found for rules: FromAsCasing",
             "Instruction",

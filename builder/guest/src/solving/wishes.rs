@@ -5,7 +5,7 @@
 
 use super::outcome;
 use crate::store::ImageStore;
-use slipway_buildkit::Annotation;
+use slipway_buildkit::{Annotation, CacheEntry};
 use slipway_core::build::{BuildOutcome, BuildSpec, BuiltPlatform, Fault};
 use slipway_core::compression::Compression;
 use slipway_core::platform::{self, Platform};
@@ -20,6 +20,8 @@ const GZIP_LEVEL_MAX: i32 = 9;
 const STORE_HINT: &str = "the farm's operator sets image_store = \"containerd\" for its hosts; \
      then `slipway builders reset-cache` begins such a cache";
 const LOAD_HINT: &str = "push it and `docker pull` it; or the farm's operator sets image_store = \"containerd\" for its hosts, \
+     then `slipway builders reset-cache` begins such a cache";
+const CACHE_HINT: &str = "`--cache-to type=inline` works here; or the farm's operator sets image_store = \"containerd\" for its hosts, \
      then `slipway builders reset-cache` begins such a cache";
 const SCANNER_HINT: &str =
     "name one: --sbom=generator=IMAGE; or the farm's operator sets sbom_scanner for its hosts";
@@ -93,6 +95,12 @@ impl Wishes {
                 Some(LOAD_HINT),
             ));
         }
+        if let (Some(kind), ImageStore::Classic) = (exported_cache(spec)?, store) {
+            let message = format!(
+                "this builder writes no cache of type {kind}: its cache keeps images in dockerd's own store"
+            );
+            return Err(user(&message, Some(CACHE_HINT)));
+        }
         if let (Some(what), ImageStore::Classic) = (what, store) {
             let message = format!(
                 "this builder makes no {what}: its cache keeps images in dockerd's own store"
@@ -133,6 +141,19 @@ impl Wishes {
         };
         self.platforms.iter().map(told).collect()
     }
+}
+
+/// Of the caches to write the first kind that is more than a part of the image.
+fn exported_cache(spec: &BuildSpec) -> Result<Option<String>, BuildOutcome> {
+    for entry in &spec.cache_to {
+        let entry = entry
+            .parse::<CacheEntry>()
+            .map_err(|error| outcome::failed(Fault::User, &error.to_string(), None))?;
+        if entry.kind != "inline" {
+            return Ok(Some(entry.kind));
+        }
+    }
+    Ok(None)
 }
 
 /// BuildKit's words for a compression.
@@ -202,6 +223,35 @@ mod tests {
             let compressed = taken.exporter_attrs.contains_key("compression");
             assert_eq!(compressed, what == "attestations");
         }
+    }
+
+    #[test]
+    fn a_cache_that_dockerds_own_store_cannot_write_is_refused_with_one_that_it_can() {
+        let of = |cache: &str, store| {
+            let spec = BuildSpec {
+                cache_to: vec![cache.to_owned()],
+                ..BuildSpec::default()
+            };
+            match Wishes::of(&spec, store, None) {
+                Ok(_) => None,
+                Err(BuildOutcome::Failed {
+                    fault,
+                    message,
+                    hint,
+                    ..
+                }) => {
+                    assert_eq!(fault, Fault::User);
+                    Some((message, hint.unwrap_or_default()))
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        };
+        let registry = "type=registry,ref=registry.test/cache:1";
+        let (message, hint) = of(registry, ImageStore::Classic).expect("refused");
+        assert!(message.contains("type registry"), "{message}");
+        assert!(hint.contains("type=inline"), "{hint}");
+        assert_eq!(of("type=inline", ImageStore::Classic), None);
+        assert_eq!(of(registry, ImageStore::Containerd), None);
     }
 
     #[test]
