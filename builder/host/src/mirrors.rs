@@ -2,8 +2,8 @@
 //!
 //! Must not know: how an engine is told of them.
 
+use crate::address::{Allowed, Transport};
 use crate::limits::MIRRORS_MAX;
-use crate::network::address::{Allowed, Transport};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
