@@ -329,7 +329,7 @@ impl Inner {
         BuilderView {
             next_size: self.next_size(),
             waiting_for: self.waiting_for(host, now()),
-            ..BuilderView::new(&self.machine, self.in_flight)
+            ..BuilderView::new(&self.machine, self.in_flight, self.quiet_since)
         }
     }
 

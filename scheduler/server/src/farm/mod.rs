@@ -30,6 +30,7 @@ pub use builder::ActivityGuard;
 pub use error::FarmError;
 pub use host::{HostSettings, ImageAges};
 pub use lend_error::LendError;
+pub(crate) use view::idle_for;
 pub use view::{BuilderKey, BuilderView, FarmEvent, NextEvent, Subscription};
 pub use volume_error::VolumeError;
 pub use volumes::{

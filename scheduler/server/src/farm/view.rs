@@ -1,6 +1,7 @@
 //! What others may see of builders, and how changes of them reach subscribers.
 
 use crate::limits::SUBSCRIBER_CHANGES_MAX;
+use slipway_core::guest_api::Activity;
 use slipway_core::id::{AppId, HostId, MachineId, OrgId, VolumeId};
 use slipway_core::machine::MachineState;
 use slipway_core::quota::BuilderSize;
@@ -8,6 +9,7 @@ use slipway_core::time::Timestamp;
 use slipway_store::{Build, Intent, Machine};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::broadcast;
 
 /// Which builder: there is one per org, region and architecture.
@@ -44,6 +46,8 @@ pub struct BuilderView {
     pub state: MachineState,
     /// Connections through the gateway now.
     pub in_flight: u32,
+    /// When the last of them ended, or the machine last booted.
+    pub quiet_since: Timestamp,
     /// What it waits for, while somebody wants it and it is not up.
     pub waiting_for: Option<String>,
     /// Why it last failed.
@@ -57,7 +61,7 @@ pub struct BuilderView {
 }
 
 impl BuilderView {
-    pub(super) fn new(machine: &Machine, in_flight: u32) -> Self {
+    pub(super) fn new(machine: &Machine, in_flight: u32, quiet_since: Timestamp) -> Self {
         Self {
             key: key_of(machine),
             app: machine.app.clone(),
@@ -69,6 +73,7 @@ impl BuilderView {
             intent: machine.intent,
             state: machine.state,
             in_flight,
+            quiet_since,
             waiting_for: None,
             last_error: machine.last_error.clone(),
             notice: machine.notice.clone(),
@@ -76,6 +81,21 @@ impl BuilderView {
             updated_at: machine.updated_at,
         }
     }
+}
+
+/// For how long nothing has been in flight, as people are shown it: zero while a connection is open or the guest is busy, else the
+/// time since the last of either ended.
+pub(crate) fn idle_for(
+    now: Timestamp,
+    in_flight: u32,
+    quiet_since: Timestamp,
+    activity: &Activity,
+) -> Duration {
+    if in_flight > 0 || !activity.is_idle() {
+        return Duration::ZERO;
+    }
+    now.since(quiet_since)
+        .min(Duration::from_millis(activity.idle_ms))
 }
 
 pub(super) fn key_of(machine: &Machine) -> BuilderKey {
@@ -141,5 +161,37 @@ impl Events {
             // No receiver is left: nobody wants to know.
             let _ = sender.send(event());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_builder_that_is_used_or_was_just_woken_is_not_idle() {
+        let (now, ago) = (Timestamp(100_000), |ms: u64| Timestamp(100_000 - ms));
+        let quiet = |idle_ms| Activity {
+            idle_ms,
+            ..Activity::default()
+        };
+        let ms = |in_flight, since, activity: &Activity| {
+            idle_for(now, in_flight, since, activity).as_millis()
+        };
+        // Nothing inside, but a stream is open: a client that reads events, or a session.
+        assert_eq!(ms(1, ago(60_000), &quiet(50_000)), 0);
+        // The guest works without any connection: a build whose client is gone.
+        let building = Activity {
+            builds: 1,
+            ..quiet(0)
+        };
+        assert_eq!(ms(0, ago(60_000), &building), 0);
+        // Whatever ended last counts.
+        assert_eq!(ms(0, ago(2_000), &quiet(50_000)), 2_000);
+        assert_eq!(ms(0, ago(60_000), &quiet(7_000)), 7_000);
+        // It has just booted.
+        assert_eq!(ms(0, ago(300), &quiet(100)), 100);
+        // The clock was set back.
+        assert_eq!(ms(0, Timestamp(200_000), &quiet(7_000)), 0);
     }
 }

@@ -6,7 +6,8 @@ use super::super::limits::GRAPHQL_GUEST_WEIGHT;
 use super::super::running::Running;
 use super::super::scalar::{DateTime, Long};
 use crate::bounds::GUEST_LOOK_WAIT_MAX;
-use crate::farm::BuilderView;
+use crate::clock::now;
+use crate::farm::{BuilderView, idle_for};
 use async_graphql::{Context, Enum, ID, Object, SimpleObject};
 use slipway_core::guest_api::GuestStatus;
 use slipway_core::id::HostId;
@@ -204,12 +205,14 @@ impl Builder {
         })
     }
 
-    /// Milliseconds since something was last in flight inside; absent while it does not run.
+    /// Milliseconds since something was last in flight inside or connected through a gateway; 0 while something is, absent while it
+    /// does not run.
     #[graphql(complexity = "GRAPHQL_GUEST_WEIGHT + child_complexity")]
     async fn idle_ms(&self, context: &Context<'_>) -> Option<Long> {
-        self.guest(context)
-            .await
-            .map(|guest| Long(guest.activity.idle_ms))
+        let guest = self.guest(context).await?;
+        let view = &self.view;
+        let idle = idle_for(now(), view.in_flight, view.quiet_since, &guest.activity);
+        Some(Long(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX)))
     }
 
     /// Connections through the gateways now.
