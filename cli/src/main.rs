@@ -23,7 +23,7 @@ use args::{Cli, Command};
 use caller::Caller;
 use slipway_terminal::args::parse;
 use slipway_terminal::exit::{EXIT_OK, Failure, Outcome};
-use slipway_terminal::printer::{Format, Printer, data_was_lost};
+use slipway_terminal::printer::{Format, Printer, lost_data};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -44,13 +44,14 @@ fn main() -> ExitCode {
     };
     let printer = Printer::new(format);
     match run(cli, printer) {
-        Ok(()) if data_was_lost() => {
-            let failure = Failure::user("the output could not be written")
-                .hint("the command has done its work; is the disk full?");
-            printer.note(&failure.to_string());
-            failure.exit_code()
-        }
-        Ok(()) => ExitCode::from(EXIT_OK),
+        Ok(()) => match lost_data() {
+            Some(failure) => {
+                printer.note("the command itself succeeded");
+                printer.note(&failure.to_string());
+                failure.exit_code()
+            }
+            None => ExitCode::from(EXIT_OK),
+        },
         Err(failure) => {
             let failure = last_hint::with_last_hint(failure);
             printer.note(&failure.to_string());

@@ -326,4 +326,6 @@ fn output_that_cannot_be_written_is_no_success() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("the output could not be written"), "{said}");
+    assert!(said.contains("the disk of this computer is full"), "{said}");
+    assert!(said.contains("make room on that disk"), "{said}");
 }

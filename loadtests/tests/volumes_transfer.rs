@@ -361,7 +361,7 @@ fn interrupted(bed: &Testbed, id: &str) -> Result<()> {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(exporting.id())?);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
     let output = exporting.wait_with_output()?;
-    check_refusal(&output, 130, &["the same command goes on"])?;
+    check_refusal(&output, 130, &["the same command resumes"])?;
     let kept = json(bed, &["snapshots", "list", id])?;
     ensure!(
         kept.as_array().is_some_and(|kept| kept.len() == 1),

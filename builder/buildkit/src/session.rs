@@ -10,6 +10,7 @@ mod ssh;
 mod upload;
 
 pub use auth::{Lends, LentToken, RegistryLogin, RegistryLogins};
+pub(crate) use export::EXPORT_FAILURE;
 pub use export::ExportSink;
 pub use secrets::SecretSource;
 

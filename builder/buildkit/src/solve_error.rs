@@ -111,6 +111,12 @@ pub enum SolveError {
         /// Which file and why.
         message: String,
     },
+    /// The caller's side could not write the result: its disk is full, or nobody reads it any more.
+    #[error("{message}")]
+    Export {
+        /// Why.
+        message: String,
+    },
     /// The frontend does not take the request (an unknown platform, a malformed attribute or image name).
     #[error("{message}")]
     InvalidRequest {
@@ -161,6 +167,7 @@ impl SolveError {
             | SolveError::Device { .. }
             | SolveError::MissingSecret { .. }
             | SolveError::Context { .. }
+            | SolveError::Export { .. }
             | SolveError::InvalidRequest { .. } => true,
             SolveError::FrontendUnavailable { is_unreachable, .. } => !is_unreachable,
             SolveError::NoSpace { .. }
@@ -198,6 +205,9 @@ impl SolveError {
             SolveError::Instruction { hint, .. } => Some(hint),
             SolveError::Device { .. } | SolveError::Context { .. } => {
                 Some("leave out what the build does not need with a line in .dockerignore")
+            }
+            SolveError::Export { .. } => {
+                Some("look at the place that --output names: the disk there may be full")
             }
             SolveError::UnknownTarget { .. } => {
                 Some("the target must be the name of a stage: FROM ... AS NAME")

@@ -25,7 +25,7 @@ pub(crate) struct Org {
     pub(crate) default_region: String,
     /// Architecture of new builders.
     pub(crate) default_arch: String,
-    /// How builders must be walled off.
+    /// How builders must be isolated.
     pub(crate) isolation: String,
     /// Processors of a builder, in thousandths.
     pub(crate) cpu_millis: u32,
@@ -304,7 +304,7 @@ pub(crate) struct OrgChange {
     /// Size of a builder's cache volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) volume_bytes: Option<u64>,
-    /// How builders must be walled off.
+    /// How builders must be isolated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) isolation: Option<&'static str>,
 }

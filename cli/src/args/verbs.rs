@@ -62,7 +62,7 @@ pub(crate) struct OrgSettings {
     /// Size of cache volumes made from now on, as 50GiB; `slipway volumes extend` grows one that is there
     #[arg(long, value_name = "SIZE")]
     pub(crate) volume_size: Option<ByteSize>,
-    /// How builders must be walled off, from their next start on: auto, sandbox or vm
+    /// How builders must be isolated, from their next start on: auto, sandbox or vm
     #[arg(long, value_name = "KIND")]
     pub(crate) isolation: Option<Isolation>,
 }

@@ -78,8 +78,8 @@ pub(crate) enum VolumesVerb {
     Export(ExportArgs),
     /// Make a volume of what `slipway volumes export` has written
     ///
-    /// It counts for the pool at once, and is `importing` until it is whole. What breaks off goes on by the same command with
-    /// --volume-id, for a day; then the volume goes. Standard input cannot be gone on with: then nothing is left of it.
+    /// It counts for the pool at once, and is `importing` until it is whole. The same command with --volume-id resumes one that
+    /// broke off, for a day; then the volume is deleted. An import from standard input cannot be resumed: its volume is deleted at once.
     Import(ImportArgs),
     /// Manage snapshots of volumes
     #[command(subcommand, visible_aliases = ["snapshot", "snaps"])]

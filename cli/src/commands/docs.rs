@@ -15,7 +15,7 @@ pub(crate) fn page() -> String {
         "\n## Exit codes\n\n\
          | code | meaning |\n|---|---|\n\
          | 0 | done |\n\
-         | 1 | the caller's fault; a hint on standard error says what to do |\n\
+         | 1 | the caller's fault, or of this computer (a full disk); a hint on standard error says what to do |\n\
          | 2 | ours, or the network's; trying again may help |\n\
          | 130 | interrupted; a build that ran was cancelled |\n\n\
          ## Environment\n\n\

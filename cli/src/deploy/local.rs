@@ -124,7 +124,7 @@ pub(super) async fn run(
     if let Some(warning) = factory.changed_files() {
         view.note(&warning);
     }
-    let solved = solved?;
+    let solved = solved.map_err(|failure| factory.unwritten().unwrap_or(failure))?;
     let build_ms = millis(begun.elapsed());
 
     let begun = Instant::now();

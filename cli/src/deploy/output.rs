@@ -10,8 +10,9 @@ use serde_json::json;
 use slipway_buildkit::{Export, ExportSink};
 use slipway_terminal::exit::{Failure, Outcome};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Error, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use tempfile::NamedTempFile;
 
 /// Where the result goes.
@@ -62,7 +63,7 @@ impl Output {
             (Some("docker"), None) => Ok(Self::Docker),
             (Some("docker"), Some(_)) => Err(bad("type docker is loaded here, and has no dest")),
             (Some("local"), _) => Err(bad("it has no dest")),
-            (Some(other), _) => Err(bad(&format!("type {other} is not had here"))),
+            (Some(other), _) => Err(bad(&format!("type {other} is not supported here"))),
             (None, _) => Err(bad("it has no type")),
         }
     }
@@ -81,6 +82,41 @@ impl Output {
 pub(super) struct Taking {
     output: Output,
     file: NamedTempFile,
+    refused: Refused,
+}
+
+/// Why the result could not be written, once that is so. The builder learns only that the transfer broke off.
+type Refused = Arc<Mutex<Option<Error>>>;
+
+/// The file of the result, which remembers why it could not be written.
+struct Sink {
+    file: File,
+    refused: Refused,
+}
+
+impl Sink {
+    fn noted<T>(&self, done: std::io::Result<T>) -> std::io::Result<T> {
+        done.inspect_err(|error| {
+            let copy = match error.raw_os_error() {
+                Some(number) => Error::from_raw_os_error(number),
+                None => Error::from(error.kind()),
+            };
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            refused.get_or_insert(copy);
+        })
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let done = self.file.write(bytes);
+        self.noted(done)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let done = self.file.flush();
+        self.noted(done)
+    }
 }
 
 impl Taking {
@@ -93,9 +129,10 @@ impl Taking {
             Output::Stdout | Output::Docker => NamedTempFile::new(),
         };
         let place = match output {
-            Output::Dir(path) | Output::Archive(path) => path.display().to_string(),
-            Output::Stdout | Output::Docker => "a temporary file".to_owned(),
+            Output::Dir(path) | Output::Archive(path) => path.clone(),
+            Output::Stdout | Output::Docker => std::env::temp_dir(),
         };
+        let place = place.display();
         let file = file.map_err(|error| {
             Failure::user_caused(format_args!("--output: write {place}"), &error)
                 .hint("name a place that you can write")
@@ -103,6 +140,7 @@ impl Taking {
         Ok(Self {
             output: output.clone(),
             file,
+            refused: Refused::default(),
         })
     }
 
@@ -113,7 +151,25 @@ impl Taking {
     pub(super) fn sink(&self) -> Outcome<ExportSink> {
         let file = self.file.as_file().try_clone();
         let file = file.map_err(|error| Failure::system_caused("take the result", &error))?;
-        Ok(Box::new(file))
+        let refused = Arc::clone(&self.refused);
+        Ok(Box::new(Sink { file, refused }))
+    }
+
+    /// Why the bytes that were sent could not be written here, if that is so.
+    pub(super) fn refused(&self) -> Option<Failure> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let error = refused.as_ref()?;
+        Some(self.unwritten(error))
+    }
+
+    /// The fault is of this computer; it is told with the place.
+    fn unwritten(&self, error: &Error) -> Failure {
+        let place = match &self.output {
+            Output::Dir(path) | Output::Archive(path) => path.display().to_string(),
+            Output::Stdout | Output::Docker => self.file.path().display().to_string(),
+        };
+        Failure::user_caused(format_args!("--output: write {place}"), error)
+            .hint("name a place that you can write")
     }
 
     /// What was sent, from its start.
@@ -136,24 +192,28 @@ impl Taking {
     /// # Errors
     /// The caller's fault: the place cannot be written. Ours: nothing was sent.
     pub(super) fn finish(self) -> Outcome<()> {
-        let fail =
-            |error: std::io::Error| Failure::user_caused("--output: write the result", &error);
         let mut sent = self.sent()?;
         match &self.output {
             Output::Dir(dir) => {
                 let mut archive = tar::Archive::new(std::io::BufReader::new(sent));
                 archive.set_preserve_permissions(true);
-                archive.unpack(dir).map_err(fail)
+                archive.unpack(dir).map_err(|error| self.unwritten(&error))
             }
             Output::Archive(path) => {
-                system::let_others_read(self.file.as_file()).map_err(fail)?;
+                let readable = system::let_others_read(self.file.as_file());
+                readable.map_err(|error| self.unwritten(&error))?;
+                let action = format!("--output: write {}", path.display());
                 let kept = self.file.persist(path);
-                kept.map(drop).map_err(|error| fail(error.error))
+                kept.map(drop)
+                    .map_err(|error| Failure::user_caused(action, &error.error))
             }
             Output::Stdout => {
                 let mut stdout = std::io::stdout().lock();
-                std::io::copy(&mut sent, &mut stdout).map_err(fail)?;
-                stdout.flush().map_err(fail)
+                let copied = std::io::copy(&mut sent, &mut stdout);
+                copied.and_then(|_| stdout.flush()).map_err(|error| {
+                    Failure::user_caused("--output: write to standard output", &error)
+                        .hint("look whether the program that reads it still runs")
+                })
             }
             Output::Docker => Ok(()),
         }
@@ -177,9 +237,9 @@ fn parent(path: &Path) -> &Path {
 /// The caller's fault: a file cannot be written.
 pub(super) fn write_files(args: &DeployArgs, summary: &Summary, names: &[&str]) -> Outcome<()> {
     let write = |flag: &str, path: &Path, text: String| {
-        std::fs::write(path, text).map_err(|error| {
+        write_whole(path, &text).map_err(|error| {
             Failure::user_caused(format_args!("{flag}: write {}", path.display()), &error)
-                .hint("the build itself went well; name a file that you can write")
+                .hint("the build itself succeeded; name a file that you can write")
         })
     };
     if let Some(path) = &args.iidfile {
@@ -199,6 +259,20 @@ pub(super) fn write_files(args: &DeployArgs, summary: &Summary, names: &[&str]) 
         write("--metadata-file", path, format!("{known:#}\n"))?;
     }
     Ok(())
+}
+
+/// Nothing is left where there is no room for all of it: half an id would be taken for one.
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    let written = std::fs::write(path, text);
+    if let Err(error) = &written
+        && matches!(
+            error.kind(),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+        )
+    {
+        let _gone = std::fs::remove_file(path);
+    }
+    written
 }
 
 #[cfg(test)]
@@ -224,6 +298,31 @@ mod tests {
         ] {
             assert_eq!(Output::parse(spec).ok(), want, "{spec}");
         }
+    }
+
+    #[test]
+    fn a_full_disk_of_this_computer_is_told_with_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("out.tar");
+        let taking = Taking::start(&Output::Archive(file.clone())).unwrap();
+        assert_eq!(taking.refused(), None);
+        let mut sink = Sink {
+            file: File::options().write(true).open("/dev/full").unwrap(),
+            refused: Arc::clone(&taking.refused),
+        };
+        sink.write_all(b"x").unwrap_err();
+        let failure = taking.refused().expect("it was refused");
+        let place = file.display();
+        assert_eq!(
+            failure.message(),
+            format!("--output: write {place}: the disk of this computer is full")
+        );
+        assert_eq!(failure.code(), 1);
+        assert!(
+            failure
+                .hint_text()
+                .is_some_and(|hint| hint.contains("make room"))
+        );
     }
 
     #[test]

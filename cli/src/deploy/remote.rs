@@ -94,7 +94,8 @@ pub(super) async fn run(
         wake_ms,
         sent_bytes: factory.stats().bytes,
     };
-    let mut summary = Summary::of_build(&build, outcome, view.board(), Some(sender))?;
+    let summary = Summary::of_build(&build, outcome, view.board(), Some(sender));
+    let mut summary = summary.map_err(|failure| factory.unwritten().unwrap_or(failure))?;
     if let Some(taken) = factory.taken() {
         if let Some(daemon) = loading {
             view.status("loading the image into the local Docker");

@@ -163,6 +163,11 @@ impl SessionFactory {
         self.export().take()
     }
 
+    /// Why the result could not be written here, if that is so. Then the builder's own error says less.
+    pub(super) fn unwritten(&self) -> Option<Failure> {
+        self.export().as_ref().and_then(Taking::refused)
+    }
+
     fn export(&self) -> std::sync::MutexGuard<'_, Option<Taking>> {
         self.export.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -5,6 +5,7 @@
 
 use slipway_core::build::Fault;
 use std::fmt;
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 /// Everything was done.
@@ -56,16 +57,27 @@ impl Failure {
         Self::system(format!("{action}: {}", chain(cause)))
     }
 
-    /// Like [`Failure::user`], with the whole chain of causes after the action that failed.
+    /// Like [`Failure::user`], with the whole chain of causes after the action that failed. `action` names the file: then a full disk
+    /// is told as one of this computer, with its place.
     pub fn user_caused(
         action: impl fmt::Display,
         cause: &(dyn std::error::Error + 'static),
     ) -> Self {
-        let failure = Self::user(format!("{action}: {}", chain(cause)));
-        let is_denied = cause
+        let kind = cause
             .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
-        match is_denied {
+            .map(std::io::Error::kind);
+        if kind == Some(ErrorKind::StorageFull) {
+            return Self::user(format!("{action}: the disk of this computer is full"))
+                .hint("make room on that disk, then run the command again");
+        }
+        if kind == Some(ErrorKind::QuotaExceeded) {
+            return Self::user(format!(
+                "{action}: your disk quota on this computer is used up"
+            ))
+            .hint("make room below your quota, then run the command again");
+        }
+        let failure = Self::user(format!("{action}: {}", chain(cause)));
+        match kind == Some(ErrorKind::PermissionDenied) {
             true => failure.hint("you may not read it: look at its owner and mode"),
             false => failure,
         }
@@ -217,6 +229,25 @@ mod tests {
             failure.to_string(),
             "error: read /x: Permission denied\nhint: you may not read it: look at its owner and mode"
         );
+    }
+
+    #[test]
+    fn a_full_disk_is_told_as_one_of_this_computer() {
+        let full = std::io::Error::from_raw_os_error(28);
+        let failure = Failure::user_caused("write /x", &full);
+        assert_eq!(failure.code(), EXIT_USER);
+        assert_eq!(
+            failure.to_string(),
+            "error: write /x: the disk of this computer is full\n\
+             hint: make room on that disk, then run the command again"
+        );
+        // As libraries wrap it.
+        let wrapped = std::io::Error::new(full.kind(), "failed to unpack `y`");
+        let failure = Failure::user_caused("write /x", &wrapped);
+        assert!(failure.message().ends_with("is full"), "{failure}");
+        let quota = std::io::Error::from(ErrorKind::QuotaExceeded);
+        let failure = Failure::user_caused("write /x", &quota);
+        assert!(failure.message().contains("quota"), "{failure}");
     }
 
     #[test]

@@ -4,12 +4,13 @@
 //! command has done its work.
 //! Must not know any command.
 
+use crate::exit::Failure;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-/// Some data could not be written. A printer is copied freely, and so cannot keep it.
-static LOST: AtomicBool = AtomicBool::new(false);
+/// Why data could not be written, if that happened. A printer is copied freely, and so cannot keep it.
+static LOST: Mutex<Option<Failure>> = Mutex::new(None);
 
 /// Where a command prints, and in which format.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +45,11 @@ impl Printer {
         if let Err(error) = written
             && error.kind() != std::io::ErrorKind::BrokenPipe
         {
-            LOST.store(true, Ordering::Relaxed);
+            let mut lost = LOST.lock().unwrap_or_else(PoisonError::into_inner);
+            lost.get_or_insert_with(|| {
+                Failure::user_caused("the output could not be written", &error)
+                    .hint("look at the place that standard output was sent to")
+            });
         }
     }
 
@@ -97,9 +102,10 @@ impl Printer {
     }
 }
 
-/// Data could not be written to standard output, and somebody wanted it.
-pub fn data_was_lost() -> bool {
-    LOST.load(Ordering::Relaxed)
+/// Why data could not be written to standard output, if somebody wanted it there. What the command did is done all the same.
+pub fn lost_data() -> Option<Failure> {
+    let lost = LOST.lock().unwrap_or_else(PoisonError::into_inner);
+    lost.clone()
 }
 
 /// A person reads stderr.

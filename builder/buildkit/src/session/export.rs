@@ -3,13 +3,17 @@
 //! It must not know what becomes of the bytes.
 
 use bollard_buildkit_proto::moby::filesync::v1 as proto;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Takes the bytes of an export, in order. It is flushed when the last one is there; an export that breaks off is only dropped.
 pub type ExportSink = Box<dyn Write + Send>;
+
+/// What a failure begins with whose fault is the caller's side.
+pub(crate) const EXPORT_FAILURE: &str =
+    "the computer that asked for the build cannot write the result: ";
 
 /// The service `moby.filesync.v1.FileSend`: takes one export.
 #[derive(Clone)]
@@ -69,10 +73,23 @@ async fn take(
     pieces: &mut Streaming<proto::BytesMessage>,
     sink: &mut ExportSink,
 ) -> Result<(), Status> {
-    let fail = |error: std::io::Error| Status::internal(format!("write the result: {error}"));
     while let Some(piece) = pieces.message().await? {
         // Writing may block, as pipes and disks do.
-        tokio::task::block_in_place(|| sink.write_all(&piece.data)).map_err(fail)?;
+        tokio::task::block_in_place(|| sink.write_all(&piece.data))
+            .map_err(|error| unwritten(&error))?;
     }
-    tokio::task::block_in_place(|| sink.flush()).map_err(fail)
+    tokio::task::block_in_place(|| sink.flush()).map_err(|error| unwritten(&error))
+}
+
+/// Said without the words of the system's: whoever reads the builder's error must not look for a full disk there.
+fn unwritten(error: &std::io::Error) -> Status {
+    let kind = error.kind();
+    let why = if matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        "its disk is full".to_owned()
+    } else if kind == ErrorKind::BrokenPipe {
+        "nobody reads it any more".to_owned()
+    } else {
+        error.to_string()
+    };
+    Status::aborted(format!("{EXPORT_FAILURE}{why}"))
 }

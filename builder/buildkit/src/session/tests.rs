@@ -572,6 +572,26 @@ async fn an_ssh_agent_lists_and_signs_and_is_not_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_the_callers_disk_has_no_room_for_is_told_as_such() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let session = Session::new(SessionOptions {
+        export: Some(Box::new(full.unwrap())),
+        ..SessionOptions::default()
+    });
+    let (near, far) = tokio::io::duplex(1 << 20);
+    tokio::spawn(session.serve(near));
+    let origin = ORIGIN.parse::<http::Uri>().unwrap();
+    let mut send =
+        filesync_proto::file_send_client::FileSendClient::with_origin(wire(far).await, origin);
+    let piece = filesync_proto::BytesMessage { data: vec![1; 10] };
+    let sent = send.diff_copy(tokio_stream::iter([piece])).await.unwrap();
+    let status = sent.into_inner().message().await.unwrap_err();
+    let told = status.message();
+    assert!(told.starts_with(super::EXPORT_FAILURE), "{told}");
+    assert!(told.ends_with("its disk is full"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_archive_goes_out_and_a_result_comes_in_whole() {
     use bollard_buildkit_proto::moby::upload::v1 as upload_proto;
     let dir = tempfile::tempdir().unwrap();

@@ -73,6 +73,11 @@ fn faults_are_told_apart() {
         ),
         ("write /x: no space left on device", "NoSpace", false),
         (
+            "error from receiver: the computer that asked for the build cannot write the result: its disk is full",
+            "Export { message: \"the computer that asked",
+            true,
+        ),
+        (
             "failed to read dockerfile: open Dockerfile: no such file or directory",
             "Dockerfile",
             true,

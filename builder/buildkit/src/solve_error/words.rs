@@ -108,6 +108,10 @@ fn of_ours(code: Code, message: &str, plain: &str) -> Option<SolveError> {
         let message = format!("{}{reason}", crate::filesync::READ_FAILURE);
         return Some(SolveError::Context { message });
     }
+    if let Some((_, reason)) = message.split_once(crate::session::EXPORT_FAILURE) {
+        let message = format!("{}{reason}", crate::session::EXPORT_FAILURE);
+        return Some(SolveError::Export { message });
+    }
     if [": no space left on device", ": disk quota exceeded"]
         .iter()
         .any(|part| plain.contains(part))

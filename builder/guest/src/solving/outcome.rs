@@ -39,6 +39,7 @@ pub(crate) fn of_solve(failure: &SolveFailure) -> BuildOutcome {
         | SolveError::Device { .. }
         | SolveError::MissingSecret { .. }
         | SolveError::Context { .. }
+        | SolveError::Export { .. }
         | SolveError::InvalidRequest { .. }
         | SolveError::Other { .. } => error.hint(),
     };

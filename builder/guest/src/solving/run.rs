@@ -362,6 +362,7 @@ fn filled_the_disk(error: &SolveError, output_said_so: bool) -> bool {
         | SolveError::Device { .. }
         | SolveError::MissingSecret { .. }
         | SolveError::Context { .. }
+        | SolveError::Export { .. }
         | SolveError::InvalidRequest { .. }
         | SolveError::SessionLost { .. }
         | SolveError::Cancelled

@@ -95,7 +95,7 @@ fn go_on(
     }
     let kept = block_in_place(|| Kept::open(file.unwrap_or(Path::new("-"))))?;
     printer.note(&format!(
-        "goes on with {} after {} bytes",
+        "resuming {} after {} bytes",
         plan.snapshot, kept.bytes
     ));
     Ok((plan, kept))
@@ -109,7 +109,7 @@ async fn begin(
     // The file first: without it nothing is to be made on the server.
     let kept = match file {
         Some(file) => Kept::create(file)?,
-        None => Kept::empty(Box::new(std::io::stdout())),
+        None => Kept::empty(Box::new(std::io::stdout()), "standard output"),
     };
     let plan = match plan(client, args).await {
         Ok(plan) => plan,
@@ -209,7 +209,7 @@ async fn broke_off(
 ) -> Failure {
     let begun = kept.so_far().0 > 0;
     if file.is_some() && begun && failure.kind() != FailureKind::User {
-        return failure.hint("the same command goes on with it");
+        return failure.hint("the same command resumes it");
     }
     if file.is_some() && begun {
         // The hint says what to do about it, and the file may still be of use.
@@ -234,7 +234,10 @@ fn remove(file: Option<&Path>) {
 
 fn durable(file: &Path) -> Outcome<()> {
     let synced = block_in_place(|| std::fs::File::open(file).and_then(|file| file.sync_all()));
-    synced.map_err(|error| Failure::user_caused("cannot write the export", &error))
+    synced.map_err(|error| {
+        let action = format!("cannot write the export to {}", file.display());
+        Failure::user_caused(action, &error)
+    })
 }
 
 async fn forget(client: &ApiClient, snapshot: &str, printer: Printer) {

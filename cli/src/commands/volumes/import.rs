@@ -26,7 +26,7 @@ pub(super) async fn run(client: &ApiClient, args: &ImportArgs, printer: Printer)
     let (sent, said) = block_in_place(|| Sent::open(&args.file))?;
     if args.volume_id.is_some() && !sent.is_file() {
         return Err(
-            Failure::user("an import from standard input cannot be gone on with")
+            Failure::user("an import from standard input cannot be resumed")
                 .hint("begin anew without --volume-id, or import a file"),
         );
     }
@@ -63,7 +63,7 @@ pub(super) async fn run(client: &ApiClient, args: &ImportArgs, printer: Printer)
             let (name, file, id) = (&args.name, &args.file, &volume.id);
             // Beside the hint, which says what to do about the file.
             printer.note(&format!(
-                "{id} waits for a day; `slipway volumes import {name} {file} --volume-id {id}` goes on with it"
+                "{id} waits for a day; `slipway volumes import {name} {file} --volume-id {id}` resumes it"
             ));
             Err(failure)
         }

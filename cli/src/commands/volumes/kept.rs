@@ -87,6 +87,8 @@ fn unusable(path: &Path, what: &str, error: &std::io::Error) -> Failure {
 /// Where an export goes.
 pub(super) struct Kept {
     to: Box<dyn Write + Send>,
+    /// What `to` is called in an error.
+    place: String,
     header: Option<Header>,
     sum: Sum,
     last: Option<(u64, Vec<u8>)>,
@@ -105,9 +107,10 @@ impl std::fmt::Debug for Kept {
 
 impl Kept {
     /// An output that has nothing yet.
-    pub(super) fn empty(to: Box<dyn Write + Send>) -> Self {
+    pub(super) fn empty(to: Box<dyn Write + Send>, place: impl Into<String>) -> Self {
         Self {
             to,
+            place: place.into(),
             header: None,
             sum: Sum::default(),
             last: None,
@@ -123,7 +126,7 @@ impl Kept {
     /// The caller's fault: it is there, or cannot be.
     pub(super) fn create(path: &Path) -> Outcome<Self> {
         match OpenOptions::new().write(true).create_new(true).open(path) {
-            Ok(file) => Ok(Self::empty(Box::new(file))),
+            Ok(file) => Ok(Self::empty(Box::new(file), path.display().to_string())),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 Err(Failure::user(format!("{} is there already", path.display())).hint(
                     "name another file, or remove it; an export that broke off has FILE.resume beside it",
@@ -145,7 +148,7 @@ impl Kept {
             .truncate(false)
             .open(path);
         let mut file = opened.map_err(|error| unusable(path, "open", &error))?;
-        let mut kept = Self::empty(Box::new(std::io::sink()));
+        let mut kept = Self::empty(Box::new(std::io::sink()), path.display().to_string());
         kept.read(&mut file).map_err(|failure| {
             Failure::user(format!(
                 "cannot go on with {}: {}",
@@ -215,7 +218,8 @@ impl Kept {
                 }
                 let trailer = self.sum.trailer();
                 self.put(&trailer)?;
-                self.to.flush().map_err(|error| unwritten(&error))?;
+                let flushed = self.to.flush();
+                flushed.map_err(|error| unwritten(&self.place, &error))?;
                 self.whole = true;
                 Ok(())
             }
@@ -259,17 +263,25 @@ impl Kept {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Outcome<()> {
-        self.to
-            .write_all(bytes)
-            .map_err(|error| unwritten(&error))?;
+        let written = self.to.write_all(bytes);
+        written.map_err(|error| unwritten(&self.place, &error))?;
         self.bytes += bytes.len() as u64;
         Ok(())
     }
 }
 
-fn unwritten(error: &std::io::Error) -> Failure {
-    Failure::user_caused("cannot write the export", error)
-        .hint("is there room, and does whoever reads it still run? Into a file the same command goes on where it stopped")
+fn unwritten(place: &str, error: &std::io::Error) -> Failure {
+    let kind = error.kind();
+    let hint = if matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        "make room on that disk; into a file, the same command resumes where it stopped"
+    } else if kind == ErrorKind::BrokenPipe {
+        "the program that reads it has ended; name a file with -o FILE, which can be resumed"
+    } else {
+        "into a file, the same command resumes where it stopped"
+    };
+    // Built anew, as the first hint stays.
+    let told = Failure::user_caused(format_args!("cannot write the export to {place}"), error);
+    Failure::user(told.message()).hint(hint)
 }
 
 fn another() -> Failure {

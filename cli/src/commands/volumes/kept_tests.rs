@@ -186,3 +186,25 @@ fn a_file_that_is_cut_or_lacks_something_is_not_taken_for_a_whole_one() {
     assert_eq!(done.unwrap_err().kind(), FailureKind::User);
     assert!(sent.len() < lacking.len(), "its end is not sent");
 }
+
+#[test]
+fn a_full_disk_and_a_closed_pipe_are_told_with_their_place() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut kept = Kept::empty(Box::new(full), "/some/file");
+    let failure = take(&mut kept, &exported("contents", 0)).unwrap_err();
+    assert_eq!(failure.kind(), FailureKind::User);
+    assert_eq!(
+        failure.message(),
+        "cannot write the export to /some/file: the disk of this computer is full"
+    );
+    let hint = failure.hint_text().unwrap();
+    assert!(hint.contains("make room"), "{hint}");
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut kept = Kept::empty(Box::new(writer), "standard output");
+    let failure = take(&mut kept, &exported("contents", 0)).unwrap_err();
+    assert_eq!(failure.kind(), FailureKind::User);
+    let hint = failure.hint_text().unwrap();
+    assert!(hint.contains("has ended"), "{hint}");
+}

@@ -131,7 +131,7 @@ async fn destroy(
 ) -> Outcome<()> {
     if !yes {
         let what = if now {
-            "this destroys volumes for good"
+            "this destroys volumes permanently"
         } else {
             "this destroys volumes a day from now"
         };

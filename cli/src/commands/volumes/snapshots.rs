@@ -50,7 +50,7 @@ pub(super) async fn run(verb: SnapshotsVerb, client: &ApiClient, printer: Printe
         }
         SnapshotsVerb::Delete { ids, yes } => {
             if !yes {
-                let what = "this deletes snapshots for good";
+                let what = "this deletes snapshots permanently";
                 confirm(&format!("{what}: {}?", ids.join(", ")), what)?;
             }
             for id in &ids {

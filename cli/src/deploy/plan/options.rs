@@ -283,7 +283,10 @@ fn cache(flag: &str, spec: &str, kinds: &[&str]) -> Outcome<String> {
     match kind {
         None => return Err(bad("it has no type".to_owned())),
         Some(kind) if !kinds.contains(&kind) => {
-            let message = format!("type {kind} is not had here, only {}", kinds.join(" and "));
+            let message = format!(
+                "type {kind} is not supported here, only {}",
+                kinds.join(" and ")
+            );
             return Err(bad(message));
         }
         Some(_) => {}
