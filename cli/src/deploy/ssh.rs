@@ -5,7 +5,7 @@
 use super::env::Env;
 use crate::limits::SSH_AGENT_WAIT_MAX;
 use crate::system;
-use slipway_terminal::exit::{Failure, Outcome};
+use slipway_terminal::exit::{Failure, Outcome, chain};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -88,15 +88,19 @@ pub(super) struct SshAgents {
 }
 
 impl SshAgents {
-    /// Starts what has to be started. A key with a passphrase is asked for at the terminal.
+    /// Starts what has to be started, and connects once to each agent that should run: otherwise the first step that needs it would
+    /// fail, late and inside the builder. A key with a passphrase is asked for at the terminal.
     ///
     /// # Errors
-    /// The caller's fault: a key that cannot be read, or no OpenSSH here.
+    /// The caller's fault: an agent that does not run, a key that cannot be read, or no OpenSSH here.
     pub(super) fn start(sources: &BTreeMap<String, SshSource>) -> Outcome<Self> {
         let mut agents = Self::default();
         for (id, source) in sources {
             let socket = match source {
-                SshSource::Agent(socket) => socket.clone(),
+                SshSource::Agent(socket) => {
+                    answers(id, socket)?;
+                    socket.clone()
+                }
                 SshSource::Keys(keys) => {
                     let agent = OwnAgent::start(id, keys)?;
                     let socket = agent.socket();
@@ -113,6 +117,16 @@ impl SshAgents {
     pub(super) fn sockets(&self) -> BTreeMap<String, PathBuf> {
         self.sockets.clone()
     }
+}
+
+/// An agent listens there.
+fn answers(id: &str, socket: &Path) -> Outcome<()> {
+    system::is_listening(socket).map_err(|error| {
+        let action = format!("--ssh {id}: no SSH agent listens at {}", socket.display());
+        Failure::user(format!("{action}: {}", chain(&error))).hint(format!(
+            "start one with `eval $(ssh-agent)` and `ssh-add`, which sets {AGENT_VARIABLE} anew, or name a key: --ssh {id}=FILE"
+        ))
+    })
 }
 
 /// An agent of this deploy's; ends with the value.
@@ -248,6 +262,29 @@ mod tests {
             failure.message().contains("no agent runs here"),
             "{failure}"
         );
+    }
+
+    #[test]
+    fn an_agent_that_does_not_run_is_told_before_the_build() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent");
+        let sources = BTreeMap::from([(DEFAULT_ID.to_owned(), SshSource::Agent(socket.clone()))]);
+        let refused = |why: &str| {
+            let failure = SshAgents::start(&sources).unwrap_err();
+            assert_eq!(failure.code(), 1);
+            let place = socket.to_str().unwrap();
+            assert!(failure.message().contains(place), "{failure}");
+            assert!(failure.message().contains(why), "{failure}");
+            let hint = failure.hint_text().unwrap_or_default();
+            assert!(hint.contains("ssh-agent"), "{failure}");
+        };
+        refused("No such file");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let agents = SshAgents::start(&sources).unwrap();
+        assert_eq!(agents.sockets()[DEFAULT_ID], socket);
+        // The program has ended; its socket is still there.
+        drop(listener);
+        refused("Connection refused");
     }
 
     #[test]

@@ -9,11 +9,11 @@ mod windows;
 
 #[cfg(unix)]
 pub(crate) use unix::{
-    AGENT_PIPE, DOCKER_SOCKET, LocalStream, connect_local, create_private, is_socket, keep_private,
-    let_others_read,
+    AGENT_PIPE, DOCKER_SOCKET, LocalStream, connect_local, create_private, is_listening, is_socket,
+    keep_private, let_others_read,
 };
 #[cfg(windows)]
 pub(crate) use windows::{
-    AGENT_PIPE, DOCKER_SOCKET, LocalStream, connect_local, create_private, is_socket, keep_private,
-    let_others_read,
+    AGENT_PIPE, DOCKER_SOCKET, LocalStream, connect_local, create_private, is_listening, is_socket,
+    keep_private, let_others_read,
 };

@@ -22,6 +22,14 @@ pub(crate) async fn connect_local(path: &Path) -> Result<LocalStream> {
     UnixStream::connect(path).await
 }
 
+/// A program accepts connections there.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn is_listening(socket: &Path) -> Result<()> {
+    std::os::unix::net::UnixStream::connect(socket).map(drop)
+}
+
 /// It is the socket of a program.
 pub(crate) fn is_socket(_path: &Path, kind: FileType) -> bool {
     kind.is_socket()

@@ -22,6 +22,14 @@ pub(crate) async fn connect_local(path: &Path) -> Result<LocalStream> {
     ClientOptions::new().open(path)
 }
 
+/// A program accepts connections there. Opening a pipe would take its turn away from somebody, so it is only looked up.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn is_listening(pipe: &Path) -> Result<()> {
+    std::fs::metadata(pipe).map(drop)
+}
+
 /// It is the pipe of a program: those have names of their own kind, and no type.
 pub(crate) fn is_socket(path: &Path, _kind: FileType) -> bool {
     path.starts_with(r"\\.\pipe")
