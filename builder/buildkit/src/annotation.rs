@@ -44,11 +44,33 @@ impl Annotation {
         })
     }
 
-    /// It belongs to an index, which an image of one platform has none of unless something is attested.
+    /// It is kept in an index, which an image of one platform has none of unless something is attested: it belongs to the index, or to
+    /// the line of a manifest in it.
     pub fn needs_index(&self) -> bool {
         self.targets
             .iter()
-            .any(|target| target.starts_with("index"))
+            .any(|target| target == "index" || target == "manifest-descriptor")
+    }
+
+    /// It belongs to the descriptor of an index. Only an image layout on a disk has one; a registry keeps none.
+    pub fn needs_layout(&self) -> bool {
+        self.targets
+            .iter()
+            .any(|target| target == "index-descriptor")
+    }
+
+    /// The same for whichever platform is built.
+    #[must_use]
+    pub fn without_platform(self) -> Self {
+        Self {
+            platform: None,
+            ..self
+        }
+    }
+
+    /// The one platform whose manifest it is for, if it names one.
+    pub fn platform(&self) -> Option<&str> {
+        self.platform.as_deref()
     }
 }
 

@@ -4,8 +4,9 @@ use crate::api::queries;
 use crate::api::shapes::Build;
 use crate::args::BuildsVerb;
 use crate::caller::Caller;
-use crate::deploy::{attach, clean_lines, seconds, show_log, shown};
+use crate::deploy::{attach, clean_lines, seconds, show_log, shown as platforms_shown, warnings};
 use crate::moments::{ago, exact, took};
+use serde::Serialize;
 use slipway_core::units::ByteSize;
 use slipway_terminal::exit::Outcome;
 use slipway_terminal::printer::{Format, Printer};
@@ -46,7 +47,18 @@ pub(crate) async fn run(verb: BuildsVerb, caller: &Caller, printer: Printer) -> 
                 },
             );
         }
-        BuildsVerb::Show { id } => show(&queries::build(&client, &id).await?, printer),
+        BuildsVerb::Show { id } => {
+            let build = queries::build(&client, &id).await?;
+            // The record is of use without them.
+            let warnings = warnings(&client, &build).await.unwrap_or_else(|failure| {
+                printer.warn(&format!(
+                    "the build's own warnings could not be read: {}",
+                    failure.message()
+                ));
+                Vec::new()
+            });
+            show(&Shown { build, warnings }, printer);
+        }
         BuildsVerb::Logs { id, follow } => show_log(&client, &id, follow, printer).await?,
         BuildsVerb::Attach { id, progress } => attach(&id, progress, &client, printer).await?,
         BuildsVerb::Cancel { id } => {
@@ -73,7 +85,16 @@ fn short_digest(digest: &str) -> String {
     digest.chars().take("sha256:".len() + 12).collect()
 }
 
-fn show(build: &Build, printer: Printer) {
+/// A build, with what it has warned of.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    build: Build,
+    warnings: Vec<String>,
+}
+
+fn show(shown: &Shown, printer: Printer) {
+    let build = &shown.build;
     let mut fields = vec![
         ("build", build.id.clone()),
         ("app", build.app.clone()),
@@ -94,7 +115,7 @@ fn show(build: &Build, printer: Printer) {
     );
     more("steps cached", cached(build));
     more("digest", build.digest.clone());
-    let platforms = shown(&build.platforms);
+    let platforms = platforms_shown(&build.platforms);
     more("for", Some(platforms).filter(|text| !text.is_empty()));
     for statement in &build.statements {
         let of = statement.platform.as_ref();
@@ -116,9 +137,12 @@ fn show(build: &Build, printer: Printer) {
         "push time",
         build.push_ms.filter(|_| build.push).map(seconds),
     );
+    for warning in &shown.warnings {
+        more("warning", Some(clean_lines(warning)));
+    }
     more("error", build.error.clone());
     more("hint", build.hint.clone());
-    printer.record(build, &fields);
+    printer.record(shown, &fields);
     if let (Some(excerpt), Format::Human) = (&build.excerpt, printer.format()) {
         printer.data(&clean_lines(excerpt));
     }

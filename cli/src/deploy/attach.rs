@@ -7,7 +7,7 @@ use crate::api::queries;
 use crate::api::{ApiClient, shapes::Build};
 use crate::interrupt::Interrupts;
 use crate::limits::TREE_PERIOD;
-use slipway_core::build::BuildOutcome;
+use slipway_core::build::{BuildEvent, BuildOutcome};
 use slipway_terminal::exit::{Failure, Outcome};
 use slipway_terminal::printer::{Format, Printer};
 
@@ -37,6 +37,27 @@ pub(super) async fn attach(client: &ApiClient, id: &str, view: &mut View) -> Out
             return Summary::of_build(&build, outcome.clone(), view.board(), None);
         }
     }
+}
+
+/// What a build has warned of so far, each once, in its order.
+///
+/// # Errors
+/// Whoever's fault it was.
+pub(crate) async fn warnings(client: &ApiClient, build: &Build) -> Outcome<Vec<String>> {
+    let mut follower = Follower::new(client, &build.id);
+    let (mut after, mut found) = (0, Vec::new());
+    while after < build.last_seq {
+        let Heard::Event(event) = follower.hear(after).await? else {
+            continue;
+        };
+        after = event.seq;
+        if let BuildEvent::Warning { message } = event.event
+            && !found.contains(&message)
+        {
+            found.push(message);
+        }
+    }
+    Ok(found)
 }
 
 /// Shows what was heard. That the connection broke is said once for each time, not for each try.

@@ -27,7 +27,7 @@ use crate::config::ProjectConfig;
 use crate::docker_context::DockerConfig;
 use crate::docker_logins::DockerLogins;
 use crate::last_hint::with_last_hint;
-pub(crate) use attach::show_log;
+pub(crate) use attach::{show_log, warnings};
 use detach::HandOver;
 use output::Output;
 use plan::{Place, Plan};

@@ -139,6 +139,13 @@ impl Plan {
             )
             .hint("push the image, or leave those flags out"));
         }
+        let makes_files = output.is_some() && output != Some(Output::Docker);
+        if makes_files && !args.push && !args.annotation.is_empty() {
+            return Err(Failure::user(
+                "--annotation: what --output writes are files, which have no annotations",
+            )
+            .hint("push the image as well with --push, or leave --annotation out"));
+        }
         let push = if args.build_only || (output.is_some() && !args.push) {
             Push::No
         } else {

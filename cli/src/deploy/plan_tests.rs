@@ -313,6 +313,7 @@ fn flags_of_buildx_and_flyctl_become_what_the_builder_takes() {
         ("--load --platform linux/amd64,linux/arm64", "--load"),
         ("--load --sbom", "--load"),
         ("--load --annotation a=b", "--load"),
+        ("-o DIR/out --annotation a=b", "--annotation"),
         ("-o type=docker,dest=x", "type docker"),
         ("--cache-to type=gha", "type gha"),
         ("--cache-to type=local,dest=x", "type local"),

@@ -71,12 +71,15 @@ impl Wishes {
             .map(|text| text.parse::<Annotation>());
         let annotations = annotations.collect::<Result<Vec<_>, _>>();
         let annotations = annotations.map_err(|error| user(&error.to_string(), None))?;
-        if annotations.iter().any(Annotation::needs_index) && platforms.len() < 2 && !attests {
-            return Err(user(
-                "the image has no index to annotate: it is for one platform, and nothing is attested of it",
-                Some("annotate the manifest, or ask for several platforms or for --provenance"),
-            ));
-        }
+        unkept(&annotations, &platforms, attests)?;
+        // Of an image without an index BuildKit drops those that name its platform, which is the only one.
+        let annotations: Vec<Annotation> = match platforms.len() < 2 && !attests {
+            true => annotations
+                .into_iter()
+                .map(Annotation::without_platform)
+                .collect(),
+            false => annotations,
+        };
         let what = match (platforms.len() > 1, attests, annotations.is_empty()) {
             (true, ..) => Some("images of several platforms"),
             (_, true, _) => Some("attestations"),
@@ -125,6 +128,44 @@ impl Wishes {
             attests,
         })
     }
+}
+
+/// Refuses annotations that nothing of the pushed image would hold.
+fn unkept(
+    annotations: &[Annotation],
+    platforms: &[Platform],
+    attests: bool,
+) -> Result<(), BuildOutcome> {
+    let user = |message: &str, hint| Err(outcome::failed(Fault::User, message, Some(hint)));
+    if annotations.iter().any(Annotation::needs_layout) {
+        return user(
+            "a registry keeps no annotation of an index-descriptor",
+            "annotate the index: index:NAME=VALUE",
+        );
+    }
+    if annotations.iter().any(Annotation::needs_index) && platforms.len() < 2 && !attests {
+        return user(
+            "the image has no index to annotate: it is for one platform, and nothing is attested of it",
+            "annotate the manifest (manifest:NAME=VALUE), or ask for several platforms or for --provenance",
+        );
+    }
+    let mut built: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+    if built.is_empty() {
+        built.push(format!("linux/{}", platform::own_arch()));
+    }
+    // BuildKit takes linux/arm64 and linux/arm64/v8 for one.
+    let is_within = |a: &str, b: &str| a == b || a.starts_with(&format!("{b}/"));
+    for named in annotations.iter().filter_map(Annotation::platform) {
+        let same = |it: &String| is_within(it, named) || is_within(named, it);
+        if !built.iter().any(same) {
+            let message = format!("--annotation names {named}, which this build does not make");
+            return user(
+                &message,
+                "leave the [PLATFORM] out, or name a platform of --platform",
+            );
+        }
+    }
+    Ok(())
 }
 
 impl Wishes {
@@ -296,6 +337,61 @@ mod tests {
         assert_eq!(of("", Some("s")), Some("generator=s".to_owned()));
         assert_eq!(of("a=b", Some("s")), Some("a=b,generator=s".to_owned()));
         assert_eq!(of("generator=x", None), Some("generator=x".to_owned()));
+    }
+
+    #[test]
+    fn an_annotation_that_names_the_only_platform_is_kept() {
+        let own = format!("manifest[linux/{}]:a=b", platform::own_arch());
+        let arm = [("platform", "linux/arm64")];
+        let both = [("platform", "linux/amd64,linux/arm64")];
+        for (attrs, text, attr) in [
+            (&[][..], own.as_str(), "annotation.a"),
+            (&arm, "manifest[linux/arm64]:a=b", "annotation.a"),
+            (
+                &both,
+                "manifest[linux/arm64]:a=b",
+                "annotation[linux/arm64].a",
+            ),
+        ] {
+            let wishes = Wishes::of(&spec(attrs, &[text]), ImageStore::Containerd, None);
+            let attrs = wishes.expect("taken").exporter_attrs;
+            assert_eq!(attrs.get(attr).map(String::as_str), Some("b"), "{attrs:?}");
+        }
+    }
+
+    #[test]
+    fn an_annotation_that_nothing_pushed_would_hold_is_refused_by_name() {
+        let both = [("platform", "linux/amd64,linux/arm64")];
+        let own = format!("manifest[linux/{}]:a=b", platform::own_arch());
+        for (attrs, annotation, refused) in [
+            (&[][..], "manifest-descriptor:a=b", Some("no index")),
+            (&both, "manifest-descriptor:a=b", None),
+            (&both, "manifest-descriptor[linux/arm64]:a=b", None),
+            (&both, "index-descriptor:a=b", Some("index-descriptor")),
+            (&both, "manifest[linux/s390x]:a=b", Some("linux/s390x")),
+            (&both, "manifest[linux/arm64/v8]:a=b", None),
+            (&[], own.as_str(), None),
+            (&[], "manifest[linux/s390x]:a=b", Some("linux/s390x")),
+        ] {
+            let spec = spec(attrs, &[annotation]);
+            let said = match Wishes::of(&spec, ImageStore::Containerd, None) {
+                Ok(_) => None,
+                Err(BuildOutcome::Failed {
+                    fault: Fault::User,
+                    message,
+                    hint: Some(_),
+                    ..
+                }) => Some(message),
+                Err(other) => panic!("{annotation}: {other:?}"),
+            };
+            match refused {
+                None => assert_eq!(said, None, "{annotation}"),
+                Some(word) => {
+                    let said = said.unwrap_or_default();
+                    assert!(said.contains(word), "{annotation}: {said}");
+                }
+            }
+        }
     }
 
     #[test]
