@@ -54,7 +54,7 @@ pub(super) struct OrgLimits {
     default_region: Option<String>,
     /// Architecture of builders when a request names none: amd64 or arm64.
     default_arch: Option<String>,
-    /// How builders must be walled off, from their next start on.
+    /// How builders must be isolated, from their next start on.
     isolation: Option<Isolation>,
     /// Processor limit of a builder, in thousandths.
     cpu_millis: Option<u32>,

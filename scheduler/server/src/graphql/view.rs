@@ -35,7 +35,7 @@ pub(super) enum AppRole {
     Builder,
 }
 
-/// How builders are walled off from their host and from other orgs' builders.
+/// How builders are isolated from their host and from other orgs' builders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
 #[graphql(remote = "slipway_core::isolation::Isolation")]
 pub(super) enum Isolation {
@@ -66,7 +66,7 @@ pub(super) struct Org {
     default_region: String,
     /// Architecture of builders when a request names none.
     default_arch: String,
-    /// How builders must be walled off.
+    /// How builders must be isolated.
     isolation: Isolation,
     /// Processor limit of a builder, in thousandths.
     cpu_millis: u32,
