@@ -2,13 +2,15 @@
 
 use crate::api::ApiClient;
 use crate::args::GlobalArgs;
-use crate::settings::{Access, ENV_TOKEN, Overrides, SettingsFile, Stored};
+use crate::contexts::Contexts;
+use crate::settings::{Access, ENV_TOKEN, Overrides, SettingsFile};
 use slipway_terminal::exit::Outcome;
 
 /// The caller: flags, environment and stored settings.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     overrides: Overrides,
+    yes: bool,
 }
 
 impl Caller {
@@ -23,13 +25,25 @@ impl Caller {
                     .clone()
                     .filter(|path| !path.as_os_str().is_empty()),
                 token: std::env::var(ENV_TOKEN).ok().filter(set),
+                context: global.context.clone().filter(set),
             },
+            yes: global.yes,
         }
     }
 
     /// Flags and environment.
     pub(crate) fn overrides(&self) -> &Overrides {
         &self.overrides
+    }
+
+    /// The context that was asked for.
+    pub(crate) fn context(&self) -> Option<&str> {
+        self.overrides.context.as_deref()
+    }
+
+    /// Questions are answered with yes.
+    pub(crate) fn yes(&self) -> bool {
+        self.yes
     }
 
     /// Where settings are stored.
@@ -46,11 +60,11 @@ impl Caller {
     /// The caller's fault: not logged in.
     pub(crate) fn access(&self) -> Outcome<Access> {
         // Without a home directory the environment alone may do.
-        let stored = match self.file() {
+        let contexts = match self.file() {
             Ok(file) => file.read()?,
-            Err(_) => Stored::default(),
+            Err(_) => Contexts::default(),
         };
-        Access::resolve(&self.overrides, stored)
+        Access::resolve(&self.overrides, contexts.select(self.context())?)
     }
 
     /// A client of the server.

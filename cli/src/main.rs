@@ -8,6 +8,7 @@ mod backoff;
 mod caller;
 mod commands;
 mod config;
+mod contexts;
 mod deploy;
 mod docker_context;
 mod docker_logins;
@@ -42,19 +43,19 @@ fn main() -> ExitCode {
     } else {
         Format::Human
     };
-    let printer = Printer::new(format);
+    let printer = Printer::new(format).quiet(cli.global.quiet);
     match run(cli, printer) {
         Ok(()) => match lost_data() {
             Some(failure) => {
                 printer.note("the command itself succeeded");
-                printer.note(&failure.to_string());
+                printer.failure(&failure);
                 failure.exit_code()
             }
             None => ExitCode::from(EXIT_OK),
         },
         Err(failure) => {
             let failure = last_hint::with_last_hint(failure);
-            printer.note(&failure.to_string());
+            printer.failure(&failure);
             failure.exit_code()
         }
     }
@@ -75,9 +76,11 @@ fn run(cli: Cli, printer: Printer) -> Outcome<()> {
         }
         Command::Init(args) => commands::init::run(&args, printer),
         Command::Logout => commands::login::logout(&caller, printer),
+        Command::Context(verb) => commands::context::run(verb, &caller, printer),
         talking @ (Command::Deploy(_)
         | Command::Login(_)
         | Command::Status
+        | Command::Whoami
         | Command::Orgs(_)
         | Command::Tokens(_)
         | Command::Apps(_)
@@ -91,16 +94,19 @@ fn run(cli: Cli, printer: Printer) -> Outcome<()> {
             .enable_all()
             .build()
             .map_err(|error| Failure::system_caused("start the runtime", &error))?
-            .block_on(Box::pin(talk(talking, &caller, printer))),
+            .block_on(Box::pin(async {
+                slipway_terminal::log::start_if_asked(cli.global.verbose)?;
+                talk(talking, &caller, printer).await
+            })),
     }
 }
 
 async fn talk(command: Command, caller: &Caller, printer: Printer) -> Outcome<()> {
-    slipway_terminal::log::start_if_asked()?;
     match command {
         Command::Deploy(args) => deploy::run(&args, caller, printer).await,
         Command::Login(args) => commands::login::login(&args, caller, printer).await,
         Command::Status => commands::status::run(caller, printer).await,
+        Command::Whoami => commands::whoami::run(caller, printer).await,
         Command::Orgs(verb) => commands::orgs::run(verb, caller, printer).await,
         Command::Tokens(verb) => commands::tokens::run(verb, caller, printer).await,
         Command::Apps(verb) => commands::apps::run(verb, caller, printer).await,
@@ -113,6 +119,7 @@ async fn talk(command: Command, caller: &Caller, printer: Printer) -> Outcome<()
         // Those that do not talk were run before.
         Command::Init(_)
         | Command::Logout
+        | Command::Context(_)
         | Command::Completions { .. }
         | Command::Version
         | Command::Docs => Ok(()),

@@ -1,7 +1,8 @@
-//! What `slipway login` keeps: which server, its certificate authority, the token and the org.
+//! What `slipway login` keeps for one server: its address, its certificate authority and the token.
 //!
 //! Owns the file `config.toml` (0600) and the rule flag > environment > file. Must not know the API.
 
+use crate::contexts::Contexts;
 use crate::system;
 use serde::{Deserialize, Serialize};
 use slipway_terminal::exit::{Failure, Outcome};
@@ -57,7 +58,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What is stored between commands.
+/// The login of one server, as it is stored between commands.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Stored {
@@ -100,11 +101,11 @@ impl SettingsFile {
     ///
     /// # Errors
     /// The caller's fault: unreadable, too large, or not what we write.
-    pub(crate) fn read(&self) -> Outcome<Stored> {
+    pub(crate) fn read(&self) -> Outcome<Contexts> {
         let file = match std::fs::File::open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Stored::default());
+                return Ok(Contexts::default());
             }
             Err(error) => {
                 return Err(Failure::user_caused(
@@ -130,8 +131,8 @@ impl SettingsFile {
     ///
     /// # Errors
     /// The caller's fault: the directory cannot be written.
-    pub(crate) fn write(&self, stored: &Stored) -> Outcome<()> {
-        let text = toml::to_string_pretty(stored)
+    pub(crate) fn write(&self, contexts: &Contexts) -> Outcome<()> {
+        let text = toml::to_string_pretty(contexts)
             .map_err(|error| Failure::system_caused("write the settings", &error))?;
         write_private(&self.path, text.as_bytes())
     }
@@ -201,6 +202,8 @@ pub(crate) struct Overrides {
     pub(crate) ca: Option<PathBuf>,
     /// `SLIPWAY_TOKEN`.
     pub(crate) token: Option<String>,
+    /// `--context`, `SLIPWAY_CONTEXT`.
+    pub(crate) context: Option<String>,
 }
 
 impl Access {
@@ -227,7 +230,9 @@ impl Access {
                 return Err(Failure::user(
                     "the stored token belongs to another server than --server names",
                 )
-                .hint(format!("log in to that one, or set {ENV_TOKEN}")));
+                .hint(format!(
+                    "log in to that one with `slipway login --context NAME`, or set {ENV_TOKEN}"
+                )));
             }
             None => stored.token.ok_or_else(not_logged_in)?,
         };
@@ -292,11 +297,13 @@ mod tests {
         let file = SettingsFile {
             path: dir.path().join("new").join("config.toml"),
         };
-        assert_eq!(file.read().unwrap(), Stored::default());
-        for _ in 0..2 {
-            file.write(&stored()).unwrap();
+        assert_eq!(file.read().unwrap(), Contexts::default());
+        let mut contexts = Contexts::default();
+        for name in ["default", "work"] {
+            contexts.log_in(name, stored()).unwrap();
+            file.write(&contexts).unwrap();
         }
-        assert_eq!(file.read().unwrap(), stored());
+        assert_eq!(file.read().unwrap(), contexts);
         let mode = std::fs::metadata(&file.path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(

@@ -281,18 +281,68 @@ fn init_writes_a_file_that_deploy_reads() {
 }
 
 #[test]
-fn json_errors_are_the_last_line() {
+fn errors_of_every_command_are_json_where_data_is() {
     let home = Home::new();
-    let output = home.run(&["deploy", "--app", "a", "--json"]);
-    assert_eq!(output.status.code(), Some(1));
-    let text = stdout(&output);
-    let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
-    assert_eq!(last["type"], "error");
-    assert_eq!(last["exit_code"], 1);
-    assert!(
-        last["message"].as_str().unwrap().contains("Dockerfile"),
-        "{last}"
-    );
+    for (arguments, says) in [
+        (&["deploy", "--app", "a", "--json"][..], "Dockerfile"),
+        (&["--json", "apps", "list"], "not logged in"),
+        (&["context", "use", "work", "--json"], "no context 'work'"),
+        (&["init", "nowhere", "--json"], "nowhere"),
+        (&["depoly", "--json"], "unrecognized subcommand"),
+    ] {
+        let output = home.run(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let text = stdout(&output);
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let errors = lines.iter().filter(|line| line["type"] == "error").count();
+        assert_eq!(errors, 1, "{arguments:?}: {text}");
+        let last = lines.last().unwrap();
+        assert_eq!(last["exit_code"], 1, "{arguments:?}: {text}");
+        let message = last["message"].as_str().unwrap();
+        assert!(message.contains(says), "{arguments:?}: {message}");
+        assert!(last["hint"].is_string(), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn contexts_are_listed_switched_and_forgotten() {
+    let home = Home::new();
+    let dir = home.path().join(".config/slipway");
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("config.toml");
+    // As it was written before there were contexts, and one more.
+    let text = "server = \"https://a:1\"\ntoken = \"secret\"\n\n\
+                [contexts.work]\nserver = \"https://b:1\"\ntoken = \"other\"\n";
+    std::fs::write(&file, text).unwrap();
+    let current = |variable: Option<&str>| {
+        let mut command = home.command(&["context", "ls", "--json"]);
+        command.envs(variable.map(|name| ("SLIPWAY_CONTEXT", name)));
+        let output = finish(&mut command);
+        assert!(!stdout(&output).contains("secret"), "a token is shown");
+        let all: Vec<serde_json::Value> = serde_json::from_str(&stdout(&output)).unwrap();
+        let all: Vec<_> = all.iter().filter(|one| one["current"] == true).collect();
+        assert_eq!(all.len(), 1, "{}", stdout(&output));
+        all[0]["server"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(current(None), "https://a:1");
+    assert_eq!(current(Some("work")), "https://b:1");
+    let output = home.run(&["context", "use", "work"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(current(None), "https://b:1");
+    let quiet = home.run(&["-q", "context", "use", "default"]);
+    assert_eq!(quiet.status.code(), Some(0));
+    assert!(quiet.stderr.is_empty(), "{}", stderr(&quiet));
+    home.refused(&["context", "use", "nosuch"], 1, &["no context 'nosuch'"]);
+    home.refused(&["--context", "nosuch", "whoami"], 1, &["context list"]);
+    let output = home.run(&["logout", "--context", "work"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let left = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(left, "server = \"https://a:1\"\ntoken = \"secret\"\n");
+    home.run(&["logout"]);
+    assert!(!file.exists(), "nothing is left to keep");
 }
 
 /// Somebody pipes help through `head`: the program ends, without a panic.

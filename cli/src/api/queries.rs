@@ -140,6 +140,7 @@ pub(crate) async fn tokens(client: &ApiClient, org: &str) -> Outcome<Vec<TokenIn
 pub(crate) async fn create_token(
     client: &ApiClient,
     org: &str,
+    app: Option<&str>,
     name: &str,
     role: Role,
     expires: Option<Duration>,
@@ -149,7 +150,7 @@ pub(crate) async fn create_token(
         Role::Deploy => "DEPLOY",
         Role::Admin => "ADMIN",
     };
-    let mut input = json!({ "org": org, "name": name, "role": role });
+    let mut input = json!({ "org": org, "app": app, "name": name, "role": role });
     if let Some(expires) = expires {
         input["expiresInMs"] = json!(u64::try_from(expires.as_millis()).unwrap_or(u64::MAX));
     }

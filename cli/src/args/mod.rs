@@ -8,7 +8,7 @@ mod volumes;
 
 pub(crate) use deploy::{DeployArgs, Method, ProgressMode};
 pub(crate) use verbs::{
-    AppsVerb, BuilderChoice, BuildersVerb, BuildsVerb, BuildxArgs, DockerContextArgs,
+    AppsVerb, BuilderChoice, BuildersVerb, BuildsVerb, BuildxArgs, ContextVerb, DockerContextArgs,
     DockerContextVerb, InitArgs, LoginArgs, OrgSettings, OrgsVerb, RegistryVerb, Role, TokensVerb,
 };
 pub(crate) use volumes::{
@@ -66,9 +66,27 @@ pub(crate) struct GlobalArgs {
         help_heading = "Global options"
     )]
     pub(crate) ca: Option<PathBuf>,
-    /// Print data as JSON
+    /// Login to use, as `slipway context list` names it, instead of the current one
+    #[arg(
+        long,
+        global = true,
+        env = "SLIPWAY_CONTEXT",
+        value_name = "NAME",
+        help_heading = "Global options"
+    )]
+    pub(crate) context: Option<String>,
+    /// Print data as JSON; an error too, as the last line
     #[arg(long, global = true, help_heading = "Global options")]
     pub(crate) json: bool,
+    /// Answer every question with yes
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub(crate) yes: bool,
+    /// Print data, warnings and errors only
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub(crate) quiet: bool,
+    /// Log what the command does, to standard error; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
+    pub(crate) verbose: u8,
 }
 
 /// Which org; the token's own one if absent.
@@ -84,8 +102,13 @@ pub(crate) struct OrgArg {
 pub(crate) enum Command {
     Deploy(Box<DeployArgs>),
     Login(LoginArgs),
-    /// Forget the stored server and token
+    /// Forget the stored server and token of the current context
     Logout,
+    /// Show which server you are logged in to, and as whom
+    Whoami,
+    /// Manage the logins of several servers
+    #[command(subcommand)]
+    Context(ContextVerb),
     /// Show the server, who you are and how your builder does
     Status,
     Init(InitArgs),

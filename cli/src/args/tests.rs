@@ -99,3 +99,61 @@ fn every_command_that_a_text_names_can_be_typed() {
         slipway_terminal::texts::check("slipway", |words| Cli::try_parse_from(words).map(drop));
     assert!(named.unwrap() > 50);
 }
+
+#[test]
+fn snapshots_are_switched_off_with_and_without_an_equals_sign() {
+    let wanted = |line: &str| {
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        match cli.command {
+            Command::Volumes(VolumesVerb::Update(args)) => args.scheduled_snapshots,
+            Command::Volumes(VolumesVerb::Create(args)) => Some(args.scheduled_snapshots),
+            other => panic!("{other:?}"),
+        }
+    };
+    for (flag, want) in [
+        ("--scheduled-snapshots false", false),
+        ("--scheduled-snapshots=false", false),
+        ("--scheduled-snapshots", true),
+    ] {
+        for verb in ["update vol_1", "create data"] {
+            let line = format!("slipway volumes {verb} {flag}");
+            assert_eq!(wanted(&line), Some(want), "{line}");
+        }
+    }
+}
+
+/// Who knows one name for a verb knows it for every noun.
+#[test]
+fn every_list_is_also_ls_and_every_removal_also_rm_and_delete() {
+    fn check(command: &clap::Command, path: &str) {
+        let names: Vec<&str> = std::iter::once(command.get_name())
+            .chain(command.get_all_aliases())
+            .collect();
+        let wanted: &[&str] = match command.get_name() {
+            "list" => &["ls"],
+            "delete" | "destroy" | "rm" => &["delete", "rm"],
+            _ => &[],
+        };
+        for name in wanted {
+            assert!(names.contains(name), "{path} has no {name}: {names:?}");
+        }
+        for sub in command.get_subcommands() {
+            check(sub, &format!("{path} {}", sub.get_name()));
+        }
+    }
+    check(&Cli::command(), "slipway");
+}
+
+#[test]
+fn yes_quiet_and_verbose_are_flags_of_every_command() {
+    for line in [
+        "slipway builders reset-cache -y -q -vv",
+        "slipway -yqvv volumes destroy vol_1",
+        "slipway volumes extend vol_1 -s 5 --yes --quiet --verbose -v",
+        "slipway tokens rm tok_1 -y -qvv",
+    ] {
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let global = cli.global;
+        assert!(global.yes && global.quiet && global.verbose == 2, "{line}");
+    }
+}

@@ -14,11 +14,34 @@ use std::time::Duration;
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = "Examples:
   slipway login --server https://builds.example:7443 --ca ca.pem
-  slipway login --server https://builds.example:7443 --token-stdin < token")]
+  slipway login --server https://builds.example:7443 --token-stdin < token
+  slipway login --context work --server https://work.example:7443")]
 pub(crate) struct LoginArgs {
     /// Read the token from standard input
     #[arg(long)]
     pub(crate) token_stdin: bool,
+}
+
+/// Manage the logins of several servers
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ContextVerb {
+    /// List the contexts; `slipway login --context NAME` makes one
+    #[command(visible_alias = "ls")]
+    List,
+    /// Use another context from now on
+    #[command(
+        after_long_help = "Examples:\n  slipway context use work\n  slipway --context default status"
+    )]
+    Use {
+        /// Name
+        name: String,
+    },
+    /// Forget the login of a context; its token is not revoked
+    #[command(visible_aliases = ["remove", "delete"])]
+    Rm {
+        /// Name
+        name: String,
+    },
 }
 
 /// Write a slipway.toml for a directory, by looking at it
@@ -94,6 +117,7 @@ pub(crate) fn parse_cpus(text: &str) -> Result<CpuMillis, String> {
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum OrgsVerb {
     /// List the orgs you can see
+    #[command(visible_alias = "ls")]
     List,
     /// Make an org (needs the server's own token)
     Create {
@@ -129,11 +153,17 @@ pub(crate) enum Role {
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum TokensVerb {
     /// Make a token; its secret is printed once, on standard output
+    #[command(
+        after_long_help = "Examples:\n  slipway tokens create ci --app shop --expires 30d\n  slipway tokens create watch --role read"
+    )]
     Create {
         /// What it is for
         name: String,
         #[command(flatten)]
         org: OrgArg,
+        /// Good for this app only
+        #[arg(long, value_name = "NAME")]
+        app: Option<String>,
         /// What it may do
         #[arg(long, value_enum, default_value_t = Role::Deploy, value_name = "ROLE")]
         role: Role,
@@ -142,11 +172,13 @@ pub(crate) enum TokensVerb {
         expires: Option<Duration>,
     },
     /// List tokens, without their secrets
+    #[command(visible_alias = "ls")]
     List {
         #[command(flatten)]
         org: OrgArg,
     },
     /// Revoke a token; requests that run end with it
+    #[command(visible_aliases = ["delete", "rm"])]
     Revoke {
         /// Id, as tok_...
         id: String,
@@ -164,6 +196,7 @@ pub(crate) enum AppsVerb {
         org: OrgArg,
     },
     /// List apps, builders among them
+    #[command(visible_alias = "ls")]
     List {
         #[command(flatten)]
         org: OrgArg,
@@ -187,6 +220,7 @@ pub(crate) struct BuilderChoice {
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum BuildersVerb {
     /// List builders
+    #[command(visible_alias = "ls")]
     List {
         #[command(flatten)]
         org: OrgArg,
@@ -199,19 +233,14 @@ pub(crate) enum BuildersVerb {
     Stop(BuilderChoice),
     /// End the builder and start its cache anew, empty (needs the role admin)
     #[command(alias = "reset")]
-    ResetCache {
-        #[command(flatten)]
-        choice: BuilderChoice,
-        /// Do it without asking
-        #[arg(long)]
-        yes: bool,
-    },
+    ResetCache(BuilderChoice),
 }
 
 /// Look at builds
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum BuildsVerb {
     /// List builds, newest first
+    #[command(visible_alias = "ls")]
     List {
         #[command(flatten)]
         org: OrgArg,
@@ -255,7 +284,7 @@ pub(crate) enum BuildsVerb {
 /// Keep credentials of registries on the server
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum RegistryVerb {
-    /// Store a credential; the password is read from standard input
+    /// Store a credential; the password is typed unseen, or read from standard input
     #[command(
         after_long_help = "Examples:\n  slipway registry login registry.example --username ci < password"
     )]
@@ -265,15 +294,20 @@ pub(crate) enum RegistryVerb {
         /// User name; leave it out for an identity token
         #[arg(short, long, default_value = "", value_name = "NAME")]
         username: String,
+        /// Read the password from standard input, also from a terminal
+        #[arg(long)]
+        password_stdin: bool,
         #[command(flatten)]
         org: OrgArg,
     },
     /// List stored credentials, without their secrets
+    #[command(visible_alias = "ls")]
     List {
         #[command(flatten)]
         org: OrgArg,
     },
     /// Remove a credential
+    #[command(visible_aliases = ["delete", "rm"])]
     Logout {
         /// Registry host, with port if any
         registry: String,

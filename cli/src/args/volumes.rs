@@ -32,9 +32,6 @@ pub(crate) enum VolumesVerb {
         /// New size, as 40 (GiB) or 40GiB; or how much more, as +5
         #[arg(short, long, value_name = "SIZE", value_parser = parse_growth)]
         size: Growth,
-        /// Taken, and without effect: nothing is started anew
-        #[arg(short, long, hide = true)]
-        yes: bool,
     },
     /// Make a volume that holds what another one holds now
     ///
@@ -51,9 +48,6 @@ pub(crate) enum VolumesVerb {
         /// Now, without a way back
         #[arg(long)]
         now: bool,
-        /// Do it without asking
-        #[arg(short, long)]
-        yes: bool,
     },
     /// Keep a volume that is to be destroyed
     ///
@@ -109,7 +103,7 @@ pub(crate) struct CreateVolumeArgs {
     #[arg(long, value_name = "DAYS")]
     pub(crate) snapshot_retention: Option<u32>,
     /// Make a snapshot of it every day
-    #[arg(long, value_name = "BOOL", default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", default_value_t = true, default_missing_value = "true", num_args = 0..=1, action = clap::ArgAction::Set)]
     pub(crate) scheduled_snapshots: bool,
     /// Only on a host that does not encrypt volumes; without it the host decides
     #[arg(long)]
@@ -117,9 +111,6 @@ pub(crate) struct CreateVolumeArgs {
     /// Only on a host where the org has no volume of this name; other hosts are preferred in any case
     #[arg(long, value_name = "BOOL", default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set)]
     pub(crate) require_unique_zone: bool,
-    /// Do not ask
-    #[arg(short, long)]
-    pub(crate) yes: bool,
 }
 
 /// What is wanted of a volume.
@@ -135,7 +126,7 @@ pub(crate) struct UpdateVolumeArgs {
     #[arg(long, value_name = "DAYS")]
     pub(crate) snapshot_retention: Option<u32>,
     /// Make a snapshot of it every day
-    #[arg(long, value_name = "BOOL", default_missing_value = "true", num_args = 0..=1, require_equals = true)]
+    #[arg(long, value_name = "BOOL", default_missing_value = "true", num_args = 0..=1)]
     pub(crate) scheduled_snapshots: Option<bool>,
     /// Let it grow by itself from so many percent in use on; 0 ends that
     #[arg(long, value_name = "PERCENT")]
@@ -252,14 +243,11 @@ pub(crate) enum SnapshotsVerb {
         volume: String,
     },
     /// Delete snapshots, without a way back; volumes made from them stay
-    #[command(visible_alias = "rm")]
+    #[command(visible_aliases = ["destroy", "rm"])]
     Delete {
         /// Ids, as snp_...
         #[arg(required = true, value_name = "ID")]
         ids: Vec<String>,
-        /// Do it without asking
-        #[arg(short, long)]
-        yes: bool,
     },
 }
 

@@ -60,9 +60,9 @@ pub(crate) async fn run(verb: BuildersVerb, caller: &Caller, printer: Printer) -
                 printer,
             );
         }
-        BuildersVerb::ResetCache { choice, yes } => {
+        BuildersVerb::ResetCache(choice) => {
             let org = own(&choice).await?;
-            if !yes {
+            if !caller.yes() {
                 confirm(
                     &format!("empty the cache of the builder of org {org}?"),
                     "this empties the builder's cache",

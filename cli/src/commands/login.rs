@@ -8,8 +8,8 @@ use slipway_terminal::exit::{Failure, Outcome};
 use slipway_terminal::printer::{Printer, stdin_is_terminal};
 use std::io::Read;
 
-/// Longest token that is read.
-const TOKEN_BYTES_MAX: u64 = 4096;
+/// Longest token or password that is read: what the server takes of a password.
+const SECRET_BYTES_MAX: u64 = 16 << 10;
 
 /// Tries the token, and stores it only if the server takes it.
 ///
@@ -18,7 +18,9 @@ const TOKEN_BYTES_MAX: u64 = 4096;
 pub(crate) async fn login(args: &LoginArgs, caller: &Caller, printer: Printer) -> Outcome<()> {
     let file = caller.file()?;
     let overrides = caller.overrides();
-    let old = file.read().unwrap_or_default();
+    let mut contexts = file.read()?;
+    let context = contexts.chosen(caller.context()).to_owned();
+    let old = contexts.login(&context).unwrap_or_default();
     let server = overrides
         .server
         .clone()
@@ -40,15 +42,20 @@ pub(crate) async fn login(args: &LoginArgs, caller: &Caller, printer: Printer) -
     };
     let client = ApiClient::new(&access)?;
     let viewer = queries::viewer(&client).await?;
-    file.write(&Stored {
+    let stored = Stored {
         // As it was understood, so that the same server is never taken for another one.
         server: Some(access.server),
         ca_pem: access.ca_pem,
         token: Some(access.token),
-    })?;
+    };
+    contexts.log_in(&context, stored)?;
+    file.write(&contexts)?;
     let who = viewer.describe();
     printer.note(&format!("logged in to {} as {who}", client.address()));
-    printer.note(&format!("stored in {}", file.path().display()));
+    printer.note(&format!(
+        "stored in {} as context {context}",
+        file.path().display()
+    ));
     Ok(())
 }
 
@@ -61,15 +68,21 @@ fn read_token(args: &LoginArgs, from_env: Option<&str>) -> Outcome<Token> {
             return Err(Failure::user("no token was given")
                 .hint(format!("pipe it in with --token-stdin, or set {ENV_TOKEN}")));
         }
-        let typed = console::Term::stderr()
-            .write_str("token (not shown): ")
-            .and_then(|()| console::Term::stderr().read_secure_line());
-        return match typed {
-            Ok(text) => Token::parse(&text),
-            Err(error) => Err(Failure::user_caused("read the token", &error)),
-        };
+        return Token::parse(&type_secret("the token")?);
     }
     Token::parse(&read_secret_stdin("the token")?)
+}
+
+/// A secret that is typed, and not shown.
+///
+/// # Errors
+/// The caller's fault: the terminal cannot be read.
+pub(super) fn type_secret(what: &str) -> Outcome<String> {
+    let terminal = console::Term::stderr();
+    terminal
+        .write_str(&format!("{what} (not shown): "))
+        .and_then(|()| terminal.read_secure_line())
+        .map_err(|error| Failure::user_caused(format_args!("read {what}"), &error))
 }
 
 /// A secret from standard input.
@@ -80,14 +93,14 @@ pub(super) fn read_secret_stdin(what: &str) -> Outcome<String> {
     let mut text = String::new();
     let read = std::io::stdin()
         .lock()
-        .take(TOKEN_BYTES_MAX + 1)
+        .take(SECRET_BYTES_MAX + 1)
         .read_to_string(&mut text)
         .map_err(|error| {
             Failure::user_caused(format_args!("read {what} from standard input"), &error)
         })?;
-    if read as u64 > TOKEN_BYTES_MAX {
+    if read as u64 > SECRET_BYTES_MAX {
         return Err(Failure::user(format!(
-            "{what} is longer than {TOKEN_BYTES_MAX} bytes"
+            "{what} is longer than {SECRET_BYTES_MAX} bytes"
         )));
     }
     Ok(text)
@@ -99,6 +112,21 @@ pub(super) fn read_secret_stdin(what: &str) -> Outcome<String> {
 /// The caller's fault: the file cannot be removed.
 pub(crate) fn logout(caller: &Caller, printer: Printer) -> Outcome<()> {
     let file = caller.file()?;
+    // A damaged file is removed whole: logging in anew is what helps.
+    let mut contexts = file.read().unwrap_or_default();
+    let context = contexts.chosen(caller.context()).to_owned();
+    let was_there = contexts.forget(&context);
+    if !contexts.all().is_empty() {
+        file.write(&contexts)?;
+        printer.note(&if was_there {
+            format!(
+                "the login of context {context} is removed; the token itself still works until it is revoked"
+            )
+        } else {
+            format!("context {context} has no login")
+        });
+        return Ok(());
+    }
     match std::fs::remove_file(file.path()) {
         Ok(()) => printer.note(&format!(
             "{} is gone; the token itself still works until it is revoked",

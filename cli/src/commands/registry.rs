@@ -1,6 +1,6 @@
 //! `slipway registry`.
 
-use super::login::read_secret_stdin;
+use super::login::{read_secret_stdin, type_secret};
 use crate::api::queries;
 use crate::args::RegistryVerb;
 use crate::caller::Caller;
@@ -19,12 +19,14 @@ pub(crate) async fn run(verb: RegistryVerb, caller: &Caller, printer: Printer) -
         RegistryVerb::Login {
             registry,
             username,
+            password_stdin,
             org,
         } => {
-            if stdin_is_terminal() {
-                printer.note("password (end with Ctrl-D): ");
-            }
-            let password = read_secret_stdin("the password")?;
+            let password = if stdin_is_terminal() && !password_stdin {
+                type_secret("the password")?
+            } else {
+                read_secret_stdin("the password")?
+            };
             let password = password.trim_end_matches(['\r', '\n']).to_owned();
             if password.is_empty() {
                 return Err(Failure::user("the password is empty")

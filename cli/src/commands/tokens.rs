@@ -17,11 +17,13 @@ pub(crate) async fn run(verb: TokensVerb, caller: &Caller, printer: Printer) -> 
         TokensVerb::Create {
             name,
             org,
+            app,
             role,
             expires,
         } => {
             let org = queries::org_or_own(&client, org.org.as_deref()).await?;
-            let made = queries::create_token(&client, &org, &name, role, expires).await?;
+            let made =
+                queries::create_token(&client, &org, app.as_deref(), &name, role, expires).await?;
             match printer.format() {
                 Format::Json => printer.json(&made),
                 Format::Human => {

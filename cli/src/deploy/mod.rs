@@ -26,7 +26,6 @@ use crate::caller::Caller;
 use crate::config::ProjectConfig;
 use crate::docker_context::DockerConfig;
 use crate::docker_logins::DockerLogins;
-use crate::last_hint::with_last_hint;
 pub(crate) use attach::{show_log, warnings};
 use detach::HandOver;
 use output::Output;
@@ -40,17 +39,11 @@ use slipway_terminal::printer::{Format, Printer};
 use summary::Summary;
 pub(crate) use summary::shown;
 
-/// The last line of `--json`.
+/// The last line of `--json` after a success; a failure's is the printer's.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum LastLine<'a> {
     Result(&'a Summary),
-    Error {
-        exit_code: u8,
-        message: &'a str,
-        hint: Option<&'a str>,
-        excerpt: Option<&'a str>,
-    },
 }
 
 /// Builds, pushes, and prints what came of it.
@@ -110,7 +103,6 @@ fn conclude(
     to_stdout: bool,
     name: impl Fn(&Summary) -> String,
 ) -> Outcome<()> {
-    let result = result.map_err(with_last_hint);
     match (&result, printer.format()) {
         (Ok(None), _) => {}
         // Somebody reads an archive there.
@@ -124,13 +116,7 @@ fn conclude(
             }
             printer.data(&name(summary));
         }
-        (Err(failure), Format::Json) => printer.json(&LastLine::Error {
-            exit_code: failure.code(),
-            message: failure.message(),
-            hint: failure.hint_text(),
-            excerpt: failure.excerpt(),
-        }),
-        (Err(_), Format::Human) => {}
+        (Err(_), _) => {}
     }
     result.map(drop)
 }

@@ -78,7 +78,11 @@ fn spelling(arg: &Arg) -> String {
             let short = short
                 .map(|short| format!("`-{short}`, "))
                 .unwrap_or_default();
-            let value = value.map(|value| format!(" {value}")).unwrap_or_default();
+            let value = match value {
+                Some(value) if arg.is_require_equals_set() => format!("[={value}]"),
+                Some(value) => format!(" {value}"),
+                None => String::new(),
+            };
             format!("{short}`--{long}{value}`")
         }
     }

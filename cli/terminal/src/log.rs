@@ -1,7 +1,7 @@
 //! The log of a program, on standard error.
 
 use crate::exit::{Failure, Outcome};
-use crate::printer::stderr_is_terminal;
+use crate::printer::stderr_has_colours;
 use tracing_subscriber::EnvFilter;
 
 /// Names what is logged.
@@ -29,19 +29,23 @@ pub fn start(filter: &str, format: LogFormat) -> Outcome<()> {
         .with_env_filter(parsed)
         .with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => builder.with_ansi(stderr_is_terminal()).init(),
+        LogFormat::Text => builder.with_ansi(stderr_has_colours()).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())
 }
 
-/// Starts the log of a command that talks to a server: nothing, unless [`ENV_LOG`] asks for it.
+/// Starts the log of a command that talks to a server: nothing, unless [`ENV_LOG`] or `-v` asks for it. The variable goes first: it
+/// says more.
 ///
 /// # Errors
 /// The caller's fault: the variable is no filter.
-pub fn start_if_asked() -> Outcome<()> {
-    match std::env::var(ENV_LOG) {
-        Ok(filter) if !filter.is_empty() => start(&filter, LogFormat::Text),
-        Ok(_) | Err(_) => Ok(()),
+pub fn start_if_asked(verbose: u8) -> Outcome<()> {
+    match (std::env::var(ENV_LOG), verbose) {
+        (Ok(filter), _) if !filter.is_empty() => start(&filter, LogFormat::Text),
+        (_, 0) => Ok(()),
+        // Of the project's own crates: their names all begin so.
+        (_, 1) => start("slipway=debug", LogFormat::Text),
+        (_, 2..) => start("slipway=trace", LogFormat::Text),
     }
 }

@@ -1,6 +1,6 @@
 //! The two outputs: stdout carries data and nothing else, stderr carries talk.
 //!
-//! Owns tables and JSON lines. A closed pipe ends no command: what nobody reads is not worth an error. A full disk does, once the
+//! Owns tables, JSON lines, the last line of a failed command, and whether colours are wanted. A closed pipe ends no command: what nobody reads is not worth an error. A full disk does, once the
 //! command has done its work.
 //! Must not know any command.
 
@@ -16,6 +16,7 @@ static LOST: Mutex<Option<Failure>> = Mutex::new(None);
 #[derive(Debug, Clone, Copy)]
 pub struct Printer {
     format: Format,
+    quiet: bool,
 }
 
 /// How data is printed.
@@ -30,7 +31,21 @@ pub enum Format {
 impl Printer {
     /// Prints in `format`.
     pub fn new(format: Format) -> Self {
-        Self { format }
+        Self {
+            format,
+            quiet: false,
+        }
+    }
+
+    /// The same; if `quiet`, talk is left out. Data, warnings and failures are printed all the same.
+    #[must_use]
+    pub fn quiet(self, quiet: bool) -> Self {
+        Self { quiet, ..self }
+    }
+
+    /// Talk is left out.
+    pub fn is_quiet(self) -> bool {
+        self.quiet
     }
 
     /// The format that was asked for.
@@ -57,18 +72,33 @@ impl Printer {
     pub fn json<T: Serialize>(self, value: &T) {
         match serde_json::to_string(value) {
             Ok(text) => self.data(&text),
-            Err(error) => self.note(&format!("warning: cannot print as json: {error}")),
+            Err(error) => self.warn(&format!("cannot print as json: {error}")),
         }
     }
 
     /// Talk: one line (or more) on stderr.
     pub fn note(self, line: &str) {
-        let _ = writeln!(std::io::stderr().lock(), "{line}");
+        if !self.quiet {
+            say(line);
+        }
+    }
+
+    /// Why the command failed: text on stderr, and as JSON also the last line of stdout.
+    pub fn failure(self, failure: &Failure) {
+        if self.format == Format::Json {
+            self.json(&LastLine::Error {
+                exit_code: failure.code(),
+                message: failure.message(),
+                hint: failure.hint_text(),
+                excerpt: failure.excerpt(),
+            });
+        }
+        say(&failure.to_string());
     }
 
     /// Talk: something the caller should look at, though the command goes on.
     pub fn warn(self, line: &str) {
-        self.note(&format!("warning: {line}"));
+        say(&format!("warning: {line}"));
     }
 
     /// A list: one JSON array, or as a table whose cells `row` makes.
@@ -102,6 +132,22 @@ impl Printer {
     }
 }
 
+/// What a failed command prints last, as JSON.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum LastLine<'a> {
+    Error {
+        exit_code: u8,
+        message: &'a str,
+        hint: Option<&'a str>,
+        excerpt: Option<&'a str>,
+    },
+}
+
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
 /// Why data could not be written to standard output, if somebody wanted it there. What the command did is done all the same.
 pub fn lost_data() -> Option<Failure> {
     let lost = LOST.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,6 +157,22 @@ pub fn lost_data() -> Option<Failure> {
 /// A person reads stderr.
 pub fn stderr_is_terminal() -> bool {
     std::io::stderr().is_terminal()
+}
+
+/// Text on stderr may have colours: a person reads it, unless `NO_COLOR` forbids them or `CLICOLOR_FORCE` wants them.
+pub fn stderr_has_colours() -> bool {
+    let text = |name| std::env::var(name).ok();
+    has_colours(
+        text("NO_COLOR").as_deref(),
+        text("CLICOLOR_FORCE").as_deref(),
+        stderr_is_terminal(),
+    )
+}
+
+fn has_colours(no_color: Option<&str>, force: Option<&str>, is_terminal: bool) -> bool {
+    let forbidden = no_color.is_some_and(|value| !value.is_empty());
+    let forced = force.is_some_and(|value| !matches!(value, "" | "0"));
+    !forbidden && (forced || is_terminal)
 }
 
 /// A person types on stdin.
@@ -154,6 +216,21 @@ pub fn record_lines(fields: &[(&str, String)]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn colours_follow_the_terminal_unless_a_variable_says_otherwise() {
+        for (no_color, force, is_terminal, want) in [
+            (None, None, true, true),
+            (None, None, false, false),
+            (Some("1"), None, true, false),
+            (Some(""), None, true, true),
+            (None, Some("1"), false, true),
+            (None, Some("0"), false, false),
+            (Some("1"), Some("1"), true, false),
+        ] {
+            assert_eq!(has_colours(no_color, force, is_terminal), want);
+        }
+    }
 
     #[test]
     fn tables_align_and_do_not_trail() {

@@ -28,7 +28,7 @@ use slipway_terminal::printer::{Format, Printer, stdin_is_terminal};
 pub(crate) async fn run(verb: VolumesVerb, caller: &Caller, printer: Printer) -> Outcome<()> {
     let client = caller.client()?;
     match verb {
-        VolumesVerb::Create(args) => create(&client, &args, printer).await,
+        VolumesVerb::Create(args) => create(&client, &args, caller.yes(), printer).await,
         VolumesVerb::List { org } => {
             let org = queries::org_or_own(&client, org.org.as_deref()).await?;
             show::list(&ask::volumes(&client, &org).await?, printer);
@@ -39,7 +39,7 @@ pub(crate) async fn run(verb: VolumesVerb, caller: &Caller, printer: Printer) ->
             Ok(())
         }
         VolumesVerb::Update(args) => update(&client, &args, printer).await,
-        VolumesVerb::Extend { id, size, yes: _ } => {
+        VolumesVerb::Extend { id, size } => {
             let bytes = match size {
                 Growth::To(size) => size.0,
                 Growth::By(more) => {
@@ -51,7 +51,9 @@ pub(crate) async fn run(verb: VolumesVerb, caller: &Caller, printer: Printer) ->
             Ok(())
         }
         VolumesVerb::Fork(args) => fork(&client, &args, printer).await,
-        VolumesVerb::Destroy { ids, now, yes } => destroy(&client, &ids, now, yes, printer).await,
+        VolumesVerb::Destroy { ids, now } => {
+            destroy(&client, &ids, now, caller.yes(), printer).await
+        }
         VolumesVerb::Restore { id } => {
             done(&ask::restore(&client, &id).await?, printer);
             Ok(())
@@ -59,14 +61,19 @@ pub(crate) async fn run(verb: VolumesVerb, caller: &Caller, printer: Printer) ->
         VolumesVerb::Move(args) => relocate::run(&client, &args, printer).await,
         VolumesVerb::Export(args) => export::run(&client, &args, printer).await,
         VolumesVerb::Import(args) => import::run(&client, &args, printer).await,
-        VolumesVerb::Snapshots(verb) => snapshots::run(verb, &client, printer).await,
+        VolumesVerb::Snapshots(verb) => snapshots::run(verb, &client, caller.yes(), printer).await,
     }
 }
 
 const ONE_HOST: &str =
     "a volume is on one host, and is lost with its disk: keep two, or export what you cannot lose";
 
-async fn create(client: &ApiClient, args: &CreateVolumeArgs, printer: Printer) -> Outcome<()> {
+async fn create(
+    client: &ApiClient,
+    args: &CreateVolumeArgs,
+    yes: bool,
+    printer: Printer,
+) -> Outcome<()> {
     let org = queries::org_or_own(client, args.org.org.as_deref()).await?;
     let new = NewVolume {
         org: &org,
@@ -79,7 +86,7 @@ async fn create(client: &ApiClient, args: &CreateVolumeArgs, printer: Printer) -
         encrypted: args.no_encryption.then_some(false),
         require_unique_zone: args.require_unique_zone,
     };
-    if !args.yes {
+    if !yes {
         let volumes = ask::volumes(client, &org).await?;
         if volumes.iter().all(|volume| volume.name != args.name) {
             printer.warn(ONE_HOST);

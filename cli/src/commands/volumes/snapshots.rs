@@ -11,7 +11,12 @@ use slipway_terminal::exit::Outcome;
 use slipway_terminal::printer::Printer;
 
 /// Does what the verb says.
-pub(super) async fn run(verb: SnapshotsVerb, client: &ApiClient, printer: Printer) -> Outcome<()> {
+pub(super) async fn run(
+    verb: SnapshotsVerb,
+    client: &ApiClient,
+    yes: bool,
+    printer: Printer,
+) -> Outcome<()> {
     match verb {
         SnapshotsVerb::List { volume } => {
             let snapshots = ask::snapshots(client, &volume).await?;
@@ -48,7 +53,7 @@ pub(super) async fn run(verb: SnapshotsVerb, client: &ApiClient, printer: Printe
                 ));
             }
         }
-        SnapshotsVerb::Delete { ids, yes } => {
+        SnapshotsVerb::Delete { ids } => {
             if !yes {
                 let what = "this deletes snapshots permanently";
                 confirm(&format!("{what}: {}?", ids.join(", ")), what)?;

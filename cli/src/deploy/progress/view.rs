@@ -45,6 +45,7 @@ impl View {
         let kind = match (printer.format(), mode) {
             (Format::Json, _) => Kind::Json,
             (Format::Human, ProgressMode::Quiet) => Kind::Quiet,
+            (Format::Human, _) if printer.is_quiet() => Kind::Quiet,
             (Format::Human, ProgressMode::Plain) => Kind::Plain,
             (Format::Human, ProgressMode::Tty) => Kind::Tree(Live::new()),
             (Format::Human, ProgressMode::Auto) if stderr_is_terminal() => Kind::Tree(Live::new()),
