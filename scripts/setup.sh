@@ -7,6 +7,7 @@
 #   setup.sh [test]   and what proves it: cargo-nextest, the tests' virtual machine
 #   setup.sh lint     what compiles it, and cargo-deny
 #   setup.sh fuzz     what compiles it, and libFuzzer
+#   setup.sh book     what compiles it, and mdBook
 #
 # Needs root (or sudo without a password) and a package mirror. Nothing it installs is left running.
 set -euo pipefail
@@ -18,7 +19,7 @@ stages=(build demo host test)
 # Whether what $1 needs is asked for: each stage has all before it.
 wants() { [[ " ${stages[*]} " == *" $1 "*"${last} "* || $1 == "$last" ]]; }
 last=${1:-test} extra=
-if [[ $last == lint || $last == fuzz ]]; then
+if [[ $last == lint || $last == fuzz || $last == book ]]; then
 	extra=$last last=build
 fi
 say() { printf 'setup: %s\n' "$*"; }
@@ -43,7 +44,7 @@ run() {
 	((SECONDS - at < 2)) || say "  done in $((SECONDS - at)) s"
 }
 
-[[ " ${stages[*]} " == *" $last "* ]] || die "usage: setup.sh [build|demo|host|test|lint|fuzz]"
+[[ " ${stages[*]} " == *" $last "* ]] || die "usage: setup.sh [build|demo|host|test|lint|fuzz|book]"
 root=()
 if [[ $(id -u) != 0 ]]; then
 	sudo -n true 2>/dev/null || die "must be run as root (hint: sudo make setup)"
@@ -189,6 +190,14 @@ if { wants test || [[ $extra == lint ]]; } && ! cargo deny --version >/dev/null 
 	else
 		run "cargo-deny (compiled, a minute or two)" install_deny
 	fi
+fi
+
+# Makes docs/ a book. Without its server and its watching of files.
+install_mdbook() {
+	CARGO_PROFILE_RELEASE_LTO=false cargo install --locked --quiet --no-default-features --features search --version '=0.5.4' mdbook
+}
+if [[ $extra == book ]] && ! mdbook --version >/dev/null 2>&1; then
+	run "mdBook (compiled, some minutes)" install_mdbook
 fi
 
 # --- the images
