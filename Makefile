@@ -1,5 +1,5 @@
 # Each target is the only command a newcomer needs: it does the set-up itself. Run as root on Debian 12 or 13.
-.PHONY: help setup build demo test bench fuzz install image-refresh image-back lint schema docs
+.PHONY: help setup build demo check test bench fuzz install image-refresh image-back lint schema docs book
 
 # Cargo may just have been installed by the set-up, for this very shell.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -26,7 +26,14 @@ ONE_DOCKERD = (package(slipway-buildkit) & binary(dockerd)) | (package(slipway-r
 test: setup lint build ## Prove everything
 	SLIPWAY_TEST_ROOTFS=$$(scripts/test-rootfs.sh) cargo test --locked --workspace --test dockerd
 	SLIPWAY_TEST_ROOTFS=$$(scripts/test-rootfs.sh) cargo test --locked --workspace --test push
-	cargo nextest run --workspace --locked -E 'not ($(ONE_DOCKERD))'
+	@status=0; cargo nextest run --workspace --locked -E 'not ($(ONE_DOCKERD))' || status=$$?; \
+	[ -n "$$CI" ] || scripts/slowest.sh target/nextest/default/junit.xml; exit $$status
+
+# What needs no root: for the minutes between two saves.
+check: ## Formatting, clippy, and the tests that need neither root nor Docker
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo nextest run --profile check --workspace --locked
 
 bench: setup ## Print the figures, each against the real alternative
 	cargo build --release --workspace --locked
@@ -68,3 +75,7 @@ docs: ## Write docs/cli.md and docs/slipwayd.md anew
 	cargo build -q -p slipway -p slipwayd
 	target/debug/slipway docs > docs/cli.md
 	target/debug/slipwayd docs > docs/slipwayd.md
+
+book: ## Make the pages of docs/ a book with search: target/book/index.html
+	@scripts/setup.sh book
+	mdbook build docs
