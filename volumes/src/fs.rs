@@ -6,7 +6,7 @@ use crate::error::VolumeError;
 use crate::limits::{FSCK_DURATION_MAX, MKFS_DURATION_MAX, RESIZE_DURATION_MAX};
 use crate::tool;
 use nix::errno::Errno;
-use slipway_core::fsck::Checked;
+use slipway_core::fsck::{Checked, thorough};
 use slipway_core::id::VolumeId;
 use slipway_core::units::ByteSize;
 use std::ffi::OsStr;
@@ -67,13 +67,16 @@ fn check_by(
         Checked::Sound => return Ok(()),
         // Killed in the middle: what a gentle check would have found is not known yet.
         Checked::Failed if ended.code.is_none() => return Err(ended.failed("e2fsck")),
-        Checked::Damaged | Checked::Failed => {}
+        Checked::Damaged | Checked::Unfinished | Checked::Failed => {}
     }
     tracing::warn!(volume = %id, "repairing the file system, files may be lost");
-    let ended = run(&["-f", "-y"])?;
-    match ended.checked() {
+    let (repaired, ended) = thorough(|| {
+        let ended = run(&["-f", "-y"])?;
+        Ok::<_, VolumeError>((ended.checked(), ended))
+    })?;
+    match repaired {
         Checked::Sound => Ok(()),
-        Checked::Damaged => Err(VolumeError::Damaged {
+        Checked::Damaged | Checked::Unfinished => Err(VolumeError::Damaged {
             volume: id.clone(),
             detail: ended.output,
         }),
@@ -178,12 +181,13 @@ pub(crate) fn is_corruption(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{check_by, is_corruption, size_in};
+    use super::{check_by, is_corruption, size_in, superblock};
     use crate::error::VolumeError;
     use crate::tool;
     use nix::errno::Errno;
     use slipway_core::id::VolumeId;
     use std::ffi::OsStr;
+    use std::os::unix::fs::FileExt;
     use std::path::Path;
     use std::process::Command;
     use std::time::Duration;
@@ -241,6 +245,104 @@ mod tests {
         assert!(
             matches!(wiped, Err(VolumeError::Damaged { .. })),
             "{wiped:?}"
+        );
+    }
+
+    /// Gives a superblock a right checksum.
+    fn seal(block: &mut [u8; 1024]) {
+        let sum = crc32c(&block[..0x3fc]);
+        block[0x3fc..].copy_from_slice(&sum.to_le_bytes());
+    }
+
+    /// CRC32C as ext4 has it: not inverted in the end.
+    fn crc32c(bytes: &[u8]) -> u32 {
+        bytes.iter().fold(!0, |sum, byte| {
+            (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
+                (sum >> 1) ^ (0x82f6_3b78 & 0_u32.wrapping_sub(sum & 1))
+            })
+        })
+    }
+
+    /// An image as after an unclean end: its journal holds a block, and the superblock's backup says that it needs recovery,
+    /// as the kernel leaves it after an online growth.
+    fn unclean_image(dir: &Path) -> std::path::PathBuf {
+        let image = dir.join("image");
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(300 << 20).unwrap();
+        let run = |program: &str, args: &[&str]| {
+            let output = Command::new(program).args(args).arg(&image).output();
+            let output = output.unwrap();
+            assert!(output.status.success(), "{program}: {output:?}");
+        };
+        run("mkfs.ext4", &["-q", "-F", "-b", "4096"]);
+        // A block that holds nothing else, so that what is replayed is seen.
+        let text = dir.join("block");
+        std::fs::write(&text, [b'x'; 4096]).unwrap();
+        let script = dir.join("script");
+        let lines = format!("jo\njw -b 70000 {}\njc\n", text.display());
+        std::fs::write(&script, lines).unwrap();
+        run("debugfs", &["-w", "-f", script.to_str().unwrap()]);
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&image)
+            .unwrap();
+        let mut block = superblock(&image).unwrap().unwrap();
+        assert_ne!(block[0x60] & 4, 0, "its journal is to be replayed");
+        for group in [1_u8, 0] {
+            block[0x5a] = group;
+            seal(&mut block);
+            let at = if group == 0 { 1024 } else { 32768 * 4096 };
+            file.write_all_at(&block, at).unwrap();
+        }
+        image
+    }
+
+    /// A superblock that was half written when the power went, after a growth while it was mounted.
+    #[test]
+    fn a_torn_superblock_with_data_in_the_journal_is_repaired_by_one_check() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = unclean_image(dir.path());
+        let file = std::fs::File::options().write(true).open(&image).unwrap();
+        file.write_all_at(&[0xff; 512], 1024 + 512).unwrap();
+        let mut runs = vec![];
+        let id = VolumeId::from_entropy([1; 10]);
+        check_by(&id, |mode| {
+            let args = [mode, &[image.to_str().unwrap()]].concat();
+            let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
+            let ended = tool::run("e2fsck", &args, Duration::from_secs(300));
+            runs.extend(ended.as_ref().ok().and_then(|ended| ended.code));
+            ended
+        })
+        .unwrap();
+        assert_eq!(runs, [8, 12, 1], "the case is not made any more");
+        let mut replayed = [0; 4096];
+        let file = std::fs::File::open(&image).unwrap();
+        file.read_exact_at(&mut replayed, 70000 * 4096).unwrap();
+        assert_eq!(replayed, [b'x'; 4096]);
+        checked_with("true", &image).unwrap();
+    }
+
+    /// e2fsck ends the same way however often it runs.
+    #[test]
+    fn a_journal_that_cannot_be_read_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = unclean_image(dir.path());
+        let found = Command::new("debugfs")
+            .args(["-R", "bmap <8> 0"])
+            .arg(&image)
+            .output()
+            .unwrap();
+        let found = String::from_utf8(found.stdout).unwrap();
+        let journal: u64 = found.trim().parse().unwrap();
+        let file = std::fs::File::options().write(true).open(&image).unwrap();
+        // `s_feature_incompat` of the journal's superblock.
+        file.write_all_at(&[0xff; 4], journal * 4096 + 0x28)
+            .unwrap();
+        let broken = checked_with("true", &image);
+        assert!(
+            matches!(broken, Err(VolumeError::Damaged { .. })),
+            "{broken:?}"
         );
     }
 

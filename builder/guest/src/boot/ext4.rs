@@ -5,7 +5,7 @@
 use crate::limits::CHECK_OUTPUT_BYTES_MAX;
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
-use slipway_core::fsck::{Checked, checked};
+use slipway_core::fsck::{Checked, checked, thorough};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -50,28 +50,35 @@ pub(super) fn check(disk: &Path) -> Result<()> {
         return Ok(());
     }
     tracing::warn!("unclean end before, checking the cache volume");
-    let Some((gentle, words)) = run_checker(disk, &["-p"])? else {
+    let Some((gentle, Run { code, words })) = run_checker(disk, &["-p"])? else {
         tracing::warn!("the builder image has no e2fsck (hint: build it anew); the kernel decides");
         return Ok(());
     };
     match gentle {
-        (Checked::Sound, _) => return Ok(()),
-        (Checked::Failed, None) => bail!("e2fsck was killed: {words}"),
-        (Checked::Damaged | Checked::Failed, _) => {}
+        Checked::Sound => return Ok(()),
+        Checked::Failed if code.is_none() => bail!("e2fsck was killed: {words}"),
+        Checked::Damaged | Checked::Unfinished | Checked::Failed => {}
     }
     tracing::warn!("repairing the cache volume, files may be lost");
-    match run_checker(disk, &["-f", "-y"])? {
-        Some(((Checked::Damaged, _), words)) => Err(Damaged(words).into()),
-        Some(((Checked::Failed, code), words)) => bail!("e2fsck failed ({code:?}): {words}"),
-        Some(((Checked::Sound, _), _)) | None => Ok(()),
+    let (repaired, Run { code, words }) = thorough(|| {
+        run_checker(disk, &["-f", "-y"])?.context("e2fsck is gone from the builder image")
+    })?;
+    match repaired {
+        Checked::Sound => Ok(()),
+        Checked::Damaged | Checked::Unfinished => Err(Damaged(words).into()),
+        Checked::Failed => bail!("e2fsck failed ({code:?}): {words}"),
     }
 }
 
-/// What a run of the checker says and its exit code, and what it wrote.
-type Run = ((Checked, Option<i32>), String);
+/// How the checker ended.
+struct Run {
+    /// Absent when a signal ended it.
+    code: Option<i32>,
+    words: String,
+}
 
 /// Nothing if there is no checker.
-fn run_checker(disk: &Path, mode: &[&str]) -> Result<Option<Run>> {
+fn run_checker(disk: &Path, mode: &[&str]) -> Result<Option<(Checked, Run)>> {
     let mut command = Command::new(CHECKER);
     // /proc/mounts has no line of it: it is not mounted.
     command.args(mode).arg(disk).env("LC_ALL", "C");
@@ -86,7 +93,7 @@ fn run_checker(disk: &Path, mode: &[&str]) -> Result<Option<Run>> {
     let checked = checked(code, &String::from_utf8_lossy(&words));
     words.truncate(CHECK_OUTPUT_BYTES_MAX);
     let words = String::from_utf8_lossy(&words).trim().to_owned();
-    Ok(Some(((checked, code), words)))
+    Ok(Some((checked, Run { code, words })))
 }
 
 /// Whether an error of mount(2) says that the file system is none, or not whole. `EIO` does not: it says that the disk did not answer.
