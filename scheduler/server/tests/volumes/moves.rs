@@ -339,6 +339,10 @@ async fn a_source_that_is_missing_is_no_reason_to_destroy_the_copy() {
             "{error}"
         );
     }
+    // Its owner still reads why.
+    let now = bed.store.volume(&org, &volume.id).await.expect("there");
+    let notice = now.notice.unwrap_or_default();
+    assert!(notice.contains("halted"), "{notice:?}");
     for wrong in ["test", "mars"] {
         let refused = bed.farm.keep_copy(&org, &volume.id, wrong, false).await;
         assert_eq!(refused.expect_err("refused").fault(), Fault::User);

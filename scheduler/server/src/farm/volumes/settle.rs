@@ -18,7 +18,7 @@ use slipway_core::fence::VolumeFence;
 use slipway_core::host_api::{HostErrorCode, VolumeReport, VolumeSource};
 use slipway_core::id::{OrgId, VolumeId};
 use slipway_core::units::ByteSize;
-use slipway_core::volume::{Todo, snapshot_todo, todo};
+use slipway_core::volume::{MoveStep, Todo, snapshot_todo, todo};
 use slipway_store::{ErrorKind, Snapshot, StoreError, Volume, VolumePurpose, VolumeState};
 use std::sync::Arc;
 
@@ -57,6 +57,11 @@ pub(in crate::farm) async fn bring(
     }
 }
 
+fn is_halted(volume: &Volume) -> bool {
+    let moving = volume.moving.as_ref();
+    moving.is_some_and(|moving| moving.step == MoveStep::Halted)
+}
+
 impl Shared {
     /// Does what is to be done about a volume. Gives it as it is then, or nothing if it is gone.
     pub(in crate::farm) async fn settle_volume(
@@ -69,6 +74,8 @@ impl Shared {
         let done = self.settle_volume_held(link, org, id).await;
         let notice = match &done {
             Ok(Some(Volume { notice: None, .. }) | None) => return done,
+            // Nothing is done to it before its owner chooses, and the notice is what says so.
+            Ok(Some(volume)) if is_halted(volume) => return done,
             Ok(Some(_)) => None,
             Err(error) if is_for_later(error) => {
                 tracing::warn!(%org, volume = %id, why = ?chain(error), "volume is settled later");
