@@ -507,7 +507,7 @@ fn kind(error: &VerbError) -> HostErrorCode {
             HostErrorCode::Busy
         }
         VerbError::Full(_) => HostErrorCode::NoSpace,
-        VerbError::NotOffered(_) => HostErrorCode::BadRequest,
+        VerbError::NotOffered(_) => HostErrorCode::Unsupported,
         VerbError::Volume(error) => volumes::code(error),
         VerbError::Lease(LeaseError::Stale(_)) => HostErrorCode::StaleGeneration,
         VerbError::TransfersFull | VerbError::Lease(LeaseError::TooMany) => HostErrorCode::Busy,

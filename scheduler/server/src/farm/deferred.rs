@@ -99,7 +99,10 @@ fn start_failed_by(
         inner.delayed = !matches!(
             code,
             Some(
-                HostErrorCode::VolumeDamaged | HostErrorCode::VolumeForeign | HostErrorCode::Failed
+                HostErrorCode::VolumeDamaged
+                    | HostErrorCode::VolumeForeign
+                    | HostErrorCode::Unsupported
+                    | HostErrorCode::Failed
             )
         );
         let failures_before = match code {
@@ -109,7 +112,8 @@ fn start_failed_by(
                 inner.volume_foreign = code == Some(HostErrorCode::VolumeForeign);
                 failed
             }
-            Some(HostErrorCode::Failed) => failed,
+            // Until somebody changes what is demanded, or the host.
+            Some(HostErrorCode::Failed | HostErrorCode::Unsupported) => failed,
             // It waits for something that may be over soon.
             None
             | Some(
@@ -122,7 +126,6 @@ fn start_failed_by(
                 | HostErrorCode::NoSpace
                 | HostErrorCode::DiskFull
                 | HostErrorCode::KeyNeeded
-                | HostErrorCode::Unsupported
                 | HostErrorCode::InProgress,
             ) => failed.min(DELAYED_STARTS_COUNTED_MAX),
         };

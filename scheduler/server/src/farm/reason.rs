@@ -111,7 +111,10 @@ fn of_code(code: HostErrorCode) -> &'static str {
         HostErrorCode::KeyNeeded => "its host waits for the key of its cache",
         HostErrorCode::InProgress => "its host is still working on it",
         HostErrorCode::NotFound => "its host does not have its cache, which is made anew",
-        HostErrorCode::Unsupported => "its host cannot run it as it is asked for",
+        HostErrorCode::Unsupported => {
+            "its host makes no machines of the isolation that the org demands: take what the host has \
+             (`slipway orgs update --isolation auto`), or have its operator change `isolation` in the host's settings"
+        }
         HostErrorCode::StaleGeneration => "another start of it came first",
         HostErrorCode::StaleFence => {
             "its host has seen later orders about its cache than this server knows of"

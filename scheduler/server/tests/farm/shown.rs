@@ -56,6 +56,26 @@ async fn what_delays_a_start_is_told_while_it_lasts() {
     bed.end().await;
 }
 
+/// The org demands what its builder's host does not have any more: waiting does not help, so nobody waits to the deadline.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_without_the_isolation_that_is_demanded_is_told_to_who_waits() {
+    let bed = Bed::start().await;
+    let key = bed.org(HOUR).await;
+    bed.world
+        .lock()
+        .refuse_starts
+        .extend([HostErrorCode::Unsupported; 40]);
+    let told = bed.farm.connect(&key, EndpointPort::Docker).await;
+    let error = told.map(drop).expect_err("it cannot start");
+    assert!(matches!(error, FarmError::WontStart(_)), "{error:?}");
+    let hint = "`slipway orgs update --isolation auto`";
+    assert!(error.to_string().contains(hint), "{error}");
+    // As soon as it can, it starts.
+    bed.world.lock().refuse_starts.clear();
+    drop(connect(&bed.farm, &key).await);
+    bed.end().await;
+}
+
 /// What a builder image lacks is for whoever waits to read, and for as long as nothing has changed.
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_reads_why_the_engine_cannot_start() {
