@@ -104,11 +104,13 @@ fn every_command_that_a_text_names_can_be_typed() {
 fn snapshots_are_switched_off_with_and_without_an_equals_sign() {
     let wanted = |line: &str| {
         let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
-        match cli.command {
-            Command::Volumes(VolumesVerb::Update(args)) => args.scheduled_snapshots,
-            Command::Volumes(VolumesVerb::Create(args)) => Some(args.scheduled_snapshots),
-            other => panic!("{other:?}"),
+        if let Command::Volumes(VolumesVerb::Update(args)) = &cli.command {
+            return args.scheduled_snapshots;
         }
+        let Command::Volumes(VolumesVerb::Create(args)) = &cli.command else {
+            panic!("{:?}", cli.command);
+        };
+        Some(args.scheduled_snapshots)
     };
     for (flag, want) in [
         ("--scheduled-snapshots false", false),

@@ -35,7 +35,11 @@ fn a_full_disk_is_collected_once_and_then_told() -> Result<()> {
         .output()?;
     let text = slipway_loadtests::testbed::show(&output);
     ensure!(output.status.success(), "{text}\n{}", bed.logs());
-    let said = bed.refused(&mut build("third", 1500)?, 1, &["disk is full", "slipway volumes extend"])?;
+    let said = bed.refused(
+        &mut build("third", 1500)?,
+        1,
+        &["disk is full", "slipway volumes extend"],
+    )?;
     let tries = said
         .matches("its garbage was collected, and the build is tried again")
         .count();
