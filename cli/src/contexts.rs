@@ -2,7 +2,7 @@
 //!
 //! Pure. Must not know where the file is, nor the API.
 
-use crate::settings::{Stored, Token};
+use crate::token::Token;
 use serde::{Deserialize, Serialize};
 use slipway_terminal::exit::{Failure, Outcome};
 use std::collections::BTreeMap;
@@ -11,6 +11,21 @@ use std::collections::BTreeMap;
 pub(crate) const DEFAULT: &str = "default";
 /// Longest name of a context.
 const NAME_BYTES_MAX: usize = 63;
+
+/// The login of one server, as it is stored between commands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Stored {
+    /// Address of the server, as `https://host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) server: Option<String>,
+    /// Its certificate authority, PEM; the system's authorities if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_pem: Option<String>,
+    /// The token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<Token>,
+}
 
 /// Every login. The one of the context `default` stands at the top of the file, where it stood before there were contexts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -19,6 +19,7 @@ mod moments;
 mod names;
 mod settings;
 mod system;
+mod token;
 
 use args::{Cli, Command};
 use caller::Caller;

@@ -2,14 +2,13 @@
 //!
 //! Owns the file `config.toml` (0600) and the rule flag > environment > file. Must not know the API.
 
-use crate::contexts::Contexts;
+use crate::contexts::{Contexts, Stored};
 use crate::system;
-use serde::{Deserialize, Serialize};
+use crate::token::Token;
 use slipway_terminal::exit::{Failure, Outcome};
 use slipway_terminal::file::read_small;
 use slipway_terminal::limits::CONFIG_BYTES_MAX;
 use std::ffi::OsString;
-use std::fmt;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -21,57 +20,6 @@ pub(crate) const ENV_TOKEN: &str = "SLIPWAY_TOKEN";
 pub(crate) const LOG_IN_AGAIN: &str =
     "log in again with `slipway login`, or correct SLIPWAY_TOKEN where it is set";
 const FILE_NAME: &str = "config.toml";
-
-/// An API token. `Debug` never prints it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct Token(String);
-
-impl Token {
-    /// Takes the text of a token, without the white space around it.
-    ///
-    /// # Errors
-    /// The caller's fault: empty, or with characters that no token has.
-    pub(crate) fn parse(text: &str) -> Outcome<Self> {
-        let token = text.trim();
-        if token.is_empty() {
-            return Err(Failure::user("the token is empty"));
-        }
-        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(
-                Failure::user("that is not a token: it has spaces or control characters")
-                    .hint("a token is one word, as `slipway tokens create` prints it"),
-            );
-        }
-        Ok(Self(token.to_owned()))
-    }
-
-    /// The secret itself: for a header, and for nothing else.
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(..)")
-    }
-}
-
-/// The login of one server, as it is stored between commands.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Stored {
-    /// Address of the server, as `https://host:port`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) server: Option<String>,
-    /// Its certificate authority, PEM; the system's authorities if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) ca_pem: Option<String>,
-    /// The token.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) token: Option<Token>,
-}
 
 /// The settings file of the caller.
 #[derive(Debug, Clone)]
@@ -274,7 +222,7 @@ mod tests {
         Stored {
             server: Some("https://a:1".to_owned()),
             ca_pem: Some("pem".to_owned()),
-            token: Some(Token("secret".to_owned())),
+            token: Some(Token::parse("secret").unwrap()),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::tls::Stream;
 use super::{ServerAddress, Transport};
 use crate::limits::API_ANSWER_BYTES_MAX;
-use crate::settings::Token;
+use crate::token::Token;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};

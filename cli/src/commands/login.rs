@@ -3,7 +3,9 @@
 use crate::api::{ApiClient, queries};
 use crate::args::LoginArgs;
 use crate::caller::Caller;
-use crate::settings::{Access, ENV_TOKEN, Stored, Token, read_ca};
+use crate::contexts::Stored;
+use crate::settings::{Access, ENV_TOKEN, read_ca};
+use crate::token::Token;
 use slipway_terminal::exit::{Failure, Outcome};
 use slipway_terminal::printer::{Printer, stdin_is_terminal};
 use std::io::Read;

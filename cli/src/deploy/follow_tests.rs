@@ -2,7 +2,8 @@
 //! real one does not break on demand.
 
 use super::*;
-use crate::settings::{Access, Token};
+use crate::settings::Access;
+use crate::token::Token;
 use slipway_core::build::{BuildEvent, BuildOutcome};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -11,7 +11,7 @@ use crate::api::{ApiClient, ServerAddress, Transport, open_upgraded};
 use crate::backoff::Backoff;
 use crate::docker_logins::DockerLogins;
 use crate::limits::WAKE_WAIT_MAX;
-use crate::settings::Token;
+use crate::token::Token;
 use sha2::{Digest, Sha256};
 use slipway_buildkit::{
     LocalDir, RegistryLogins, SecretSource, Session, SessionOptions, SessionStats, StatsHandle,
