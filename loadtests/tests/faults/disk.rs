@@ -1,7 +1,7 @@
 //! A cache volume that is full, one that is damaged, and a host whose own disk is full.
 
 use anyhow::{Context, Result, ensure};
-use slipway_loadtests::testbed::{Testbed, wait_for};
+use slipway_loadtests::testbed::{Testbed, check_refusal, wait_for};
 use std::fs::File;
 use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -95,11 +95,10 @@ fn a_damaged_volume_is_kept_aside_and_the_build_goes_on_with_an_empty_one() -> R
     Ok(())
 }
 
-/// Gives the farm's host a small disk of its own for what it writes down.
-fn on_a_small_disk(bed: &mut Testbed) -> Result<()> {
-    bed.kill_host();
-    let (image, state) = (bed.dir().join("small.img"), bed.dir().join("host"));
-    let new = bed.dir().join("host.new");
+/// Puts a directory of the farm on a small disk of its own. Whoever writes there must be down.
+fn move_to_a_small_disk(bed: &Testbed, name: &str) -> Result<()> {
+    let (image, state) = (bed.dir().join("small.img"), bed.dir().join(name));
+    let new = bed.dir().join("new");
     File::create(&image)?.set_len(512 << 20)?;
     std::fs::create_dir(&new)?;
     let script = "set -e; mkfs.ext4 -q \"$0\"; mount -o loop \"$0\" \"$2\"; cp -a \"$1/.\" \"$2\"; mount --move \"$2\" \"$1\" || \
@@ -109,6 +108,13 @@ fn on_a_small_disk(bed: &mut Testbed) -> Result<()> {
         .args([&image, &state, &new])
         .output()?;
     ensure!(made.status.success(), "{made:?}");
+    Ok(())
+}
+
+/// Gives the farm's host a small disk of its own for what it writes down.
+fn on_a_small_disk(bed: &mut Testbed) -> Result<()> {
+    bed.kill_host();
+    move_to_a_small_disk(bed, "host")?;
     bed.start_host()?;
     wait_for("the host to be heard", WAIT, || {
         let status = bed.slipway_ok(&["status"])?;
@@ -183,5 +189,35 @@ fn a_builder_ends_on_a_full_disk_of_its_host_and_a_wake_says_so_and_goes_on_by_i
         text.contains("a disk of its host is full"),
         "the user was not told: {text}"
     );
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_of_the_server_is_told_to_who_asks_and_to_its_operator() -> Result<()> {
+    let mut bed = Testbed::start()?;
+    bed.kill_serve();
+    move_to_a_small_disk(&bed, "serve")?;
+    bed.start_serve()?;
+    let rubbish = bed.dir().join("serve/rubbish");
+    fill(&rubbish)?;
+    // The database's log may have room for some more.
+    let (mut made, mut refused) = (0, None);
+    while refused.is_none() {
+        ensure!(made < 500, "a full disk takes {made} apps");
+        let output = bed
+            .slipway(&["apps", "create", &format!("app{made}")])
+            .output()?;
+        made += 1;
+        refused = (!output.status.success()).then_some(output);
+    }
+    let refused = refused.context("refused")?;
+    let words = ["the disk of the farm's server is full", "data_dir"];
+    check_refusal(&refused, 2, &words).with_context(|| bed.logs())?;
+    let log = std::fs::read_to_string(bed.dir().join("serve.log"))?;
+    ensure!(log.contains("the disk of the database is full"), "{log}");
+    // What only reads goes on, and all does once there is space.
+    bed.slipway_ok(&["apps", "list"])?;
+    std::fs::remove_file(&rubbish)?;
+    bed.slipway_ok(&["apps", "create", "later"])?;
     Ok(())
 }

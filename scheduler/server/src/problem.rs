@@ -183,6 +183,14 @@ impl From<&StoreError> for Problem {
             ErrorKind::NoSpace => Self::new(Code::NoSpace, "the host's pool has no room for that").hint(
                 "ask for less, destroy volumes and snapshots that you do not need, or have the operator add space",
             ),
+            ErrorKind::Unavailable if error.is_disk_full() => {
+                tracing::error!(why = ?chain(error), "the disk of the database is full (hint: free space on the disk of `data_dir` in the server's settings)");
+                Self::new(
+                    Code::Unavailable,
+                    "the disk of the farm's server is full, and nothing can be recorded",
+                )
+                .hint("its log says so to the operator, who frees space on the disk of the server's `data_dir`; try again then")
+            }
             ErrorKind::Unavailable => {
                 tracing::error!(why = ?chain(error), "store unavailable");
                 Self::new(Code::Unavailable, "the server's database does not answer")

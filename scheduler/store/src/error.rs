@@ -95,6 +95,22 @@ pub enum What {
 }
 
 impl StoreError {
+    /// Whether the disk that the database lies on is full.
+    pub fn is_disk_full(&self) -> bool {
+        /// SQLite's result code `SQLITE_FULL`.
+        const FULL: &str = "13";
+        let Self::Unavailable { source, .. } = self else {
+            return false;
+        };
+        let full = |error: &std::io::Error| error.kind() == std::io::ErrorKind::StorageFull;
+        matches!(source, sqlx::Error::Io(error) if full(error))
+            || source
+                .as_database_error()
+                .and_then(|error| error.code())
+                .as_deref()
+                == Some(FULL)
+    }
+
     /// Which kind it is.
     pub fn kind(&self) -> ErrorKind {
         match self {

@@ -319,6 +319,22 @@ mod tests {
         writes.commit().await.expect("commits");
     }
 
+    /// SQLite says the same of a file that may not get larger as of a disk that is full.
+    #[tokio::test]
+    async fn a_full_disk_is_told_from_other_faults_of_the_database() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("db")).await.unwrap();
+        let bound = sqlx::query("PRAGMA max_page_count = 1");
+        bound.execute(&store.writer).await.unwrap();
+        let full = sqlx::query("CREATE TABLE rubbish AS SELECT zeroblob(1 << 20)");
+        let full = full.execute(&store.writer).await;
+        let full = full.map_err(unavailable("fill")).unwrap_err();
+        assert!(full.is_disk_full(), "{full:?}");
+        let other = sqlx::query("SELECT nothing").execute(&store.writer).await;
+        let other = other.map_err(unavailable("fill")).unwrap_err();
+        assert!(!other.is_disk_full(), "{other:?}");
+    }
+
     /// Those before volumes had names.
     #[derive(Debug)]
     struct Older;
