@@ -121,7 +121,7 @@ impl VolumeFences {
                 continue;
             }
             let number = fs::read_to_string(&path)
-                .and_then(|text| text.trim().parse().map_err(io::Error::other));
+                .and_then(|text| text.trim().parse::<u64>().map_err(io::Error::other));
             match number {
                 Ok(number) => drop(seen.insert(volume, Fence(number))),
                 // What is written here is synced, so the disk is bad. It must not keep other volumes from being used.
