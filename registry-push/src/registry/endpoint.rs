@@ -94,7 +94,8 @@ impl Endpoint {
         if !insecure::is_named(list, host, &insecure::addresses(host).await) {
             return Ok(());
         }
-        self.check_reach(host)?;
+        // The URL's host is what will be connected to, however it was written.
+        self.check_reach(self.presumed.host_str().unwrap_or_default())?;
         let failed = |source| PushError::Client {
             host: host.clone(),
             source,
