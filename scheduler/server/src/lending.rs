@@ -21,7 +21,7 @@ use slipway_core::id::OrgId;
 use slipway_registry_push::{Credential, Exchange, Lent, PushError, PushOptions, Reach, Target};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -37,6 +37,20 @@ pub enum LendingError {
         #[source]
         source: std::io::Error,
     },
+    /// It can be read, and is no PEM of certificates that can be trusted.
+    #[error(
+        "{path:?}, which registries.ca_files names, has no certificates that can be used (hint: PEM is meant, whole)"
+    )]
+    Certificates {
+        /// Which.
+        path: PathBuf,
+        /// Why; nothing if none is in it.
+        #[source]
+        source: Option<reqwest::Error>,
+    },
+    /// No registry.
+    #[error("registries.insecure: {0:?} is no host, no host and port and no network")]
+    Insecure(String),
     /// An address or network.
     #[error("registries.allow: {0:?} is no address and no network")]
     Network(String),
@@ -68,18 +82,15 @@ impl Lending {
     ) -> Result<Self, LendingError> {
         let allowed = settings.allow.iter().map(|text| network(text));
         let allowed: Vec<IpNet> = allowed.collect::<Result<_, _>>()?;
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|source| LendingError::File {
-                path: path.clone(),
-                source,
-            })
-        };
+        if let Some(none) = settings.insecure.iter().find(|it| !is_registry(it)) {
+            return Err(LendingError::Insecure(none.clone()));
+        }
         let options = PushOptions {
             insecure: settings.insecure.clone(),
             extra_roots_pem: settings
                 .ca_files
                 .iter()
-                .map(read)
+                .map(|path| read_roots(path))
                 .collect::<Result<_, _>>()?,
             reach: Some(Reach::new(move |address| {
                 let address = address.to_canonical();
@@ -260,6 +271,43 @@ fn registry_named(image: &str) -> String {
     )
 }
 
+/// A file of certificates, which are looked at now: at a push it would be too late.
+fn read_roots(path: &Path) -> Result<Vec<u8>, LendingError> {
+    let pem = std::fs::read(path).map_err(|source| LendingError::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    let refused = |source| LendingError::Certificates {
+        path: path.to_owned(),
+        source,
+    };
+    let roots = reqwest::Certificate::from_pem_bundle(&pem);
+    let roots = roots.map_err(|error| refused(Some(error)))?;
+    if roots.is_empty() {
+        return Err(refused(None));
+    }
+    // reqwest takes the process's TLS provider.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().tls_certs_only(roots).build();
+    client.map_err(|error| refused(Some(error)))?;
+    Ok(pem)
+}
+
+/// Whether it is what an insecure registry may be called: a host, a host and port, or a network.
+fn is_registry(text: &str) -> bool {
+    let name = text.trim_end_matches('/');
+    let name = name
+        .strip_prefix("http://")
+        .or_else(|| name.strip_prefix("https://"))
+        .unwrap_or(name);
+    if name.contains('/') {
+        return name.parse::<IpNet>().is_ok();
+    }
+    let is_host = !name.is_empty() && !name.chars().any(|c| c.is_whitespace() || c.is_control());
+    let authority = name.parse::<http::uri::Authority>();
+    is_host && (name.parse::<IpAddr>().is_ok() || authority.is_ok_and(|it| !it.host().is_empty()))
+}
+
 fn network(text: &str) -> Result<IpNet, LendingError> {
     let address = |text: &str| text.parse::<IpAddr>().ok().map(IpNet::from);
     let network = text.parse().ok().or_else(|| address(text));
@@ -373,6 +421,56 @@ mod tests {
         lending.serve(terms, connect).await;
         assert_eq!(turns.load(Ordering::Relaxed), TURNS + 1);
         assert!(began.elapsed() >= LOAN_RETRY * TURNS);
+    }
+
+    #[test]
+    fn a_list_of_insecure_registries_has_hosts_and_networks_alone() {
+        for good in [
+            "reg.test",
+            "reg.test:5000",
+            "http://reg.test:5000/",
+            "10.0.0.0/8",
+            "fd00::/8",
+            "10.1.2.3",
+            "fd00::1",
+            "[fd00::1]:5000",
+        ] {
+            assert!(is_registry(good), "{good:?}");
+        }
+        for bad in [
+            "10.0.0.0/99",
+            "10.0.0/8",
+            "reg.test/app",
+            "  ",
+            "",
+            "http://",
+            "/",
+            ":5000",
+            " reg.test",
+        ] {
+            assert!(!is_registry(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_certificates_has_whole_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["ca.test".to_owned()]).unwrap();
+        let whole = params.self_signed(&key).unwrap().pem();
+        let half = &whole[..whole.len() / 2];
+        let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for bad in ["", "ca\n", &key.serialize_pem(), half, nonsense] {
+            std::fs::write(&path, bad).unwrap();
+            let refused = read_roots(&path).unwrap_err().to_string();
+            assert!(refused.contains("ca.pem"), "{refused}");
+        }
+        let both = [whole.as_str(), half].concat();
+        std::fs::write(&path, both).unwrap();
+        read_roots(&path).unwrap_err();
+        std::fs::write(&path, &whole).unwrap();
+        assert_eq!(read_roots(&path).unwrap(), whole.as_bytes());
     }
 
     #[test]
