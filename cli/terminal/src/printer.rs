@@ -204,12 +204,16 @@ pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Vec<Strin
     lines
 }
 
-/// `key  value` lines with the values aligned.
+/// `key  value` lines with the values aligned. Further lines of a value stand below its first: none looks like a key.
 pub fn record_lines(fields: &[(&str, String)]) -> Vec<String> {
     let width = fields.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
     fields
         .iter()
-        .map(|(key, value)| format!("{key:width$}  {value}").trim_end().to_owned())
+        .map(|(key, value)| {
+            let below = format!("\n{:width$}  ", "");
+            let value = value.trim_end().lines().collect::<Vec<_>>().join(&below);
+            format!("{key:width$}  {value}").trim_end().to_owned()
+        })
         .collect()
 }
 
@@ -245,6 +249,14 @@ mod tests {
         assert_eq!(
             record_lines(&[("app", "x".to_owned()), ("digest", "y".to_owned())]),
             ["app     x", "digest  y"]
+        );
+        let error = "no\nstate  succeeded\r\n\nx\n".to_owned();
+        assert_eq!(
+            record_lines(&[("error", error), ("state", "failed".to_owned())]),
+            [
+                "error  no\n       state  succeeded\n       \n       x",
+                "state  failed"
+            ]
         );
     }
 }

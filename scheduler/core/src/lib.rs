@@ -25,6 +25,7 @@ pub mod placement;
 pub mod planner;
 pub mod platform;
 pub mod quota;
+pub mod text;
 pub mod time;
 pub mod units;
 pub mod vm;

@@ -40,8 +40,11 @@ pub(super) async fn run(client: &ApiClient, args: &ImportArgs, printer: Printer)
     let mut interrupts = Interrupts::new()?;
     let volume = match &args.volume_id {
         Some(id) => go_on(client, args, id, &said).await?,
-        None => begin(client, args, size, &said, printer).await?,
+        None => begin(client, args, size, &said).await?,
     };
+    if sent.is_file() && args.volume_id.is_none() {
+        printer.note(&format!("{} waits for its contents", volume.id));
+    }
     let mut progress = Progress::new("importing", printer);
     let sent = Arc::new(sent);
     let outcome = all(
@@ -69,9 +72,12 @@ pub(super) async fn run(client: &ApiClient, args: &ImportArgs, printer: Printer)
         }
         Err(failure) => {
             // Nobody can go on with it.
-            if let Err(left) = ask::destroy(client, &volume.id, true).await {
-                let why = left.message();
-                printer.warn(&format!("{} is left: {why}", volume.id));
+            match ask::destroy(client, &volume.id, true).await {
+                Ok(_) => printer.note("nothing is kept of what came from standard input"),
+                Err(left) => {
+                    let why = left.message();
+                    printer.warn(&format!("{} is left: {why}", volume.id));
+                }
             }
             Err(failure)
         }
@@ -83,7 +89,6 @@ async fn begin(
     args: &ImportArgs,
     size: ByteSize,
     said: &Said,
-    printer: Printer,
 ) -> Outcome<Volume> {
     let org = queries::org_or_own(client, args.org.org.as_deref()).await?;
     let new = ImportedVolume {
@@ -93,9 +98,7 @@ async fn begin(
         size_bytes: size.0,
         digest: said.digest.as_deref(),
     };
-    let volume = ask::import(client, &new).await?;
-    printer.note(&format!("{} waits for its contents", volume.id));
-    Ok(volume)
+    Ok(ask::import(client, &new).await?)
 }
 
 /// The volume that an import before has made, if this is the same once more.

@@ -163,6 +163,23 @@ fn the_rest_of_a_file_is_what_its_server_would_have_exported() {
 }
 
 #[test]
+fn what_has_something_after_its_end_is_not_sent_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let whole = exported("contents", 0);
+    // Behind what is read at once, too.
+    for rubbish in [1, 3 * crate::limits::TRANSFER_PIECE_BYTES] {
+        std::fs::write(&path, [whole.clone(), vec![b'x'; rubbish]].concat()).unwrap();
+        let (done, taken) = sent(&path, 0);
+        let refused = done.unwrap_err();
+        assert_eq!(refused.kind(), FailureKind::User, "{refused}");
+        let why = refused.message();
+        assert!(why.contains("something comes after its end"), "{why}");
+        assert!(taken.len() < whole.len(), "without the end");
+    }
+}
+
+#[test]
 fn a_file_that_is_cut_or_lacks_something_is_not_taken_for_a_whole_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");

@@ -133,6 +133,10 @@ pub(super) fn feed(
         frames.push(&piece[..read]);
         while let Some(frame) = next(&mut frames).map_err(|e| damaged(e.message()))? {
             let ends = frame == Frame::End;
+            if ends {
+                // Before the end is sent, which makes it a volume.
+                nothing_follows(&mut frames, &mut *from, &mut piece)?;
+            }
             let bytes = out.pass(frame);
             if !bytes.is_empty() {
                 let moved = bytes.len() as u64;
@@ -149,9 +153,20 @@ pub(super) fn feed(
     }
 }
 
+fn nothing_follows(frames: &mut Frames, from: &mut dyn Read, piece: &mut [u8]) -> Outcome<()> {
+    next(frames).map_err(|error| damaged(error.message()))?;
+    match from.read(piece) {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(damaged("something comes after its end")),
+        Err(error) => Err(Failure::user_caused(
+            "cannot read what is to be sent",
+            &error,
+        )),
+    }
+}
+
 fn damaged(why: &str) -> Failure {
-    Failure::user(format!("what is to be sent is damaged: {why}"))
-        .hint("export it anew; the volume waits a day for it")
+    Failure::user(format!("what is to be sent is damaged: {why}")).hint("export it anew")
 }
 
 /// A stream that begins later than the one it is made of.

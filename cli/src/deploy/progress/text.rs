@@ -1,5 +1,6 @@
 //! Numbers and foreign text as they are shown.
 
+use slipway_core::text::misleads;
 use slipway_core::units::ByteSize;
 
 /// Bytes with a binary unit.
@@ -16,8 +17,8 @@ pub(crate) fn seconds(ms: u64) -> String {
     }
 }
 
-/// Text from inside a build, safe for a terminal: no control characters, no escape sequences (those of colour among
-/// them), tabs as spaces. What a carriage return would overwrite is dropped, as a terminal would.
+/// Text from inside a build, safe for a terminal: no control characters or others that hide or turn what follows, no
+/// escape sequences (those of colour among them), tabs as spaces. What a carriage return would overwrite is dropped, as a terminal would.
 pub(super) fn clean(line: &str) -> String {
     let line = line.trim_end_matches('\r');
     let line = line.rsplit('\r').next().unwrap_or(line);
@@ -27,7 +28,7 @@ pub(super) fn clean(line: &str) -> String {
         match character {
             '\t' => out.push_str("    "),
             '\u{1b}' => skip_escape(&mut characters),
-            _ if character.is_control() => {}
+            _ if misleads(character) => {}
             _ => out.push(character),
         }
     }
@@ -67,4 +68,15 @@ fn skip_escape(characters: &mut std::iter::Peekable<std::str::Chars<'_>>) {
 /// At most `width` columns of it.
 pub(super) fn cut(line: &str, width: usize) -> String {
     console::truncate_str(line, width, "…").into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_build_prints_turns_and_hides_no_text() {
+        let printed = "a\u{202e}cba\u{200f}\u{1b}[31m\u{2066}\u{85}z\tß🚢";
+        assert_eq!(clean(printed), "acbaz    ß🚢");
+    }
 }
