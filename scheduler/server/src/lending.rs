@@ -305,7 +305,9 @@ fn is_registry(text: &str) -> bool {
     }
     let is_host = !name.is_empty() && !name.chars().any(|c| c.is_whitespace() || c.is_control());
     let authority = name.parse::<http::uri::Authority>();
-    is_host && (name.parse::<IpAddr>().is_ok() || authority.is_ok_and(|it| !it.host().is_empty()))
+    is_host
+        && (name.parse::<IpAddr>().is_ok()
+            || authority.is_ok_and(|it| !it.host().is_empty() && !name.ends_with(':')))
 }
 
 fn network(text: &str) -> Result<IpNet, LendingError> {
