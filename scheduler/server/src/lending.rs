@@ -303,7 +303,10 @@ fn is_registry(text: &str) -> bool {
     if name.contains('/') {
         return name.parse::<IpNet>().is_ok();
     }
-    let is_host = !name.is_empty() && !name.chars().any(|c| c.is_whitespace() || c.is_control());
+    let is_host = !name.is_empty()
+        && !name
+            .chars()
+            .any(|c| c == '@' || c.is_whitespace() || c.is_control());
     let authority = name.parse::<http::uri::Authority>();
     is_host
         && (name.parse::<IpAddr>().is_ok()
@@ -449,6 +452,7 @@ mod tests {
             "/",
             ":5000",
             " reg.test",
+            "me:secret@reg.test",
         ] {
             assert!(!is_registry(bad), "{bad:?}");
         }
