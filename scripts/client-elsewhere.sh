@@ -22,7 +22,7 @@ for target in "${targets[@]}"; do
 		continue
 	fi
 	name=${target//-/_}
-	env "CC_$name=$stub/cc" "AR_$name=$stub/cc" CARGO_TARGET_DIR=target/elsewhere \
+	env -u CARGO_RESOLVER_FEATURE_UNIFICATION "CC_$name=$stub/cc" "AR_$name=$stub/cc" CARGO_TARGET_DIR=target/elsewhere \
 		cargo check --quiet --locked -p slipway --target "$target" --config 'build.rustflags=["-Dwarnings"]'
 	echo "client for $target: compiles"
 done

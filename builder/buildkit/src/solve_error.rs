@@ -200,7 +200,7 @@ impl SolveError {
                 "the server does not answer the builder: check the address, or try again later; builders reach private addresses only where the operator allows it",
             ),
             SolveError::FrontendUnavailable { .. } => Some(
-                "leave out the Dockerfile's `# syntax=` line to use the builder's own frontend, or ask the operator for a mirror that has this one",
+                "leave out the Dockerfile's `# syntax=` line to use the builder's own frontend, or ask the operator for a mirror that has this one (`registry_mirrors` in the host's settings)",
             ),
             SolveError::Instruction { hint, .. } => Some(hint),
             SolveError::Device { .. } | SolveError::Context { .. } => {

@@ -98,7 +98,7 @@ async fn begin(
         size_bytes: size.0,
         digest: said.digest.as_deref(),
     };
-    Ok(ask::import(client, &new).await?)
+    ask::import(client, &new).await
 }
 
 /// The volume that an import before has made, if this is the same once more.
